@@ -1,0 +1,1 @@
+"""The adapter folder: read, validated, written, identified."""

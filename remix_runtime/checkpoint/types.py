@@ -1,0 +1,60 @@
+"""What an adapter is, in memory: its configuration, its tensors, its identity.
+
+Shape suffixes: n experts, r LoRA rank, D input width, O output width of an adapted linear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+FORMAT_VERSION = 1
+
+Scaling = Literal["rslora", "lora"]
+
+
+def routing_weight(scaling: Scaling, *, top_k: int, r: int) -> float:
+    """The constant weight ω of every activated expert (ReMix, section 3)."""
+    return 2.0 / math.sqrt(top_k * r) if scaling == "rslora" else 2.0 / (top_k * r)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """The content of `adapter_config.json`."""
+
+    base_model_name_or_path: str
+    num_experts: int
+    top_k: int
+    r: int
+    routing_weight: float
+    target_modules: tuple[str, ...]
+    """Suffixes of module names, as in PEFT: `gate_proj` or `layers.0.mlp.gate_proj`."""
+    task_type: str = "CAUSAL_LM"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The trained tensors of one adapted linear."""
+
+    a_nrD: Tensor
+    b_nOr: Tensor
+    router_nD: Tensor
+
+
+BaseShapes = Mapping[str, tuple[int, int]]
+"""Every linear of a base model that could be adapted: module name to (O, D)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A validated adapter. `layers` is keyed by module name, in sorted order."""
+
+    config: AdapterConfig
+    layers: Mapping[str, LayerWeights]
+    digest: str
+    num_bytes: int
+    """Of all tensors together."""

@@ -1,0 +1,210 @@
+"""The words that every room shares, and the border between server and runtime.
+
+Imports no sibling but `errors`. An *adapter* is one trained mixture, named by its *digest*;
+an *expert* is one LoRA of a layer; a *route* is the set of experts a token activates there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen and when to stop. Field meanings follow vLLM's.
+
+    The server validates ranges against the wire schema; the engine validates again what
+    depends on the model (token ids, context length) and raises `InvalidRequestError`.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0 means greedy: the highest logit, ties to the lower token id."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary; larger than the vocabulary is the same as 0."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    """None: no log-probabilities. j >= 0: the chosen token's, and the j most likely tokens'."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One sequence to complete. The server turns `n` choices into n requests."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    adapter: str | None = None
+    """Digest of a loaded adapter; None is the base model alone."""
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """Natural-log probability of one token after temperature 1 softmax of the raw logits."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionLogprobs:
+    """Log-probabilities at one generated position: the chosen token's and the top ones'."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """A step of one request. The last event of a request has a `finish_reason`.
+
+    `text` is what can be shown now: held-back text (half a character, the start of a possible
+    stop string) comes in a later event, and a matched stop string never comes.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    queue_seconds: float | None = None
+    """On the first event only: seconds from arrival to the first scheduled step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What the server needs to know of the base model."""
+
+    name: str
+    max_model_len: int
+    """Prompt and completion tokens together."""
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterInfo:
+    """A loaded adapter, as `Engine.load_adapter` reports it."""
+
+    digest: str
+    num_layers: int
+    """Adapted linears, not transformer blocks."""
+    num_experts: int
+    top_k: int
+    r: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of gauges; cheap to take at any moment from any thread."""
+
+    running: int
+    waiting: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+    adapter_slots_used: int
+    adapter_slots_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """`alive` comes from progress: false once a step has been due and has not come for too long,
+    or when the step loop has ended. `ready` is also false before start-up and while draining."""
+
+    alive: bool
+    ready: bool
+    reason: str = ""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text to token ids and back. The embedded engine wraps the model's own tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of `token_ids`, special tokens left out."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, special tokens included; for the `token` fields of logprobs."""
+        ...
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a chat with the generation prompt added.
+
+        Raises `InvalidRequestError` where the model has no template or the template refuses.
+        """
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The whole border between server and runtime. All methods are called from one event loop.
+
+    A life: `start` → any number of `load_adapter`, `generate`, `abort`, `unload_adapter` → `stop`.
+    """
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    async def start(self) -> None:
+        """Loads the model and returns when the engine is ready. Raises `ConfigError`."""
+        ...
+
+    async def stop(self, *, drain_seconds: float = 0.0) -> None:
+        """Refuses new requests (`EngineBusyError`), lets running ones end for at most
+        `drain_seconds`, aborts the rest and frees everything. Idempotent."""
+        ...
+
+    async def load_adapter(self, folder: Path) -> AdapterInfo:
+        """Validates a checkpoint folder, replays its parity file and makes it servable.
+
+        Idempotent by digest. Other requests go on meanwhile. Raises `CheckpointError`,
+        `CapacityError`; a failed load leaves nothing behind.
+        """
+        ...
+
+    async def unload_adapter(self, digest: str) -> None:
+        """New requests for the digest are refused at once; its memory is freed when the last
+        request that uses it ends, and the call returns then. Unknown digests are a no-op."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """Token events of one request, ended by an event with a `finish_reason`.
+
+        Raises on the first `anext`: `InvalidRequestError`, `AdapterNotLoadedError`,
+        `EngineBusyError`, `EngineDeadError`. Closing the iterator early aborts the request.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Ends a request with `FinishReason.ABORT` and frees what it held at the next step.
+        Unknown ids are a no-op."""
+        ...
+
+    def health(self) -> Health: ...
+
+    def stats(self) -> EngineStats: ...
