@@ -8,7 +8,7 @@ k activated experts, r LoRA rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remix_runtime.checkpoint.types import AdapterConfig, BaseShapes, Checkpoint, LayerWeights
+from remix_runtime.checkpoint.targets import matches as matches
+from remix_runtime.checkpoint.targets import target_shapes as target_shapes
+from remix_runtime.checkpoint.types import AdapterConfig, Checkpoint, LayerWeights
 from remix_runtime.errors import CheckpointMismatchError
 from remix_runtime.routing import expert_mask, top_k_experts
 
@@ -97,11 +99,6 @@ class RemixLinear(nn.Module):
         return LayerWeights(a_nrD=a, b_nOr=b, router_nD=p)
 
 
-def matches(name: str, target_modules: Sequence[str]) -> bool:
-    """PEFT's rule: a target is the whole module name or its last components."""
-    return any(name == target or name.endswith("." + target) for target in target_modules)
-
-
 def base_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Module name to (O, D) of every linear of the model, the output head left out."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -110,19 +107,6 @@ def base_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-
-
-def target_shapes(shapes: BaseShapes, target_modules: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The linears that `target_modules` names. Raises `CheckpointMismatchError` for a target
-    that names none."""
-    for target in target_modules:
-        if not any(matches(name, (target,)) for name in shapes):
-            last = sorted({name.rsplit(".", 1)[-1] for name in shapes})
-            raise CheckpointMismatchError(
-                f"target_modules: {target!r} names no linear layer of the base model; "
-                f"its linear layers end in {', '.join(last)}"
-            )
-    return {name: shapes[name] for name in sorted(shapes) if matches(name, target_modules)}
 
 
 def attach(

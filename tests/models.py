@@ -42,10 +42,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 # Named so that the tokenizer classes of all families add no token of their own.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PAD_ID, START_ID, EOS_ID = 256, 257, 258
-_MERGES = (
-    "th he in er an re on at en nd ti es or te of ed is it al ar "
-    "st to nt ng se ha as ou io le ve co me de hi ri ro ic ne ea ra"
-).split()
+_LETTERS = "thheinerannreonatendtiesorofedisitalarstngsehaasouiolevecomedehiriro"
+_MERGES = tuple(dict.fromkeys(_LETTERS[i : i + 2] for i in range(0, len(_LETTERS), 2)))
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + len(_MERGES)
 
 CHAT_TEMPLATE = (
