@@ -1,0 +1,127 @@
+"""The C kernels of this folder: compiled once per machine, loaded with ctypes.
+
+All `*.c` here become one shared library, compiled at first use (about two seconds) for the CPU
+at hand and kept in the user's cache folder under a name that hashes everything it depends on.
+Without a C compiler `lib()` is None and callers take their PyTorch path. `REMIX_NATIVE=0`
+switches the library off.
+
+The library is linked with OpenMP. PyTorch bundles `libgomp.so.1`; as `torch` is imported first,
+the loader gives ours the same copy, so both share one pool of threads. Every kernel takes its
+number of threads as an argument: pass `torch.get_num_threads()`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+import torch  # noqa: F401 - loads its libgomp before ours is looked up
+
+_log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent
+FLAGS = (
+    "-std=gnu11 -O3 -march=native -fopenmp -shared -fPIC -fvisibility=hidden "
+    # No -ffast-math: NaN and infinity must reach the output, and sums keep their order.
+    "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wextra"
+).split()
+
+
+@functools.cache
+def lib() -> ctypes.CDLL | None:
+    """The loaded library, or None where it is switched off or cannot be built."""
+    if os.environ.get("REMIX_NATIVE", "1") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(build(cache_folder())))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning(
+            "no native CPU kernels, PyTorch ones are used and are several times slower "
+            "(install a C compiler with OpenMP, for instance gcc): %s",
+            str(getattr(error, "stderr", None) or error).strip(),
+        )
+        return None
+
+
+def cache_folder() -> Path:
+    """A folder of this user's own. Code is loaded from it, so nobody else may write there."""
+    folder = platformdirs.user_cache_path("remix-serve") / "kernels"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o022:
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="remix-kernels-"))
+
+
+def build(folder: Path) -> Path:
+    """Path of the library in `folder`, compiled first where it is not there yet.
+
+    Raises `OSError` without a compiler and `subprocess.CalledProcessError` when it fails.
+    """
+    compiler = _compiler()
+    path = folder / f"remix-{_fingerprint(compiler)}.so"
+    if path.exists():
+        return path
+    with _locked(folder / "build.lock"):
+        if not path.exists():
+            _log.info("compiling the native CPU kernels into %s", folder)
+            unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+            sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
+            command = [compiler, *FLAGS, "-o", str(unfinished), *sources, "-lm"]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)  # noqa: S603
+            unfinished.rename(path)
+    return path
+
+
+def _compiler() -> str:
+    # gcc before clang: clang brings its own OpenMP and with it a second pool of threads.
+    for name in (os.environ.get("CC", ""), "gcc", "cc", "clang"):
+        if found := shutil.which(name):
+            return found
+    raise FileNotFoundError("no C compiler found; looked for $CC, gcc, cc and clang")
+
+
+def _fingerprint(compiler: str) -> str:
+    """A hash of all that decides what the library does: sources, flags, compiler, CPU."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for source in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
+        digest.update(source.name.encode() + source.read_bytes())
+    version = [compiler, "--version"]
+    digest.update(subprocess.run(version, check=True, capture_output=True, timeout=60).stdout)  # noqa: S603
+    digest.update(_cpu().encode())
+    return digest.hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """What `-march=native` looks at: a cache folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    kept = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return platform.machine() + "".join(sorted(kept))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path`; the system drops it when the process ends."""
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
