@@ -85,6 +85,7 @@ class AttentionBatch:
         self.context = context
         self.page_table_SP = page_table_SP
         self.end_row = max(f + n for f, n in zip(first_row, num_rows, strict=True))
+        self.threads = torch.get_num_threads()
         self._groups: list[_Group] | None = None
         self._numbers = (ctypes.c_int32 * (3 * count))(*first_row, *num_rows, *context)
         start, size = ctypes.addressof(self._numbers), 4 * count
@@ -218,7 +219,7 @@ def _native_attend() -> Callable[..., None] | None:
     function: Any = library.remix_attend
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     strided = [pointer, number, number]
-    function.argtypes = [pointer, pointer, number, *strided * 3, pointer, real, number, real]
+    function.argtypes = [pointer, pointer, number, *strided * 3, pointer, real, number, real, ctypes.c_int]
     function.restype = None
     return function  # type: ignore[no-any-return]
 
@@ -265,7 +266,7 @@ class _NativeLayerKV:
             q_THd.data_ptr(), q_T, q_H,
             k_TGd.data_ptr(), k_T, k_G,
             v_TGd.data_ptr(), v_T, v_G,
-            o_THd.data_ptr(), scale, window or _NO_WINDOW, softcap or 0.0,
+            o_THd.data_ptr(), scale, window or _NO_WINDOW, softcap or 0.0, batch.threads,
         )  # fmt: skip
         return o_THd
 

@@ -61,115 +61,97 @@ typedef struct {
 
 // score[r][j] = sum over i of query[r][i] * key[i][j], in the order of i.
 INLINE void scores(int rows, const float *query, int64_t d, const float *const *key_pages,
-                   float *score)
-{
+                   float *score) {
     vf sum[STRIP][SCORE_VECTORS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < SCORE_VECTORS; v++)
-            sum[r][v] = (vf){0};
+        for (int v = 0; v < SCORE_VECTORS; v++) sum[r][v] = (vf){0};
     for (int64_t i = 0; i < d; i++) {
         vf key[SCORE_VECTORS];
         for (int v = 0; v < SCORE_VECTORS; v++)
-            key[v] = *(const vf *)(key_pages[v / PAGE_VECTORS] + i * PAGE
-                                    + v % PAGE_VECTORS * VL);
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < SCORE_VECTORS; v++)
-                sum[r][v] += query[r * d + i] * key[v];
+            key[v] = load(key_pages[v / PAGE_VECTORS] + i * PAGE + v % PAGE_VECTORS * VL);
+        for (int r = 0; r < rows; r++) {
+            const vf x = set1(query[r * d + i]);
+            for (int v = 0; v < SCORE_VECTORS; v++) sum[r][v] = fma_(x, key[v], sum[r][v]);
+        }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < SCORE_VECTORS; v++)
-            *(vf *)(score + r * BLOCK + v * VL) = sum[r][v];
+        for (int v = 0; v < SCORE_VECTORS; v++) store(score + r * BLOCK + v * VL, sum[r][v]);
 }
 
 // sum[r][i] += sum over j < keys of weight[r][j] * value[j][i], in the order of j.
 INLINE void weigh(int rows, int vectors, const float *weight, int64_t keys,
-                  const float *const *value_pages, int64_t width, float *sum)
-{
+                  const float *const *value_pages, int64_t width, float *sum) {
     vf total[STRIP][VALUE_VECTORS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            total[r][v] = *(const vf *)(sum + r * width + v * VL);
+        for (int v = 0; v < vectors; v++) total[r][v] = load(sum + r * width + v * VL);
     for (int64_t j = 0; j < keys; j++) {
         const float *value = value_pages[j / PAGE] + j % PAGE * width;
-        for (int v = 0; v < vectors; v++) {
-            vf x = *(const vf *)(value + v * VL);
-            for (int r = 0; r < rows; r++)
-                total[r][v] += weight[r * BLOCK + j] * x;
+        vf x[VALUE_VECTORS];
+        for (int v = 0; v < vectors; v++) x[v] = load(value + v * VL);
+        for (int r = 0; r < rows; r++) {
+            const vf w = set1(weight[r * BLOCK + j]);
+            for (int v = 0; v < vectors; v++) total[r][v] = fma_(w, x[v], total[r][v]);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            *(vf *)(sum + r * width + v * VL) = total[r][v];
+        for (int v = 0; v < vectors; v++) store(sum + r * width + v * VL, total[r][v]);
 }
 
 INLINE void weigh_all(int rows, const float *weight, int64_t keys, const float *const *pages,
-                      int64_t width, float *sum)
-{
+                      int64_t width, float *sum) {
     const float *column[BLOCK_PAGES];
-    int64_t i = 0;
-    for (; i < width; ) {
-        int full = width - i >= VALUE_VECTORS * VL;
-        for (int p = 0; p < BLOCK_PAGES; p++)
-            column[p] = pages[p] + i;
-        if (full)
-            weigh(rows, VALUE_VECTORS, weight, keys, column, width, sum + i);
-        else
+    for (int64_t i = 0, done; i < width; i += done * VL) {
+        for (int p = 0; p < BLOCK_PAGES; p++) column[p] = pages[p] + i;
+        done = width - i < VALUE_VECTORS * VL ? 1 : VALUE_VECTORS;
+        if (done == 1)
             weigh(rows, 1, weight, keys, column, width, sum + i);
-        i += full ? VALUE_VECTORS * VL : VL;
+        else
+            weigh(rows, VALUE_VECTORS, weight, keys, column, width, sum + i);
     }
 }
 
 // Turns the scores of one block into weights and brings the running state of the row up to date:
 // maximum, 16 partial sums of weights, weighted values.
-INLINE void soften(float *score, float *maximum, float *weight_sum, float *sum, int64_t width)
-{
+INLINE void soften(float *score, float *maximum, float *weight_sum, float *sum, int64_t width) {
     float top = *maximum;
 #pragma omp simd reduction(max : top)
-    for (int j = 0; j < BLOCK; j++)
-        top = score[j] > top ? score[j] : top;
+    for (int j = 0; j < BLOCK; j++) top = score[j] > top ? score[j] : top;
     float decay = exp_f32(*maximum - top);
     *maximum = top;
 #pragma omp simd
-    for (int j = 0; j < BLOCK; j++)
-        score[j] = exp_f32(score[j] - top);
+    for (int j = 0; j < BLOCK; j++) score[j] = exp_f32(score[j] - top);
 #pragma omp simd
     for (int j = 0; j < 16; j++)
         weight_sum[j] = weight_sum[j] * decay
                         + ((score[j] + score[j + 16]) + (score[j + 32] + score[j + 48]));
     if (decay != 1.0f) {
 #pragma omp simd
-        for (int64_t i = 0; i < width; i++)
-            sum[i] *= decay;
+        for (int64_t i = 0; i < width; i++) sum[i] *= decay;
     }
 }
 
 // Scores outside (position - window, position] become minus infinity.
-INLINE void hide(float *score, int64_t block, int64_t position, int64_t window)
-{
+INLINE void hide(float *score, int64_t block, int64_t position, int64_t window) {
     int64_t last = position - block, first = position - window + 1 - block;
     int lo = first < 0 ? 0 : first > BLOCK ? BLOCK : (int)first;
     int hi = last < 0 ? 0 : last >= BLOCK ? BLOCK : (int)last + 1;
     if (lo == 0 && hi == BLOCK)
         return;
 #pragma omp simd
-    for (int j = 0; j < BLOCK; j++)
-        score[j] = (j >= lo) & (j < hi) ? score[j] : -INFINITY;
+    for (int j = 0; j < BLOCK; j++) score[j] = (j >= lo) & (j < hi) ? score[j] : -INFINITY;
 }
 
-static void cap(float *score, float softcap)
-{
+static void cap(float *score, float softcap) {
     float inverse = 1.0f / softcap;
 #pragma omp simd
-    for (int j = 0; j < BLOCK; j++)
-        score[j] = softcap * tanh_f32(score[j] * inverse);
+    for (int j = 0; j < BLOCK; j++) score[j] = softcap * tanh_f32(score[j] * inverse);
 }
 
 // One strip of rows against one block of keys. `keys` counts the keys that any row of the tile
 // sees: nothing behind them is read as a value, as it may be what a freed page left.
 INLINE void strip_block(int rows, const Tile *tile, int64_t row, int64_t block, int64_t keys,
                         const float *const *key_pages, const float *const *value_pages,
-                        const float *query, float *maximum, float *weight_sum, float *sum)
-{
+                        const float *query, float *maximum, float *weight_sum, float *sum) {
     const int64_t d = tile->layer->head_dim, width = tile->layer->value_width;
     float score[STRIP * BLOCK] __attribute__((aligned(64)));
     for (int p = 0; p < BLOCK_PAGES; p += PAGES_AT_ONCE)
@@ -183,8 +165,7 @@ INLINE void strip_block(int rows, const Tile *tile, int64_t row, int64_t block, 
     weigh_all(rows, score, keys, value_pages, width, sum);
 }
 
-static void attend_tile(const Tile *tile)
-{
+static void attend_tile(const Tile *tile) {
     const Layer *layer = tile->layer;
     const int64_t d = layer->head_dim, width = layer->value_width, rows = tile->rows;
     const int64_t page_keys = d * PAGE, page_values = PAGE * width;
@@ -197,8 +178,7 @@ static void attend_tile(const Tile *tile)
     memset(weight_sum, 0, sizeof(float) * (size_t)(rows * 16));
     for (int64_t r = 0; r < rows; r++) {
         maximum[r] = -FLT_MAX;
-        for (int64_t i = 0; i < d; i++)
-            query[r * d + i] = tile->query[r][i] * tile->scale;
+        for (int64_t i = 0; i < d; i++) query[r * d + i] = tile->query[r][i] * tile->scale;
     }
 
     const int64_t end = tile->position[rows - 1] + 1;
@@ -234,18 +214,15 @@ static void attend_tile(const Tile *tile)
     for (int64_t r = 0; r < rows; r++) {
         float *w = weight_sum + r * 16;
         for (int half = 8; half > 0; half /= 2)
-            for (int j = 0; j < half; j++)
-                w[j] += w[j + half];
+            for (int j = 0; j < half; j++) w[j] += w[j + half];
         // + 0: a sum of underflown products may be -0, and a hidden key turns that into +0.
-        for (int64_t i = 0; i < d; i++)
-            tile->output[r][i] = sum[r * width + i] / w[0] + 0.0f;
+        for (int64_t i = 0; i < d; i++) tile->output[r][i] = sum[r * width + i] / w[0] + 0.0f;
     }
 }
 
 // Copies the new rows of sequence s into its pages.
 static void store_rows(const Layer *layer, const Batch *batch, int64_t s, int64_t g, Heads key,
-                  Heads value)
-{
+                  Heads value) {
     const int64_t d = layer->head_dim, width = layer->value_width;
     const int32_t *pages = batch->page_table + s * batch->page_table_stride;
     for (int64_t t = 0; t < batch->num_rows[s]; t++) {
@@ -255,8 +232,7 @@ static void store_rows(const Layer *layer, const Batch *batch, int64_t s, int64_
         float *v = layer->values + (page * PAGE + position % PAGE) * width;
         const float *new_k = key.data + row * key.row_stride + g * key.head_stride;
         const float *new_v = value.data + row * value.row_stride + g * value.head_stride;
-        for (int64_t i = 0; i < d; i++)
-            k[i * PAGE] = new_k[i];
+        for (int64_t i = 0; i < d; i++) k[i * PAGE] = new_k[i];
         memcpy(v, new_v, sizeof(float) * (size_t)d);
         memset(v + d, 0, sizeof(float) * (size_t)(width - d));
     }
@@ -265,8 +241,7 @@ static void store_rows(const Layer *layer, const Batch *batch, int64_t s, int64_
 // Fills in tile number `index` of sequence s.
 static void attend_rows(const Layer *layer, const Batch *batch, int64_t s, int64_t g,
                         int64_t index, int64_t heads, Heads query, float *output, float scale,
-                        int64_t window, float softcap)
-{
+                        int64_t window, float softcap) {
     const int64_t share = heads / layer->kv_heads, d = layer->head_dim;
     const int64_t all = batch->num_rows[s] * share, start = index * TILE_ROWS;
     Tile tile = {.layer = layer,
@@ -291,8 +266,7 @@ static void attend_rows(const Layer *layer, const Batch *batch, int64_t s, int64
 EXPORT void remix_attend(const Layer *layer, const Batch *batch, int64_t heads, const float *query,
                   int64_t query_row, int64_t query_head, const float *key, int64_t key_row,
                   int64_t key_head, const float *value, int64_t value_row, int64_t value_head,
-                  float *output, float scale, int64_t window, float softcap)
-{
+                  float *output, float scale, int64_t window, float softcap, int threads) {
     const int64_t sequences = batch->num_sequences, kv_heads = layer->kv_heads;
     const int64_t share = heads / kv_heads;
     int64_t tiles = 0, pairs = 0; // pairs of query row and key
@@ -304,12 +278,11 @@ EXPORT void remix_attend(const Layer *layer, const Batch *batch, int64_t heads, 
     const Heads q = {query, query_row, query_head}, k = {key, key_row, key_head},
                 v = {value, value_row, value_head};
 
-#pragma omp parallel if (worth_a_team)
+#pragma omp parallel num_threads(threads) if (worth_a_team && threads > 1)
     {
 #pragma omp for collapse(2) schedule(static)
         for (int64_t s = 0; s < sequences; s++)
-            for (int64_t g = 0; g < kv_heads; g++)
-                store_rows(layer, batch, s, g, k, v);
+            for (int64_t g = 0; g < kv_heads; g++) store_rows(layer, batch, s, g, k, v);
         // The late tiles of a long prefill see the most keys: they come first.
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = tiles * kv_heads - 1; task >= 0; task--) {
