@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
@@ -24,6 +25,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from remix_runtime.checkpoint.reader import PARTS, adapter_digest, tensor_name
 from remix_runtime.checkpoint.types import (
     AdapterConfig,
     Checkpoint,
@@ -142,7 +144,7 @@ def random_checkpoint(
 ) -> Checkpoint:
     """A random adapter, B included: at strength 1 its output is about as large as W x.
 
-    The digest is "random-<seed>", not that of a folder; write it to get a real one.
+    The digest is the one that `write_checkpoint` would return.
     """
     generator = torch.Generator().manual_seed(seed)
     config = AdapterConfig(
@@ -151,7 +153,7 @@ def random_checkpoint(
         top_k=k,
         r=r,
         routing_weight=routing_weight(scaling, top_k=k, r=r),
-        target_modules=target_modules,
+        target_modules=tuple(sorted(target_modules)),
     )
     # Each expert adds variance |B|² r |A|² |x|²; k of them, times ω, should reach that of W x.
     b_scale = strength / (config.routing_weight * (k * r) ** 0.5)
@@ -162,10 +164,14 @@ def random_checkpoint(
             b_nOr=torch.randn(n, width_o, r, generator=generator) * b_scale,
             router_nD=torch.randn(n, width_d, generator=generator) / width_d**0.5,
         )
-    tensors = [t for w in layers.values() for t in (w.a_nrD, w.b_nOr, w.router_nD)]
+    tensors = {
+        tensor_name(module, part): tensor
+        for module, w in layers.items()
+        for part, tensor in zip(PARTS, (w.a_nrD, w.b_nOr, w.router_nD), strict=True)
+    }
     return Checkpoint(
         config=config,
         layers=layers,
-        digest=f"random-{seed}",
-        num_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        digest=adapter_digest(config, save(tensors, metadata={"format": "pt"})),
+        num_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
     )

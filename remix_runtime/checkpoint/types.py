@@ -32,13 +32,14 @@ class AdapterConfig:
     r: int
     routing_weight: float
     target_modules: tuple[str, ...]
-    """Suffixes of module names, as in PEFT: `gate_proj` or `layers.0.mlp.gate_proj`."""
+    """Suffixes of module names, as in PEFT: `gate_proj` or `layers.0.mlp.gate_proj`. Their order
+    means nothing; a checkpoint that is read has them sorted."""
     task_type: str = "CAUSAL_LM"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The trained tensors of one adapted linear."""
+    """The trained tensors of one adapted linear. Read from a folder they are float32."""
 
     a_nrD: Tensor
     b_nOr: Tensor
@@ -57,4 +58,22 @@ class Checkpoint:
     layers: Mapping[str, LayerWeights]
     digest: str
     num_bytes: int
-    """Of all tensors together."""
+    """Of all tensors together, in memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointLimits:
+    """What a folder may ask of us. Every limit is checked before the memory is taken."""
+
+    num_experts: int = 256
+    r: int = 1024
+    target_modules: int = 4096
+    config_bytes: int = 1 << 20
+    header_bytes: int = 1 << 22
+    tensor_bytes: int = 4 << 30
+    """Of the tensors as float32."""
+    parity_bytes: int = 64 << 20
+    files: int = 1000
+
+
+DEFAULT_LIMITS = CheckpointLimits()
