@@ -1,0 +1,373 @@
+"""A deterministic engine without a model, for the tests of everything above the border.
+
+Its "language model" is a hash: the logits of a position are a function of the adapter's digest
+and all tokens before it. One token is one byte; completions are printable ASCII, and about one
+token in a hundred is the end of text. Of the sampling parameters it honours temperature, seed,
+logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others are accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import random
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from remix_runtime.contracts import (
+    AdapterInfo,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    Health,
+    ModelInfo,
+    PositionLogprobs,
+    TokenEvent,
+    Tokenizer,
+    TokenLogprob,
+)
+from remix_runtime.errors import (
+    AdapterNotLoadedError,
+    CheckpointFormatError,
+    ConfigError,
+    EngineBusyError,
+    EngineDeadError,
+    InvalidRequestError,
+)
+from remix_runtime.text import TextStream
+
+EOS_ID = 256
+VOCAB_SIZE = 257
+_PRINTABLE = range(32, 127)
+_UNLIKELY = -30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeConfig:
+    """Sizes and speed of a `FakeEngine`."""
+
+    model_name: str = "fake-base"
+    max_model_len: int = 512
+    max_running: int = 4
+    max_waiting: int = 8
+    prefill_seconds: float = 0.0
+    token_seconds: float = 0.0
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(i for i in token_ids if i < EOS_ID).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return "<eos>" if token_id == EOS_ID else self.decode([token_id])
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return self.encode("".join([*lines, "assistant: "]), add_special_tokens=False)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: GenerationRequest
+    arrival: float = field(default_factory=monotonic)
+    running: bool = False
+    aborted: bool = False
+    error: Exception | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    generated: int = 0
+
+
+class FakeEngine:
+    """See `contracts.Engine`. Any folder with an `adapter_config.json` is an adapter.
+
+    For tests: `aborted` lists the ids of requests that ended early, `fail_next_after` makes the
+    next request raise after that many tokens, `kill` makes the engine dead.
+    """
+
+    def __init__(self, config: FakeConfig | None = None) -> None:
+        self._config = config or FakeConfig()
+        self._tokenizer = ByteTokenizer()
+        self._adapters: dict[str, AdapterInfo] = {}
+        self._sequences: dict[str, _Sequence] = {}
+        self._waiting: deque[_Sequence] = deque()
+        self._changed = asyncio.Condition()
+        self._users: Counter[str] = Counter()
+        self._started = False
+        self._draining = False
+        self._death: str | None = None
+        self.aborted: list[str] = []
+        self.requests: list[GenerationRequest] = []
+        self.fail_next_after: int | None = None
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo(
+            name=self._config.model_name,
+            max_model_len=self._config.max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(EOS_ID,),
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    async def start(self) -> None:
+        if self._config.max_running < 1:
+            raise ConfigError(f"max_running: found {self._config.max_running}, expected 1 or more")
+        self._started = True
+
+    async def stop(self, *, drain_seconds: float = 0.0) -> None:
+        self._draining = True
+        async with self._changed:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: not self._sequences), drain_seconds
+                )
+        for request_id in list(self._sequences):
+            await self.abort(request_id)
+        self._adapters.clear()
+        self._started = False
+
+    def kill(self, reason: str) -> None:
+        """The engine is dead from now on; requests in flight end with `EngineDeadError`."""
+        self._death = reason
+        for sequence in self._sequences.values():
+            sequence.error = EngineDeadError(reason)
+            sequence.wake.set()
+
+    async def load_adapter(self, folder: Path) -> AdapterInfo:
+        self._check_alive()
+        config = folder / "adapter_config.json"
+        if not config.is_file():
+            raise CheckpointFormatError(
+                f"{config}: not found, expected the adapter's configuration"
+            )
+        weights = folder / "adapter_model.safetensors"
+        content = config.read_bytes() + (weights.read_bytes() if weights.is_file() else b"")
+        digest = hashlib.sha256(content).hexdigest()
+        self._adapters[digest] = AdapterInfo(
+            digest=digest, num_layers=1, num_experts=2, top_k=1, r=1, num_bytes=len(content)
+        )
+        return self._adapters[digest]
+
+    async def unload_adapter(self, digest: str) -> None:
+        if self._adapters.pop(digest, None) is not None:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._users[digest] == 0)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        self._admit(request)
+        sequence = _Sequence(request)
+        fail_after, self.fail_next_after = self.fail_next_after, None
+        self.requests.append(request)
+        self._sequences[request.request_id] = sequence
+        self._waiting.append(sequence)
+        if request.adapter is not None:
+            self._users[request.adapter] += 1
+        finished = False
+        try:
+            async for event in self._events(sequence, fail_after):
+                finished = event.finish_reason not in (None, FinishReason.ABORT)
+                yield event
+        finally:
+            if not finished:
+                self.aborted.append(request.request_id)
+            await self._release(sequence)
+
+    async def abort(self, request_id: str) -> None:
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            sequence.aborted = True
+            sequence.wake.set()
+            # Its memory is free now, even if nobody reads its last event.
+            await self._release(sequence)
+
+    def health(self) -> Health:
+        if self._death is not None:
+            return Health(alive=False, ready=False, reason=self._death)
+        if self._draining:
+            return Health(alive=True, ready=False, reason="draining")
+        return Health(alive=True, ready=self._started)
+
+    def stats(self) -> EngineStats:
+        running = [s for s in self._sequences.values() if s.running]
+        return EngineStats(
+            running=len(running),
+            waiting=len(self._sequences) - len(running),
+            kv_tokens_used=sum(len(s.request.prompt_token_ids) + s.generated for s in running),
+            kv_tokens_total=self._config.max_running * self._config.max_model_len,
+            adapter_slots_used=len(self._adapters),
+            adapter_slots_total=max(16, len(self._adapters)),
+        )
+
+    def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDeadError(self._death)
+        if not self._started:
+            raise EngineDeadError("the engine is not started")
+
+    def _admit(self, request: GenerationRequest) -> None:
+        if self._draining:
+            raise EngineBusyError("the server is shutting down", retry_after=5.0)
+        self._check_alive()
+        if request.request_id in self._sequences:
+            raise InvalidRequestError(f"request id {request.request_id!r} is in use")
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
+        _check_prompt(request, self.model)
+        # A free place counts as one in the queue, so that an idle engine takes a full batch.
+        if len(self._sequences) >= self._config.max_running + self._config.max_waiting:
+            raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
+
+    async def _events(
+        self, sequence: _Sequence, fail_after: int | None
+    ) -> AsyncIterator[TokenEvent]:
+        request, params = sequence.request, sequence.request.params
+        self._fill_slots()
+        while not sequence.running and not sequence.aborted:
+            await self._pause(sequence, None)
+        queue_seconds: float | None = monotonic() - sequence.arrival
+        await self._pause(sequence, self._config.prefill_seconds)
+        text = TextStream(self._tokenizer.decode, request.prompt_token_ids, params.stop)
+        model = _HashModel(request)
+        while True:
+            await self._pause(sequence, self._config.token_seconds)
+            if sequence.aborted:
+                yield TokenEvent(token_ids=(), text="", finish_reason=FinishReason.ABORT)
+                return
+            if sequence.generated == fail_after:
+                raise RuntimeError("injected failure in /secret/path.py")
+            token_id, logprobs = model.next_token()
+            sequence.generated += 1
+            reason: FinishReason | None = None
+            stops = () if params.ignore_eos else (EOS_ID,)
+            if token_id in (*stops, *params.stop_token_ids):
+                shown, reason = text.flush(), FinishReason.STOP
+            else:
+                shown = text.push(token_id)
+                if text.stopped:
+                    reason = FinishReason.STOP
+                elif sequence.generated == params.max_tokens:
+                    shown, reason = shown + text.flush(), FinishReason.LENGTH
+            yield TokenEvent(
+                token_ids=(token_id,),
+                text=shown,
+                logprobs=None if logprobs is None else (logprobs,),
+                finish_reason=reason,
+                queue_seconds=queue_seconds,
+            )
+            if reason is not None:
+                return
+            queue_seconds = None
+
+    async def _pause(self, sequence: _Sequence, seconds: float | None) -> None:
+        """Sleeps, or returns at once when the sequence is aborted or admitted."""
+        if not sequence.aborted and sequence.error is None:
+            sequence.wake.clear()
+            try:
+                await asyncio.wait_for(sequence.wake.wait(), seconds)
+            except TimeoutError:
+                await asyncio.sleep(0)
+        if sequence.error is not None:
+            raise sequence.error
+
+    def _fill_slots(self) -> None:
+        running = sum(s.running for s in self._sequences.values())
+        while self._waiting and running < self._config.max_running:
+            sequence = self._waiting.popleft()
+            sequence.running = True
+            sequence.wake.set()
+            running += 1
+
+    async def _release(self, sequence: _Sequence) -> None:
+        request = sequence.request
+        if self._sequences.get(request.request_id) is not sequence:
+            return
+        del self._sequences[request.request_id]
+        sequence.running = False
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._fill_slots()
+        if request.adapter is not None:
+            self._users[request.adapter] -= 1
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class _HashModel:
+    """Logits from a running hash of everything before the position."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._params = request.params
+        self._context = hashlib.sha256(f"{request.adapter}".encode())
+        for token_id in request.prompt_token_ids:
+            self._context.update(token_id.to_bytes(2, "big"))
+        self._sampler = random.Random(request.params.seed)  # noqa: S311
+
+    def next_token(self) -> tuple[int, PositionLogprobs | None]:
+        noise = random.Random(self._context.digest())  # noqa: S311
+        logits = [_UNLIKELY] * VOCAB_SIZE
+        for token_id in (*_PRINTABLE, EOS_ID):
+            logits[token_id] = noise.uniform(0.0, 8.0)
+        total = math.log(sum(math.exp(z) for z in logits))
+        token_id = self._choose(logits)
+        self._context.update(token_id.to_bytes(2, "big"))
+        if self._params.logprobs is None:
+            return token_id, None
+        order = sorted(range(VOCAB_SIZE), key=lambda i: (-logits[i], i))[: self._params.logprobs]
+        chosen, *top = (
+            TokenLogprob(token_id=i, logprob=logits[i] - total) for i in (token_id, *order)
+        )
+        return token_id, PositionLogprobs(chosen=chosen, top=tuple(top))
+
+    def _choose(self, logits: Sequence[float]) -> int:
+        scores = [z + self._params.logit_bias.get(i, 0.0) for i, z in enumerate(logits)]
+        if self._params.temperature > 0:
+            # Gumbel noise makes the argmax a draw from the softmax.
+            scores = [
+                z / self._params.temperature - math.log(self._sampler.expovariate(1.0) or 1e-300)
+                for z in scores
+            ]
+        return max(range(VOCAB_SIZE), key=lambda i: (scores[i], -i))
+
+
+def _check_prompt(request: GenerationRequest, model: ModelInfo) -> None:
+    prompt, params = request.prompt_token_ids, request.params
+    if not prompt:
+        raise InvalidRequestError(
+            "the prompt is empty, expected at least one token", param="prompt"
+        )
+    for param, ids in (
+        ("prompt", prompt),
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", params.logit_bias),
+    ):
+        bad = next((i for i in ids if not 0 <= i < model.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequestError(
+                f"{param}: found token id {bad}, expected 0 to {model.vocab_size - 1}", param=param
+            )
+    if params.max_tokens < 1:
+        raise InvalidRequestError(
+            f"max_tokens: found {params.max_tokens}, expected at least 1", param="max_tokens"
+        )
+    total = len(prompt) + params.max_tokens
+    if total > model.max_model_len:
+        raise InvalidRequestError(
+            f"this model's context is {model.max_model_len} tokens; the request needs {total} "
+            f"({len(prompt)} in the prompt, {params.max_tokens} to generate)",
+            param="prompt",
+            code="context_length_exceeded",
+        )
