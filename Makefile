@@ -1,0 +1,81 @@
+# make install   the environment in .venv          make test   the test suite
+# make run       serve the sample adapters         make lint   style, types, import rules, images
+# make bench     speed against other engines       make samples   train the sample adapters again
+# make stop      end the server that `make run` left in the background
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install run stop test test-slow test-gpu lint format bench samples clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+# The first python that is new enough and can make environments. 3.11 first: torch has wheels
+# for it everywhere.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$p" && break; done)
+
+# PyTorch's own index has CPU builds; the default index has CUDA builds of gigabytes. Set it
+# empty to take what the default index gives (a GPU machine).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# One thread per test worker, and no spinning: a second busy process costs 2 to 4 times else.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer with venv (Debian: apt install python3-venv), or set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	index="$(TORCH_INDEX)"; \
+	if [ -n "$$index" ] && ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$$index/torch/', timeout=5)" 2>/dev/null; then index=""; fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $${index:+--extra-index-url $$index} -e '.[dev]'
+	touch $@
+
+run: install
+	$(BIN)/python -m examples.demo
+
+stop:
+	@if [ -f runs/demo.pid ]; then kill "$$(cat runs/demo.pid)" 2>/dev/null || true; rm -f runs/demo.pid; fi
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy -p examples
+	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
+	$(BIN)/kubernetes-validate deploy/kubernetes.yaml
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/remix bench
+
+samples: install
+	$(BIN)/python -m examples.make_data
+	base="$$($(BIN)/remix demo-model)"; \
+	for name in $(SAMPLES); do $(BIN)/remix train examples/$$name/recipe.yaml --base "$$base"; done
+
+clean:
+	rm -rf $(VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,170 @@
+"""`make run`: serves the sample adapters on the demo model and asks all of them one question.
+
+On a terminal the server stays in the foreground until Ctrl-C. Without one it stays up in the
+background and `make stop` ends it; with RUN_ONCE=1 it stops after the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+from openai import OpenAI
+from rich.console import Console
+from rich.table import Table
+
+from remix_runtime.demo_model import demo_model
+from remix_runtime.errors import ConfigError, RemixError
+
+EXAMPLES = Path(__file__).parent
+RUNS = EXAMPLES.parent / "runs"
+PID_FILE = RUNS / "demo.pid"
+LOG_FILE = RUNS / "demo-server.log"
+QUESTION = "What is the capital of France?"
+START_SECONDS = 180.0
+
+console = Console()
+
+
+def main() -> None:
+    adapters = {folder.parent.name: folder for folder in sorted(EXAMPLES.glob("*/adapter"))}
+    base = demo_model(report=lambda line: console.print(f"demo model: {line}"))
+    with console.status("looking for a running server") as status:
+        port = int(os.environ.get("PORT", "8000"))
+        url = f"http://127.0.0.1:{port}"
+        names = [base.name, *adapters]
+        server = None
+        if not serves(url, names):
+            url = f"http://127.0.0.1:{free_port(port)}"
+            status.update(f"starting the server on {base}")
+            server = start(base, adapters, url)
+        status.update("asking")
+        answers = ask(url, names)
+    show(url, answers)
+    if server is not None:
+        leave(server)
+
+
+def serves(url: str, names: Sequence[str]) -> bool:
+    """Whether a server of an earlier `make run` already answers there with these models."""
+    try:
+        listed = httpx.get(f"{url}/v1/models", timeout=2).json()
+        return {model["id"] for model in listed["data"]} >= set(names)
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return False
+
+
+def free_port(wanted: int) -> int:
+    """`wanted`, or any free port when another program has it."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise ConfigError(f"port {wanted} is taken and no other one is free")
+
+
+def start(base: Path, adapters: Mapping[str, Path], url: str) -> subprocess.Popen[bytes]:
+    """Starts `remix serve` and returns when it is ready."""
+    RUNS.mkdir(exist_ok=True)
+    remix = Path(sys.executable).with_name("remix")
+    command = [str(remix), "serve", "--base", str(base), "--port", url.rpartition(":")[2]]
+    for name, folder in adapters.items():
+        command += ["--adapter", f"{name}={folder}"]
+    with LOG_FILE.open("wb") as log:
+        # A session of its own: Ctrl-C reaches only this process, which then asks for a drain.
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    PID_FILE.write_text(f"{server.pid}\n")
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            reason = LOG_FILE.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ConfigError(f"the server stopped: {' '.join(reason)} (log: {LOG_FILE})")
+        try:
+            if httpx.get(f"{url}/ready", timeout=2).is_success:
+                return server
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    server.terminate()
+    raise ConfigError(f"the server was not ready after {START_SECONDS:.0f} s (log: {LOG_FILE})")
+
+
+def ask(url: str, names: Sequence[str]) -> dict[str, str]:
+    """The answer of every model to one question, asked at the same time: one mixed batch."""
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+    def answer(name: str) -> str:
+        chat = client.chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=48,
+            temperature=0,
+        )
+        return chat.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(answer, names), strict=True))
+
+
+def show(url: str, answers: Mapping[str, str]) -> None:
+    table = Table(title=QUESTION, title_justify="left")
+    table.add_column("model", style="bold")
+    table.add_column("answer")
+    for name, answer in answers.items():
+        table.add_row(name, answer)
+    console.print(table)
+    chat = {
+        "model": list(answers)[-1],
+        "messages": [{"role": "user", "content": "Why do birds sing?"}],
+    }
+    # Plain print: a line to copy must not be wrapped.
+    print(f"\nThe server is up: {url}/v1 (any OpenAI client, any model above). Try:\n")
+    print(
+        f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(chat)}'"
+    )
+
+
+def leave(server: subprocess.Popen[bytes]) -> None:
+    """Stops the server, keeps it in the foreground, or leaves it in the background."""
+    if os.environ.get("RUN_ONCE"):
+        stop(server)
+    elif sys.stdin.isatty():
+        console.print("\nCtrl-C stops it.")
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            stop(server)
+    else:
+        console.print(f"\nIt runs in the background (process {server.pid}); `make stop` ends it.")
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """Lets the server drain and removes the note of its process id."""
+    server.send_signal(signal.SIGTERM)
+    server.wait(timeout=60)
+    PID_FILE.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RemixError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,111 @@
+"""The `remix` command: it finds the commands that the rooms register and runs them.
+
+A command is an entry point of the group `remix.commands` that points to a function annotated
+for typer. The modules behind the entry points import nothing heavy at their top, so that
+`remix --help` stays quick. What a user can cause ends in one line on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
+
+import typer
+
+from remix_runtime.errors import ConfigError, RemixError
+
+GROUP = "remix.commands"
+
+Command = Callable[..., Any]
+
+
+def main() -> None:
+    """The console script."""
+    build_app()(prog_name="remix")
+
+
+def build_app(commands: Iterable[EntryPoint] | None = None) -> typer.Typer:
+    """The root command with every entry point of the group, in alphabetical order.
+
+    An entry point that cannot be imported stays visible and says so when it is called: one
+    broken package must not take the other commands away.
+    """
+    if commands is None:
+        commands = entry_points(group=GROUP)
+    app = typer.Typer(
+        help="Train ReMix adapters, check them, and serve many of them over one base model.",
+        epilog="Start with:  remix demo-model",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    debug = False
+
+    @app.callback()
+    def root(
+        debug_option: Annotated[
+            bool,
+            typer.Option("--debug", envvar="REMIX_DEBUG", help="Show the traceback of an error."),
+        ] = False,
+        _version: Annotated[
+            bool,
+            typer.Option(
+                "--version", callback=_print_version, is_eager=True, help="Print the version."
+            ),
+        ] = False,
+    ) -> None:
+        nonlocal debug
+        debug = debug_option
+
+    for entry_point in sorted(commands, key=lambda entry_point: entry_point.name):
+        command = _errors_in_one_line(_load(entry_point), lambda: debug)
+        app.command(entry_point.name)(command)
+    return app
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"remix-serve {version('remix-serve')}")
+        raise typer.Exit
+
+
+def _load(entry_point: EntryPoint) -> Command:
+    try:
+        command: Command = entry_point.load()
+    except Exception as error:
+        reason = f"command {entry_point.name!r} cannot be loaded: {error}"
+
+        def command() -> None:
+            raise ConfigError(reason)
+
+        command.__doc__ = f"(not available) {reason}"
+    return command
+
+
+def _errors_in_one_line(command: Command, debug: Callable[[], bool]) -> Command:
+    """`command`, with its errors as one line on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if debug():
+                traceback.print_exc(file=sys.stderr)
+            typer.echo(f"error: {_one_line(error)}", err=True)
+            raise typer.Exit(1) from None
+
+    return guarded
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if isinstance(error, (RemixError, OSError)):
+        return message or type(error).__name__
+    return f"internal error: {type(error).__name__}: {message} (run `remix --debug …` for more)"

