@@ -1,0 +1,158 @@
+"""One training run as a YAML file: every setting, its default and its limits.
+
+The defaults are the paper's where it gives them. A wrong setting is a `ConfigError` of one line
+that names the field, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from remix_runtime.checkpoint.types import AdapterConfig, Scaling, routing_weight
+from remix_runtime.errors import ConfigError
+from training.losses import Credit
+
+# YAML has no paths or tuples and reads 3e-2 as a string: these convert, the rest is strict.
+Rate = Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)]
+File = Annotated[Path, Field(strict=False)]
+Names = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)
+]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(BaseModel):
+    """All settings of a run. Paths in a file are relative to that file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    base: Annotated[str, Field(min_length=1)]
+    """Folder or hub id of the frozen base model."""
+    base_name: str | None = None
+    """What the adapter calls its base in adapter_config.json; `base` unless given."""
+    data: File
+    """JSONL: rows with `prompt` and `completion`, or with chat `messages`."""
+    eval_data: File | None = None
+    """Held-out JSONL in the same form; its loss is logged while training."""
+    output: File
+    """Folder of the run: state, logs, plots, and the trained adapter in `adapter/`."""
+
+    method: Literal["remix", "lora", "softmax"] = "remix"
+    """`lora`: one LoRA of rank top_k · r with the same ω. `softmax`: top-k experts weighted by
+    a softmax router that learns by back-propagation; trains and logs but cannot be served."""
+    credit: Credit = "causal"
+    """`causal` charges a selection with the loss-to-go, `sequence` (the paper) with the whole."""
+    router: Literal["rloo", "random"] = "rloo"
+    """`random`: the ablation. Routers keep their random initial weights; experts train as ever."""
+    selections: Annotated[int, Field(ge=2)] = 4
+    """M, how many selections of each example a step draws."""
+
+    num_experts: Count = 8
+    top_k: Count = 4
+    r: Count = 8
+    scaling: Scaling = "rslora"
+    """ω = 2/√(k·r) (`rslora`) or 2/(k·r) (`lora`)."""
+    target_modules: Names = ("gate_proj", "up_proj", "down_proj")
+    """Suffixes of module names, as in PEFT: `gate_proj` or `layers.20.mlp.gate_proj`."""
+
+    steps: Count = 300
+    batch_size: Count = 4
+    """Examples in one pass; the pass holds batch_size · selections sequences."""
+    gradient_accumulation: Count = 1
+    """Passes per step."""
+    expert_learning_rate: Rate = 3e-3
+    router_learning_rate: Rate = 3e-2
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    weight_decay: Rate = 0.0
+    max_grad_norm: Rate = 1.0
+    """Experts and routers are clipped apart; 0 clips nothing."""
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens of a row, prompt and completion together."""
+    too_long: Literal["refuse", "truncate"] = "refuse"
+    """A longer row stops the run, or loses its end (the number of such rows is printed)."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count | None = None
+    """CPU threads; runs are bit-identical at a fixed number. None: torch's own choice."""
+    checkpoint_every: Count = 100
+    """Steps between saved training states."""
+    eval_every: Count = 50
+    """Steps between held-out losses, when `eval_data` is given."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_k > self.num_experts:
+            raise ValueError(
+                f"top_k: found {self.top_k}, expected at most num_experts = {self.num_experts}"
+            )
+        if self.method != "remix":
+            ignored = {"credit", "router", "selections"} & self.model_fields_set
+            if ignored:
+                raise ValueError(
+                    f"{min(ignored)}: found with method {self.method}, "
+                    "expected only with method remix"
+                )
+        if self.expert_learning_rate == 0:
+            raise ValueError("expert_learning_rate: found 0, expected a positive number")
+        return self
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """What `attach` builds and the checkpoint says; plain LoRA is one expert, always on."""
+        lora = self.method == "lora"
+        return AdapterConfig(
+            base_model_name_or_path=self.base_name or self.base,
+            num_experts=1 if lora else self.num_experts,
+            top_k=1 if lora else self.top_k,
+            r=self.top_k * self.r if lora else self.r,
+            routing_weight=routing_weight(self.scaling, top_k=self.top_k, r=self.r),
+            target_modules=self.target_modules,
+        )
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Reads and validates a YAML file. Raises `ConfigError`."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = str(error).replace("\n", " ")
+        raise ConfigError(f"{path}: found no valid YAML, expected settings: {problem}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found {type(found).__name__}, expected a mapping of settings")
+    config = parse_config(found, where=f"{path}: ")
+    here = path.parent
+    moved = {"data": here / config.data, "output": here / config.output}
+    if config.eval_data is not None:
+        moved["eval_data"] = here / config.eval_data
+    base = here / config.base
+    return config.model_copy(update={**moved, "base": str(base) if base.is_dir() else config.base})
+
+
+def parse_config(settings: dict[str, Any], *, where: str = "") -> TrainConfig:
+    """Validates a mapping of settings. Raises `ConfigError` that begins with `where`."""
+    known = TrainConfig.model_fields
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
+            raise ConfigError(f"{where}unknown setting {key!r}; the nearest is {near[0]!r}")
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise ConfigError(where + first["msg"].removeprefix("Value error, ")) from None
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}{field}: found nothing, expected a value") from None
+        found = first["input"]
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{where}{field}: found {found!r}, expected {expected}") from None

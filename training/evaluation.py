@@ -1,0 +1,138 @@
+"""Held-out loss and exact match of greedy answers, with the readable layers.
+
+Loss is the training objective: the mean over rows of their mean completion-token loss, in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.layers import attach_checkpoint, base_shapes
+from training.base import load_base
+from training.data import Example, collate, read_examples
+from training.objective import completion_shares
+
+SPARE_TOKENS = 8
+"""An answer may spell its reference in a few more tokens than the tokenizer would."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a model does on a data set."""
+
+    loss: float
+    exact_match: float
+    """Share of rows whose greedy answer is the reference, surrounding white space aside."""
+    rows: int
+
+
+def _by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].tokens), i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+@torch.no_grad()
+def held_out_losses(
+    model: PreTrainedModel, examples: Sequence[Example], *, batch_size: int = 16
+) -> list[float]:
+    """The mean completion loss of each row, in the order of `examples`."""
+    losses = [0.0] * len(examples)
+    for indices in _by_length(examples, batch_size):
+        batch = collate([examples[i] for i in indices], device=model.device)
+        for index, loss in zip(
+            indices, completion_shares(model, batch).sum(-1).tolist(), strict=True
+        ):
+            losses[index] = loss
+    return losses
+
+
+def held_out_loss(
+    model: PreTrainedModel, examples: Sequence[Example], *, batch_size: int = 16
+) -> float:
+    losses = held_out_losses(model, examples, batch_size=batch_size)
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+) -> list[str]:
+    """The model's greedy continuation of each row's prompt, up to its end token.
+
+    An answer is cut a little after its batch's longest reference: it can no longer match.
+    """
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    answers = [""] * len(examples)
+    for indices in _by_length(examples, batch_size):
+        prompts = [examples[i].tokens[: examples[i].prompt_length] for i in indices]
+        width = max(map(len, prompts))
+        longest = max(len(examples[i].tokens) - examples[i].prompt_length for i in indices)
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=longest + SPARE_TOKENS,
+            eos_token_id=end,
+            pad_token_id=pad,
+        )
+        inputs = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        output = model.generate(
+            inputs.to(model.device),
+            attention_mask=attention.to(model.device),
+            generation_config=settings,
+        )
+        for index, row in zip(indices, output[:, width:].tolist(), strict=True):
+            answer = row[: row.index(end)] if end in row else row
+            answers[index] = tokenizer.decode(answer, skip_special_tokens=True)
+    return answers
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+) -> Score:
+    """Loss and exact match of the model as it is: with an adapter attached, or without."""
+    answers = greedy_answers(model, tokenizer, examples, batch_size=batch_size)
+    hits = sum(a.strip() == e.reference.strip() for a, e in zip(answers, examples, strict=True))
+    return Score(
+        loss=held_out_loss(model, examples, batch_size=batch_size),
+        exact_match=hits / len(examples),
+        rows=len(examples),
+    )
+
+
+def compare_with_base(
+    adapter: Path,
+    data: Path,
+    *,
+    base: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    max_length: int = 2048,
+) -> dict[str, Score]:
+    """Scores of "base" and "adapter" on a JSONL file.
+
+    Raises `CheckpointError`, `ConfigError`, `DataError`.
+    """
+    config = read_checkpoint(adapter).config
+    model, tokenizer = load_base(base or config.base_model_name_or_path)
+    checkpoint = read_checkpoint(adapter, base=base_shapes(model))
+    examples, _ = read_examples(data, tokenizer, max_length=max_length)
+    rows = examples[:limit]
+    scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}
+    attach_checkpoint(model, checkpoint)
+    scores["adapter"] = score(model, tokenizer, rows, batch_size=batch_size)
+    return scores

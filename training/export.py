@@ -1,0 +1,102 @@
+"""A trained run as an adapter folder: tensors, model card, parity prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from remix_runtime.parity import record_parity
+from transformers import PreTrainedModel
+
+from remix_runtime.checkpoint import write_checkpoint
+from training.config import TrainConfig
+from training.data import Example
+from training.log import Row
+from training.objective import Layers
+
+PARITY_PROMPTS = 4
+PARITY_TOKENS = 64
+"""At most so many tokens of each parity prompt: it is replayed at every load."""
+
+
+def export_adapter(
+    folder: Path,
+    *,
+    config: TrainConfig,
+    model: PreTrainedModel,
+    layers: Layers,
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+) -> str:
+    """Writes the adapter folder and returns its digest.
+
+    The parity prompts are whole rows of the training data, prompt and completion, spread over
+    the file.
+    """
+    assert config.method != "softmax", "a softmax mixture has no servable form"
+    stride = max(1, len(examples) // PARITY_PROMPTS)
+    prompts = [list(e.tokens[:PARITY_TOKENS]) for e in examples[::stride][:PARITY_PROMPTS]]
+    return write_checkpoint(
+        folder,
+        config.adapter,
+        {name: layer.weights() for name, layer in layers.items()},
+        readme=model_card(config, rows=rows, num_examples=len(examples)),
+        parity=record_parity(model, layers, prompts),
+    )
+
+
+def model_card(config: TrainConfig, *, rows: Sequence[Row], num_examples: int) -> str:
+    """Markdown: what the adapter is, its data, its metrics, the command that made it."""
+    adapter = config.adapter
+    kind = "plain LoRA, stored as one ReMix expert" if config.method == "lora" else "ReMix adapter"
+    tail = [row["loss"] for row in rows[-10:]]
+    metrics = [
+        f"| training loss, mean of the last {len(tail)} steps | {sum(tail) / len(tail):.4f} |"
+    ]
+    held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
+    if held_out:
+        metrics.append(f"| held-out loss | {held_out[-1]:.4f} |")
+    # File names only: a folder of the training machine means nothing to the reader.
+    settings = config.model_dump(mode="json", exclude={"output", "threads", "base_name"})
+    settings["base"] = adapter.base_model_name_or_path
+    settings["data"] = config.data.name
+    settings["eval_data"] = config.eval_data.name if config.eval_data else None
+    if config.method != "remix":
+        for unused in ("credit", "router", "selections"):
+            del settings[unused]
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {adapter.base_model_name_or_path}",
+            "library_name: remix-serve",
+            "tags: [remix, mixture-of-loras]",
+            "---",
+            "",
+            f"# {config.data.stem}: a {kind}",
+            "",
+            f"{len(config.target_modules)} target modules, {adapter.num_experts} experts of rank "
+            f"{adapter.r}, {adapter.top_k} active per token, ω = {adapter.routing_weight:.4g}.",
+            "",
+            "## Data",
+            "",
+            f"`{config.data.name}`, {num_examples} rows; loss on completions only.",
+            "",
+            "## Metrics",
+            "",
+            f"After {config.steps} steps, in nats per completion token:",
+            "",
+            "| metric | value |",
+            "|---|---|",
+            *metrics,
+            "",
+            "## Made with",
+            "",
+            "`remix train CONFIG.yaml`, where CONFIG.yaml holds",
+            "",
+            "```yaml",
+            yaml.safe_dump(settings, sort_keys=False).rstrip(),
+            "```",
+            "",
+        ]
+    )

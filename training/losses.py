@@ -1,0 +1,101 @@
+"""The ReMix objective as pure functions: supervised loss, RLOO advantages, router surrogate.
+
+Shape suffixes: B sequences in the batch (examples times M), E examples, M selections of one
+example, L adapted layers, T positions, R positions that carry a loss, V vocabulary, n experts,
+k activated experts.
+
+Position t of a loss tensor is the loss of predicting token t+1 from position t. A selection at
+position t can therefore change the losses at t and later, and none before.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from remix_runtime.routing import selection_log_prob
+
+Credit = Literal["sequence", "causal"]
+
+IGNORED = -100
+"""The label of a position that carries no loss."""
+
+
+def token_losses(logits_BRV: Tensor, labels_BR: Tensor) -> Tensor:
+    """Cross entropy in nats, float32 [B, R]; 0 where the label is `IGNORED`."""
+    flat = F.cross_entropy(
+        logits_BRV.float().flatten(0, 1),
+        labels_BR.flatten(),
+        reduction="none",
+        ignore_index=IGNORED,
+    )
+    return flat.view_as(labels_BR)
+
+
+def loss_shares(loss_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    """Each token's share of its sequence's mean loss: the row sums are the mean losses [B]."""
+    count_B1 = (labels_BT != IGNORED).sum(-1, keepdim=True)
+    return loss_BT / count_B1
+
+
+def loss_to_go(share_BT: Tensor) -> Tensor:
+    """The part of the sequence loss at t and later, [B, T]."""
+    return share_BT.flip(-1).cumsum(-1).flip(-1)
+
+
+def rloo_advantages(share_BT: Tensor, *, selections: int, credit: Credit) -> Tensor:
+    """What a selection at position t is charged with, less the mean over its example's M rows.
+
+    `sequence` charges every position with the whole loss of the sequence (the paper), `causal`
+    with the loss-to-go. Both leave the estimator unbiased, since the part left out does not
+    depend on the selection. Rows of one example are adjacent. Returns [B, T], detached.
+    """
+    share_BT = share_BT.detach()
+    cost_BT = loss_to_go(share_BT)
+    if credit == "sequence":
+        cost_BT = cost_BT[:, :1].expand_as(cost_BT)
+    cost_EMT = cost_BT.reshape(-1, selections, cost_BT.shape[-1])
+    return (cost_EMT - cost_EMT.mean(1, keepdim=True)).flatten(0, 1)
+
+
+def router_surrogate(advantage_BT: Tensor, log_q_BT: Tensor, *, selections: int) -> Tensor:
+    """A scalar whose gradient is 1/(M-1) · sum over m of advantage · ∇ log Q(I_m), averaged
+    over examples. Its value means nothing."""
+    total_EM = (advantage_BT * log_q_BT).sum(-1).view(-1, selections)
+    return total_EM.sum(1).mean() / (selections - 1)
+
+
+def route_log_probs(logits_LBTn: Tensor, selection_LBTk: Tensor, mask_BT: Tensor) -> Tensor:
+    """log Q of each position's selections, summed over layers; 0 on padding. [B, T]."""
+    return selection_log_prob(logits_LBTn, selection_LBTk).sum(0) * mask_BT
+
+
+def remix_loss(
+    share_BT: Tensor, log_q_BT: Tensor, *, selections: int, credit: Credit
+) -> tuple[Tensor, dict[str, float]]:
+    """Supervised loss plus router surrogate, one backward pass for both.
+
+    Experts receive the supervised gradient averaged over the M selections, routers only the
+    surrogate's, since their input is detached and the selection is not differentiable.
+    """
+    loss_B = share_BT.sum(-1)
+    advantage_BT = rloo_advantages(share_BT, selections=selections, credit=credit)
+    surrogate = router_surrogate(advantage_BT, log_q_BT, selections=selections)
+    spread = loss_B.detach().view(-1, selections).std(1).mean()
+    loss = loss_B.mean()
+    return loss + surrogate, {"loss": loss.item(), "loss_spread": spread.item()}
+
+
+def supervised_loss(share_BT: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The mean over examples of their mean token loss: the objective of the baselines."""
+    loss = share_BT.sum(-1).mean()
+    return loss, {"loss": loss.item()}
+
+
+def routing_entropy(logits_LBTn: Tensor) -> Tensor:
+    """Entropy of the routing distribution in nats, [L, B, T]."""
+    log_q = torch.log_softmax(logits_LBTn, dim=-1)
+    return -(log_q.exp() * log_q).sum(-1)

@@ -1,0 +1,163 @@
+"""One pass of a training step: forward with drawn selections, loss, routing statistics.
+
+Shape suffixes: B sequences, T positions, R positions with a loss, L adapted layers, n experts,
+k activated experts, D input width, O output width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from remix_runtime.layers import RemixLinear, RouteTrace, SelectExperts, attach, trace_routes
+from remix_runtime.routing import (
+    effective_support_size,
+    expert_mask,
+    sample_experts,
+    top_k_experts,
+)
+from training.config import TrainConfig
+from training.data import Batch
+from training.losses import (
+    loss_shares,
+    remix_loss,
+    route_log_probs,
+    routing_entropy,
+    supervised_loss,
+    token_losses,
+)
+
+Layers = dict[str, RemixLinear]
+
+
+class SoftmaxLinear(RemixLinear):
+    """The baseline: top-k experts weighted by a softmax that learns by back-propagation.
+
+    The weights of a token sum to ω·k, what ReMix's k equal weights sum to.
+    """
+
+    def router_logits(self, x_TD: Tensor) -> Tensor:
+        return F.linear(x_TD.float(), self.router_nD)
+
+    def mixture(self, x_TD: Tensor, z_Tn: Tensor, selection_Tk: Tensor) -> Tensor:
+        total = self.routing_weight * self.top_k
+        return self.weighted_experts(x_TD, total * softmax_gate(z_Tn, selection_Tk))
+
+
+def softmax_gate(z_Tn: Tensor, selection_Tk: Tensor) -> Tensor:
+    """Softmax over the selected experts' logits, 0 for the others. [..., n]"""
+    weights_Tk = torch.softmax(z_Tn.gather(-1, selection_Tk), dim=-1)
+    return torch.zeros_like(z_Tn).scatter(-1, selection_Tk, weights_Tk)
+
+
+def attach_method(model: PreTrainedModel, config: TrainConfig) -> Layers:
+    """Puts the method's trainable layers into `model`, initialised from the config's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        layer_type = SoftmaxLinear if config.method == "softmax" else RemixLinear
+        layers = attach(model, config.adapter, layer_type)
+    for layer in layers.values():
+        if config.method == "lora":  # one expert: nothing to route, and no logits to learn
+            torch.nn.init.zeros_(layer.router_nD)
+        if config.method == "lora" or config.router == "random":
+            layer.router_nD.requires_grad_(False)
+    return layers
+
+
+@contextmanager
+def selecting(layers: Layers, rule: SelectExperts) -> Iterator[None]:
+    """Every layer selects by `rule` while the context is open, by top-k afterwards."""
+    for layer in layers.values():
+        layer.select = rule
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            layer.select = top_k_experts
+
+
+def sampling_rule(generator: torch.Generator) -> SelectExperts:
+    """Draws from the routing distribution, as training does."""
+    return lambda z_Tn, k: sample_experts(z_Tn, k, generator)
+
+
+def completion_shares(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Each token's share of its row's mean completion loss, [B, T] (see `loss_shares`).
+
+    The output head, the dearest product of a small model, runs only where a loss is needed.
+    """
+    positions_R = batch.loss_positions
+    logits_BRV = model(
+        input_ids=batch.inputs_BT, use_cache=False, logits_to_keep=positions_R
+    ).logits
+    loss_BR = token_losses(logits_BRV, batch.labels_BT[:, positions_R])
+    loss_BT = loss_BR.new_zeros(batch.labels_BT.shape).index_copy(1, positions_R, loss_BR)
+    return loss_shares(loss_BT, batch.labels_BT)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingStats:
+    """What the routers did in one pass, over real tokens."""
+
+    entropy: float
+    """Mean entropy of the routing distribution, in nats; ln n is uniform."""
+    support: float
+    """Mean effective support size of the routing weights."""
+    load_Ln: Tensor
+    """Share of the tokens that activate each expert; a row sums to k."""
+
+
+def routing_stats(
+    logits_LBTn: Tensor, selection_LBTk: Tensor, mask_BT: Tensor, *, softmax: bool
+) -> RoutingStats:
+    logits_LBTn = logits_LBTn.detach()
+    chosen_LBTn = expert_mask(selection_LBTk, logits_LBTn.shape[-1]).float()
+    gate_LBTn = softmax_gate(logits_LBTn, selection_LBTk) if softmax else chosen_LBTn
+    return RoutingStats(
+        entropy=routing_entropy(logits_LBTn)[:, mask_BT].mean().item(),
+        support=effective_support_size(gate_LBTn)[:, mask_BT].mean().item(),
+        load_Ln=chosen_LBTn[:, mask_BT].mean(1).cpu(),
+    )
+
+
+def pass_loss(
+    model: PreTrainedModel,
+    layers: Layers,
+    batch: Batch,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, float], RoutingStats]:
+    """The loss of one pass, its metrics and the routing statistics.
+
+    ReMix runs the M selections of every example as one batch and draws each from the routers;
+    the baselines see each example once and take the top-k.
+    """
+    if config.method != "remix":
+        with trace_routes(layers) as trace:
+            share_BT = completion_shares(model, batch)
+        loss, metrics = supervised_loss(share_BT)
+        stats = routing_stats(*stacked(trace), batch.mask_BT, softmax=config.method == "softmax")
+        return loss, metrics, stats
+    batch = batch.repeat(config.selections)
+    with selecting(layers, sampling_rule(generator)), trace_routes(layers) as trace:
+        share_BT = completion_shares(model, batch)
+    logits_LBTn, selection_LBTk = stacked(trace)
+    log_q_BT = route_log_probs(logits_LBTn, selection_LBTk, batch.mask_BT)
+    loss, metrics = remix_loss(
+        share_BT, log_q_BT, selections=config.selections, credit=config.credit
+    )
+    stats = routing_stats(logits_LBTn, selection_LBTk, batch.mask_BT, softmax=False)
+    return loss, metrics, stats
+
+
+def stacked(trace: RouteTrace) -> tuple[Tensor, Tensor]:
+    """Logits [L, B, T, n] and selections [L, B, T, k] of a trace of one forward pass."""
+    logits = [passes[0] for passes in trace.logits.values()]
+    selections = [passes[0] for passes in trace.selections.values()]
+    return torch.stack(logits), torch.stack(selections)

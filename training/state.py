@@ -1,0 +1,114 @@
+"""The state of a run on disk: one safetensors file per save, no pickle.
+
+A file holds trainable weights and both AdamW moments; its header holds the step, the settings
+and the data's digest. Random draws and data order are functions of seed and step (`seeds.py`),
+so nothing else is needed to go on exactly. A file is complete or absent: written under another
+name, synced, then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from remix_runtime.errors import TrainingError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = 2
+"""Files kept; a newer one never replaces an older one in place."""
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+def state_files(folder: Path) -> list[Path]:
+    """Saved states, oldest first."""
+    return sorted(folder.glob("state-*.safetensors"))
+
+
+def save_state(
+    folder: Path,
+    *,
+    step: int,
+    parameters: Parameters,
+    optimizer: torch.optim.Optimizer,
+    run: Mapping[str, str],
+) -> Path:
+    """Writes the state after `step` steps and removes all but the newest `KEPT` files.
+
+    `run` is what a resuming run must have in common, see `load_state`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"weight/{name}"] = parameter.detach().cpu().contiguous()
+        for moment in MOMENTS:
+            # A parameter that never had a gradient has no moments yet: zeros are the same.
+            value = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+            tensors[f"{moment}/{name}"] = value.cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"state-{step:07d}.safetensors"
+    unfinished = path.with_suffix(".unfinished")
+    save_file(tensors, unfinished, metadata={"step": str(step), "run": json.dumps(dict(run))})
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    for old in state_files(folder)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def load_state(
+    folder: Path,
+    *,
+    parameters: Parameters,
+    optimizer: torch.optim.Optimizer,
+    run: Mapping[str, str],
+) -> int:
+    """Puts the newest saved state into parameters and optimizer; returns its step, 0 if none.
+
+    Raises `TrainingError` when the file is broken or a value of `run` differs from its own.
+    """
+    files = state_files(folder)
+    if not files:
+        return 0
+    path = files[-1]
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            header = file.metadata()
+            _check_same_run(path, json.loads(header["run"]), run)
+            step = int(header["step"])
+            for name, parameter in parameters.items():
+                parameter.copy_(file.get_tensor(f"weight/{name}"))
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    **{
+                        moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
+                        for moment in MOMENTS
+                    },
+                }
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path}: found no readable training state, expected one: {error}; "
+            "delete it to resume from the one before"
+        ) from None
+    return step
+
+
+def _check_same_run(path: Path, saved: Mapping[str, str], run: Mapping[str, str]) -> None:
+    for key in sorted(saved.keys() | run.keys()):
+        if saved.get(key) != run.get(key):
+            raise TrainingError(
+                f"{path}: was saved with {key} = {saved.get(key)}, found {run.get(key)}; "
+                "resume with the same settings and data, or start again with --overwrite"
+            )

@@ -1,0 +1,216 @@
+"""The training loop: one step, learning rates, saving and resuming.
+
+A step is a pure function of the state before it, the settings and the data, so a run that was
+killed and resumed ends with the same bits (on the CPU, at a fixed number of threads).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from remix_runtime.errors import TrainingError
+from training.config import TrainConfig
+from training.data import BatchOrder, Example, collate
+from training.evaluation import held_out_loss
+from training.objective import RoutingStats, attach_method, pass_loss
+from training.seeds import generator
+from training.state import load_state, save_state
+
+# Settings that say where and how long, not what: a resumed run may change them.
+NOT_THE_RUN = {
+    "data",
+    "eval_data",
+    "output",
+    "base_name",
+    "device",
+    "threads",
+    "checkpoint_every",
+    "eval_every",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one step did. Means over the passes of the step."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    loss_spread: float
+    """Standard deviation of the loss over the M selections of an example; 0 for baselines."""
+    routing: RoutingStats
+    expert_norm: float
+    router_norm: float
+    """Gradient norms before clipping."""
+    learning_rate_factor: float
+    tokens: int
+    """Input tokens, the M copies counted."""
+    seconds: float
+    held_out_loss: float | None = None
+
+
+class Trainer:
+    """One run in memory. `run` goes from the current step to the last."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        examples: Sequence[Example],
+        held_out: Sequence[Example] = (),
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.examples = examples
+        self.held_out = held_out
+        self.layers = attach_method(model, config)
+        self.step = 0
+        lengths = [len(example.tokens) for example in examples]
+        self._order = BatchOrder(lengths, batch_size=config.batch_size, seed=config.seed)
+        self.parameters = {
+            f"{name}.{kind}": parameter
+            for name, layer in self.layers.items()
+            for kind, parameter in layer.named_parameters(recurse=False)
+            if parameter.requires_grad
+        }
+        routers = {name for name in self.parameters if name.endswith(".router_nD")}
+        self._experts = [p for name, p in self.parameters.items() if name not in routers]
+        self._routers = [p for name, p in self.parameters.items() if name in routers]
+        # Softmax routers learn by back-propagation like the experts, but at their own rate too.
+        self._rates = [config.expert_learning_rate, config.router_learning_rate]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": self._experts}, {"params": self._routers}],
+            lr=config.expert_learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def run(
+        self, *, state_folder: Path | None = None, on_step: Callable[[StepReport], None]
+    ) -> None:
+        """Trains to the last step and saves on the way.
+
+        Raises `TrainingError` at the first loss or gradient that is not finite; weights and
+        saved states are then those of the last good step.
+        """
+        config = self.config
+        while self.step < config.steps:
+            report = self.train_step()
+            last = self.step == config.steps
+            if state_folder and (last or self.step % config.checkpoint_every == 0):
+                self.save(state_folder)
+            on_step(report)
+
+    def train_step(self) -> StepReport:
+        """One update of the weights."""
+        config, started = self.config, time.perf_counter()
+        total, spread, tokens = 0.0, 0.0, 0
+        stats: list[RoutingStats] = []
+        passes = config.gradient_accumulation
+        for index in range(self.step * passes, (self.step + 1) * passes):
+            batch = collate(
+                [self.examples[i] for i in self._order[index]], device=self.model.device
+            )
+            draws = generator(config.seed, "selections", index, device=self.model.device)
+            loss, metrics, routing = pass_loss(self.model, self.layers, batch, config, draws)
+            self._require_finite("loss", metrics["loss"])
+            (loss / passes).backward()  # type: ignore[no-untyped-call]
+            total += metrics["loss"] / passes
+            spread += metrics.get("loss_spread", 0.0) / passes
+            copies = config.selections if config.method == "remix" else 1
+            tokens += int(batch.mask_BT.sum()) * copies
+            stats.append(routing)
+        limit = config.max_grad_norm or math.inf
+        norms = [
+            nn.utils.clip_grad_norm_(group, limit).item() if group else 0.0
+            for group in (self._experts, self._routers)
+        ]
+        self._require_finite("gradient of the experts", norms[0])
+        self._require_finite("gradient of the routers", norms[1])
+        factor = learning_rate_factor(self.step, config)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        seconds = time.perf_counter() - started
+        due = self.step % config.eval_every == 0 or self.step == config.steps
+        return StepReport(
+            step=self.step,
+            loss=total,
+            loss_spread=spread,
+            routing=RoutingStats(
+                entropy=sum(s.entropy for s in stats) / passes,
+                support=sum(s.support for s in stats) / passes,
+                load_Ln=torch.stack([s.load_Ln for s in stats]).mean(0),
+            ),
+            expert_norm=norms[0],
+            router_norm=norms[1],
+            learning_rate_factor=factor,
+            tokens=tokens,
+            seconds=seconds,
+            held_out_loss=held_out_loss(self.model, self.held_out)
+            if due and self.held_out
+            else None,
+        )
+
+    def save(self, folder: Path) -> Path:
+        return save_state(
+            folder,
+            step=self.step,
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            run=self._identity(),
+        )
+
+    def resume(self, folder: Path) -> int:
+        """Goes on from the newest state in `folder`; returns its step, 0 where there is none.
+
+        Raises `TrainingError` when it belongs to other settings or data.
+        """
+        self.step = load_state(
+            folder,
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            run=self._identity(),
+        )
+        return self.step
+
+    def _identity(self) -> dict[str, str]:
+        settings = self.config.model_dump(mode="json", exclude=NOT_THE_RUN)
+        rows = repr([(e.tokens, e.is_target) for e in self.examples])
+        return {
+            "data": sha256(rows.encode()).hexdigest(),
+            **{key: str(value) for key, value in settings.items()},
+        }
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {self.step + 1}: the {what} is {value}, expected a finite number; the last "
+                "saved state is kept: resume it with lower learning rates in a new output folder "
+                "or check the data"
+            )
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Linear warm-up over the first steps, then the schedule's way down to 0 at the end."""
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    match config.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            return 1 - progress
+        case "constant":
+            return 1.0
