@@ -33,8 +33,12 @@ PARITY_FILE = "parity.safetensors"
 MAX_PROMPTS = 64
 
 _VERSION = "1"
-_DTYPES = {"token_ids": "I64", "routes": "U8", "margins": "F32", "top_ids": "I64"} | {
-    "top_logits": "F32"
+_DTYPES = {
+    "token_ids": "I64",
+    "routes": "U8",
+    "margins": "F32",
+    "top_ids": "I64",
+    "top_logits": "F32",
 }
 _DIMS = {"token_ids": 1, "routes": 3, "margins": 2, "top_ids": 1, "top_logits": 1}
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?(e-?[0-9]{1,3})?")
@@ -48,7 +52,7 @@ class ParityPrompt:
     routes_LTk: Tensor
     margins_LT: Tensor
     """(z_k − z_{k+1}) / max(1, max |z|) of the sorted router logits z, infinity where k = n:
-    the relative change of the logits that flips the route is at least half of it."""
+    no change of the logits by less than half of it, relative to the largest, flips the route."""
     top_ids_j: Tensor
     top_logits_j: Tensor
 
@@ -64,11 +68,13 @@ class Parity:
     """Largest |difference| of a logit, relative to max(1, |logit|)."""
 
 
-def read_parity(folder: Path, *, limits: CheckpointLimits = DEFAULT_LIMITS) -> Parity | None:
+def read_parity(
+    folder: Path, *, vocab_size: int | None = None, limits: CheckpointLimits = DEFAULT_LIMITS
+) -> Parity | None:
     """The parity file of an adapter folder, None where there is none.
 
-    Checks all that the file alone can tell; `remix_runtime.parity.check_parity` does the rest.
-    Raises `CheckpointFormatError`.
+    With `vocab_size`, every token id is below it. Layers and experts are compared with the
+    adapter's when it is replayed. Raises `CheckpointFormatError`.
     """
     with open_folder(folder, max_files=limits.files) as files:
         if not files.has(PARITY_FILE):
@@ -95,7 +101,7 @@ def read_parity(folder: Path, *, limits: CheckpointLimits = DEFAULT_LIMITS) -> P
         for i in range(count)
     )
     for i, prompt in enumerate(prompts):
-        _check_values(i, prompt)
+        _check_values(i, prompt, vocab_size)
     return Parity(
         prompts=prompts,
         route_tolerance=_tolerance(header.metadata, "route_tolerance"),
@@ -172,15 +178,17 @@ def _check_header(header: Header) -> int:
     return count
 
 
-def _check_values(index: int, prompt: ParityPrompt) -> None:
+def _check_values(index: int, prompt: ParityPrompt, vocab_size: int | None) -> None:
+    end = torch.iinfo(torch.int64).max if vocab_size is None else vocab_size
+    token_ids, top_ids = prompt.token_ids_T, prompt.top_ids_j
     checks = {
-        "token_ids": ("values of at least 0", prompt.token_ids_T >= 0),
+        "token_ids": (f"token ids from 0 to {end - 1}", (token_ids >= 0) & (token_ids < end)),
         "routes": (
             "experts in ascending order",
             prompt.routes_LTk[..., 1:] > prompt.routes_LTk[..., :-1],
         ),
         "margins": ("values of at least 0", prompt.margins_LT >= 0),  # NaN is not
-        "top_ids": ("values of at least 0", prompt.top_ids_j >= 0),
+        "top_ids": (f"token ids from 0 to {end - 1}", (top_ids >= 0) & (top_ids < end)),
         "top_logits": ("finite values", torch.isfinite(prompt.top_logits_j)),
     }
     for part, (expected, good) in checks.items():
