@@ -61,7 +61,7 @@ lint: install
 	$(BIN)/mypy -p examples
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
-	$(BIN)/kubernetes-validate deploy/kubernetes.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
 
 format: install
 	$(BIN)/ruff format .
