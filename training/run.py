@@ -97,9 +97,7 @@ def _claim(output: Path, *, resume: bool, overwrite: bool) -> None:
             shutil.rmtree(output / name, ignore_errors=True)
         for name in (METRICS, CURVE, LOAD):
             (output / name).unlink(missing_ok=True)
-    elif resume:
-        shutil.rmtree(output / ADAPTER, ignore_errors=True)
-    elif state_files(output / STATE) or (output / ADAPTER).exists():
+    elif not resume and (state_files(output / STATE) or (output / ADAPTER).exists()):
         raise ConfigError(
             f"output: {output} holds a run already; go on with --resume, "
             "start again with --overwrite, or name another folder"
