@@ -216,10 +216,11 @@ def _native_attend() -> Callable[..., None] | None:
     library = native.lib()
     if library is None:
         return None
-    function: Any = library.remix_attend
-    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    pointer, number, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     strided = [pointer, number, number]
-    function.argtypes = [pointer, pointer, number, *strided * 3, pointer, real, number, real, ctypes.c_int]
+    options = [real, number, real, count]
+    function: Any = library.remix_attend
+    function.argtypes = [pointer, pointer, number, *strided * 3, pointer, *options]
     function.restype = None
     return function  # type: ignore[no-any-return]
 
@@ -259,7 +260,7 @@ class _NativeLayerKV:
         T, H, d = q_THd.shape
         assert k_TGd.shape == v_TGd.shape == (T, *self.kv_shape)
         assert d == self.kv_shape[1]
-        assert T >= batch.end_row
+        assert batch.end_row <= T
         o_THd = torch.empty((T, H, d), dtype=torch.float32)
         self._function(
             self._address, batch.native_address, H,
@@ -299,7 +300,8 @@ class _TorchLayerKV:
             new_slot_Sn = slot_SL.gather(1, position_Sn)
             self.keys[new_slot_Sn] = k_TGd[row_Sn]
             self.values[new_slot_Sn] = v_TGd[row_Sn]
-            q_SnGRd = q_THd[row_Sn].unflatten(2, (k_TGd.shape[1], -1)).float()
+            G, d = k_TGd.shape[1:]
+            q_SnGRd = q_THd[row_Sn].view(*row_Sn.shape, G, -1, d).float()
             score_SGRnL = torch.einsum("sngrd,slgd->sgrnl", q_SnGRd, self.keys[slot_SL].float())
             score_SGRnL *= scale
             if softcap is not None:
