@@ -1,0 +1,117 @@
+"""Linear layers and the ReMix addition for the tokens of many adapters at once.
+
+`make_linear`, `make_table` and `add_mixture` choose a backend; callers see only the protocols
+below. One file per backend, a later one (Triton) joins the same way:
+
+- `cpu.py` with `native/*.c`: float32 on the CPU, where a C compiler was found
+- `torch_path.py`: PyTorch, any device
+- `reference.py`: the equations, token by token, for tests
+
+Shape suffixes: T packed tokens, D input width, O output width, k activated experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from remix_runtime.kernels import cpu
+from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
+from remix_runtime.kernels.mixture import Batch, MixtureWeights
+from remix_runtime.kernels.torch_path import TorchLinear, TorchMixtureTable
+
+__all__ = [
+    "Batch",
+    "Linear",
+    "MixtureTable",
+    "MixtureWeights",
+    "add_mixture",
+    "make_linear",
+    "make_table",
+]
+
+
+class Linear(Protocol):
+    """A frozen linear layer."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, x_TD: Tensor, /) -> Tensor:
+        """[..., D] to a new [..., O]."""
+        ...
+
+    def rows(self, index_T: Tensor, /) -> Tensor:
+        """Rows of W: the embeddings of tokens where W is an output head tied to them."""
+        ...
+
+    def unpack(self) -> Tensor:
+        """W as [O, D]."""
+        ...
+
+
+class MixtureTable(Protocol):
+    """The adapters of one linear layer, by slot."""
+
+    in_features: int
+    out_features: int
+
+    def set(self, slot: int, weights: MixtureWeights) -> None: ...
+
+    def clear(self, slot: int) -> None: ...
+
+    def add(
+        self, y_TO: Tensor, x_TD: Tensor, batch: Batch, routes_Tk: Tensor | None = None
+    ) -> None:
+        """Adds ω · sum of the selected experts to the rows of y, in place.
+
+        Rows of the base model and of empty slots stay as they are. `routes_Tk`, int32 with room
+        for the largest top_k, receives the selected experts in ascending order, padded with -1.
+        """
+        ...
+
+
+def make_linear(weight_OD: Tensor, bias_O: Tensor | None = None) -> Linear:
+    """The fastest linear layer for the weight's device and type. May copy the weight: drop it."""
+    if _is_native(weight_OD.device, weight_OD.dtype):
+        return PackedLinear(weight_OD, bias_O)
+    return TorchLinear(weight_OD, bias_O)
+
+
+def make_table(
+    num_slots: int,
+    in_features: int,
+    out_features: int,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MixtureTable:
+    """An empty table for one layer; `dtype` is that of the layer's x and y."""
+    native = _is_native(torch.device(device), dtype)
+    return (NativeMixtureTable if native else TorchMixtureTable)(
+        num_slots, in_features, out_features
+    )
+
+
+def add_mixture(
+    y_TO: Tensor,
+    x_TD: Tensor,
+    runs: Sequence[tuple[int, int, int]],
+    slots: Sequence[MixtureWeights | None],
+    routes_Tk: Tensor | None = None,
+) -> None:
+    """`MixtureTable.add` without a table to keep. `runs`: (first token, end, slot or -1)."""
+    table = make_table(
+        len(slots), x_TD.shape[1], y_TO.shape[1], device=x_TD.device, dtype=x_TD.dtype
+    )
+    for slot, weights in enumerate(slots):
+        if weights is not None:
+            table.set(slot, weights)
+    table.add(y_TO, x_TD, Batch(runs), routes_Tk)
+
+
+def _is_native(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype == torch.float32 and cpu.available()

@@ -32,11 +32,11 @@ import torch  # noqa: F401 - loads its libgomp before ours is looked up
 _log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-FLAGS = (
-    "-std=gnu11 -O3 -march=native -fopenmp -shared -fPIC -fvisibility=hidden "
-    # No -ffast-math: NaN and infinity must reach the output, and sums keep their order.
-    "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wextra"
-).split()
+# No -ffast-math: NaN and infinity must reach the output, and sums keep their order.
+FLAGS = [
+    *("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra"),
+]
 
 
 @functools.cache

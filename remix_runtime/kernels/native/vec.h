@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -54,13 +54,19 @@ INLINE vf fma_(vf a, vf b, vf c) {
 #endif
 }
 
-// Sum of all lanes, always added in the same order: halves, quarters, ...
+// Sum of all lanes, always added in the same order: upper half onto lower half, and again.
 INLINE float sum_lanes(vf v) {
-    float a[VL];
-    memcpy(a, &v, sizeof v);
-#pragma GCC unroll 8
-    for (int half = VL / 2; half > 0; half /= 2)
-#pragma GCC unroll 16
-        for (int i = 0; i < half; i++) a[i] += a[i + half];
-    return a[0];
+#if defined(__AVX512F__)
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1));
+    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), upper);
+#elif defined(__AVX__)
+    const __m256 v8 = (__m256)v;
+#endif
+#if defined(__AVX__)
+    const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+#else
+    return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
 }

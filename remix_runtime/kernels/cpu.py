@@ -1,0 +1,174 @@
+"""The kernels in C: float32 on the CPU, the fast path there.
+
+A row of the output has the same bits whatever else is in the batch and at every number of
+threads; see `native/linear.c` and `native/mixture.c` for how.
+
+Shape suffixes as in `kernels/mixture.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from remix_runtime.kernels import native
+from remix_runtime.kernels.mixture import CPU_TILE, Batch, MixtureWeights
+
+_pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class _Slot(ctypes.Structure):
+    """`Slot` of `native/mixture.c`."""
+
+    _fields_ = [
+        ("a_mD", _pointer),
+        ("b_cjP", _pointer),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("r", ctypes.c_int32),
+    ]
+
+
+class _Functions:
+    """The library's functions with their argument types declared."""
+
+    def __init__(self, lib: ctypes.CDLL) -> None:
+        self.linear = _declare(lib.remix_linear, *[_pointer] * 4, *[_int64] * 3, _int)
+        self.mixture_add = _declare(lib.remix_mixture_add, *[_pointer] * 6, *[_int64] * 5, _int)
+        self.panel = int(lib.remix_linear_panel())
+        assert int(lib.remix_mixture_tile()) == CPU_TILE
+
+
+def _declare(function: Callable[..., None], *argtypes: type) -> Callable[..., None]:
+    function.argtypes, function.restype = argtypes, None  # type: ignore[attr-defined]
+    return function
+
+
+@functools.cache
+def _functions() -> _Functions:
+    lib = native.lib()
+    assert lib is not None, "callers ask `available` first"
+    return _Functions(lib)
+
+
+def available() -> bool:
+    return native.lib() is not None
+
+
+class PackedLinear:
+    """y = W x + b, with W stored once in the order in which the kernel reads it."""
+
+    def __init__(self, weight_OD: Tensor, bias_O: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight_OD.shape
+        functions = _functions()
+        self._linear = functions.linear
+        P = functions.panel
+        panels = -(-self.out_features // P)
+        self.packed_CDP = torch.zeros(panels, self.in_features, P)
+        for i, rows_PD in enumerate(torch.split(weight_OD.detach(), P)):
+            self.packed_CDP[i, :, : len(rows_PD)] = rows_PD.T
+        self.bias_O: Tensor | None = None
+        if bias_O is not None:
+            self.bias_O = torch.zeros(panels * P)
+            self.bias_O[: self.out_features] = bias_O.detach()
+        self._pointers = (
+            self.packed_CDP.data_ptr(),
+            None if self.bias_O is None else self.bias_O.data_ptr(),
+        )
+
+    @classmethod
+    def from_weight(cls, weight_OD: Tensor, bias_O: Tensor | None = None) -> PackedLinear:
+        return cls(weight_OD, bias_O)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """float32 [..., D] to float32 [..., O]."""
+        x_TD = x_TD.contiguous()
+        assert x_TD.shape[-1] == self.in_features
+        assert x_TD.dtype == torch.float32
+        y_TO = torch.empty((*x_TD.shape[:-1], self.out_features))
+        self._linear(
+            *self._pointers,
+            x_TD.data_ptr(),
+            y_TO.data_ptr(),
+            x_TD.numel() // self.in_features,
+            self.in_features,
+            self.out_features,
+            torch.get_num_threads(),
+        )
+        return y_TO
+
+    def rows(self, index_T: Tensor) -> Tensor:
+        """Rows of W: the embeddings of tokens where W is an output head tied to them."""
+        P = self.packed_CDP.shape[2]
+        return self.packed_CDP[index_T // P, :, index_T % P]
+
+    def unpack(self) -> Tensor:
+        """W [O, D] again, bit for bit."""
+        return self.packed_CDP.transpose(1, 2).flatten(0, 1)[: self.out_features]
+
+
+class NativeMixtureTable:
+    """The adapters of one layer by slot, and the call that adds them to a step's tokens."""
+
+    def __init__(self, num_slots: int, in_features: int, out_features: int) -> None:
+        self.in_features = in_features
+        self.out_features = out_features
+        self.slots: list[MixtureWeights | None] = [None] * num_slots
+        self._table = (_Slot * num_slots)()
+        self._address = ctypes.addressof(self._table)
+        self._max_m = self._max_k = 0
+        self._add = _functions().mixture_add
+
+    def set(self, slot: int, weights: MixtureWeights) -> None:
+        assert (weights.in_features, weights.out_features) == (self.in_features, self.out_features)
+        assert weights.b_CjP.shape[2] == CPU_TILE
+        pointers = weights.a_mD.data_ptr(), weights.b_CjP.data_ptr()
+        self._change(slot, weights, _Slot(*pointers, weights.n, weights.k, weights.r))
+
+    def clear(self, slot: int) -> None:
+        self._change(slot, None, _Slot())
+
+    def _change(self, slot: int, weights: MixtureWeights | None, row: _Slot) -> None:
+        self.slots[slot] = weights
+        self._table[slot] = row
+        self._max_m = max((w.a_mD.shape[0] for w in self.slots if w), default=0)
+        self._max_k = max((w.k for w in self.slots if w), default=0)
+
+    def add(
+        self, y_TO: Tensor, x_TD: Tensor, batch: Batch, routes_Tk: Tensor | None = None
+    ) -> None:
+        """y += the mixture of each token's slot, in place. `routes_Tk` (int32, k at least the
+        largest top_k of the table) receives the experts, ascending, padded with -1."""
+        if not batch.adapted or not self._max_k:
+            if routes_Tk is not None:
+                routes_Tk.fill_(-1)
+            return
+        h_Tm, picks_Tk = batch.scratch(self._max_m, self._max_k)
+        if routes_Tk is not None:
+            assert routes_Tk.shape[1] >= self._max_k
+            assert routes_Tk.dtype == torch.int32
+            assert routes_Tk.is_contiguous()
+            picks_Tk = routes_Tk
+        assert x_TD.is_contiguous()
+        assert y_TO.is_contiguous()
+        assert x_TD.dtype == y_TO.dtype == torch.float32
+        assert x_TD.shape == (batch.num_tokens, self.in_features)
+        assert y_TO.shape == (batch.num_tokens, self.out_features)
+        self._add(
+            self._address,
+            batch.runs_R3.data_ptr(),
+            x_TD.data_ptr(),
+            y_TO.data_ptr(),
+            h_Tm.data_ptr(),
+            picks_Tk.data_ptr(),
+            len(batch.runs),
+            self.in_features,
+            self.out_features,
+            h_Tm.shape[1],
+            picks_Tk.shape[1],
+            torch.get_num_threads(),
+        )

@@ -1,0 +1,66 @@
+"""The kernels in PyTorch: any device, any floating type. CUDA uses it, and a CPU without a
+C compiler.
+
+Shape suffixes as in `kernels/mixture.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from remix_runtime.kernels.mixture import Batch, MixtureWeights
+from remix_runtime.routing import expert_mask, top_k_experts
+
+
+class TorchLinear:
+    """y = W x + b with PyTorch's own product."""
+
+    def __init__(self, weight_OD: Tensor, bias_O: Tensor | None = None) -> None:
+        self.weight_OD = weight_OD.detach()
+        self.bias_O = None if bias_O is None else bias_O.detach()
+        self.out_features, self.in_features = weight_OD.shape
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return F.linear(x_TD, self.weight_OD, self.bias_O)
+
+    def rows(self, index_T: Tensor) -> Tensor:
+        return F.embedding(index_T, self.weight_OD)
+
+    def unpack(self) -> Tensor:
+        return self.weight_OD
+
+
+class TorchMixtureTable:
+    """The adapters of one layer by slot; each run of tokens is two dense products and a mask."""
+
+    def __init__(self, num_slots: int, in_features: int, out_features: int) -> None:
+        self.in_features = in_features
+        self.out_features = out_features
+        self.slots: list[MixtureWeights | None] = [None] * num_slots
+
+    def set(self, slot: int, weights: MixtureWeights) -> None:
+        self.slots[slot] = weights
+
+    def clear(self, slot: int) -> None:
+        self.slots[slot] = None
+
+    def add(
+        self, y_TO: Tensor, x_TD: Tensor, batch: Batch, routes_Tk: Tensor | None = None
+    ) -> None:
+        if routes_Tk is not None:
+            routes_Tk.fill_(-1)
+        for start, end, slot in batch.runs:
+            weights = self.slots[slot] if slot >= 0 else None
+            if weights is None:
+                continue
+            n, k, r = weights.n, weights.k, weights.r
+            h_Tm = F.linear(x_TD[start:end].float(), weights.a_mD)
+            selection_Tk = top_k_experts(h_Tm[:, n * r :], k)
+            gate_Tn = expert_mask(selection_Tk, n)
+            # Not a product with 0 and 1: an infinite activation of an unselected expert is no NaN.
+            h_Tj = torch.where(gate_Tn.repeat_interleave(r, dim=1), h_Tm[:, : n * r], 0)
+            y_TO[start:end] += (h_Tj @ weights.untiled_b()).to(y_TO.dtype)
+            if routes_Tk is not None:
+                routes_Tk[start:end, :k] = selection_Tk.sort(dim=1).values.to(torch.int32)
