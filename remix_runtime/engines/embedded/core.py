@@ -1,0 +1,205 @@
+"""The engine's inside: admit, schedule, run, sample, report. One thread owns all of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from remix_runtime.bank import AdapterBank
+from remix_runtime.checkpoint import Checkpoint, Parity
+from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
+from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.runner import ModelRunner
+from remix_runtime.engines.embedded.sampler import Sample, sample
+from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.sequence import Sequence
+from remix_runtime.errors import CapacityError, EngineDeadError, RemixError
+from remix_runtime.parity import replay_parity
+from remix_runtime.text import TextStream
+
+log = logging.getLogger(__name__)
+
+_MAX_FAILED_STEPS = 3
+"""Steps that may fail one after the other before the engine calls itself dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one step, or one command, did to one request."""
+
+    request_id: str
+    event: TokenEvent | Exception
+
+
+class EngineCore:
+    """Continuous batching over a `ModelRunner`."""
+
+    def __init__(self, config: EmbeddedConfig, runner: ModelRunner, bank: AdapterBank) -> None:
+        self.runner = runner
+        self.bank = bank
+        self.scheduler = Scheduler(
+            PagePool(runner.num_pages, runner.page_tokens),
+            bank,
+            max_running=config.max_running,
+            max_tokens_per_step=config.max_tokens_per_step,
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._failed_steps = 0
+
+    def load(self, checkpoint: Checkpoint, parity: Parity | None) -> bool:
+        """Takes an adapter in and replays its parity file; one that fails is out again.
+
+        False, and nothing changed, when the replay finds neither slot nor KV pages free now.
+        Raises `CapacityError` and `ParityError`.
+        """
+        digest = checkpoint.digest
+        if digest in self.bank:
+            return True
+        self.bank.add(checkpoint)
+        try:
+            loaded = parity is None or self._replay(checkpoint, parity)
+        except RemixError:
+            self.bank.remove(digest)
+            raise
+        if not loaded:
+            self.bank.remove(digest)
+        return loaded
+
+    def _replay(self, checkpoint: Checkpoint, parity: Parity) -> bool:
+        longest = max(len(prompt.token_ids_T) for prompt in parity.prompts)
+        count = self.scheduler.pool.pages_for(longest)
+        if count > self.runner.num_pages:
+            raise CapacityError(
+                f"kv_cache_bytes: replaying a parity prompt needs {count} pages, "
+                f"there are {self.runner.num_pages}"
+            )
+        pages = self.scheduler.pool.take(count)
+        if pages is None:
+            return False
+        try:
+            slot = self.bank.acquire(checkpoint.digest)
+            if slot is None:
+                return False
+            try:
+                replay_parity(
+                    parity,
+                    self.runner.prompt_runner(slot, checkpoint.config.top_k, pages),
+                    slack=self.runner.parity_slack,
+                )
+            finally:
+                self.bank.release(checkpoint.digest)
+        finally:
+            self.scheduler.pool.give_back(pages)
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def add(self, request: GenerationRequest) -> None:
+        text = TextStream(
+            self.runner.tokenizer.decode, request.prompt_token_ids, request.params.stop
+        )
+        sequence = Sequence(request, text)
+        self._sequences[request.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> list[Output]:
+        """Ends a request now; what it held is free before the next step."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return []
+        return [self._end(sequence, [], sequence.text.flush(), None, FinishReason.ABORT)]
+
+    def step(self) -> list[Output]:
+        """Computes one batch and returns what became of its requests."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        try:
+            logits_SV = self.runner.run(chunks)
+        except Exception as error:
+            return self._fail([chunk.sequence for chunk in chunks], error)
+        self._failed_steps = 0
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.count
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        if not sampling:
+            return []
+        samples = sample(logits_SV, sampling)
+        return [self._advance(s, result) for s, result in zip(sampling, samples, strict=True)]
+
+    def _advance(self, sequence: Sequence, result: Sample | Exception) -> Output:
+        """Takes the sampled token into the sequence and says what can be shown of it."""
+        if isinstance(result, Exception):
+            self._forget(sequence)
+            log.error("request %s failed in sampling: %s", sequence.request.request_id, result)
+            return Output(sequence.request.request_id, RemixError(f"sampling failed: {result}"))
+        params = sequence.params
+        sequence.append(result.token_id)
+        is_eos = not params.ignore_eos and result.token_id in self.runner.model.eos_token_ids
+        if is_eos or result.token_id in params.stop_token_ids:
+            text, reason = sequence.text.flush(), FinishReason.STOP
+            return self._end(sequence, [result.token_id], text, result, reason)
+        text = sequence.text.push(result.token_id)
+        if sequence.text.stopped:
+            return self._end(sequence, [result.token_id], text, result, FinishReason.STOP)
+        if sequence.num_generated >= params.max_tokens:
+            text += sequence.text.flush()
+            stopped = sequence.text.stopped
+            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+            return self._end(sequence, [result.token_id], text, result, reason)
+        return Output(
+            sequence.request.request_id,
+            _event(sequence, [result.token_id], text, result, None),
+        )
+
+    def _end(
+        self,
+        sequence: Sequence,
+        token_ids: list[int],
+        text: str,
+        result: Sample | None,
+        reason: FinishReason,
+    ) -> Output:
+        self._forget(sequence)
+        return Output(
+            sequence.request.request_id, _event(sequence, token_ids, text, result, reason)
+        )
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> list[Output]:
+        """A batch that cannot be computed fails as one; the others go on."""
+        self._failed_steps += 1
+        log.exception("a step of %d requests failed", len(sequences))
+        if self._failed_steps >= _MAX_FAILED_STEPS:
+            raise EngineDeadError(f"{_MAX_FAILED_STEPS} steps failed in a row") from error
+        for sequence in sequences:
+            self._forget(sequence)
+        failure = RemixError(f"the engine could not compute this request: {type(error).__name__}")
+        return [Output(sequence.request.request_id, failure) for sequence in sequences]
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        del self._sequences[sequence.request.request_id]
+
+
+def _event(
+    sequence: Sequence,
+    token_ids: list[int],
+    text: str,
+    result: Sample | None,
+    reason: FinishReason | None,
+) -> TokenEvent:
+    logprobs = None
+    if result is not None and result.logprobs is not None:
+        logprobs = (result.logprobs,)
+    queue_seconds = None
+    if sequence.num_generated <= 1 and sequence.scheduled is not None:
+        queue_seconds = sequence.scheduled - sequence.arrived
+    return TokenEvent(
+        token_ids=tuple(token_ids),
+        text=text,
+        logprobs=logprobs,
+        finish_reason=reason,
+        queue_seconds=queue_seconds,
+    )

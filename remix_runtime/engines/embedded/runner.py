@@ -1,0 +1,130 @@
+"""Device work of the embedded engine: one forward pass over the packed tokens of a step.
+
+Shape suffixes: T tokens of the step, S sequences that get a next token, V vocabulary,
+H query heads, G key-value heads, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from remix_runtime.checkpoint.types import BaseShapes
+from remix_runtime.contracts import GenerationRequest, ModelInfo, SamplingParams
+from remix_runtime.engines.embedded import sequence as engine_sequence
+from remix_runtime.engines.embedded.scheduler import Chunk
+from remix_runtime.engines.embedded.step import Step, computing
+from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
+from remix_runtime.errors import ParityError
+from remix_runtime.kernels import Batch
+from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
+from remix_runtime.parity import RunPrompt
+from remix_runtime.text import TextStream
+
+_PARITY_SLACK = {torch.float32: 1.0, torch.float16: 2.0**13, torch.bfloat16: 2.0**16}
+"""How much coarser a type is than float32, for the tolerances of parity files."""
+
+
+class ModelRunner:
+    """A model whose linears and attention are the engine's own; see `startup.build_core`."""
+
+    page_tokens = PAGE_TOKENS
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        model: ModelInfo,
+        tokenizer: ModelTokenizer,
+        kv: PagedKV,
+        num_pages: int,
+        base_shapes: BaseShapes,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.num_pages = num_pages
+        self.base_shapes = base_shapes
+        self._network = network
+        self._kv = kv
+        self._device = device
+        self.parity_slack = _PARITY_SLACK[dtype]
+
+    def run(self, chunks: Sequence[Chunk], routes: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits [S, V] of the chunks that reach their sequence's newest token, in their order.
+
+        Tokens of one adapter must be side by side. `routes`: see `Step`.
+        """
+        ids: list[int] = []
+        positions: list[int] = []
+        first_rows: list[int] = []
+        last_rows: list[int] = []
+        runs: list[tuple[int, int, int]] = []
+        for chunk in chunks:
+            sequence, row, end = chunk.sequence, len(ids), chunk.start + chunk.count
+            first_rows.append(row)
+            ids += sequence.tokens[chunk.start : end]
+            positions += range(chunk.start, end)
+            if chunk.samples:
+                last_rows.append(len(ids) - 1)
+            if runs and runs[-1][2] == sequence.slot:
+                row = runs.pop()[0]
+            runs.append((row, len(ids), sequence.slot))
+        step = Step(
+            attention=AttentionBatch(
+                first_rows,
+                [chunk.count for chunk in chunks],
+                [chunk.start for chunk in chunks],
+                _page_table([chunk.sequence.pages for chunk in chunks]),
+            ),
+            kv=self._kv,
+            mixture=Batch(runs),
+            routes=routes,
+        )
+        with torch.inference_mode(), computing(step):
+            output = self._network(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(last_rows, device=self._device, dtype=torch.long),
+            )
+            logits_SV: Tensor = output.logits[0].float()
+        return logits_SV
+
+    def prompt_runner(self, slot: int, top_k: int, pages: list[int]) -> RunPrompt:
+        """What `parity.replay_parity` runs: whole prompts through the engine's own path, in KV
+        pages that nobody else uses."""
+
+        def run(token_ids_T: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            ids = token_ids_T.tolist()
+            if max(ids) >= self.model.vocab_size:
+                raise ParityError(
+                    f"parity.safetensors: found token id {max(ids)}, "
+                    f"expected one below the vocabulary size {self.model.vocab_size}"
+                )
+            routes: dict[str, Tensor] = {}
+            sequence = _prompt(ids, pages, slot)
+            logits_SV = self.run([Chunk(sequence, 0, len(ids))], routes)
+            # Layers that the adapter leaves alone route nothing.
+            routed = {n: r_Tk[:, :top_k] for n, r_Tk in routes.items() if int(r_Tk[0, 0]) >= 0}
+            return routed, logits_SV[0].cpu()
+
+        return run
+
+
+def _prompt(ids: list[int], pages: list[int], slot: int) -> engine_sequence.Sequence:
+    """A sequence that is computed once and never generates."""
+    params = SamplingParams(max_tokens=1)
+    request = GenerationRequest(request_id="parity", prompt_token_ids=tuple(ids), params=params)
+    sequence = engine_sequence.Sequence(request, TextStream(lambda _: "", ()))
+    sequence.pages, sequence.slot = pages, slot
+    return sequence
+
+
+def _page_table(pages: list[list[int]]) -> Tensor:
+    """int32 [S, P], short rows filled up with pages that are never read."""
+    width = max(len(row) for row in pages)
+    return torch.tensor([row + [0] * (width - len(row)) for row in pages], dtype=torch.int32)

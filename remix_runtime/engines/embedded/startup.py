@@ -1,0 +1,149 @@
+"""From settings to a running engine core: load the model, put our modules in, size the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from remix_runtime.bank import AdapterBank
+from remix_runtime.contracts import ModelInfo
+from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.core import EngineCore
+from remix_runtime.engines.embedded.modules import ATTENTION_NAME, install, paged_attention
+from remix_runtime.engines.embedded.runner import ModelRunner
+from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
+from remix_runtime.errors import ConfigError
+from remix_runtime.kernels.attention import PagedKV, page_bytes
+from remix_runtime.layers import base_shapes
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+_ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+_ROPE_TYPES_THAT_DEPEND_ON_THE_BATCH = {"dynamic", "longrope"}
+
+
+def build_core(config: EmbeddedConfig) -> EngineCore:
+    """Raises `ConfigError` for a model that cannot be served or a budget that holds nothing."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    network = _load(config.model, dtype)
+    check_supported(network)
+    tokenizer = ModelTokenizer(config.model)
+    shapes = base_shapes(network)
+    network.to(device)
+    tables = install(network, num_slots=config.adapter_slots)
+    kv, num_pages = _kv(network, config.kv_cache_bytes, dtype, device)
+    runner = ModelRunner(
+        network,
+        model=_model_info(config, network, tokenizer),
+        tokenizer=tokenizer,
+        kv=kv,
+        num_pages=num_pages,
+        base_shapes=shapes,
+        device=device,
+        dtype=dtype,
+    )
+    bank = AdapterBank(
+        tables,
+        num_slots=config.adapter_slots,
+        device=device,
+        device_bytes=config.adapter_bytes,
+        host_bytes=config.host_adapter_bytes,
+    )
+    return EngineCore(config, runner, bank)
+
+
+def check_supported(network: PreTrainedModel) -> None:
+    """The attention of this engine knows causal, sliding-window and soft-capped attention only;
+    anything else is refused here instead of being computed wrongly."""
+    config, name = network.config, type(network).__name__
+    if not getattr(network, "_supports_attention_backend", False) or config.is_encoder_decoder:
+        raise ConfigError(f"model: {name} does not take transformers' attention interface")
+    other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES
+    if other:
+        raise ConfigError(f"model: {name} has {', '.join(sorted(other))} layers, not supported")
+    if any(hasattr(module, "sinks") for module in network.modules()):
+        raise ConfigError(f"model: {name} uses attention sinks, not supported")
+    for rope in _rope_types(config):
+        if rope in _ROPE_TYPES_THAT_DEPEND_ON_THE_BATCH:
+            raise ConfigError(f"model: rope type {rope!r} changes with the batch, not supported")
+
+
+def _rope_types(config: PretrainedConfig) -> set[str]:
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    scopes = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return {scope["rope_type"] for scope in scopes if "rope_type" in scope}
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: found cuda, but PyTorch sees no CUDA device; use cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _load(model: str, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=Path(model).is_dir(),
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model: cannot load {model!r}: {reason}") from error
+    return network.eval().requires_grad_(False)
+
+
+def _kv(
+    network: nn.Module, budget: int, dtype: torch.dtype, device: torch.device
+) -> tuple[PagedKV, int]:
+    """As many pages as the budget holds."""
+    config = network.config
+    assert isinstance(config, PretrainedConfig)
+    heads = config.num_key_value_heads or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers
+    one_page = page_bytes([heads] * layers, [width] * layers, dtype)
+    num_pages = budget // one_page
+    if num_pages < 1:
+        raise ConfigError(f"kv_cache_bytes: found {budget}, one page takes {one_page}")
+    return PagedKV(layers, num_pages, heads, width, dtype, device), num_pages
+
+
+def _model_info(
+    config: EmbeddedConfig, network: PreTrainedModel, tokenizer: ModelTokenizer
+) -> ModelInfo:
+    limit: int = network.config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len: found {config.max_model_len}, the model was made for {limit}"
+        )
+    eos = network.generation_config.eos_token_id if network.generation_config else None
+    eos = eos if eos is not None else network.config.eos_token_id
+    ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+    name = config.served_model_name or Path(config.model).name
+    return ModelInfo(
+        name=name,
+        max_model_len=config.max_model_len or limit,
+        vocab_size=network.config.vocab_size,
+        eos_token_ids=tuple(sorted(i for i in ids if i is not None)),
+    )

@@ -1,0 +1,45 @@
+"""What depends on the model and on the memory budget: checked before a request is queued."""
+
+from __future__ import annotations
+
+from remix_runtime.contracts import GenerationRequest, ModelInfo
+from remix_runtime.engines.embedded.scheduler import PagePool
+from remix_runtime.errors import InvalidRequestError
+
+
+def validate_request(request: GenerationRequest, model: ModelInfo, pool: PagePool) -> None:
+    """Raises `InvalidRequestError` with the API's name of the field."""
+    prompt, params = request.prompt_token_ids, request.params
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty, expected a token or more", param="prompt")
+    _check_ids(prompt, model.vocab_size, "prompt")
+    _check_ids(params.stop_token_ids, model.vocab_size, "stop_token_ids")
+    _check_ids(tuple(params.logit_bias), model.vocab_size, "logit_bias")
+    if params.max_tokens < 1:
+        raise InvalidRequestError(
+            f"max_tokens: found {params.max_tokens}, expected at least 1", param="max_tokens"
+        )
+    total = len(prompt) + params.max_tokens
+    if total > model.max_model_len:
+        raise InvalidRequestError(
+            f"this model's context is {model.max_model_len} tokens; the request needs {total} "
+            f"({len(prompt)} in the prompt, {params.max_tokens} to generate)",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    room = pool.num_pages * pool.page_tokens
+    if pool.pages_for(total - 1) > pool.num_pages:
+        raise InvalidRequestError(
+            f"the request needs {total - 1} tokens of KV memory, the server has {room}; "
+            "ask for fewer tokens",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )
+
+
+def _check_ids(ids: tuple[int, ...], vocab_size: int, param: str) -> None:
+    bad = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if bad is not None:
+        raise InvalidRequestError(
+            f"{param}: found token id {bad}, expected 0 to {vocab_size - 1}", param=param
+        )

@@ -1,0 +1,178 @@
+"""The scheduler alone, with no model: budgets, admission, and that everything comes back."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.sequence import Sequence
+from remix_runtime.text import TextStream
+
+PAGE = 4
+
+
+class Slots:
+    """A bank of `count` slots that counts its pins."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.slots: dict[str, int] = {}
+        self.pins: Counter[str] = Counter()
+
+    def acquire(self, digest: str) -> int | None:
+        if self.pins[digest] == 0:
+            used = {self.slots[d] for d, n in self.pins.items() if n}
+            free = [slot for slot in range(self.count) if slot not in used]
+            if not free:
+                return None
+            self.slots[digest] = free[0]
+        self.pins[digest] += 1
+        return self.slots[digest]
+
+    def release(self, digest: str) -> None:
+        self.pins[digest] -= 1
+        assert self.pins[digest] >= 0
+
+
+def sequence(prompt: int, new: int, adapter: str | None = None, name: str = "r") -> Sequence:
+    request = GenerationRequest(
+        request_id=name,
+        prompt_token_ids=tuple(range(prompt)),
+        params=SamplingParams(max_tokens=new),
+        adapter=adapter,
+    )
+    return Sequence(request, TextStream(lambda ids: "", ()))
+
+
+def scheduler(
+    pages: int = 100, slots: int = 4, running: int = 8, budget: int = 16
+) -> tuple[Scheduler, Slots]:
+    bank = Slots(slots)
+    return Scheduler(
+        PagePool(pages, PAGE), bank, max_running=running, max_tokens_per_step=budget
+    ), bank
+
+
+def advance(s: Scheduler) -> list[tuple[str, int]]:
+    """One step as the engine does it; finished sequences leave."""
+    chunks = s.schedule()
+    for chunk in chunks:
+        chunk.sequence.num_computed += chunk.count
+        if chunk.samples:
+            chunk.sequence.append(0)
+            if chunk.sequence.num_generated == chunk.sequence.params.max_tokens:
+                s.finish(chunk.sequence)
+    return [(chunk.sequence.request.request_id, chunk.count) for chunk in chunks]
+
+
+def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
+    s, _ = scheduler(budget=16)
+    s.add(sequence(2, 20, name="short"))
+    assert advance(s) == [("short", 2)]
+    s.add(sequence(40, 2, name="long"))
+    steps = [dict(advance(s)) for _ in range(3)]
+    assert [step["long"] for step in steps] == [15, 15, 10]
+    assert all(step["short"] == 1 for step in steps)
+
+
+def test_decodes_come_before_prompts_that_arrived_earlier() -> None:
+    s, _ = scheduler(budget=8)
+    s.add(sequence(100, 1, name="long"))
+    advance(s)
+    s.add(sequence(1, 5, name="late"))
+    advance(s)
+    assert dict(advance(s))["late"] == 1
+
+
+def test_admission_waits_for_all_pages_a_request_can_ever_need() -> None:
+    s, _ = scheduler(pages=5)
+    s.add(sequence(8, 9, name="a"))  # 16 rows: 4 pages
+    s.add(sequence(4, 5, name="b"))  # 8 rows: 2 pages
+    s.add(sequence(1, 1, name="c"))  # 1 page, but not past b
+    assert dict(advance(s)) == {"a": 8}
+    while s.running:
+        advance(s)
+        if s.running:
+            assert [q.request.request_id for q in s.running] == ["a"]
+    assert dict(advance(s)) == {"b": 4, "c": 1}
+
+
+def test_a_request_without_a_free_slot_lets_others_pass() -> None:
+    s, bank = scheduler(slots=1)
+    for name, adapter in (("a", "x"), ("b", "y"), ("c", "x"), ("d", None)):
+        s.add(sequence(2, 2, adapter, name))
+    assert sorted(n for n, _ in advance(s)) == ["a", "c", "d"]
+    advance(s)
+    assert advance(s) == [("b", 2)]
+    assert bank.slots["y"] == 0
+
+
+def test_tokens_of_one_adapter_are_side_by_side() -> None:
+    s, _ = scheduler()
+    for i, adapter in enumerate(["x", None, "y", "x", None, "y"]):
+        s.add(sequence(1, 3, adapter, f"r{i}"))
+    slots = [chunk.sequence.slot for chunk in s.schedule()]
+    assert slots == sorted(slots)
+    assert len(set(slots)) == 3
+
+
+requests = st.lists(
+    st.tuples(st.integers(1, 30), st.integers(1, 12), st.sampled_from([None, "x", "y", "z"])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(requests, st.integers(11, 30), st.integers(1, 3), st.integers(1, 5), st.data())
+def test_every_request_ends_once_and_everything_comes_back(
+    specs: list[tuple[int, int, str | None]],
+    pages: int,
+    slots: int,
+    running: int,
+    data: st.DataObject,
+) -> None:
+    budget = data.draw(st.integers(running, 20))
+    s, bank = scheduler(pages, slots, running, budget)
+    sequences = [sequence(p, n, a, f"r{i}") for i, (p, n, a) in enumerate(specs)]
+    for item in sequences:
+        s.add(item)
+    aborted = data.draw(st.sets(st.sampled_from(sequences), max_size=3))
+    steps = 0
+    while s.running or s.waiting:
+        counts = advance(s)
+        assert counts, "work waits but nothing is scheduled"
+        assert sum(n for _, n in counts) <= budget
+        assert len(s.running) <= running
+        held = [page for q in s.running for page in q.pages]
+        assert len(held) == len(set(held)) == pages - s.pool.num_free
+        if steps == 2:
+            for item in aborted:
+                s.finish(item)
+        steps += 1
+    assert s.pool.num_free == pages
+    assert not +bank.pins
+    for item in set(sequences) - aborted:
+        assert item.num_generated == item.params.max_tokens
+
+
+def test_finishing_twice_frees_once() -> None:
+    s, bank = scheduler()
+    item = sequence(3, 3, "x")
+    s.add(item)
+    s.schedule()
+    s.finish(item)
+    s.finish(item)
+    assert s.pool.num_free == 100
+    assert bank.pins["x"] == 0
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_pool_that_cannot_give_gives_nothing(count: int) -> None:
+    pool = PagePool(2, PAGE)
+    if count:
+        assert pool.take(count) is None
+    assert pool.num_free == 2

@@ -1,0 +1,173 @@
+"""The adapter bank: slots, pins, eviction and byte budgets, whatever the order of calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from remix_runtime.bank import AdapterBank
+from remix_runtime.checkpoint.types import AdapterConfig, Checkpoint, LayerWeights
+from remix_runtime.errors import CapacityError
+from remix_runtime.kernels import Batch, make_table
+
+D, O = 6, 5  # noqa: E741 - the width of an output
+NAMES = ("x.up", "x.down")
+
+
+def checkpoint(digest: str, n: int = 2, names: tuple[str, ...] = NAMES) -> Checkpoint:
+    config = AdapterConfig(
+        base_model_name_or_path="tiny",
+        num_experts=n,
+        top_k=n,
+        r=1,
+        routing_weight=1.0,
+        target_modules=names,
+    )
+    layer = LayerWeights(
+        a_nrD=torch.randn(n, 1, D), b_nOr=torch.randn(n, O, 1), router_nD=torch.randn(n, D)
+    )
+    return Checkpoint(config=config, layers=dict.fromkeys(names, layer), digest=digest, num_bytes=0)
+
+
+def size(n: int = 2, layers: int = len(NAMES)) -> int:
+    return 4 * layers * n * (D + O + D)
+
+
+def make(slots: int = 2, device: int = 10**6, host: int = 10**6) -> AdapterBank:
+    tables = {name: make_table(slots, D, O) for name in NAMES}
+    return AdapterBank(tables, num_slots=slots, device_bytes=device, host_bytes=host)
+
+
+def effect(bank: AdapterBank, slot: int, name: str, x_TD: torch.Tensor) -> torch.Tensor:
+    y_TO = torch.zeros(len(x_TD), O)
+    bank._tables[name].add(y_TO, x_TD, Batch([(0, len(x_TD), slot)]))
+    return y_TO
+
+
+def expected(item: Checkpoint, x_TD: torch.Tensor) -> torch.Tensor:
+    """All experts are on: k = n."""
+    layer = next(iter(item.layers.values()))
+    return torch.einsum("TD,nrD,nOr->TO", x_TD, layer.a_nrD, layer.b_nOr)
+
+
+def test_the_slot_holds_the_adapter_and_nothing_after_removal() -> None:
+    bank, x_TD = make(), torch.randn(3, D)
+    items = [checkpoint("a"), checkpoint("b", n=4)]
+    for item in items:
+        bank.add(item)
+    for item in items:
+        slot = bank.acquire(item.digest)
+        assert slot is not None
+        torch.testing.assert_close(effect(bank, slot, "x.up", x_TD), expected(item, x_TD))
+        bank.release(item.digest)
+        bank.remove(item.digest)
+        assert not effect(bank, slot, "x.up", x_TD).any()
+    assert bank.host_bytes_used == bank.device_bytes_used == bank.slots_used == 0
+
+
+def test_a_reused_slot_does_not_keep_layers_of_its_last_adapter() -> None:
+    bank, x_TD = make(slots=1), torch.randn(2, D)
+    bank.add(checkpoint("both"))
+    bank.add(checkpoint("up only", names=("x.up",)))
+    assert bank.acquire("both") == 0
+    bank.release("both")
+    assert bank.acquire("up only") == 0
+    assert effect(bank, 0, "x.up", x_TD).any()
+    assert not effect(bank, 0, "x.down", x_TD).any()
+
+
+def test_the_adapter_unpinned_longest_ago_leaves() -> None:
+    bank = make(slots=2)
+    for name in "abc":
+        bank.add(checkpoint(name))
+    first = {name: bank.acquire(name) for name in "ab"}
+    bank.release("b")
+    bank.release("a")
+    assert bank.acquire("c") == first["b"]
+    assert bank.acquire("a") == first["a"]
+
+
+def test_pinned_adapters_stay() -> None:
+    bank = make(slots=1)
+    bank.add(checkpoint("a"))
+    bank.add(checkpoint("b"))
+    assert bank.acquire("a") == 0
+    assert bank.acquire("a") == 0
+    bank.release("a")
+    assert bank.acquire("b") is None
+    bank.release("a")
+    assert bank.acquire("b") == 0
+
+
+def test_budgets_refuse_what_can_never_fit() -> None:
+    with pytest.raises(CapacityError, match="adapter_bytes"):
+        make(device=size() - 1).add(checkpoint("a"))
+    bank = make(host=size() + 1)
+    bank.add(checkpoint("a"))
+    bank.add(checkpoint("a"))
+    with pytest.raises(CapacityError, match="host_adapter_bytes"):
+        bank.add(checkpoint("b"))
+    bank.remove("a")
+    bank.add(checkpoint("b"))
+
+
+class BankMachine(RuleBasedStateMachine):
+    """Random calls against a plain model of who is pinned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device, self.host = 3 * size(2), 6 * size(2)
+        self.bank = make(slots=3, device=self.device, host=self.host)
+        self.pins: dict[str, int] = {}
+        self.slots: dict[str, int] = {}
+
+    @rule(name=st.sampled_from("abcdef"), n=st.sampled_from([1, 2, 4]))
+    def add(self, name: str, n: int) -> None:
+        if name in self.pins:
+            return
+        try:
+            self.bank.add(checkpoint(name, n))
+        except CapacityError:
+            assert self.bank.host_bytes_used + size(n) > self.host
+        else:
+            self.pins[name] = 0
+
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def acquire(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.pins)))
+        slot = self.bank.acquire(name)
+        if slot is not None:
+            if self.pins[name]:
+                assert slot == self.slots[name], "a pinned adapter moved"
+            self.pins[name] += 1
+            self.slots[name] = slot
+        else:
+            assert any(self.pins.values()), "nothing is pinned, so it must fit"
+
+    @precondition(lambda self: any(self.pins.values()))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(n for n, p in self.pins.items() if p)))
+        self.bank.release(name)
+        self.pins[name] -= 1
+
+    @rule(name=st.sampled_from("abcdef"))
+    def remove(self, name: str) -> None:
+        if self.pins.get(name, 0) == 0:
+            self.bank.remove(name)
+            self.pins.pop(name, None)
+
+    @invariant()
+    def budgets_hold_and_pinned_slots_differ(self) -> None:
+        assert self.bank.device_bytes_used <= self.device
+        assert self.bank.host_bytes_used <= self.host
+        held = [self.slots[name] for name, pins in self.pins.items() if pins]
+        assert len(held) == len(set(held)) <= self.bank.slots_used <= 3
+
+
+TestBank = BankMachine.TestCase
+TestBank.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
