@@ -31,8 +31,8 @@ def demo_model(
 def check(
     folder: Annotated[Path, typer.Argument(help="Adapter folder.")],
     base: Annotated[
-        Path | None,
-        typer.Option(help="Base model folder: check the shapes and replay the parity file too."),
+        str | None,
+        typer.Option(help="Base model, folder or hub id: check shapes and replay parity too."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -41,7 +41,7 @@ def check(
     Without --base this reads the folder only. With it, the adapter is also attached to the
     model, and the prompts of its parity file must give the routes and logits written by training.
     """
-    from remix_runtime.inspection import inspect_adapter
+    from remix_runtime.inspection import as_rows, inspect_adapter
 
     facts = inspect_adapter(folder, base)
     if json:
@@ -50,10 +50,9 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(folder), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in facts.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        table.add_row(name.replace("_", " "), text)
+    for row in as_rows(facts):
+        table.add_row(*row)
     Console().print(table)
