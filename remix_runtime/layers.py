@@ -79,11 +79,7 @@ class RemixLinear(nn.Module):
 
     def weighted_experts(self, x_TD: Tensor, gate_Tn: Tensor) -> Tensor:
         """Sum over experts of gate_i · B_i A_i x, float32 [..., O]."""
-        n, r, _ = self.a_nrD.shape
-        h_Tm = F.linear(x_TD.float(), self.a_nrD.flatten(0, 1))
-        h_Tm = h_Tm * gate_Tn.repeat_interleave(r, dim=-1)
-        b_Om = self.b_nOr.transpose(0, 1).reshape(-1, n * r)
-        return F.linear(h_Tm, b_Om)
+        return weighted_experts(x_TD, self.a_nrD, self.b_nOr, gate_Tn)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         z_Tn = self.router_logits(x_TD)
@@ -97,6 +93,15 @@ class RemixLinear(nn.Module):
         """The trained tensors, detached and on the CPU."""
         a, b, p = (w.detach().cpu().clone() for w in (self.a_nrD, self.b_nOr, self.router_nD))
         return LayerWeights(a_nrD=a, b_nOr=b, router_nD=p)
+
+
+def weighted_experts(x_TD: Tensor, a_nrD: Tensor, b_nOr: Tensor, gate_Tn: Tensor) -> Tensor:
+    """Sum over experts of gate_i · B_i A_i x, float32 [..., O]: two products and a gate between."""
+    n, r, _ = a_nrD.shape
+    h_Tm = F.linear(x_TD.float(), a_nrD.flatten(0, 1))
+    h_Tm = h_Tm * gate_Tn.repeat_interleave(r, dim=-1)
+    b_Om = b_nOr.transpose(0, 1).reshape(-1, n * r)
+    return F.linear(h_Tm, b_Om)
 
 
 def base_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
