@@ -1,0 +1,72 @@
+"""Reading a request body: its type, its size, and JSON by the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+
+from server.errors import ApiError
+from server.state import services_of
+
+
+class StrictRequest(Request):
+    """Refuses a wrong content type, a body over the limit, and what is not strict JSON."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._check_content_type()
+            limit = services_of(self).settings.max_body_bytes
+            # The announced length is refused before a byte of it is read.
+            announced = self.headers.get("content-length", "")
+            if announced.isdecimal() and int(announced[:20]) > limit:
+                raise _too_large(limit)
+            received = bytearray()
+            async for chunk in self.stream():
+                received += chunk
+                if len(received) > limit:
+                    raise _too_large(limit)
+            self._body = bytes(received)
+        return self._body
+
+    async def json(self) -> Any:
+        try:
+            # Rejects NaN, Infinity, lone surrogates, invalid UTF-8 and endless nesting.
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            message = f"the body is not valid JSON: {error}"
+            raise ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json") from None
+
+    def _check_content_type(self) -> None:
+        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # Browsers send nothing else across sites without asking first.
+        if content_type != "application/json":
+            raise ApiError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                f"Content-Type: found {content_type[:100]!r}, expected 'application/json'",
+                code="unsupported_media_type",
+            )
+
+
+class StrictRoute(APIRoute):
+    """A route whose handler gets a `StrictRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def strict_handler(request: Request) -> Response:
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return strict_handler
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the request body is larger than {limit} bytes",
+        code="body_too_large",
+    )

@@ -1,0 +1,143 @@
+"""`remix serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from remix_runtime.contracts import Engine
+    from server.state import Services
+
+
+def _http(text: str, default: str) -> Any:
+    return typer.Option(help=text, show_default=default, rich_help_panel="HTTP")
+
+
+def _engine(text: str, default: str | bool = True) -> Any:
+    return typer.Option(help=text, show_default=default, rich_help_panel="Embedded engine")
+
+
+def serve(
+    base: Annotated[str, typer.Option(help="Base model: a folder, or an id in the local cache.")],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="An adapter to serve, as NAME=DIR; repeat for more.", metavar="NAME=DIR"),
+    ] = None,
+    engine: Annotated[
+        Literal["embedded", "fake"],
+        typer.Option(help="`fake` answers nonsense without any model, to test clients with."),
+    ] = "embedded",
+    host: Annotated[str | None, _http("Address to listen on.", "127.0.0.1")] = None,
+    port: Annotated[int | None, _http("Port; 0 takes a free one.", "8000")] = None,
+    api_key: Annotated[
+        str | None, _http("Key that clients must send; better given as REMIX_API_KEY.", "no key")
+    ] = None,
+    default_max_tokens: Annotated[
+        int | None, _http("Length of a chat's answer if the request sets no max_tokens.", "512")
+    ] = None,
+    max_body_bytes: Annotated[int | None, _http("Largest request body.", "4 MiB")] = None,
+    max_choices: Annotated[int | None, _http("Most prompts times n of a request.", "64")] = None,
+    drain_seconds: Annotated[
+        float | None, _http("Time that running requests have after SIGTERM.", "30")
+    ] = None,
+    log_level: Annotated[
+        str | None, _http("critical, error, warning, info or debug.", "info")
+    ] = None,
+    served_model_name: Annotated[
+        str | None, _engine("The base's name in the API.", "last part of --base")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], _engine("Where the model runs.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        _engine("auto is float32 on the CPU and bfloat16 on CUDA."),
+    ] = "auto",
+    max_running: Annotated[
+        int | None, _engine("Requests that generate at the same time.", "32")
+    ] = None,
+    max_waiting: Annotated[
+        int | None, _engine("Requests in the queue; one more gets 503.", "256")
+    ] = None,
+    max_tokens_per_step: Annotated[
+        int | None, _engine("Prompt and decode tokens of one step.", "256")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, _engine("Prompt and completion tokens of a request.", "the model's")
+    ] = None,
+    kv_cache_bytes: Annotated[int | None, _engine("Memory for keys and values.", "1 GiB")] = None,
+    adapter_slots: Annotated[
+        int | None, _engine("Adapters on the device at the same time.", "16")
+    ] = None,
+    adapter_bytes: Annotated[int | None, _engine("Device memory for adapters.", "1 GiB")] = None,
+    host_adapter_bytes: Annotated[int | None, _engine("Host memory for adapters.", "4 GiB")] = None,
+    threads: Annotated[int | None, _engine("CPU threads.", "PyTorch's choice")] = None,
+) -> None:
+    """Serve a base model and its adapters through the OpenAI API.
+
+    A request's `model` is an adapter's name, or the base model's for the base alone. Every HTTP
+    setting can also be an environment variable: REMIX_PORT, REMIX_API_KEY and so on.
+    """
+    import asyncio
+
+    from server.app import create_app
+    from server.registry import parse_adapters
+    from server.runner import bind, run
+    from server.settings import load_settings
+
+    settings = load_settings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        default_max_tokens=default_max_tokens,
+        max_body_bytes=max_body_bytes,
+        max_choices=max_choices,
+        drain_seconds=drain_seconds,
+        log_level=log_level,
+    )
+    folders = parse_adapters(adapter or ())
+    listener = bind(settings.host, settings.port)
+    if engine == "fake":
+        backend = _fake_engine(served_model_name or base)
+    else:
+        backend = _embedded_engine(
+            model=base,
+            served_model_name=served_model_name,
+            device=device,
+            dtype=dtype,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            max_tokens_per_step=max_tokens_per_step,
+            max_model_len=max_model_len,
+            kv_cache_bytes=kv_cache_bytes,
+            adapter_slots=adapter_slots,
+            adapter_bytes=adapter_bytes,
+            host_adapter_bytes=host_adapter_bytes,
+            threads=threads,
+        )
+    app = create_app(backend, settings, folders)
+    asyncio.run(run(app, settings, listener, on_ready=_announce))
+
+
+def _embedded_engine(**given: Any) -> Engine:
+    from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+
+    # What is not given keeps the engine's own default.
+    return EmbeddedEngine(EmbeddedConfig(**{k: v for k, v in given.items() if v is not None}))
+
+
+def _fake_engine(name: str) -> Engine:
+    from remix_runtime.engines.fake import FakeConfig, FakeEngine
+
+    return FakeEngine(FakeConfig(model_name=name, token_seconds=0.02))
+
+
+def _announce(services: Services, url: str) -> None:
+    """The line that says where, and one to try at once."""
+    names = [target.name for target in services.registry.targets]
+    key = '-H "Authorization: Bearer $REMIX_API_KEY" ' if services.settings.api_key else ""
+    typer.echo(f"Serving {', '.join(names)} at {url}")
+    typer.echo(
+        f"Try: curl {url}/v1/completions {key}-H 'Content-Type: application/json' "
+        f"""-d '{{"model": "{names[-1]}", "prompt": "Hello", "max_tokens": 32}}'"""
+    )

@@ -1,0 +1,26 @@
+"""What the OpenAPI document says of answers that the handlers build themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from server.schemas.responses import ErrorBody
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request is wrong; `param` names the field."},
+    401: {"description": "No valid API key, where the server wants one."},
+    404: {"description": "No such model."},
+    413: {"description": "The body is too large."},
+    415: {"description": "The body is not sent as application/json."},
+    422: {"description": "Never sent; validation errors are 400."},
+    500: {"description": "An error of the server."},
+    503: {"description": "The queue is full or the server stops; see Retry-After."},
+}
+
+
+def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a generating route."""
+    whole = {"model": answer, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    return {200: whole, **{status: {**d, "model": ErrorBody} for status, d in _ERRORS.items()}}

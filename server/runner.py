@@ -1,0 +1,123 @@
+"""Running the app under uvicorn, with a SIGTERM that drains.
+
+First signal: /ready says no and new requests get 503, those in flight go on for at most
+`drain_seconds`, then the process ends with exit code 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from remix_runtime.errors import ConfigError
+from server.settings import ServerSettings
+from server.state import Services
+
+log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 2
+"""For connections that do not close by themselves after the drain."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet. Raises `ConfigError`.
+
+    Bound before the model is loaded: a port in use should be known at once.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+async def run(
+    app: FastAPI,
+    settings: ServerSettings,
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[Services, str], None],
+) -> None:
+    """Serves until a signal has drained the server. Raises `RemixError` if it cannot start.
+
+    `on_ready` is called with the URL once requests can come.
+    """
+    async with app.router.lifespan_context(app):
+        config = uvicorn.Config(
+            app,
+            lifespan="off",  # entered here, so that its errors reach the command line
+            log_level=settings.log_level,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
+        )
+        services: Services = app.state.services
+        server = _DrainingServer(config, services, lambda: on_ready(services, _url(listener)))
+        await server.serve(sockets=[listener])
+
+
+class _DrainingServer(uvicorn.Server):
+    """A uvicorn server that keeps answering while it drains."""
+
+    def __init__(
+        self, config: uvicorn.Config, services: Services, on_ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._services = services
+        self._on_ready = on_ready
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # Unlike uvicorn's own, the signal is not raised again afterwards: the exit code is 0.
+        loop = asyncio.get_running_loop()
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._on_signal)
+
+        before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
+        else:
+            self._drain.cancel()
+
+    async def _drain_and_exit(self) -> None:
+        seconds = self._services.settings.drain_seconds
+        log.info("draining: new requests are refused, running ones have %g s", seconds)
+        self._services.gate.closed = True
+        with suppress(TimeoutError, asyncio.CancelledError):
+            await asyncio.wait_for(self._services.gate.wait_idle(), seconds)
+        # Ends what is left with an error that its clients can still read.
+        await self._services.engine.stop()
+        self.should_exit = True
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

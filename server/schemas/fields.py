@@ -1,0 +1,109 @@
+"""Field types of the requests: strict, finite, bounded, without NUL characters.
+
+Strict means what JSON says: `true` is no number, `"1"` is no number, 1.5 is no integer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGPROBS = 20
+MAX_CHOICES = 128
+"""Upper end of `n`; the setting `max_choices` bounds prompts times n."""
+
+_INT64 = 1 << 63
+_INT32 = 1 << 31
+
+
+def invalid(message: str) -> PydanticCustomError:
+    """A validation error whose message goes to the client as it is."""
+    return PydanticCustomError("remix_invalid", "{reason}", {"reason": message})
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise invalid("contains a NUL character, expected text without it")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+
+Seed = Annotated[int, Field(ge=-_INT64, lt=_INT64)]
+TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
+TokenCount = Annotated[int, Field(ge=1, lt=_INT32)]
+
+PromptInput = str | list[str] | list[int] | list[list[int]]
+_PROMPT_FORMS = "a string, a list of strings, a list of token ids or a list of such lists"
+
+
+def parse_prompts(value: Any) -> list[str | list[int]]:
+    """Every form of `prompt` as a list of texts or token id lists."""
+    if isinstance(value, str) or _is_token_ids(value):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise invalid(f"expected {_PROMPT_FORMS}, not empty")
+    kind = type(value[0])
+    if not all(type(item) is kind and (kind is str or _is_token_ids(item)) for item in value):
+        raise invalid(f"expected {_PROMPT_FORMS}; token ids are 0 or more")
+    if kind is str:
+        for text in value:
+            _without_nul(text)
+    return value
+
+
+def _is_token_ids(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(type(item) is int and 0 <= item < _INT32 for item in value)
+    )
+
+
+Prompts = Annotated[
+    list[str | list[int]], PlainValidator(parse_prompts, json_schema_input_type=PromptInput)
+]
+
+
+def _as_list(value: Any) -> Any:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[Annotated[Text, Field(min_length=1, max_length=1000)]],
+    Field(max_length=MAX_STOP_STRINGS),
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
+]
+
+
+def _parse_logit_bias(value: Any) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid("expected an object of token ids to biases")
+    return {_bias_token(key): _bias(bias) for key, bias in value.items()}
+
+
+def _bias_token(key: Any) -> int:
+    # isdecimal alone would let other scripts' digits and endless numbers through.
+    if not (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= 9):
+        raise invalid("expected token ids as keys")
+    return int(key)
+
+
+def _bias(value: Any) -> float:
+    if type(value) not in (int, float) or not -100 <= value <= 100:
+        raise invalid("expected biases from -100 to 100")
+    return float(value)
+
+
+LogitBias = Annotated[
+    dict[int, float],
+    PlainValidator(_parse_logit_bias, json_schema_input_type=dict[str, float] | None),
+]
