@@ -72,9 +72,7 @@ bench: install
 	$(BIN)/remix bench
 
 samples: install
-	$(BIN)/python -m examples.make_data
-	base="$$($(BIN)/remix demo-model)"; \
-	for name in $(SAMPLES); do $(BIN)/remix train examples/$$name/recipe.yaml --base "$$base"; done
+	$(BIN)/python -m examples.samples
 
 clean:
 	rm -rf $(VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

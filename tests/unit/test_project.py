@@ -1,0 +1,185 @@
+"""Promises of the project's own files: the error tree, the room map, the budgets, the links."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from remix_runtime import errors
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("remix_runtime", "training", "server", "benchmarks")
+SOURCES = [
+    path
+    for room in (*ROOMS, "examples")
+    for path in sorted((ROOT / room).rglob("*"))
+    if path.suffix in (".py", ".c", ".h", ".html") and "__pycache__" not in path.parts
+]
+MAX_LINES = 400
+MAKE_TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_error_tree_in_the_docstring_is_the_real_tree() -> None:
+    classes = {
+        name: found
+        for name, found in inspect.getmembers(errors, inspect.isclass)
+        if found.__module__ == errors.__name__
+    }
+    assert errors.__doc__ is not None
+    branches = re.findall(r"^([│ ]*)(?:├── |└── )?(\w+Error)\b", errors.__doc__, re.MULTILINE)
+    parents: list[tuple[int, str]] = []
+    documented: dict[str, str] = {}
+    for line in errors.__doc__.splitlines():
+        match = re.match(r"^((?:│   |    )*)(├── |└── )?(\w+Error)\b", line)
+        if match is None:
+            continue
+        depth = len(match[1]) // 4 + bool(match[2])
+        parents = [(level, name) for level, name in parents if level < depth]
+        documented[match[3]] = parents[-1][1] if parents else "Exception"
+        parents.append((depth, match[3]))
+    assert branches
+    assert documented == {name: found.__bases__[0].__name__ for name, found in classes.items()}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_stay_small(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: split it along its seams"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    if path.suffix != ".py" or path.name == "__init__.py":
+        pytest.skip("comments of other languages, and empty packages")
+    assert path.read_text(encoding="utf-8").startswith('"""')
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_room_map_names_every_file(path: Path) -> None:
+    if path.name == "__init__.py":
+        pytest.skip("a package is named by its folder")
+    room_map = (ROOT / "docs" / "structures.md").read_text(encoding="utf-8")
+    assert f"`{relative(path)}`" in room_map
+
+
+def test_room_map_names_no_file_that_is_gone() -> None:
+    room_map = (ROOT / "docs" / "structures.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/.-]+\.(?:py|c|h|html|yaml|md))`", room_map)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_documents_name_only_make_targets_that_exist(document: Path) -> None:
+    named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", document.read_text(), re.MULTILINE))
+    assert named <= MAKE_TARGETS
+
+
+def test_readme_shows_the_main_targets_and_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in ("run", "test", "bench", "lint"):
+        assert f"make {target}" in readme
+    for command in project()["project"]["entry-points"]["remix.commands"]:
+        assert f"`remix {command}" in readme
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", text)
+    assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_no_document_has_a_placeholder_left() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        found = re.findall(r"\b(?:TODO|TBD|FIXME|XXX)\b|<!-- (?:fill|placeholder)", text)
+        assert found == [], relative(document)
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    names = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("*.md"))
+    assert [name[:4] for name in names] == [f"{i + 1:04}" for i in range(len(names))]
+
+
+def test_entry_points_lead_to_functions() -> None:
+    for value in project()["project"]["entry-points"]["remix.commands"].values():
+        module, function = value.split(":")
+        source = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        assert re.search(rf"^def {function}\(", source, re.MULTILINE), value
+
+
+def test_torch_stays_below_the_versions_that_pull_cuda() -> None:
+    dependencies = project()["project"]["dependencies"]
+    assert "torch>=2.11,<2.13.1" in dependencies
+
+
+def test_make_parses_and_explains_itself() -> None:
+    shown = subprocess.run(["make", "-C", str(ROOT), "-s", "help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for target in ("install", "run", "test", "lint", "bench"):
+        assert f"make {target}" in shown.stdout
+
+
+def kubernetes(kind: str) -> dict[str, Any]:
+    documents = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
+    found: dict[str, Any] = next(item for item in documents if item["kind"] == kind)
+    return found
+
+
+def test_pod_may_drain_before_it_is_killed() -> None:
+    pod = kubernetes("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    drain = next(arg for arg in container["args"] if arg.startswith("--drain-seconds="))
+    assert pod["terminationGracePeriodSeconds"] > float(drain.partition("=")[2])
+
+
+def test_pod_is_probed_where_the_server_answers_and_has_no_rights() -> None:
+    pod = kubernetes("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])
+def test_images_are_pinned_and_run_as_nobody_special(name: str) -> None:
+    text = (ROOT / "docker" / name).read_text(encoding="utf-8")
+    images = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert images
+    assert all(re.search(r":\d+\.\d+\.\d+", image) for image in images)
+    assert text.rindex("USER 10001") > text.rindex("FROM ")
+    assert "HEALTHCHECK" in text
+
+
+def test_images_copy_every_room() -> None:
+    for name in ("Dockerfile.cpu", "Dockerfile.gpu"):
+        text = (ROOT / "docker" / name).read_text(encoding="utf-8")
+        for room in ROOMS:
+            assert f"COPY {room} {room}\n" in text
+
+
+def test_compose_serves_the_committed_samples() -> None:
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["remix"]
+    served = {arg.partition("=")[2] for arg in service["command"] if arg.startswith("--adapter=")}
+    samples = {path.parent.name for path in (ROOT / "examples").glob("*/adapter")}
+    assert served == {f"{name}=/adapters/{name}/adapter" for name in samples}
+    assert service["read_only"] is True
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
