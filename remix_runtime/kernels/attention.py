@@ -28,7 +28,7 @@ from remix_runtime.kernels import native
 
 PAGE_TOKENS = 16
 
-_NO_WINDOW = 1 << 40
+NO_WINDOW = 1 << 40
 _MAX_NATIVE_HEAD_DIM = 1024  # a tile's state lives on its thread's stack
 
 
@@ -168,6 +168,11 @@ class PagedKV:
             for g, d in zip(heads, widths, strict=True)
         ]  # fmt: skip
 
+    def native_addresses(self) -> list[int]:
+        """Of each layer's struct, for native code that attends by itself."""
+        assert self.is_native
+        return [layer.address for layer in self.layers if isinstance(layer, _NativeLayerKV)]
+
     def attend(
         self,
         layer: int,
@@ -234,7 +239,7 @@ class _NativeLayerKV:
         self._struct = _NativeLayer(
             self.keys.data_ptr(), self.values.data_ptr(), kv_heads, head_dim, width
         )
-        self._address = ctypes.addressof(self._struct)
+        self.address = ctypes.addressof(self._struct)
         function = _native_attend()
         assert function is not None
         self._function = function
@@ -261,13 +266,13 @@ class _NativeLayerKV:
         assert k_TGd.shape == v_TGd.shape == (T, *self.kv_shape)
         assert d == self.kv_shape[1]
         assert batch.end_row <= T
-        o_THd = torch.empty((T, H, d), dtype=torch.float32)
+        o_THd = torch.empty_like(q_THd, memory_format=torch.contiguous_format)
         self._function(
-            self._address, batch.native_address, H,
+            self.address, batch.native_address, H,
             q_THd.data_ptr(), q_T, q_H,
             k_TGd.data_ptr(), k_T, k_G,
             v_TGd.data_ptr(), v_T, v_G,
-            o_THd.data_ptr(), scale, window or _NO_WINDOW, softcap or 0.0, batch.threads,
+            o_THd.data_ptr(), scale, window or NO_WINDOW, softcap or 0.0, batch.threads,
         )  # fmt: skip
         return o_THd
 
@@ -309,7 +314,7 @@ class _TorchLayerKV:
             behind_SnL = position_Sn[..., None] - torch.arange(
                 slot_SL.shape[1], device=slot_SL.device
             )
-            hidden_SnL = (behind_SnL < 0) | (behind_SnL >= (window or _NO_WINDOW))
+            hidden_SnL = (behind_SnL < 0) | (behind_SnL >= (window or NO_WINDOW))
             score_SGRnL.masked_fill_(hidden_SnL[:, None, None], -torch.inf)
             weight_SGRnL = score_SGRnL.softmax(-1)
             o_SnGRd = torch.einsum("sgrnl,slgd->sngrd", weight_SGRnL, self.values[slot_SL].float())

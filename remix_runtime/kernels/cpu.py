@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from remix_runtime.kernels import native
-from remix_runtime.kernels.mixture import CPU_TILE, Batch, MixtureWeights
+from remix_runtime.kernels.mixture import Batch, MixtureWeights
 
 _pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -25,11 +25,12 @@ class _Slot(ctypes.Structure):
     """`Slot` of `native/mixture.c`."""
 
     _fields_ = [
-        ("a_mD", _pointer),
-        ("b_cjP", _pointer),
+        ("a", _pointer),
+        ("b", _pointer),
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("r", ctypes.c_int32),
+        ("bf16", ctypes.c_int32),
     ]
 
 
@@ -40,7 +41,6 @@ class _Functions:
         self.linear = _declare(lib.remix_linear, *[_pointer] * 4, *[_int64] * 3, _int)
         self.mixture_add = _declare(lib.remix_mixture_add, *[_pointer] * 6, *[_int64] * 5, _int)
         self.panel = int(lib.remix_linear_panel())
-        assert int(lib.remix_mixture_tile()) == CPU_TILE
 
 
 def _declare(function: Callable[..., None], *argtypes: type) -> Callable[..., None]:
@@ -75,7 +75,7 @@ class PackedLinear:
         if bias_O is not None:
             self.bias_O = torch.zeros(panels * P)
             self.bias_O[: self.out_features] = bias_O.detach()
-        self._pointers = (
+        self.native_addresses = (
             self.packed_CDP.data_ptr(),
             None if self.bias_O is None else self.bias_O.data_ptr(),
         )
@@ -91,7 +91,7 @@ class PackedLinear:
         assert x_TD.dtype == torch.float32
         y_TO = torch.empty((*x_TD.shape[:-1], self.out_features))
         self._linear(
-            *self._pointers,
+            *self.native_addresses,
             x_TD.data_ptr(),
             y_TO.data_ptr(),
             x_TD.numel() // self.in_features,
@@ -119,15 +119,20 @@ class NativeMixtureTable:
         self.out_features = out_features
         self.slots: list[MixtureWeights | None] = [None] * num_slots
         self._table = (_Slot * num_slots)()
-        self._address = ctypes.addressof(self._table)
+        self.native_address = ctypes.addressof(self._table)
         self._max_m = self._max_k = 0
         self._add = _functions().mixture_add
 
+    @property
+    def scratch_size(self) -> tuple[int, int]:
+        """Row lengths that `Batch.scratch` must have for this layer."""
+        return self._max_m, self._max_k
+
     def set(self, slot: int, weights: MixtureWeights) -> None:
         assert (weights.in_features, weights.out_features) == (self.in_features, self.out_features)
-        assert weights.b_CjP.shape[2] == CPU_TILE
-        pointers = weights.a_mD.data_ptr(), weights.b_CjP.data_ptr()
-        self._change(slot, weights, _Slot(*pointers, weights.n, weights.k, weights.r))
+        assert weights.lanes, "made before the native library was there"
+        pointers = weights.a.data_ptr(), weights.b.data_ptr()
+        self._change(slot, weights, _Slot(*pointers, weights.n, weights.k, weights.r, 0))
 
     def clear(self, slot: int) -> None:
         self._change(slot, None, _Slot())
@@ -135,7 +140,7 @@ class NativeMixtureTable:
     def _change(self, slot: int, weights: MixtureWeights | None, row: _Slot) -> None:
         self.slots[slot] = weights
         self._table[slot] = row
-        self._max_m = max((w.a_mD.shape[0] for w in self.slots if w), default=0)
+        self._max_m = max((w.num_rows for w in self.slots if w), default=0)
         self._max_k = max((w.k for w in self.slots if w), default=0)
 
     def add(
@@ -159,7 +164,7 @@ class NativeMixtureTable:
         assert x_TD.shape == (batch.num_tokens, self.in_features)
         assert y_TO.shape == (batch.num_tokens, self.out_features)
         self._add(
-            self._address,
+            self.native_address,
             batch.runs_R3.data_ptr(),
             x_TD.data_ptr(),
             y_TO.data_ptr(),

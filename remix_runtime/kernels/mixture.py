@@ -1,8 +1,7 @@
 """What the mixture kernels work on: one layer's adapter, and which tokens belong to which slot.
 
 Shape suffixes: T packed tokens, D input width, O output width; per adapter n experts, k activated,
-r rank, m = n·r + n rows of A with the router below, j = n·r rows of Bᵀ; R runs; C tiles of P
-outputs.
+r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R runs.
 """
 
 from __future__ import annotations
@@ -11,26 +10,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.kernels import native
 
-CPU_TILE = 64
-"""P on the CPU: a tile of Bᵀ for n·r = 64 rows is half of an L1 cache."""
+OUTPUT_TILE = 64
+"""P of `native/mixture.c`."""
+ROW_TILE = 8
+"""ROWS of `native/mixture.c`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureWeights:
-    """One adapter's tensors at one linear layer, float32, laid out for the kernels."""
+    """One adapter's tensors at one linear layer, laid out for the backend of their device."""
 
-    a_mD: Tensor
-    """The experts' A, expert by expert, then the n router rows: one product gives both."""
-    b_CjP: Tensor
-    """ω Bᵀ in tiles of P outputs, the last one padded with zeros. On CUDA one tile of O."""
+    a: Tensor
+    """The experts' A, expert by expert, then the router's rows: one product gives both."""
+    b: Tensor
+    """ω Bᵀ."""
     n: int
     k: int
     r: int
+    in_features: int
     out_features: int
+    lanes: int
+    """0: plain float32, a [m, D] and b [j, O]. Else tiles as `native/mixture.c` reads them, for
+    vectors of that many floats."""
 
     @classmethod
     def from_layer(
@@ -40,31 +47,62 @@ class MixtureWeights:
         routing_weight: float,
         device: torch.device | str = "cpu",
     ) -> MixtureWeights:
-        """Stacks, scales and tiles the tensors of a checkpoint's layer, on `device`."""
+        """Stacks, scales and lays out the tensors of a checkpoint's layer, on `device`."""
         n, r, D = layer.a_nrD.shape
         out_features = layer.b_nOr.shape[1]
         device = torch.device(device)
-        a_mD = torch.cat([layer.a_nrD.reshape(n * r, D), layer.router_nD]).to(device).float()
-        tile = CPU_TILE if device.type == "cpu" else out_features
-        tiles = -(-out_features // tile)
-        b_jO = layer.b_nOr.to(device).float().mul(routing_weight).transpose(1, 2).flatten(0, 1)
-        b_jO = torch.nn.functional.pad(b_jO, (0, tiles * tile - out_features))
-        b_CjP = b_jO.view(n * r, tiles, tile).transpose(0, 1).contiguous()
+        a_nrD, router_nD = layer.a_nrD.to(device).float(), layer.router_nD.to(device).float()
+        b_nrO = layer.b_nOr.to(device).float().mul(routing_weight).transpose(1, 2)
+        lib = native.lib() if device.type == "cpu" else None
+        if lib is None:
+            a, b = torch.cat([a_nrD.flatten(0, 1), router_nD]), b_nrO.reshape(n * r, out_features)
+            lanes = 0
+        else:
+            lanes = int(lib.remix_vector_lanes())
+            rows_D = torch.cat([_pad(a_nrD, -2, ROW_TILE).flatten(0, 1), router_nD])
+            rows_D = _pad(_pad(rows_D, -1, lanes), -2, ROW_TILE)
+            a = rows_D.unflatten(0, (-1, ROW_TILE)).unflatten(-1, (-1, lanes)).transpose(1, 2)
+            b_nrO = _pad(b_nrO, -1, OUTPUT_TILE)
+            if b_nrO.shape[-1] // OUTPUT_TILE % 2 == 0:
+                b_nrO = F.pad(b_nrO, (0, OUTPUT_TILE))
+            b = b_nrO.unflatten(-1, (-1, OUTPUT_TILE)).transpose(1, 2)
         return cls(
-            a_mD=a_mD.contiguous(), b_CjP=b_CjP, n=n, k=top_k, r=r, out_features=out_features
+            a=a.contiguous(),
+            b=b.contiguous(),
+            n=n,
+            k=top_k,
+            r=r,
+            in_features=D,
+            out_features=out_features,
+            lanes=lanes,
         )
 
     @property
-    def in_features(self) -> int:
-        return self.a_mD.shape[1]
+    def num_rows(self) -> int:
+        """Rows of A with the router's, padding included."""
+        return self.a.shape[0] * (ROW_TILE if self.lanes else 1)
 
     @property
     def num_bytes(self) -> int:
-        return self.a_mD.nbytes + self.b_CjP.nbytes
+        return self.a.nbytes + self.b.nbytes
 
-    def untiled_b(self) -> Tensor:
-        """ω Bᵀ as [n·r, O]."""
-        return self.b_CjP.transpose(0, 1).flatten(1)[:, : self.out_features]
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """A with the router [m, D] and ω Bᵀ [j, O] in float32."""
+        if not self.lanes:
+            return self.a, self.b
+        n, r = self.n, self.r
+        rows_D = self.a.transpose(1, 2).flatten(2)[:, :, : self.in_features]
+        router_tiles = -(-n // ROW_TILE)
+        experts_D = rows_D[:-router_tiles].reshape(n, -1, self.in_features)[:, :r]
+        router_nD = rows_D[-router_tiles:].flatten(0, 1)[:n]
+        b_nrO = self.b.transpose(1, 2).flatten(2)[:, :, : self.out_features]
+        return torch.cat([experts_D.flatten(0, 1), router_nD]), b_nrO.flatten(0, 1)
+
+
+def _pad(x: Tensor, dim: int, multiple: int) -> Tensor:
+    """Zeros behind dimension -1 or -2 up to a multiple."""
+    missing = -x.shape[dim] % multiple
+    return F.pad(x, (0, missing) if dim == -1 else (0, 0, 0, missing))
 
 
 @dataclass(slots=True)

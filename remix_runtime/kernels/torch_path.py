@@ -56,11 +56,12 @@ class TorchMixtureTable:
             if weights is None:
                 continue
             n, k, r = weights.n, weights.k, weights.r
-            h_Tm = F.linear(x_TD[start:end].float(), weights.a_mD)
+            a_mD, b_jO = weights.plain()
+            h_Tm = F.linear(x_TD[start:end].float(), a_mD)
             selection_Tk = top_k_experts(h_Tm[:, n * r :], k)
             gate_Tn = expert_mask(selection_Tk, n)
             # Not a product with 0 and 1: an infinite activation of an unselected expert is no NaN.
             h_Tj = torch.where(gate_Tn.repeat_interleave(r, dim=1), h_Tm[:, : n * r], 0)
-            y_TO[start:end] += (h_Tj @ weights.untiled_b()).to(y_TO.dtype)
+            y_TO[start:end] += (h_Tj @ b_jO).to(y_TO.dtype)
             if routes_Tk is not None:
                 routes_Tk[start:end, :k] = selection_Tk.sort(dim=1).values.to(torch.int32)

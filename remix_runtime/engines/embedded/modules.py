@@ -27,12 +27,12 @@ class ServedLinear(nn.Module):
         super().__init__()
         self.name = name
         self.table = table
-        self._linear = make_linear(base.weight.data, None if base.bias is None else base.bias.data)
+        self.linear = make_linear(base.weight.data, None if base.bias is None else base.bias.data)
         self._out_features = base.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         x_TD = x.reshape(-1, x.shape[-1])
-        y_TO = self._linear(x_TD)
+        y_TO = self.linear(x_TD)
         if self.table is not None:
             step = current_step()
             if step.mixture.adapted:

@@ -13,6 +13,7 @@ from remix_runtime.bank import AdapterBank
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore
+from remix_runtime.engines.embedded.fused import fuse
 from remix_runtime.engines.embedded.modules import ATTENTION_NAME, install, paged_attention
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
@@ -39,6 +40,7 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
     network.to(device)
     tables = install(network, num_slots=config.adapter_slots)
     kv, num_pages = _kv(network, config.kv_cache_bytes, dtype, device)
+    fuse(network, kv)
     runner = ModelRunner(
         network,
         model=_model_info(config, network, tokenizer),

@@ -1,13 +1,18 @@
 // y += ω · sum over the selected experts of B_i A_i x, for the tokens of many adapters at once.
 //
-// Shapes: T tokens, D inputs, O outputs; per adapter n experts, k selected, r rank, m = n*r + n.
-//   x_TD, y_TO; a_mD the experts' A rows, then the n router rows; b_cjP = ω Bᵀ in C tiles of P
-//   outputs, each with all j = n*r rows, the last tile padded; runs_R3 = (first token, end, slot).
+// Shapes: T tokens, D inputs, O outputs, R runs = (first token, end, slot); per adapter n experts,
+// k selected, r rank. Weights are float32, or bfloat16 where that loses nothing.
+//   A: tiles of 8 rows, [tile][ceil(D / VL)][8][VL]; ceil(r / 8) tiles for each expert, then
+//      ceil(n / 8) of router rows. What is short is padded with zeros.
+//   B: ω Bᵀ, [n][C][r][P], C tiles of P outputs, an odd number so that the experts' tiles do
+//      not all compete for the same lines of the cache.
+//   h_Tm: scratch, a token's products with the rows of A in their order, logits included.
 //
-// Three passes with a barrier between them:
-//   1. router logits of every token; a run of several tokens takes all m rows while it is there
-//   2. top-k per token; runs of one token then read only the A rows of the selected experts
-//   3. per tile of outputs, each token adds its selected rows of B, experts ascending
+// Three passes with barriers between them:
+//   1. router logits of every token; a run of several tokens takes all rows while it is there
+//   2. top-k per token; short runs then read only the A rows of the selected experts
+//   3. each token adds its selected rows of B, experts ascending
+// Small batches are limited by memory: every weight that is needed is read once, in streams.
 // Each dot product and each output is computed by the same operations in the same order whatever
 // else is in the batch, so a row's bits depend on that row and its adapter alone.
 
@@ -16,8 +21,9 @@
 #include "vec.h"
 
 typedef struct {
-    const float *a_mD, *b_cjP;
+    const void *a, *b;
     int32_t n, k, r;  // n == 0: the slot is empty, its tokens are left as they are
+    int32_t bf16;
 } Slot;
 
 typedef struct {
@@ -25,125 +31,155 @@ typedef struct {
     const int32_t *runs_R3;
     const float *x_TD;
     float *y_TO;
-    float *h_Tm;       // scratch: A x and the logits, in a row's own order of a_mD
-    int32_t *picks_Tk; // out: selected experts, ascending, padded with -1
+    float *h_Tm;
+    int32_t *picks_Tk;  // out: selected experts, ascending, padded with -1
     int64_t R, D, O, m, k;
 } Call;
 
-#define P 64  // outputs in a tile of B: with n*r = 64 rows it fits the L1 cache
-
-// A tile of dot products: its accumulators fill the registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
-#define ROWS 8
-#define TOKENS 3
-#else
-#define ROWS 4
-#define TOKENS 2
-#endif
-
-// From this many tokens on, almost every expert is selected by one of them.
-#define DENSE_TOKENS 3
-
-EXPORT int64_t remix_mixture_tile(void) { return P; }
-
-INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// ---- dot products -----------------------------------------------------------------------------
-
-INLINE void dot_tile(const int tokens, const float *const a[ROWS], int64_t rows, const float *x,
-                     int64_t D, float *h, int64_t m) {
-    vf sum[TOKENS][ROWS];
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; t++)
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) sum[t][i] = (vf){0};
-    int64_t d = 0;
-    for (; d + VL <= D; d += VL) {
-        vf w[ROWS];
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) w[i] = load(a[i] + d);
-#pragma GCC unroll 8
-        for (int t = 0; t < tokens; t++) {
-            const vf v = load(x + t * D + d);
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++) sum[t][i] = fma_(w[i], v, sum[t][i]);
-        }
-    }
-    if (d < D) {
-#pragma GCC unroll 8
-        for (int t = 0; t < tokens; t++) {
-            const vf v = load_first(x + t * D + d, D - d);
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++)
-                sum[t][i] = fma_(load_first(a[i] + d, D - d), v, sum[t][i]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; t++) {
-        float dots[ROWS];
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) dots[i] = sum_lanes(sum[t][i]);
-        if (rows == ROWS)
-            memcpy(h + t * m, dots, sizeof dots);
-        else
-            memcpy(h + t * m, dots, (size_t)rows * sizeof(float));
-    }
-}
-
-// h[t, i] = a[i] · x[t] for `rows` <= ROWS neighbouring rows and `tokens` <= TOKENS tokens.
-static void dots(const float *a_mD, int64_t rows, const float *x, int64_t tokens, int64_t D,
-                 float *h, int64_t m) {
-    const float *a[ROWS];
-    for (int64_t i = 0; i < ROWS; i++) a[i] = a_mD + min64(i, rows - 1) * D;
-    switch (tokens) {
-        case 1: dot_tile(1, a, rows, x, D, h, m); break;
-        case 2: dot_tile(2, a, rows, x, D, h, m); break;
-#if TOKENS > 2
-        case 3: dot_tile(3, a, rows, x, D, h, m); break;
-#endif
-    }
-}
-
-// ---- the passes; each thread takes its part of equal units --------------------------------------
-
 typedef struct {
-    int64_t first, tokens;
-    const Slot *slot;
-    int64_t row_first, rows;  // of a_mD, for pass 1
+    int64_t first, tokens, index;
+    Slot slot;
+    int64_t expert_tiles, router_tile, tiles;  // of A: of one expert, before the router, all
+    int64_t dense;                             // all rows of A are multiplied in pass 1
 } Run;
 
-static Run get_run(const Call *c, int64_t i) {
-    const int32_t *run = c->runs_R3 + 3 * i;
-    Run out = {run[0], run[1] - run[0], NULL, 0, 0};
-    if (run[2] >= 0 && c->slots[run[2]].n > 0) {
-        out.slot = &c->slots[run[2]];
-        const int64_t experts = (int64_t)out.slot->n * out.slot->r;
-        out.row_first = out.tokens >= DENSE_TOKENS ? 0 : experts;
-        out.rows = experts + out.slot->n - out.row_first;
+#define ROWS 8  // of a tile of A
+#define P 64    // outputs in a tile of B
+
+// A register tile of dot products.
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define TOKENS 3
+#define PART ROWS
+#else
+#define TOKENS 2
+#define PART (ROWS / 2)
+#endif
+
+#define DENSE_TOKENS 3    // from here on almost every expert is selected by some token of a run
+#define STREAM_TOKENS 16  // up to here B is streamed expert by expert
+#define AHEAD 4096        // bytes between a prefetch and its use
+
+EXPORT int64_t remix_vector_lanes(void) { return VL; }
+
+INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Bytes of one weight.
+INLINE int64_t size(const int bf16) { return bf16 ? 2 : 4; }
+
+// Two vectors of weights, 2 VL of them from `p`. bfloat16 is the upper half of a float32; the two
+// vectors are interleaved so that each is one operation away.
+INLINE void load_pair(const char *p, const int bf16, vf *lo, vf *hi) {
+    if (bf16) {
+        typedef uint32_t vu __attribute__((vector_size(VL * 4)));
+        vu both;
+        memcpy(&both, p, sizeof both);
+        *lo = (vf)(both << 16);
+        *hi = (vf)(both & 0xffff0000u);
+    } else {
+        *lo = load((const float *)p);
+        *hi = load((const float *)p + VL);
     }
-    return out;
 }
 
-static int64_t dot_units(Run run) {
-    return ceil_div(run.rows, ROWS) * ceil_div(run.tokens, TOKENS);
+INLINE void prefetch(const char *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+}
+
+// ---- A x ----------------------------------------------------------------------------------------
+
+// Products of one tile of A with `tokens` tokens. `next`: the tile to be read after this one.
+INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char *next, int cold,
+                     const float *x, int64_t D, float *h, int64_t m) {
+    const int64_t step = ROWS * VL * size(bf16), bytes = ceil_div(D, VL) * step;
+    for (int part = 0; part < ROWS; part += PART) {
+        vf sum[TOKENS][PART];
+#pragma GCC unroll 8
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 8
+            for (int i = 0; i < PART; i++) sum[t][i] = (vf){0};
+        for (int64_t at = 0, d = 0; at < bytes; at += step, d += VL) {
+            if (cold)
+                prefetch(at + AHEAD < bytes ? a + at + AHEAD : next + (at + AHEAD - bytes), step);
+            vf v[TOKENS];
+#pragma GCC unroll 8
+            for (int t = 0; t < tokens; t++)
+                v[t] = d + VL <= D ? load(x + t * D + d) : load_first(x + t * D + d, D - d);
+#pragma GCC unroll 8
+            for (int i = 0; i < PART; i += 2) {
+                vf lo, hi;
+                load_pair(a + at + (part + i) * VL * size(bf16), bf16, &lo, &hi);
+#pragma GCC unroll 8
+                for (int t = 0; t < tokens; t++) {
+                    sum[t][i] = fma_(lo, v[t], sum[t][i]);
+                    sum[t][i + 1] = fma_(hi, v[t], sum[t][i + 1]);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 8
+            for (int i = 0; i < PART; i++) h[t * m + part + i] = sum_lanes(sum[t][i]);
+    }
+}
+
+static void dots(const Call *c, const Run *run, int64_t tile, int64_t next, int64_t token,
+                 int64_t tokens, int cold) {
+    const int bf16 = run->slot.bf16;
+    const int64_t bytes = ceil_div(c->D, VL) * ROWS * VL * size(bf16);
+    const char *a = (const char *)run->slot.a + tile * bytes;
+    const char *after = (const char *)run->slot.a + next * bytes;
+    const float *x = c->x_TD + token * c->D;
+    float *h = c->h_Tm + token * c->m + tile * ROWS;
+    switch (tokens * 2 + (bf16 != 0)) {
+        case 2: dot_tile(1, 0, a, after, cold, x, c->D, h, c->m); break;
+        case 3: dot_tile(1, 1, a, after, cold, x, c->D, h, c->m); break;
+        case 4: dot_tile(2, 0, a, after, cold, x, c->D, h, c->m); break;
+        case 5: dot_tile(2, 1, a, after, cold, x, c->D, h, c->m); break;
+#if TOKENS > 2
+        case 6: dot_tile(3, 0, a, after, cold, x, c->D, h, c->m); break;
+        case 7: dot_tile(3, 1, a, after, cold, x, c->D, h, c->m); break;
+#endif
+    }
+}
+
+// ---- the passes; each thread takes its part -----------------------------------------------------
+
+static Run get_run(const Call *c, int64_t index) {
+    const int32_t *entry = c->runs_R3 + 3 * index;
+    Run run = {.first = entry[0], .tokens = entry[1] - entry[0], .index = index};
+    if (entry[2] >= 0) run.slot = c->slots[entry[2]];
+    run.expert_tiles = ceil_div(run.slot.r, ROWS);
+    run.router_tile = run.slot.n * run.expert_tiles;
+    run.tiles = run.router_tile + ceil_div(run.slot.n, ROWS);
+    run.dense = run.tokens >= DENSE_TOKENS;
+    return run;
+}
+
+static int64_t dot_units(const Run *run) {
+    const int64_t tiles = run->dense ? run->tiles : run->tiles - run->router_tile;
+    return tiles * ceil_div(run->tokens, TOKENS);
 }
 
 static void pass_logits(const Call *c, int64_t thread, int64_t threads) {
     int64_t total = 0;
-    for (int64_t i = 0; i < c->R; i++) total += dot_units(get_run(c, i));
+    for (int64_t i = 0; i < c->R; i++) {
+        const Run run = get_run(c, i);
+        total += dot_units(&run);
+    }
     const int64_t begin = total * thread / threads, end = total * (thread + 1) / threads;
     int64_t before = 0;
     for (int64_t i = 0; i < c->R && before < end; i++) {
         const Run run = get_run(c, i);
-        const int64_t units = dot_units(run), tiles = ceil_div(run.tokens, TOKENS);
-        int64_t unit = begin > before ? begin - before : 0;
-        // A tile of rows meets all tokens of the run before the next one is read.
-        for (; unit < min64(units, end - before); unit++) {
-            const int64_t row = unit / tiles * ROWS, t = unit % tiles * TOKENS;
-            dots(run.slot->a_mD + (run.row_first + row) * c->D, min64(run.rows - row, ROWS),
-                 c->x_TD + (run.first + t) * c->D, min64(run.tokens - t, TOKENS), c->D,
-                 c->h_Tm + (run.first + t) * c->m + run.row_first + row, c->m);
+        const int64_t units = dot_units(&run), groups = ceil_div(run.tokens, TOKENS);
+        const int64_t from = max64(begin - before, 0), to = min64(units, end - before);
+        // A tile meets all tokens of the run before the next one is read.
+        for (int64_t unit = from; unit < to; unit++) {
+            const int64_t tile = unit / groups + (run.dense ? 0 : run.router_tile);
+            const int64_t t = unit % groups * TOKENS;
+            dots(c, &run, tile, tile + 1, run.first + t, min64(run.tokens - t, TOKENS),
+                 t == 0 || unit == from);
         }
         before += units;
     }
@@ -159,7 +195,7 @@ static void top_k(const float *z_n, const Slot *slot, int32_t *picks) {
             if (taken) continue;
             if (best < 0 || z_n[e] > z_n[best] || (isnan(z_n[e]) && !isnan(z_n[best]))) best = e;
         }
-        int32_t i = j;  // picks stays sorted
+        int32_t i = j;  // picks stay sorted
         for (; i > 0 && picks[i - 1] > best; i--) picks[i] = picks[i - 1];
         picks[i] = best;
     }
@@ -171,76 +207,116 @@ static void pass_select(const Call *c, int64_t thread, int64_t threads) {
         for (int64_t t = run.first; t < run.first + run.tokens; t++) {
             if (t % threads != thread) continue;
             int32_t *picks = c->picks_Tk + t * c->k;
-            int64_t used = 0;
-            if (run.slot) {
-                used = run.slot->k;
-                top_k(c->h_Tm + t * c->m + (int64_t)run.slot->n * run.slot->r, run.slot, picks);
-            }
-            for (; used < c->k; used++) picks[used] = -1;
+            if (run.slot.n) top_k(c->h_Tm + t * c->m + run.router_tile * ROWS, &run.slot, picks);
+            for (int64_t j = run.slot.k; j < c->k; j++) picks[j] = -1;
         }
     }
 }
 
-static void pass_sparse(const Call *c, int64_t thread, int64_t threads) {
-    int64_t unit = 0;
+static void pass_selected_dots(const Call *c, int64_t thread, int64_t threads) {
+    int64_t number = 0;
     for (int64_t i = 0; i < c->R; i++) {
         const Run run = get_run(c, i);
-        if (!run.slot || run.row_first == 0) continue;
-        const int64_t r = run.slot->r;
-        for (int64_t t = run.first; t < run.first + run.tokens; t++)
-            for (int64_t j = 0; j < run.slot->k; j++)
-                for (int64_t i = 0; i < r; i += ROWS) {
-                    if (unit++ % threads != thread) continue;
-                    const int64_t row = c->picks_Tk[t * c->k + j] * r + i;
-                    dots(run.slot->a_mD + row * c->D, min64(r - i, ROWS), c->x_TD + t * c->D, 1,
-                         c->D, c->h_Tm + t * c->m + row, c->m);
-                }
+        if (run.dense) continue;
+        const int64_t units = run.slot.k * run.expert_tiles;
+        for (int64_t t = run.first; t < run.first + run.tokens; t++) {
+            const int32_t *picks = c->picks_Tk + t * c->k;
+            // Neighbouring units go to one thread, in turns of equal length over all tokens.
+            const int64_t turn = number++ % threads;
+            const int64_t part = (thread + turn) % threads;
+            const int64_t end = units * (part + 1) / threads;
+            for (int64_t unit = units * part / threads; unit < end; unit++) {
+                const int64_t ahead = min64(unit + 1, units - 1), e = run.expert_tiles;
+                dots(c, &run, picks[unit / e] * e + unit % e, picks[ahead / e] * e + ahead % e, t,
+                     1, 1);
+            }
+        }
     }
 }
 
-// One token's selected rows onto one tile of its outputs.
-INLINE void add_rows(const float *b_jP, int64_t r, const int32_t *picks, int64_t k,
-                     const float *h_m, float *y) {
-    vf sum[P / VL];
+// ---- B h ----------------------------------------------------------------------------------------
+
+// Rows of one tile of one expert onto a token's outputs.
+INLINE void add_expert(const int bf16, const char *b, int64_t r, const float *h, vf sum[P / VL]) {
+    for (int64_t row = 0; row < r; row++, b += P * size(bf16)) {
+        const vf a = set1(h[row]);
 #pragma GCC unroll 16
-    for (int i = 0; i < P / VL; i++) sum[i] = load(y + i * VL);
-    for (int64_t j = 0; j < k; j++) {
-        const float *h = h_m + picks[j] * r, *b = b_jP + picks[j] * r * P;
-        for (int64_t row = 0; row < r; row++, b += P) {
-            const vf a = set1(h[row]);
-#pragma GCC unroll 16
-            for (int i = 0; i < P / VL; i++) sum[i] = fma_(a, load(b + i * VL), sum[i]);
+        for (int i = 0; i < P / VL; i += 2) {
+            vf lo, hi;
+            load_pair(b + i * VL * size(bf16), bf16, &lo, &hi);
+            sum[i] = fma_(a, lo, sum[i]);
+            sum[i + 1] = fma_(a, hi, sum[i + 1]);
         }
     }
+}
+
+// The experts `picks` of one token onto the outputs of one tile, `width` of them.
+INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int32_t *picks,
+                        int64_t k, int64_t tile, int64_t token) {
+    const int64_t r = run->slot.r, chunk = r * P * size(bf16), C = ceil_div(c->O, P) | 1;
+    const int64_t width = min64(c->O - tile * P, P);
+    const float *h_m = c->h_Tm + token * c->m;
+    float *y = c->y_TO + token * c->O + tile * P, edge[P];
+    if (width < P) memcpy(edge, y, (size_t)width * sizeof(float));
+    vf sum[P / VL];
 #pragma GCC unroll 16
-    for (int i = 0; i < P / VL; i++) store(y + i * VL, sum[i]);
+    for (int i = 0; i < P / VL; i++) sum[i] = load((width < P ? edge : y) + i * VL);
+    for (int64_t j = 0; j < k; j++)
+        add_expert(bf16, (const char *)run->slot.b + (picks[j] * C + tile) * chunk, r,
+                   h_m + picks[j] * run->expert_tiles * ROWS, sum);
+#pragma GCC unroll 16
+    for (int i = 0; i < P / VL; i++) store((width < P ? edge : y) + i * VL, sum[i]);
+    if (width < P) memcpy(y, edge, (size_t)width * sizeof(float));
+}
+
+// A short run: expert by expert, each one's tiles in a stream.
+INLINE void expand_stream(const Call *c, const Run *run, const int bf16, int64_t thread,
+                          int64_t threads) {
+    const int64_t tiles = ceil_div(c->O, P), C = tiles | 1, uneven = run->index & 1;
+    const int64_t chunk = run->slot.r * P * size(bf16), near = ceil_div(AHEAD, chunk);
+    // An odd number of tiles: every other run gives the larger half to the other thread.
+    const int64_t from = thread ? (tiles * thread + uneven * (threads - 1)) / threads : 0;
+    const int64_t to = thread + 1 < threads
+                           ? (tiles * (thread + 1) + uneven * (threads - 1)) / threads
+                           : tiles;
+    for (int32_t e = 0; e < run->slot.n; e++) {
+        int64_t tokens[STREAM_TOKENS], count = 0;
+        for (int64_t t = run->first; t < run->first + run->tokens; t++)
+            for (int64_t j = 0; j < run->slot.k; j++)
+                if (c->picks_Tk[t * c->k + j] == e) tokens[count++] = t;
+        if (!count) continue;
+        const char *b = (const char *)run->slot.b + e * C * chunk;
+        for (int64_t tile = from; tile < min64(from + near, to); tile++)
+            prefetch(b + tile * chunk, chunk);
+        for (int64_t tile = from; tile < to; tile++) {
+            if (tile + near < to) prefetch(b + (tile + near) * chunk, chunk);
+            for (int64_t i = 0; i < count; i++)
+                add_experts(c, run, bf16, &e, 1, tile, tokens[i]);
+        }
+    }
+}
+
+// A long run: tile by tile, which stay in the L1 cache while all tokens pass.
+INLINE void expand_tiles(const Call *c, const Run *run, const int bf16, int64_t thread,
+                         int64_t threads) {
+    const int64_t units = ceil_div(c->O, P) * run->tokens;
+    const int64_t end = units * (thread + 1) / threads;
+    for (int64_t unit = units * thread / threads; unit < end; unit++) {
+        const int64_t token = run->first + unit % run->tokens;
+        add_experts(c, run, bf16, c->picks_Tk + token * c->k, run->slot.k, unit / run->tokens,
+                    token);
+    }
 }
 
 static void pass_expand(const Call *c, int64_t thread, int64_t threads) {
-    const int64_t T = c->runs_R3[3 * (c->R - 1) + 1], tiles = ceil_div(c->O, P);
-    const int64_t begin = tiles * T * thread / threads, end = tiles * T * (thread + 1) / threads;
-    for (int64_t tile = begin / T; tile * T < end; tile++) {
-        const int64_t from = begin - tile * T, to = end - tile * T;
-        const int64_t width = min64(c->O - tile * P, P);
-        for (int64_t i = 0; i < c->R; i++) {
-            const Run run = get_run(c, i);
-            if (!run.slot) continue;
-            const int64_t r = run.slot->r, k = run.slot->k;
-            const float *b_jP = run.slot->b_cjP + tile * run.slot->n * r * P;
-            int64_t t = run.first > from ? run.first : from;
-            for (; t < min64(run.first + run.tokens, to); t++) {
-                const int32_t *picks = c->picks_Tk + t * c->k;
-                const float *h_m = c->h_Tm + t * c->m;
-                float *y = c->y_TO + t * c->O + tile * P;
-                if (width == P) {
-                    add_rows(b_jP, r, picks, k, h_m, y);
-                } else {
-                    float edge[P] = {0};
-                    memcpy(edge, y, (size_t)width * sizeof(float));
-                    add_rows(b_jP, r, picks, k, h_m, edge);
-                    memcpy(y, edge, (size_t)width * sizeof(float));
-                }
-            }
+    for (int64_t i = 0; i < c->R; i++) {
+        const Run run = get_run(c, i);
+        if (!run.slot.n) continue;
+        switch ((run.tokens <= STREAM_TOKENS) * 2 + (run.slot.bf16 != 0)) {
+            case 0: expand_tiles(c, &run, 0, thread, threads); break;
+            case 1: expand_tiles(c, &run, 1, thread, threads); break;
+            case 2: expand_stream(c, &run, 0, thread, threads); break;
+            case 3: expand_stream(c, &run, 1, thread, threads); break;
         }
     }
 }
@@ -252,9 +328,8 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
     int64_t work = 0, sparse = 0;
     for (int64_t i = 0; i < R; i++) {
         const Run run = get_run(&call, i);
-        if (!run.slot) continue;
-        work += run.tokens * (run.rows * D + run.slot->k * run.slot->r * O);
-        sparse |= run.row_first > 0;
+        work += run.tokens * (run.tiles * ROWS * D + run.slot.k * run.slot.r * O);
+        sparse |= !run.dense && run.slot.n > 0;
     }
     // Below some microseconds of work, waking the other threads costs more than they give.
     if (work < 40000) threads = 1;
@@ -267,7 +342,7 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
         pass_select(&call, me, all);
 #pragma omp barrier
         if (sparse) {
-            pass_sparse(&call, me, all);
+            pass_selected_dots(&call, me, all);
 #pragma omp barrier
         }
         pass_expand(&call, me, all);

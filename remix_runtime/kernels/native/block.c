@@ -1,0 +1,85 @@
+// A stack of Llama-like decoder blocks in one call, made of the kernels beside this file.
+//
+// For a few tokens, calling each kernel from Python costs as much as the small ones take. The
+// order of operations is that of transformers' LlamaDecoderLayer (Qwen2, Qwen3 and Mistral alike):
+//   x += o(attention(rope(q), rope(k), v)) of norm(x);  x += down(silu(gate) · up) of norm(x)
+//
+// Shapes: T tokens, D hidden width, F feed-forward width, H query heads, G key-value heads,
+// d head width, r rotated width, R runs, m and k row lengths of the mixtures' scratch.
+
+#include "kernels.h"
+
+// Fewer floats than this are done before a second thread has woken up.
+#define WORTH_A_TEAM 32768
+
+// A base linear and the mixtures in its slots.
+typedef struct {
+    const float *weight, *bias;
+    const Slot *slots;
+    int64_t in, out;
+} Projection;
+
+typedef struct {
+    Projection q, k, v, o, gate, up, down;
+    const float *attention_norm, *mlp_norm; // [D]
+    const float *q_norm, *k_norm;           // [d], or NULL
+    const Layer *kv;
+    int64_t heads, window;
+    float eps, scale;
+} Block;
+
+typedef struct {
+    const Batch *attention;
+    const int32_t *runs_R3;
+    const float *cos_Tr, *sin_Tr;
+    float *norm_TD, *q_THd, *k_TGd, *v_TGd, *o_THd, *gate_TF, *up_TF, *rows_Tm;
+    int32_t *picks_Tk;
+    int64_t T, D, r, R, m, k;
+    int32_t adapted, threads;
+} Step;
+
+static void project(const Projection *p, const Step *s, const float *x, float *y) {
+    remix_linear(p->weight, p->bias, x, y, s->T, p->in, p->out, s->threads);
+    if (s->adapted)
+        remix_mixture_add(p->slots, s->runs_R3, x, y, s->rows_Tm, s->picks_Tk, s->R, p->in, p->out,
+                          s->m, s->k, s->threads);
+}
+
+static void norm(const Step *s, const float *x, int64_t rows, int64_t width, const float *weight,
+                 float eps, float *y) {
+    remix_rms_norm(x, width, rows, width, weight, eps, 0.0f, y, s->threads);
+}
+
+static void add(float *x, const float *y, int64_t count, int threads) {
+#pragma omp parallel for simd num_threads(threads) if (threads > 1 && count > WORTH_A_TEAM)
+    for (int64_t i = 0; i < count; i++) x[i] += y[i];
+}
+
+static void block(const Block *b, const Step *s, float *x_TD) {
+    const int64_t T = s->T, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
+    norm(s, x_TD, T, s->D, b->attention_norm, b->eps, s->norm_TD);
+    project(&b->q, s, s->norm_TD, s->q_THd);
+    project(&b->k, s, s->norm_TD, s->k_TGd);
+    project(&b->v, s, s->norm_TD, s->v_TGd);
+    if (b->q_norm) norm(s, s->q_THd, T * H, d, b->q_norm, b->eps, s->q_THd);
+    if (b->k_norm) norm(s, s->k_TGd, T * G, d, b->k_norm, b->eps, s->k_TGd);
+    remix_rope(s->q_THd, H, d, H * d, s->k_TGd, G, d, G * d, s->cos_Tr, s->sin_Tr, s->r, T, s->r,
+               s->threads);
+    remix_attend(b->kv, s->attention, H, s->q_THd, H * d, d, s->k_TGd, G * d, d, s->v_TGd, G * d,
+                 d, s->o_THd, b->scale, b->window, 0.0f, s->threads);
+    project(&b->o, s, s->o_THd, s->norm_TD);
+    add(x_TD, s->norm_TD, T * s->D, s->threads);
+
+    norm(s, x_TD, T, s->D, b->mlp_norm, b->eps, s->norm_TD);
+    project(&b->gate, s, s->norm_TD, s->gate_TF);
+    project(&b->up, s, s->norm_TD, s->up_TF);
+    const int64_t F = b->gate.out;
+    remix_act_mul(0, s->gate_TF, F, s->up_TF, F, T, F, s->gate_TF, s->threads);
+    project(&b->down, s, s->gate_TF, s->norm_TD);
+    add(x_TD, s->norm_TD, T * s->D, s->threads);
+}
+
+// Runs `count` blocks over x_TD, in place.
+EXPORT void remix_blocks(const Block *blocks, int64_t count, const Step *step, float *x_TD) {
+    for (int64_t i = 0; i < count; i++) block(blocks + i, step, x_TD);
+}

@@ -1,0 +1,45 @@
+// The kernels' types and functions, for kernels that are made of others.
+#pragma once
+
+#include "vec.h"
+
+// mixture.c: one adapter at one linear. n == 0: the slot is empty, its tokens stay as they are.
+typedef struct {
+    const float *a_mD, *b_cjP;
+    int32_t n, k, r;
+} Slot;
+
+// attention.c: the pages of one layer. G, d, and d rounded up to a full vector.
+typedef struct {
+    float *keys, *values;
+    int64_t kv_heads, head_dim, value_width;
+} Layer;
+
+// attention.c: which rows of the step belong to which of the S sequences.
+typedef struct {
+    const int32_t *page_table;                     // [S, page_table_stride]
+    const int32_t *first_row, *num_rows, *context; // [S]
+    int64_t num_sequences, page_table_stride;
+} Batch;
+
+void remix_linear(const float *w_CDP, const float *bias_CP, const float *x_TD, float *y_TO,
+                  int64_t T, int64_t D, int64_t O, int threads);
+
+void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD, float *y_TO,
+                       float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D, int64_t O, int64_t m,
+                       int64_t k, int threads);
+
+void remix_attend(const Layer *layer, const Batch *batch, int64_t heads, const float *query,
+                  int64_t query_row, int64_t query_head, const float *key, int64_t key_row,
+                  int64_t key_head, const float *value, int64_t value_row, int64_t value_head,
+                  float *output, float scale, int64_t window, float softcap, int threads);
+
+void remix_rms_norm(const float *x, int64_t stride, int64_t rows, int64_t D, const float *weight,
+                    float eps, float offset, float *y, int threads);
+
+void remix_act_mul(int gelu, const float *gate, int64_t gate_stride, const float *up,
+                   int64_t up_stride, int64_t rows, int64_t F, float *y, int threads);
+
+void remix_rope(float *q, int64_t q_heads, int64_t q_head_stride, int64_t q_token_stride, float *k,
+                int64_t k_heads, int64_t k_head_stride, int64_t k_token_stride, const float *cos,
+                const float *sin, int64_t angle_stride, int64_t tokens, int64_t D, int threads);
