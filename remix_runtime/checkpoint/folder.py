@@ -43,7 +43,7 @@ class Folder:
         except OSError as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else error.strerror
             raise CheckpointFormatError(f"{name}: {reason}, expected a regular file") from None
-        with os.fdopen(fd, "rb", buffering=0) as stream:
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointFormatError(f"{name}: found {_kind(status)}, expected a file")
@@ -51,7 +51,10 @@ class Folder:
                 raise CheckpointFormatError(
                     f"{name}: found {status.st_size} bytes, expected at most {max_bytes}"
                 )
-            yield stream, status.st_size
+            with os.fdopen(fd, "rb", buffering=0, closefd=False) as stream:
+                yield stream, status.st_size
+        finally:
+            os.close(fd)
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """The whole file. Raises as `open` does."""

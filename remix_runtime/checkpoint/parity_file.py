@@ -113,18 +113,20 @@ def emit_parity(parity: Parity) -> bytes:
     """The file's content."""
     tensors: dict[str, Tensor] = {}
     for i, prompt in enumerate(parity.prompts):
-        tensors[_name(i, "token_ids")] = prompt.token_ids_T.to(torch.int64).contiguous()
-        tensors[_name(i, "routes")] = prompt.routes_LTk.to(torch.uint8).contiguous()
-        tensors[_name(i, "margins")] = prompt.margins_LT.float().contiguous()
-        tensors[_name(i, "top_ids")] = prompt.top_ids_j.to(torch.int64).contiguous()
-        tensors[_name(i, "top_logits")] = prompt.top_logits_j.float().contiguous()
+        tensors[_name(i, "token_ids")] = prompt.token_ids_T.to(torch.int64)
+        tensors[_name(i, "routes")] = prompt.routes_LTk.to(torch.uint8)
+        tensors[_name(i, "margins")] = prompt.margins_LT.float()
+        tensors[_name(i, "top_ids")] = prompt.top_ids_j.to(torch.int64)
+        tensors[_name(i, "top_logits")] = prompt.top_logits_j.float()
+    # The library refuses tensors that share memory, as views of one result do.
+    copies = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
     metadata = {
         "format_version": _VERSION,
         "prompts": str(len(parity.prompts)),
         "route_tolerance": repr(parity.route_tolerance),
         "logit_tolerance": repr(parity.logit_tolerance),
     }
-    data: bytes = safetensors.torch.save(tensors, metadata=metadata)
+    data: bytes = safetensors.torch.save(copies, metadata=metadata)
     return data
 
 

@@ -45,7 +45,10 @@ def write_checkpoint(
     folder = Path(os.path.abspath(folder))
     _check_place(folder)
     tensors = {
-        tensor_name(module, part): tensor.detach().to("cpu", dtype).contiguous()
+        # The library refuses tensors that share memory: `copy` and a layout of their own.
+        tensor_name(module, part): tensor.detach().to(
+            "cpu", dtype, copy=True, memory_format=torch.contiguous_format
+        )
         for module, weights in layers.items()
         for part, tensor in zip(
             PARTS, (weights.a_nrD, weights.b_nOr, weights.router_nD), strict=True

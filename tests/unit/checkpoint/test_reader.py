@@ -1,0 +1,417 @@
+"""`read_checkpoint`: good folders, and every named way to be a bad one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import struct
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+
+from remix_runtime.checkpoint import CheckpointLimits, read_checkpoint, write_checkpoint
+from remix_runtime.checkpoint import folder as folder_module
+from remix_runtime.errors import CheckpointFormatError, CheckpointMismatchError
+from tests.unit.checkpoint.adapters import (
+    BASE,
+    BASE_WITH_OTHERS,
+    CONFIG,
+    CONFIG_FILE,
+    FIRST,
+    TENSOR_FILE,
+    edit_config,
+    edit_header,
+    edit_tensors,
+    join,
+    make_layers,
+    split,
+)
+
+ROUTER = FIRST.replace("remix_A", "remix_router")
+B = FIRST.replace("remix_A", "remix_B")
+
+
+def refused(folder: Path, *parts: str, **options) -> None:
+    """The folder is refused in one line that holds every part."""
+    with pytest.raises(CheckpointFormatError) as caught:
+        read_checkpoint(folder, **options)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_tensors_come_back_bit_for_bit_in_sorted_order(folder):
+    checkpoint = read_checkpoint(folder, base=BASE_WITH_OTHERS)
+    assert list(checkpoint.layers) == sorted(BASE)
+    for module, layer in make_layers().items():
+        found = checkpoint.layers[module]
+        assert torch.equal(found.a_nrD, layer.a_nrD)
+        assert torch.equal(found.b_nOr, layer.b_nOr)
+        assert torch.equal(found.router_nD, layer.router_nD)
+    assert checkpoint.config == CONFIG
+    sizes = [3 * 2 * d + 3 * o * 2 + 3 * d for o, d in BASE.values()]
+    assert checkpoint.num_bytes == 4 * sum(sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_are_read_as_float32(tmp_path, dtype):
+    write_checkpoint(tmp_path / "a", CONFIG, make_layers(), readme="", dtype=dtype)
+    checkpoint = read_checkpoint(tmp_path / "a", base=BASE)
+    for module, layer in make_layers().items():
+        assert checkpoint.layers[module].b_nOr.dtype == torch.float32
+        assert torch.equal(checkpoint.layers[module].b_nOr, layer.b_nOr.to(dtype).float())
+
+
+def test_a_link_to_the_folder_is_fine(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert read_checkpoint(tmp_path / "link").digest == read_checkpoint(folder).digest
+
+
+# The folder
+
+
+def test_no_folder(tmp_path):
+    refused(tmp_path / "nothing", "No such file", "adapter folder")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "Not a directory")
+    refused(Path("a\0b"), "null byte")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE])
+def test_missing_file(folder, name):
+    (folder / name).unlink()
+    refused(folder, name, "missing")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, "notes.txt"])
+def test_symbolic_link_to_outside(folder, tmp_path, name):
+    outside = tmp_path / "outside"
+    if (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.touch()
+    (folder / name).symlink_to(outside)
+    refused(folder, name, "symbolic link")
+
+
+def test_symbolic_link_inside_or_broken_or_to_a_folder(folder, tmp_path):
+    for target in (CONFIG_FILE, "nowhere", str(tmp_path)):
+        (folder / "link").symlink_to(target)
+        refused(folder, "link", "symbolic link")
+        (folder / "link").unlink()
+
+
+def test_symbolic_link_deep_inside(folder):
+    (folder / "plots" / "old").mkdir(parents=True)
+    (folder / "plots" / "loss.png").touch()
+    read_checkpoint(folder)
+    (folder / "plots" / "old" / "key").symlink_to("/etc/passwd")
+    refused(folder, "plots/old/key", "symbolic link")
+
+
+def test_link_put_there_after_the_folder_was_looked_at(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "_check_entries", lambda fd, max_files: None)
+    (folder / TENSOR_FILE).rename(tmp_path / "outside")
+    (folder / TENSOR_FILE).symlink_to(tmp_path / "outside")
+    refused(folder, TENSOR_FILE, "expected a regular file")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, "extra"])
+def test_fifo_and_socket_are_refused_without_waiting(folder, name, monkeypatch):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refused(folder, name, "special file")
+    if name != "extra":
+        monkeypatch.setattr(folder_module, "_check_entries", lambda fd, max_files: None)
+        refused(folder, name, "special file")
+        monkeypatch.undo()
+    (folder / name).unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(folder)  # a socket's path is at most 108 bytes
+        server.bind(name)
+        refused(folder, name, "special file")
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE])
+def test_folder_in_place_of_a_file(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    refused(folder, name, "folder")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter_model.bin", "optimizer.pt", "x.PKL", "modeling.py", "lib.so", "sub/state.ckpt"],
+)
+def test_files_that_can_carry_code(folder, name):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    refused(folder, name, "can carry code")
+
+
+def test_pickle_in_the_place_of_the_tensor_file(folder, tmp_path):
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    for data in (pickle.dumps(Evil()), b"PK\x03\x04" + bytes(200)):
+        (folder / TENSOR_FILE).write_bytes(data)
+        refused(folder, TENSOR_FILE)
+    torch.save({"x": torch.ones(2)}, folder / TENSOR_FILE)
+    refused(folder, TENSOR_FILE)
+    assert not marker.exists()
+
+
+def test_too_many_files(folder):
+    limits = CheckpointLimits(files=8)
+    read_checkpoint(folder, limits=limits)
+    for i in range(5):
+        (folder / f"{i}.txt").touch()
+    refused(folder, "more than 8", limits=limits)
+
+
+def test_sizes_are_limited_before_anything_is_read(folder):
+    refused(folder, CONFIG_FILE, "at most 10", limits=CheckpointLimits(config_bytes=10))
+    refused(folder, TENSOR_FILE, "2 to 100", limits=CheckpointLimits(header_bytes=100))
+    size = read_checkpoint(folder).num_bytes
+    read_checkpoint(folder, limits=CheckpointLimits(tensor_bytes=size))
+    refused(folder, TENSOR_FILE, str(size), limits=CheckpointLimits(tensor_bytes=size - 1))
+    with (folder / TENSOR_FILE).open("r+b") as stream:
+        stream.truncate(1 << 41)  # sparse: takes no disk
+    refused(folder, TENSOR_FILE, str(1 << 41))
+
+
+# The header of the tensor file
+
+
+@pytest.mark.parametrize("claim", [0, 1, 1 << 22, 1 << 60, (1 << 64) - 1])
+def test_header_length_is_not_believed(folder, claim):
+    data = (folder / TENSOR_FILE).read_bytes()
+    (folder / TENSOR_FILE).write_bytes(struct.pack("<Q", claim) + data[8:])
+    tracemalloc.start()
+    try:
+        refused(folder, TENSOR_FILE, "header")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [0, 3, 7, 8, 9])
+def test_file_shorter_than_its_header(folder, size):
+    data = (folder / TENSOR_FILE).read_bytes()
+    (folder / TENSOR_FILE).write_bytes(data[:size])
+    refused(folder, TENSOR_FILE)
+
+
+def test_truncated_and_extended_data(folder):
+    data = (folder / TENSOR_FILE).read_bytes()
+    (folder / TENSOR_FILE).write_bytes(data[:-1])
+    refused(folder, TENSOR_FILE, "within")
+    (folder / TENSOR_FILE).write_bytes(data + b"\0")
+    refused(folder, TENSOR_FILE, "bytes of data")
+
+
+def test_duplicate_key_in_the_header(folder):
+    header, data = split((folder / TENSOR_FILE).read_bytes())
+    text = b'{"__metadata__":{},' + join(header, b"")[9:]
+    (folder / TENSOR_FILE).write_bytes(join(text, data))
+    refused(folder, TENSOR_FILE, "__metadata__", "twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b" {}", "begin"),
+        (b"[]", "begin"),
+        (b"{]", "JSON"),
+        (b'{"\xff":1}', "JSON"),
+        (b"{" * 5000, "JSON"),
+        (b'{"__metadata__":{"format":1}}', "text values"),
+        (b'{"__metadata__":"pt"}', "text values"),
+    ],
+)
+def test_header_that_is_no_header(folder, text, expected):
+    _, data = split((folder / TENSOR_FILE).read_bytes())
+    (folder / TENSOR_FILE).write_bytes(join(text, data))
+    refused(folder, TENSOR_FILE, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda e: e.update(dtype="F64"), "dtype 'F64'"),
+        (lambda e: e.update(dtype="I64"), "dtype 'I64'"),
+        (lambda e: e.update(dtype=["F32"]), "dtype"),
+        (lambda e: e.update(shape=[3, 2, -6]), "shape"),
+        (lambda e: e.update(shape=[3, 2, 6.0]), "shape"),
+        (lambda e: e.update(shape=[True, 2, 6]), "shape"),
+        (lambda e: e.update(shape="326"), "shape"),
+        (lambda e: e.update(shape=[1] * 20), "shape"),
+        (lambda e: e.update(shape=[3, 2, 1 << 61]), "data_offsets"),
+        (lambda e: e.update(shape=[1 << 63, 1 << 63, 4]), "shape"),
+        (lambda e: e.update(data_offsets=[0]), "data_offsets"),
+        (lambda e: e.update(data_offsets=[-1, 143]), "data_offsets"),
+        (lambda e: e.update(data_offsets=[144, 0]), "data_offsets"),
+        (lambda e: e.update(data_offsets=[0.0, 144]), "data_offsets"),
+        (lambda e: e.update(data_offsets=[0, 148]), "data_offsets"),
+        (lambda e: e.update(data_offsets=[1 << 60, (1 << 60) + 144]), "data_offsets"),
+        (lambda e: e.update(more=1), "exactly"),
+        (lambda e: e.pop("dtype"), "exactly"),
+    ],
+)
+def test_entry_of_the_header(folder, change, expected):
+    edit_header(folder, lambda header: change(header[FIRST]) and None)
+    refused(folder, TENSOR_FILE, FIRST[:20], expected)
+
+
+def test_overlapping_tensors(folder):
+    def overlap(header):
+        header[ROUTER]["data_offsets"] = header[FIRST]["data_offsets"][:]
+        header[ROUTER]["shape"] = header[FIRST]["shape"]
+
+    edit_header(folder, overlap)
+    refused(folder, TENSOR_FILE, "data_offsets")
+
+
+def test_hole_between_tensors(folder):
+    header, data = split((folder / TENSOR_FILE).read_bytes())
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["data_offsets"][0] > 0:
+            entry["data_offsets"] = [offset + 4 for offset in entry["data_offsets"]]
+    (folder / TENSOR_FILE).write_bytes(join(header, data + bytes(4)))
+    refused(folder, TENSOR_FILE, "expected to begin at")
+
+
+# Names and shapes
+
+
+def test_missing_and_unexpected_tensors(folder, tmp_path):
+    original = (folder / TENSOR_FILE).read_bytes()
+    for change, parts in (
+        (lambda t: t.pop(FIRST), [FIRST, "missing"]),
+        (lambda t: t.update({FIRST + ".extra": torch.ones(1)}), ["extra", "expected only"]),
+        (lambda t: t.update({"lora_A.weight": torch.ones(1)}), ["lora_A", "expected only"]),
+        (
+            lambda t: t.update({FIRST.replace("down_proj", "q_proj"): torch.ones(3, 2, 6)}),
+            ["q_proj", "expected only"],
+        ),
+    ):
+        (folder / TENSOR_FILE).write_bytes(original)
+        edit_tensors(folder, change)
+        refused(folder, TENSOR_FILE, *parts)
+
+
+def test_target_without_tensors(folder):
+    edit_config(folder, {"target_modules": ["down_proj", "up_proj", "gate_proj"]})
+    refused(folder, TENSOR_FILE, "gate_proj")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (FIRST, (2, 2, 6)),
+        (FIRST, (3, 3, 6)),
+        (FIRST, (3, 2, 7)),
+        (FIRST, (36,)),
+        (FIRST, ()),
+        (FIRST, (3, 2, 0)),
+        (B, (3, 2, 4)),
+        (B, (4, 4, 2)),
+        (B, (3, 0, 2)),
+        (B, (24,)),
+        (ROUTER, (3, 7)),
+        (ROUTER, (2, 6)),
+        (ROUTER, (3, 6, 1)),
+    ],
+)
+def test_tensor_of_another_shape(folder, name, shape):
+    edit_tensors(folder, lambda tensors: tensors.update({name: torch.ones(shape)}))
+    refused(folder, TENSOR_FILE, "model.layers.0.mlp.down_proj", "found shape", "n=3, r=2")
+
+
+@pytest.mark.parametrize("change", [{"num_experts": 2}, {"r": 4}])
+def test_config_that_does_not_fit_the_tensors(folder, change):
+    edit_config(folder, change)
+    refused(folder, TENSOR_FILE, "found shape")
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ({**BASE, "model.layers.2.mlp.up_proj": (6, 4)}, "no tensors for model.layers.2.mlp.up"),
+        ({k: v for k, v in BASE.items() if "1.mlp.up" not in k}, "tensors for model.layers.1"),
+        ({**BASE, "model.layers.1.mlp.up_proj": (8, 4)}, "found output and input width 6 and 4"),
+        ({**BASE, "model.layers.1.mlp.up_proj": (6, 5)}, "expected 6 and 5"),
+        ({"model.layers.0.mlp.up_proj": (6, 4)}, "'down_proj' names no linear layer"),
+        ({}, "names no linear layer"),
+    ],
+)
+def test_another_base_model(folder, base, expected):
+    with pytest.raises(CheckpointMismatchError, match=expected):
+        read_checkpoint(folder, base=base)
+
+
+# Values
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", [FIRST, B, ROUTER])
+def test_values_that_are_not_finite(folder, name, value):
+    edit_tensors(folder, lambda tensors: tensors[name].view(-1).__setitem__(5, value))
+    refused(folder, TENSOR_FILE, name, str(value), "finite")
+
+
+def test_adapter_that_changes_nothing(folder):
+    def zero(part):
+        def change(tensors):
+            for name, tensor in tensors.items():
+                if part in name:
+                    tensor.zero_()
+
+        return change
+
+    original = (folder / TENSOR_FILE).read_bytes()
+    for part in ("remix_A", "remix_B"):
+        (folder / TENSOR_FILE).write_bytes(original)
+        edit_tensors(folder, zero(part))
+        refused(folder, TENSOR_FILE, "B·A = 0", "changes")
+    (folder / TENSOR_FILE).write_bytes(original)
+    edit_tensors(folder, zero("remix_router"))  # all ties: experts 0 to k-1, a real adapter
+    read_checkpoint(folder)
+
+
+def test_zero_product_of_tensors_that_are_not_zero(folder):
+    def disjoint(tensors):
+        for name, tensor in tensors.items():
+            if "remix_A" in name:
+                tensor[:, 1] = 0
+            elif "remix_B" in name:
+                tensor[..., 0] = 0
+
+    edit_tensors(folder, disjoint)
+    refused(folder, TENSOR_FILE, "B·A = 0")
+
+
+def test_one_expert_with_an_effect_is_enough(folder):
+    def only_one(tensors):
+        for name, tensor in tensors.items():
+            if "remix_B" in name:
+                keep = tensor[2, 1, 0].clone()
+                tensor.zero_()
+                if name == B:
+                    tensor[2, 1, 0] = keep
+
+    edit_tensors(folder, only_one)
+    read_checkpoint(folder)
+
+
+def test_experts_that_overflow(folder):
+    edit_tensors(folder, lambda tensors: (tensors[FIRST].fill_(1e30), tensors[B].fill_(1e30)))
+    refused(folder, TENSOR_FILE, "overflows", "model.layers.0.mlp.down_proj")
