@@ -69,7 +69,7 @@ format: install
 
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
-	$(BIN)/remix bench
+	$(BIN)/remix bench --base "$$($(BIN)/remix demo-model)"
 
 samples: install
 	$(BIN)/python -m examples.samples
