@@ -10,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from server.errors import ApiError
+from server.errors import ApiError, as_api_error
 from server.state import services_of
 
 
@@ -53,13 +53,16 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose handler gets a `StrictRequest`."""
+    """A route whose handler gets a `StrictRequest` and fails with nothing but `ApiError`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def strict_handler(request: Request) -> Response:
-            return await handler(StrictRequest(request.scope, request.receive))
+            try:
+                return await handler(StrictRequest(request.scope, request.receive))
+            except Exception as error:
+                raise as_api_error(error) from error
 
         return strict_handler
 

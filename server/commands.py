@@ -79,6 +79,7 @@ def serve(
     setting can also be an environment variable: REMIX_PORT, REMIX_API_KEY and so on.
     """
     import asyncio
+    import logging
 
     from server.app import create_app
     from server.registry import parse_adapters
@@ -95,6 +96,9 @@ def serve(
         drain_seconds=drain_seconds,
         log_level=log_level,
     )
+    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s")
+    for room in ("server", "remix_runtime"):
+        logging.getLogger(room).setLevel(settings.log_level.upper())
     folders = parse_adapters(adapter or ())
     listener = bind(settings.host, settings.port)
     if engine == "fake":

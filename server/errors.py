@@ -18,6 +18,7 @@ from remix_runtime.errors import (
     EngineBusyError,
     EngineDeadError,
     InvalidRequestError,
+    RemixError,
 )
 from server.registry import UnknownModelError
 from server.schemas.responses import ErrorBody, ErrorDetail
@@ -138,9 +139,7 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Makes `handle_error` the answer to every exception. `Exception` is also re-raised to the
-    web server by Starlette, so RemixError gets a handler of its own."""
-    from remix_runtime.errors import RemixError
-
+    """Makes `handle_error` the answer to every exception. Starlette re-raises what only the
+    handler of `Exception` takes, so errors that are expected are named."""
     for kind in (HTTPException, RequestValidationError, RemixError, Exception):
         app.add_exception_handler(kind, handle_error)

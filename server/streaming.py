@@ -57,6 +57,12 @@ class GenerationResponse(Response):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._generate(scope, receive, send)
+        except Exception as error:
+            raise as_api_error(error) from error
+
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         watches = [self._services.metrics.watch(self._adapter) for _ in self._requests]
         with self._services.gate.enter():
             async with Fanout(self._services.engine, self._requests, watches) as fanout:

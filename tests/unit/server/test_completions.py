@@ -1,0 +1,191 @@
+"""`/v1/completions` against the engine's own answers and OpenAI's types."""
+
+from __future__ import annotations
+
+import secrets
+
+import openai.types
+import pytest
+
+from server.generation import choice_seed
+from tests.unit.server.harness import ADAPTERS, BASE, Server, greedy_text, sse_events
+
+
+@pytest.mark.parametrize("model", [BASE, *ADAPTERS])
+async def test_answer_is_the_engines_under_the_pinned_digest(server: Server, model: str) -> None:
+    prompt = secrets.token_hex(4)
+    digest = server.digests.get(model)
+    text, reason = await greedy_text(server.engine, prompt, 20, digest)
+
+    answer = (
+        await server.complete(model=model, prompt=prompt, max_tokens=20, temperature=0)
+    ).json()
+
+    completion = openai.types.Completion.model_validate(answer, strict=True)
+    assert completion.choices[0].text == text
+    assert completion.choices[0].finish_reason == reason
+    assert completion.model == model
+    assert completion.system_fingerprint == (digest or f"base-{BASE}")
+    assert completion.usage is not None
+    assert completion.usage.prompt_tokens == len(prompt)
+    assert completion.usage.total_tokens == len(prompt) + completion.usage.completion_tokens
+    if reason == "length":
+        assert completion.usage.completion_tokens == 20
+
+
+async def test_models_differ(server: Server) -> None:
+    texts = {
+        (await server.complete(model=model, temperature=0)).json()["choices"][0]["text"]
+        for model in (BASE, *ADAPTERS)
+    }
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lengths"),
+    [("Hi", [2]), (["Hi", "yop"], [2, 3]), ([72, 105], [2]), ([[72, 105], [121]], [2, 1])],
+    ids=["text", "texts", "ids", "id lists"],
+)
+async def test_prompt_forms(server: Server, prompt: object, lengths: list[int]) -> None:
+    answer = (await server.complete(prompt=prompt, n=2, temperature=0, max_tokens=8)).json()
+    assert [choice["index"] for choice in answer["choices"]] == list(range(2 * len(lengths)))
+    first, _ = await greedy_text(server.engine, "Hi", 8)
+    assert answer["choices"][0]["text"] == answer["choices"][1]["text"] == first
+    # A prompt is counted once, however many choices it has.
+    assert answer["usage"]["prompt_tokens"] == sum(lengths)
+
+
+async def test_default_length_is_openais(server: Server) -> None:
+    answer = (await server.complete(ignore_eos=True)).json()
+    assert answer["usage"]["completion_tokens"] == 16
+
+
+async def test_default_length_stops_at_the_context(server: Server) -> None:
+    answer = await server.complete(prompt="x" * 507, ignore_eos=True)
+    assert answer.json()["usage"]["completion_tokens"] == 5
+
+
+async def test_sampling_parameters_reach_the_engine(server: Server) -> None:
+    fields = {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 7,
+        "min_p": 0.125,
+        "presence_penalty": -1.5,
+        "frequency_penalty": 1,
+        "repetition_penalty": 1.25,
+        "stop_token_ids": [3, 4],
+        "ignore_eos": True,
+        "seed": -5,
+        "max_tokens": 9,
+    }
+    await server.complete(**fields, stop=["a", "b"], logit_bias={"65": -100, "66": 2.5})
+    params = server.engine.requests[-1].params
+    assert {name: getattr(params, name) for name in fields} == {**fields, "stop_token_ids": (3, 4)}
+    assert params.stop == ("a", "b")
+    assert params.logit_bias == {65: -100.0, 66: 2.5}
+
+
+async def test_null_is_the_default(server: Server) -> None:
+    names = [
+        "temperature",
+        "top_p",
+        "n",
+        "stop",
+        "seed",
+        "logit_bias",
+        "stream",
+        "logprobs",
+        "echo",
+    ]
+    names += ["stream_options", "max_tokens", "presence_penalty", "top_k", "user", "suffix"]
+    await server.complete()
+    await server.complete(**dict.fromkeys(names))
+    plain, nulls = (request.params for request in server.engine.requests)
+    assert nulls == plain
+
+
+async def test_minus_one_is_no_top_k(server: Server) -> None:
+    await server.complete(top_k=-1)
+    assert server.engine.requests[-1].params.top_k == 0
+
+
+async def test_choices_have_seeds_of_their_own(server: Server) -> None:
+    answer = (await server.complete(n=4, seed=11, temperature=1, max_tokens=12)).json()
+    again = (await server.complete(n=4, seed=11, temperature=1, max_tokens=12)).json()
+    one = (await server.complete(n=1, seed=11, temperature=1, max_tokens=12)).json()
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert len(set(texts)) == 4
+    assert texts == [choice["text"] for choice in again["choices"]]
+    assert texts[0] == one["choices"][0]["text"]
+    assert len({choice_seed(seed, i) for seed in range(20) for i in range(20)}) == 400
+
+
+async def test_stop_string_is_left_out(server: Server) -> None:
+    text, _ = await greedy_text(server.engine, "Hello", 12)
+    answer = (await server.complete(temperature=0, max_tokens=12, stop=text[5:7])).json()
+    cut = text.index(text[5:7])
+    assert answer["choices"][0] == {
+        "index": 0,
+        "text": text[:cut],
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+
+
+@pytest.mark.parametrize("prompt", ["Hello", [72, 101, 108, 108, 111]])
+async def test_echo(server: Server, prompt: object) -> None:
+    body = {"prompt": prompt, "temperature": 0, "max_tokens": 5}
+    plain = (await server.complete(**body)).json()["choices"][0]["text"]
+    assert (await server.complete(**body, echo=True)).json()["choices"][0][
+        "text"
+    ] == "Hello" + plain
+    events = sse_events((await server.complete(**body, echo=True, stream=True)).text)
+    assert "".join(event["choices"][0]["text"] for event in events) == "Hello" + plain
+
+
+@pytest.mark.parametrize("top", [0, 1, 5])
+async def test_logprobs(server: Server, top: int) -> None:
+    body = {"logprobs": top, "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    choice = (await server.complete(**body)).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    assert logprobs["text_offset"] == list(range(6))
+    assert [len(entry) for entry in logprobs["top_logprobs"]] == [max(1, top)] * 6
+    for token, logprob, entry in zip(
+        logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
+    ):
+        assert entry[token] == logprob == max(entry.values()) < 0
+    events = sse_events((await server.complete(**body, stream=True)).text)
+    parts = [event["choices"][0]["logprobs"] for event in events]
+    for name in logprobs:
+        assert [value for part in parts for value in part[name]] == logprobs[name]
+
+
+async def test_stream_says_the_same_as_the_whole(server: Server) -> None:
+    body = {"prompt": ["a", "b"], "n": 2, "seed": 5, "max_tokens": 10, "model": "pirate"}
+    whole = (await server.complete(**body)).json()
+
+    response = await server.complete(**body, stream=True, stream_options={"include_usage": True})
+
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, last = sse_events(response.text)
+    for event in events:
+        # Before its last chunk a choice has no finish reason, which this type does not know.
+        finish = event["choices"][0]["finish_reason"] or "stop"
+        known = {**event, "choices": [{**event["choices"][0], "finish_reason": finish}]}
+        openai.types.Completion.model_validate(known, strict=True)
+        assert event["usage"] is None
+        assert event["system_fingerprint"] == server.digests["pirate"]
+    for choice in whole["choices"]:
+        mine = [e["choices"][0] for e in events if e["choices"][0]["index"] == choice["index"]]
+        assert "".join(part["text"] for part in mine) == choice["text"]
+        assert [part["finish_reason"] for part in mine][-1] == choice["finish_reason"]
+        assert not any(part["finish_reason"] for part in mine[:-1])
+    assert (last["choices"], last["usage"]) == ([], whole["usage"])
+    assert len({event["id"] for event in [*events, last]}) == 1
+
+
+async def test_usage_only_when_asked(server: Server) -> None:
+    for event in sse_events((await server.complete(stream=True)).text):
+        assert "usage" not in event
