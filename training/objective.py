@@ -157,7 +157,12 @@ def pass_loss(
 
 
 def stacked(trace: RouteTrace) -> tuple[Tensor, Tensor]:
-    """Logits [L, B, T, n] and selections [L, B, T, k] of a trace of one forward pass."""
-    logits = [passes[0] for passes in trace.logits.values()]
-    selections = [passes[0] for passes in trace.selections.values()]
-    return torch.stack(logits), torch.stack(selections)
+    """Logits [L, B, T, n] and selections [L, B, T, k] of a trace of one forward pass.
+
+    Layers in sorted order of their names.
+    """
+    names = sorted(trace.logits)
+    return (
+        torch.stack([trace.logits[name][0] for name in names]),
+        torch.stack([trace.selections[name][0] for name in names]),
+    )

@@ -51,7 +51,7 @@ def plot_expert_load(rows: Sequence[Row], last_load_Ln: Tensor, path: Path) -> N
         over_time.plot(steps, smooth(load[:, expert].tolist()), label=str(expert))
     over_time.set(title="expert load, mean over layers", xlabel="step", ylim=(0, 1))
     over_time.legend(title="expert", ncols=4, fontsize="small")
-    image = by_layer.imshow(last_load_Ln.T, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+    image = by_layer.imshow(last_load_Ln.T.numpy(), aspect="auto", vmin=0, vmax=1, cmap="viridis")
     by_layer.set(title="expert load at the last step", xlabel="adapted layer", ylabel="expert")
     figure.colorbar(image, ax=by_layer)
     figure.savefig(path, dpi=110)
