@@ -31,6 +31,7 @@ class _Slot(ctypes.Structure):
         ("k", ctypes.c_int32),
         ("r", ctypes.c_int32),
         ("bf16", ctypes.c_int32),
+        ("weight", ctypes.c_float),
     ]
 
 
@@ -131,8 +132,13 @@ class NativeMixtureTable:
     def set(self, slot: int, weights: MixtureWeights) -> None:
         assert (weights.in_features, weights.out_features) == (self.in_features, self.out_features)
         assert weights.lanes, "made before the native library was there"
+        is_bf16 = weights.a.dtype == torch.bfloat16
         pointers = weights.a.data_ptr(), weights.b.data_ptr()
-        self._change(slot, weights, _Slot(*pointers, weights.n, weights.k, weights.r, 0))
+        self._change(
+            slot,
+            weights,
+            _Slot(*pointers, weights.n, weights.k, weights.r, is_bf16, weights.routing_weight),
+        )
 
     def clear(self, slot: int) -> None:
         self._change(slot, None, _Slot())

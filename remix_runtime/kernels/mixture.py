@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from remix_runtime.checkpoint.types import LayerWeights
@@ -29,7 +28,8 @@ class MixtureWeights:
     a: Tensor
     """The experts' A, expert by expert, then the router's rows: one product gives both."""
     b: Tensor
-    """ω Bᵀ."""
+    """Bᵀ."""
+    routing_weight: float
     n: int
     k: int
     r: int
@@ -37,7 +37,7 @@ class MixtureWeights:
     out_features: int
     lanes: int
     """0: plain float32, a [m, D] and b [j, O]. Else tiles as `native/mixture.c` reads them, for
-    vectors of that many floats."""
+    vectors of that many floats; bfloat16 where that loses nothing, for it is half to read."""
 
     @classmethod
     def from_layer(
@@ -47,62 +47,90 @@ class MixtureWeights:
         routing_weight: float,
         device: torch.device | str = "cpu",
     ) -> MixtureWeights:
-        """Stacks, scales and lays out the tensors of a checkpoint's layer, on `device`."""
+        """Stacks and lays out the tensors of a checkpoint's layer, on `device`."""
         n, r, D = layer.a_nrD.shape
-        out_features = layer.b_nOr.shape[1]
         device = torch.device(device)
-        a_nrD, router_nD = layer.a_nrD.to(device).float(), layer.router_nD.to(device).float()
-        b_nrO = layer.b_nOr.to(device).float().mul(routing_weight).transpose(1, 2)
+        a_nrD, b_nOr, router_nD = (
+            tensor.detach().to(device).float()
+            for tensor in (layer.a_nrD, layer.b_nOr, layer.router_nD)
+        )
         lib = native.lib() if device.type == "cpu" else None
         if lib is None:
-            a, b = torch.cat([a_nrD.flatten(0, 1), router_nD]), b_nrO.reshape(n * r, out_features)
             lanes = 0
+            a = torch.cat([a_nrD.flatten(0, 1), router_nD])
+            b = b_nOr.transpose(1, 2).flatten(0, 1).contiguous()
         else:
             lanes = int(lib.remix_vector_lanes())
-            rows_D = torch.cat([_pad(a_nrD, -2, ROW_TILE).flatten(0, 1), router_nD])
-            rows_D = _pad(_pad(rows_D, -1, lanes), -2, ROW_TILE)
-            a = rows_D.unflatten(0, (-1, ROW_TILE)).unflatten(-1, (-1, lanes)).transpose(1, 2)
-            b_nrO = _pad(b_nrO, -1, OUTPUT_TILE)
-            if b_nrO.shape[-1] // OUTPUT_TILE % 2 == 0:
-                b_nrO = F.pad(b_nrO, (0, OUTPUT_TILE))
-            b = b_nrO.unflatten(-1, (-1, OUTPUT_TILE)).transpose(1, 2)
+            a, b = _tiled_a(a_nrD, router_nD, lanes), _tiled_b(b_nOr)
+            if all(torch.equal(tensor.bfloat16().float(), tensor) for tensor in (a, b)):
+                a, b = _interleaved(a, 2 * lanes), _interleaved(b, 2 * lanes)
         return cls(
-            a=a.contiguous(),
-            b=b.contiguous(),
+            a=a,
+            b=b,
+            routing_weight=routing_weight,
             n=n,
             k=top_k,
             r=r,
             in_features=D,
-            out_features=out_features,
+            out_features=b_nOr.shape[1],
             lanes=lanes,
         )
 
     @property
     def num_rows(self) -> int:
         """Rows of A with the router's, padding included."""
-        return self.a.shape[0] * (ROW_TILE if self.lanes else 1)
+        return self.a.numel() // _ceil(self.in_features, max(self.lanes, 1))
 
     @property
     def num_bytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
 
     def plain(self) -> tuple[Tensor, Tensor]:
-        """A with the router [m, D] and ω Bᵀ [j, O] in float32."""
+        """A with the router [m, D] and Bᵀ [j, O] in float32."""
         if not self.lanes:
             return self.a, self.b
-        n, r = self.n, self.r
-        rows_D = self.a.transpose(1, 2).flatten(2)[:, :, : self.in_features]
-        router_tiles = -(-n // ROW_TILE)
-        experts_D = rows_D[:-router_tiles].reshape(n, -1, self.in_features)[:, :r]
-        router_nD = rows_D[-router_tiles:].flatten(0, 1)[:n]
-        b_nrO = self.b.transpose(1, 2).flatten(2)[:, :, : self.out_features]
+        n, r, lanes = self.n, self.r, self.lanes
+        a, b = self.a, self.b
+        if a.dtype == torch.bfloat16:
+            a, b = (_interleaved_back(tensor, 2 * lanes) for tensor in (a, b))
+        rows_D = a.view(-1, -(-self.in_features // lanes), ROW_TILE, lanes).transpose(1, 2)
+        rows_D = rows_D.flatten(0, 1).flatten(1)[:, : self.in_features]
+        experts_D = rows_D[: n * _ceil(r, ROW_TILE)].view(n, -1, self.in_features)[:, :r]
+        router_nD = rows_D[n * _ceil(r, ROW_TILE) :][:n]
+        b_nrO = b.view(n, -1, r, OUTPUT_TILE).transpose(1, 2).flatten(2)[..., : self.out_features]
         return torch.cat([experts_D.flatten(0, 1), router_nD]), b_nrO.flatten(0, 1)
 
 
-def _pad(x: Tensor, dim: int, multiple: int) -> Tensor:
-    """Zeros behind dimension -1 or -2 up to a multiple."""
-    missing = -x.shape[dim] % multiple
-    return F.pad(x, (0, missing) if dim == -1 else (0, 0, 0, missing))
+def _ceil(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _tiled_a(a_nrD: Tensor, router_nD: Tensor, lanes: int) -> Tensor:
+    """[tiles of 8 rows, D / lanes, 8, lanes]."""
+    n, r, D = a_nrD.shape
+    experts = n * _ceil(r, ROW_TILE)
+    rows_D = a_nrD.new_zeros(experts + _ceil(n, ROW_TILE), _ceil(D, lanes))
+    rows_D[:experts].view(n, -1, rows_D.shape[1])[:, :r, :D] = a_nrD
+    rows_D[experts : experts + n, :D] = router_nD
+    return rows_D.view(-1, ROW_TILE, rows_D.shape[1] // lanes, lanes).transpose(1, 2).contiguous()
+
+
+def _tiled_b(b_nOr: Tensor) -> Tensor:
+    """[n, an odd number of tiles of outputs, r, outputs of a tile]."""
+    n, out_features, r = b_nOr.shape
+    tiles = -(-out_features // OUTPUT_TILE) | 1
+    padded = b_nOr.new_zeros(n, tiles * OUTPUT_TILE, r)
+    padded[:, :out_features] = b_nOr
+    return padded.view(n, tiles, OUTPUT_TILE, r).transpose(2, 3).contiguous()
+
+
+def _interleaved(tensor: Tensor, width: int) -> Tensor:
+    """bfloat16, the two halves of every `width` values interleaved."""
+    return tensor.view(-1, 2, width // 2).transpose(1, 2).bfloat16().contiguous()
+
+
+def _interleaved_back(tensor: Tensor, width: int) -> Tensor:
+    return tensor.view(-1, width // 2, 2).transpose(1, 2).float().contiguous()
 
 
 @dataclass(slots=True)

@@ -3,11 +3,8 @@
 
 #include "vec.h"
 
-// mixture.c: one adapter at one linear. n == 0: the slot is empty, its tokens stay as they are.
-typedef struct {
-    const float *a_mD, *b_cjP;
-    int32_t n, k, r;
-} Slot;
+// mixture.c: one adapter at one linear.
+typedef struct Slot Slot;
 
 // attention.c: the pages of one layer. G, d, and d rounded up to a full vector.
 typedef struct {

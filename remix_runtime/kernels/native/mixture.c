@@ -4,7 +4,7 @@
 // k selected, r rank. Weights are float32, or bfloat16 where that loses nothing.
 //   A: tiles of 8 rows, [tile][ceil(D / VL)][8][VL]; ceil(r / 8) tiles for each expert, then
 //      ceil(n / 8) of router rows. What is short is padded with zeros.
-//   B: ω Bᵀ, [n][C][r][P], C tiles of P outputs, an odd number so that the experts' tiles do
+//   B: Bᵀ, [n][C][r][P], C tiles of P outputs, an odd number so that the experts' tiles do
 //      not all compete for the same lines of the cache.
 //   h_Tm: scratch, a token's products with the rows of A in their order, logits included.
 //
@@ -18,13 +18,14 @@
 
 #include <omp.h>
 
-#include "vec.h"
+#include "kernels.h"
 
-typedef struct {
+struct Slot {
     const void *a, *b;
     int32_t n, k, r;  // n == 0: the slot is empty, its tokens are left as they are
     int32_t bf16;
-} Slot;
+    float weight;  // ω
+};
 
 typedef struct {
     const Slot *slots;
@@ -237,9 +238,10 @@ static void pass_selected_dots(const Call *c, int64_t thread, int64_t threads) {
 // ---- B h ----------------------------------------------------------------------------------------
 
 // Rows of one tile of one expert onto a token's outputs.
-INLINE void add_expert(const int bf16, const char *b, int64_t r, const float *h, vf sum[P / VL]) {
+INLINE void add_expert(const int bf16, const char *b, int64_t r, const float *h, float weight,
+                       vf sum[P / VL]) {
     for (int64_t row = 0; row < r; row++, b += P * size(bf16)) {
-        const vf a = set1(h[row]);
+        const vf a = set1(weight * h[row]);
 #pragma GCC unroll 16
         for (int i = 0; i < P / VL; i += 2) {
             vf lo, hi;
@@ -263,7 +265,7 @@ INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int
     for (int i = 0; i < P / VL; i++) sum[i] = load((width < P ? edge : y) + i * VL);
     for (int64_t j = 0; j < k; j++)
         add_expert(bf16, (const char *)run->slot.b + (picks[j] * C + tile) * chunk, r,
-                   h_m + picks[j] * run->expert_tiles * ROWS, sum);
+                   h_m + picks[j] * run->expert_tiles * ROWS, run->slot.weight, sum);
 #pragma GCC unroll 16
     for (int i = 0; i < P / VL; i++) store((width < P ? edge : y) + i * VL, sum[i]);
     if (width < P) memcpy(y, edge, (size_t)width * sizeof(float));

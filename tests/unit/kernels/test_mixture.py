@@ -210,7 +210,53 @@ def _with_threads(
         torch.set_num_threads(before)
 
 
-def test_bfloat16_takes_the_pytorch_path() -> None:
+@pytest.mark.parametrize(("n", "k", "r", "D", "O"), [(8, 4, 8, 64, 128), (5, 2, 3, 37, 50)])
+def test_weights_that_fit_bfloat16_are_stored_so_and_give_the_same_bits(
+    n: int,
+    k: int,
+    r: int,
+    D: int,
+    O: int,  # noqa: E741
+) -> None:
+    layer, k, weight = make_adapter(n, k, r, D, O)
+    layer = LayerWeights(
+        a_nrD=layer.a_nrD.bfloat16().float(),
+        b_nOr=layer.b_nOr.bfloat16().float(),
+        router_nD=layer.router_nD,
+    )
+    short = MixtureWeights.from_layer(layer, k, weight)
+    assert short.a.dtype == short.b.dtype == torch.bfloat16
+    # The same adapter with one more expert, never selected, that does not fit bfloat16.
+    odd_1rD = torch.full((1, r, D), 1.0001)
+    router_1D = torch.zeros(1, D)
+    more = LayerWeights(
+        a_nrD=torch.cat([layer.a_nrD, odd_1rD]),
+        b_nOr=torch.cat([layer.b_nOr, torch.randn(1, O, r)]),
+        router_nD=torch.cat([layer.router_nD, router_1D]),
+    )
+    long = MixtureWeights.from_layer(more, k, weight)
+    assert long.a.dtype == torch.float32
+    for tokens in (1, 2, 7, 33):
+        x_TD, y_TO = eighths(tokens, D), torch.randn(tokens, O)
+        tables = NativeMixtureTable(1, D, O), NativeMixtureTable(1, D, O)
+        outputs, routes = [], []
+        for table, weights in zip(tables, (short, long), strict=True):
+            table.set(0, weights)
+            outputs.append(y_TO.clone())
+            routes.append(torch.empty(tokens, k, dtype=torch.int32))
+            table.add(outputs[-1], x_TD, Batch([(0, tokens, 0)]), routes[-1])
+        same_T = (routes[1] < n).all(dim=1)
+        assert same_T.any()
+        assert torch.equal(outputs[0][same_T], outputs[1][same_T])
+    check(tables[0], [(layer, k, weight)], [(0, 33, 0)], x_TD)
+    a_mD, b_jO = short.plain()
+    assert torch.equal(a_mD, torch.cat([layer.a_nrD.flatten(0, 1), layer.router_nD]))
+    assert torch.equal(b_jO, layer.b_nOr.transpose(1, 2).flatten(0, 1))
+    torch_table = make_table(TorchMixtureTable, [(layer, k, weight)], D, O)
+    check(torch_table, [(layer, k, weight)], [(0, 33, 0)], x_TD)
+
+
+def test_bfloat16_inputs_take_the_pytorch_path() -> None:
     layer, k, weight = make_adapter(4, 2, 4, 32, 48)
     x_TD = eighths(6, 32)
     y_TO = torch.zeros(6, 48, dtype=torch.bfloat16)
