@@ -14,6 +14,7 @@ import json
 import string
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +25,10 @@ from training.trainer import StepReport, Trainer
 
 STORED = Path(__file__).with_name("trajectory.json")
 
-METHODS: dict[str, dict[str, str]] = {
-    "remix causal": {"credit": "causal"},
-    "remix sequence": {"credit": "sequence"},
-    "remix random routing": {"router": "random"},
+METHODS: dict[str, dict[str, Any]] = {
+    "remix causal": {"credit": "causal", "selections": 3},
+    "remix sequence": {"credit": "sequence", "selections": 3},
+    "remix random routing": {"router": "random", "selections": 3},
     "lora": {"method": "lora"},
     "softmax": {"method": "softmax"},
 }
@@ -65,7 +66,6 @@ def run(method: str) -> list[list[float]]:
             "num_experts": 4,
             "top_k": 2,
             "r": 2,
-            "selections": 3,
             "steps": STEPS,
             "warmup_steps": 3,
             "expert_learning_rate": 1e-2,
