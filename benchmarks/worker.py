@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ class Worker:
                 text=True,
                 env={**os.environ, **_thread_env(threads), **(env or {})},
             )
-        answer = self._ask({"target": target, "options": dict(options)}, start_seconds)
+        try:
+            answer = self._ask({"target": target, "options": dict(options)}, start_seconds)
+        except BaseException:
+            self.close()
+            raise
         self.about: dict[str, Any] = answer["about"]
 
     def run(self, workload: Workload, *, timeout_seconds: float = 600.0) -> Run:
@@ -67,7 +72,9 @@ class Worker:
         """Ends the process. Idempotent."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        # Closing flushes; a process that is gone does not read what was written last.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
