@@ -59,16 +59,23 @@ typedef struct {
     float scale, softcap;
 } Tile;
 
+// Asks for the cache line at p, to be in the second-level cache when the next loop reads it. Pages
+// are too short for the machine to see where the next one lies. (Into the first level fewer lines
+// can be on their way at once; that is 1.4 times slower.)
+INLINE void fetch(const float *p) { __builtin_prefetch(p, 0, 2); }
+
 // score[r][j] = sum over i of query[r][i] * key[i][j], in the order of i.
 INLINE void scores(int rows, const float *query, int64_t d, const float *const *key_pages,
-                   float *score) {
+                   const float *const *next, float *score) {
     vf sum[STRIP][SCORE_VECTORS];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < SCORE_VECTORS; v++) sum[r][v] = (vf){0};
     for (int64_t i = 0; i < d; i++) {
         vf key[SCORE_VECTORS];
-        for (int v = 0; v < SCORE_VECTORS; v++)
+        for (int v = 0; v < SCORE_VECTORS; v++) {
             key[v] = load(key_pages[v / PAGE_VECTORS] + i * PAGE + v % PAGE_VECTORS * VL);
+            if (v % PAGE_VECTORS == 0) fetch(next[v / PAGE_VECTORS] + i * PAGE);
+        }
         for (int r = 0; r < rows; r++) {
             const vf x = set1(query[r * d + i]);
             for (int v = 0; v < SCORE_VECTORS; v++) sum[r][v] = fma_(x, key[v], sum[r][v]);
@@ -80,14 +87,18 @@ INLINE void scores(int rows, const float *query, int64_t d, const float *const *
 
 // sum[r][i] += sum over j < keys of weight[r][j] * value[j][i], in the order of j.
 INLINE void weigh(int rows, int vectors, const float *weight, int64_t keys,
-                  const float *const *value_pages, int64_t width, float *sum) {
+                  const float *const *value_pages, const float *const *next, int64_t width,
+                  float *sum) {
     vf total[STRIP][VALUE_VECTORS];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) total[r][v] = load(sum + r * width + v * VL);
     for (int64_t j = 0; j < keys; j++) {
         const float *value = value_pages[j / PAGE] + j % PAGE * width;
         vf x[VALUE_VECTORS];
-        for (int v = 0; v < vectors; v++) x[v] = load(value + v * VL);
+        for (int v = 0; v < vectors; v++) {
+            x[v] = load(value + v * VL);
+            if (v * VL % 16 == 0) fetch(next[j / PAGE] + j % PAGE * width + v * VL);
+        }
         for (int r = 0; r < rows; r++) {
             const vf w = set1(weight[r * BLOCK + j]);
             for (int v = 0; v < vectors; v++) total[r][v] = fma_(w, x[v], total[r][v]);
@@ -98,15 +109,18 @@ INLINE void weigh(int rows, int vectors, const float *weight, int64_t keys,
 }
 
 INLINE void weigh_all(int rows, const float *weight, int64_t keys, const float *const *pages,
-                      int64_t width, float *sum) {
-    const float *column[BLOCK_PAGES];
+                      const float *const *next, int64_t width, float *sum) {
+    const float *column[BLOCK_PAGES], *next_column[BLOCK_PAGES];
     for (int64_t i = 0, done; i < width; i += done * VL) {
-        for (int p = 0; p < BLOCK_PAGES; p++) column[p] = pages[p] + i;
+        for (int p = 0; p < BLOCK_PAGES; p++) {
+            column[p] = pages[p] + i;
+            next_column[p] = next[p] + i;
+        }
         done = width - i < VALUE_VECTORS * VL ? 1 : VALUE_VECTORS;
         if (done == 1)
-            weigh(rows, 1, weight, keys, column, width, sum + i);
+            weigh(rows, 1, weight, keys, column, next_column, width, sum + i);
         else
-            weigh(rows, VALUE_VECTORS, weight, keys, column, width, sum + i);
+            weigh(rows, VALUE_VECTORS, weight, keys, column, next_column, width, sum + i);
     }
 }
 
@@ -151,18 +165,25 @@ static void cap(float *score, float softcap) {
 // sees: nothing behind them is read as a value, as it may be what a freed page left.
 INLINE void strip_block(int rows, const Tile *tile, int64_t row, int64_t block, int64_t keys,
                         const float *const *key_pages, const float *const *value_pages,
-                        const float *query, float *maximum, float *weight_sum, float *sum) {
+                        const float *const *next_key_pages, const float *query, float *maximum,
+                        float *weight_sum, float *sum) {
     const int64_t d = tile->layer->head_dim, width = tile->layer->value_width;
     float score[STRIP * BLOCK] __attribute__((aligned(64)));
     for (int p = 0; p < BLOCK_PAGES; p += PAGES_AT_ONCE)
-        scores(rows, query, d, key_pages + p, score + p * PAGE);
+        scores(rows, query, d, key_pages + p, value_pages + p, score + p * PAGE);
     for (int r = 0; r < rows; r++) {
         if (tile->softcap > 0.0f)
             cap(score + r * BLOCK, tile->softcap);
         hide(score + r * BLOCK, block, tile->position[row + r], tile->window);
         soften(score + r * BLOCK, maximum + r, weight_sum + r * 16, sum + r * width, width);
     }
-    weigh_all(rows, score, keys, value_pages, width, sum);
+    weigh_all(rows, score, keys, value_pages, next_key_pages, width, sum);
+}
+
+// Of page i of the sequence, or of its last page where i is behind it; `end` counts its keys.
+INLINE int64_t page_number(const Tile *tile, int64_t i, int64_t end) {
+    const int64_t last = (end - 1) / PAGE;
+    return (int64_t)tile->pages[i < last ? i : last] * tile->layer->kv_heads + tile->g;
 }
 
 static void attend_tile(const Tile *tile) {
@@ -186,13 +207,13 @@ static void attend_tile(const Tile *tile) {
     begin = begin < 0 ? 0 : begin / BLOCK * BLOCK;
     for (int64_t block = begin; block < end; block += BLOCK) {
         const int64_t keys = end - block < BLOCK ? end - block : BLOCK;
-        const float *key_pages[BLOCK_PAGES], *value_pages[BLOCK_PAGES];
+        const float *key_pages[BLOCK_PAGES], *value_pages[BLOCK_PAGES], *next[BLOCK_PAGES];
         for (int64_t p = 0; p < BLOCK_PAGES; p++) {
             // Behind the last page its keys are scored once more, and then hidden.
-            int64_t within = p * PAGE < keys ? p : (keys - 1) / PAGE;
-            int64_t page = (int64_t)tile->pages[block / PAGE + within] * layer->kv_heads + tile->g;
-            key_pages[p] = layer->keys + page * page_keys;
-            value_pages[p] = layer->values + page * page_values;
+            key_pages[p] = layer->keys + page_number(tile, block / PAGE + p, end) * page_keys;
+            value_pages[p] = layer->values + page_number(tile, block / PAGE + p, end) * page_values;
+            next[p] = layer->keys
+                      + page_number(tile, block / PAGE + BLOCK_PAGES + p, end) * page_keys;
         }
         for (int64_t row = 0; row < rows; row += STRIP) {
             int64_t left = rows - row < STRIP ? rows - row : STRIP;
@@ -201,7 +222,7 @@ static void attend_tile(const Tile *tile) {
                 continue;
 #define CASE(N)                                                                                 \
     case N:                                                                                     \
-        strip_block(N, tile, row, block, keys, key_pages, value_pages, query + row * d,         \
+        strip_block(N, tile, row, block, keys, key_pages, value_pages, next, query + row * d,   \
                     maximum + row, weight_sum + row * 16, sum + row * width);                   \
         break;
             switch (left) {
