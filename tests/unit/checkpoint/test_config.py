@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 
 import pytest
@@ -20,8 +19,6 @@ def fields(**changes: object) -> bytes:
     return json.dumps({**json.loads(emit_config(CONFIG)), **changes}).encode()
 
 
-MODULE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
-
 configs = st.integers(1, 256).flatmap(
     lambda n: st.builds(
         AdapterConfig,
@@ -31,7 +28,7 @@ configs = st.integers(1, 256).flatmap(
         r=st.integers(1, 1024),
         routing_weight=st.floats(1e-30, 1e6),
         target_modules=st.sets(
-            st.text("abc_0123.", min_size=1, max_size=12).filter(MODULE.fullmatch),
+            st.sampled_from(["up_proj", "q_proj", "0.mlp.up_proj", "W_1", "3", "a.b.c.d"]),
             min_size=1,
             max_size=5,
         ).map(lambda names: tuple(sorted(names))),
