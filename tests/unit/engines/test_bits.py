@@ -1,0 +1,181 @@
+"""On the CPU a request has the same bits in any batch, chunking, thread count and slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from remix_runtime.checkpoint import Checkpoint
+from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.core import EngineCore
+from remix_runtime.engines.embedded.fused import FusedBlocks
+from remix_runtime.engines.embedded.scheduler import Chunk
+from remix_runtime.engines.embedded.sequence import Sequence
+from remix_runtime.engines.embedded.startup import build_core
+from remix_runtime.kernels import native
+from remix_runtime.text import TextStream
+from tests.models import ATTENTION, MLP, random_checkpoint, save_tiny_base, tiny_model
+
+pytestmark = pytest.mark.skipif(
+    native.lib() is None, reason="without a C compiler the bits are PyTorch's, not ours"
+)
+PROMPTS = [[int(i) for i in torch.randint(0, 300, (n,))] for n in (1, 7, 16, 23, 40)]
+
+
+@dataclass(repr=False)  # hypothesis prints it, tensors and all, on a slow example
+class Setup:
+    core: EngineCore
+    checkpoints: list[Checkpoint]
+
+
+def core_of(folder: Path, family: str) -> Setup:
+    base = save_tiny_base(folder / family, family)
+    core = build_core(EmbeddedConfig(model=str(base), kv_cache_bytes=1 << 22, adapter_slots=4))
+    model = tiny_model(family)
+    shapes = [(8, 4, 8, MLP), (3, 1, 5, (*MLP, *ATTENTION)), (4, 2, 4, ("down_proj", "q_proj"))]
+    checkpoints = [
+        random_checkpoint(model, n=n, k=k, r=r, target_modules=targets, seed=i)
+        for i, (n, k, r, targets) in enumerate(shapes)
+    ]
+    for checkpoint in checkpoints:
+        core.bank.add(checkpoint)
+    return Setup(core, checkpoints)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def setup(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Setup]:
+    threads = torch.get_num_threads()
+    yield core_of(tmp_path_factory.mktemp("bits"), request.param)
+    torch.set_num_threads(threads)
+
+
+def sequence(core: EngineCore, prompt: list[int], adapter: str | None) -> Sequence:
+    item = Sequence(
+        GenerationRequest(
+            request_id="x",
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(max_tokens=1),
+            adapter=adapter,
+        ),
+        TextStream(lambda _: "", ()),
+    )
+    pages = core.scheduler.pool.take(core.scheduler.pool.pages_for(len(prompt)))
+    assert pages is not None
+    item.pages = pages
+    if adapter is not None:
+        slot = core.bank.acquire(adapter)
+        assert slot is not None
+        item.slot = slot
+    return item
+
+
+def free(core: EngineCore, item: Sequence) -> None:
+    core.scheduler.pool.give_back(item.pages)
+    if item.request.adapter is not None:
+        core.bank.release(item.request.adapter)
+
+
+def logits(
+    core: EngineCore,
+    items: list[Sequence],
+    steps: list[list[int]],
+    routes: dict[str, Tensor] | None = None,
+) -> list[Tensor]:
+    """Last logits of each sequence. `steps[i]` are the chunk sizes of sequence i."""
+    result: dict[int, Tensor] = {}
+    done = [0] * len(items)
+    for number in range(max(map(len, steps))):
+        chunks = [
+            Chunk(item, done[i], steps[i][number])
+            for i, item in enumerate(items)
+            if number < len(steps[i])
+        ]
+        chunks.sort(key=lambda chunk: chunk.sequence.slot)
+        rows = iter(core.runner.run(chunks, routes))
+        for chunk in chunks:
+            i = items.index(chunk.sequence)
+            done[i] += chunk.count
+            if chunk.samples:
+                result[i] = next(rows)
+    return [result[i] for i in range(len(items))]
+
+
+def alone(core: EngineCore, prompt: list[int], adapter: str | None) -> Tensor:
+    item = sequence(core, prompt, adapter)
+    (row_V,) = logits(core, [item], [[len(prompt)]])
+    free(core, item)
+    return row_V
+
+
+@st.composite
+def chunkings(draw: st.DrawFn) -> list[list[int]]:
+    steps = []
+    for prompt in PROMPTS:
+        left, sizes = len(prompt), []
+        while left:
+            sizes.append(draw(st.integers(1, left)))
+            left -= sizes[-1]
+        steps.append(sizes)
+    return steps
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=chunkings(), who=st.lists(st.integers(-1, 2), min_size=5, max_size=5), data=st.data())
+def test_same_bits_in_any_batch_and_chunking(
+    setup: Setup,
+    steps: list[list[int]],
+    who: list[int],
+    data: st.DataObject,
+) -> None:
+    core, checkpoints = setup.core, setup.checkpoints
+    names = [None if i < 0 else checkpoints[i].digest for i in who]
+    torch.set_num_threads(1)
+    expected = [alone(core, p, name) for p, name in zip(PROMPTS, names, strict=True)]
+    torch.set_num_threads(data.draw(st.sampled_from([1, 2])))
+    items = [sequence(core, p, name) for p, name in zip(PROMPTS, names, strict=True)]
+    found = logits(core, items, steps)
+    for item in items:
+        free(core, item)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_same_bits_after_eviction_into_another_slot(
+    setup: Setup,
+) -> None:
+    core, checkpoints = setup.core, setup.checkpoints
+    digest = checkpoints[0].digest
+    before = alone(core, PROMPTS[3], digest)
+    core.bank.remove(digest)
+    core.bank.add(checkpoints[0])
+    taken = [core.bank.acquire(c.digest) for c in checkpoints[1:]]
+    after = alone(core, PROMPTS[3], digest)
+    for checkpoint in checkpoints[1:]:
+        core.bank.release(checkpoint.digest)
+    assert None not in taken
+    assert torch.equal(before, after)
+
+
+def test_the_fused_blocks_have_the_bits_of_the_modules_they_stand_for(
+    setup: Setup,
+) -> None:
+    core, checkpoints = setup.core, setup.checkpoints
+    network = core.runner._network
+    assert any(isinstance(module, FusedBlocks) for module in network.modules())
+    for checkpoint in (None, *checkpoints):
+        digest = checkpoint.digest if checkpoint else None
+        fused = alone(core, PROMPTS[4], digest)
+        item = sequence(core, PROMPTS[4], digest)
+        # Recording routes runs the blocks' own modules.
+        (plain,) = logits(core, [item], [[len(PROMPTS[4])]], routes={})
+        free(core, item)
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
