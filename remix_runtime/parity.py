@@ -17,6 +17,7 @@ k activated experts, V vocabulary, j recorded logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,13 @@ from remix_runtime.errors import ParityError
 from remix_runtime.layers import RemixLinear, trace_routes
 from remix_runtime.routing import top_k_experts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds to import
+
 TOP_LOGITS = 16
+# A 135M model with a random adapter on all feed-forward linears, 9,450 routes: float32 with another
+# attention implementation moves the logits by 1e-6 and no route; bfloat16 moves them by 2e-2 and
+# flips routes of margins up to 4e-2. So these pass every float32 path and stop a coarser one.
 ROUTE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-3
 
@@ -110,10 +117,16 @@ def compare_parity(
     return True
 
 
-def model_runner(model: nn.Module, layers: Mapping[str, RemixLinear]) -> RunPrompt:
+def model_runner(model: PreTrainedModel, layers: Mapping[str, RemixLinear]) -> RunPrompt:
     """A `RunPrompt` on a transformers model with `layers` attached: the readable truth."""
+    vocab_size = model.get_input_embeddings().weight.shape[0]
 
     def run(token_ids_T: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        if int(token_ids_T.max()) >= vocab_size:
+            raise ParityError(
+                f"{PARITY_FILE}: found token id {int(token_ids_T.max())} in a prompt, "
+                f"expected one below the vocabulary size {vocab_size}"
+            )
         _, routes, logits_V = _forward(model, layers, token_ids_T)
         return routes, logits_V
 

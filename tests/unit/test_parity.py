@@ -203,6 +203,15 @@ def test_a_token_that_was_not_at_the_top_cannot_be_there(parity):
         compare_parity(parity, 1, routes, logits_V)
 
 
+def test_prompt_of_a_larger_vocabulary_is_refused():
+    model, layers, parity = recorded()
+    prompt = parity.prompts[0]
+    tokens_T = torch.cat([prompt.token_ids_T[:-1], torch.tensor([VOCAB_SIZE])])
+    forged = replace(parity, prompts=(replace(prompt, token_ids_T=tokens_T),))
+    with pytest.raises(ParityError, match=f"token id {VOCAB_SIZE} in a prompt"):
+        replay_parity(forged, model_runner(model, layers))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_never_agree(parity, value):
     routes, logits_V = run_of(parity, 0)
