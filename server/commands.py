@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -100,27 +101,27 @@ def serve(
     for room in ("server", "remix_runtime"):
         logging.getLogger(room).setLevel(settings.log_level.upper())
     folders = parse_adapters(adapter or ())
-    listener = bind(settings.host, settings.port)
-    if engine == "fake":
-        backend = _fake_engine(served_model_name or base)
-    else:
-        backend = _embedded_engine(
-            model=base,
-            served_model_name=served_model_name,
-            device=device,
-            dtype=dtype,
-            max_running=max_running,
-            max_waiting=max_waiting,
-            max_tokens_per_step=max_tokens_per_step,
-            max_model_len=max_model_len,
-            kv_cache_bytes=kv_cache_bytes,
-            adapter_slots=adapter_slots,
-            adapter_bytes=adapter_bytes,
-            host_adapter_bytes=host_adapter_bytes,
-            threads=threads,
-        )
-    app = create_app(backend, settings, folders)
-    asyncio.run(run(app, settings, listener, on_ready=_announce))
+    with bind(settings.host, settings.port) as listener:
+        if engine == "fake":
+            backend = _fake_engine(served_model_name or Path(base).name)
+        else:
+            backend = _embedded_engine(
+                model=base,
+                served_model_name=served_model_name,
+                device=device,
+                dtype=dtype,
+                max_running=max_running,
+                max_waiting=max_waiting,
+                max_tokens_per_step=max_tokens_per_step,
+                max_model_len=max_model_len,
+                kv_cache_bytes=kv_cache_bytes,
+                adapter_slots=adapter_slots,
+                adapter_bytes=adapter_bytes,
+                host_adapter_bytes=host_adapter_bytes,
+                threads=threads,
+            )
+        app = create_app(backend, settings, folders)
+        asyncio.run(run(app, settings, listener, on_ready=_announce))
 
 
 def _embedded_engine(**given: Any) -> Engine:

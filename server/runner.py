@@ -32,6 +32,7 @@ def bind(host: str, port: int) -> socket.socket:
 
     Bound before the model is loaded: a port in use should be known at once.
     """
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -40,6 +41,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return listener
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,13 @@ def sse_events(text: str) -> list[dict[str, Any]]:
     assert (done, rest) == ("data: [DONE]", "")
     assert all(event.startswith("data: ") for event in events)
     return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Waits for what another task does; fails with `TimeoutError`."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.002)
 
 
 async def greedy_text(

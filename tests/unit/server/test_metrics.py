@@ -1,0 +1,135 @@
+"""`/metrics`: the numbers are right and no client can add a series."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from remix_runtime.engines.fake import FakeConfig
+from tests.unit.server.harness import ADAPTERS, BASE, Server, eventually, serving
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def scrape(server: Server) -> Samples:
+    response = await server.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((f"remix_{name}", frozenset(labels.items())), 0.0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_request_counts(server: Server, stream: bool) -> None:
+    body = {"model": "pirate", "ignore_eos": True, "n": 2, "max_tokens": 7, "stream": stream}
+    assert (await server.complete(**body)).status_code == 200
+    assert (await server.chat(**body)).status_code == 200
+    samples = await scrape(server)
+    for endpoint in ("completions", "chat"):
+        labels = {"adapter": "pirate", "endpoint": endpoint, "status": "200"}
+        assert value(samples, "requests_total", **labels) == 1
+    assert value(samples, "prompt_tokens_total", adapter="pirate") == 5 + 23
+    assert value(samples, "generated_tokens_total", adapter="pirate") == 2 * 2 * 7
+    assert value(samples, "generated_tokens_total", adapter=BASE) == 0
+    for name, count in (
+        ("queue_time", 4),
+        ("time_to_first_token", 4),
+        ("inter_token_latency", 4 * 6),
+        ("request_duration", 2),
+    ):
+        assert value(samples, f"{name}_seconds_count", adapter="pirate") == count
+
+
+async def test_times_are_measured(tmp_path: Path) -> None:
+    config = FakeConfig(max_running=1, prefill_seconds=0.1, token_seconds=0.02)
+    async with serving(tmp_path, config) as server:
+        body = {"max_tokens": 5, "ignore_eos": True}
+        await asyncio.gather(server.complete(**body), server.complete(**body))
+        samples = await scrape(server)
+
+    def total(name: str) -> float:
+        return value(samples, f"{name}_seconds_sum", adapter=BASE)
+
+    # One request takes 0.1 s to its first token and 0.02 s to each of five; the second waits.
+    assert 0.19 <= total("queue_time") < 0.5
+    assert 0.19 + 0.24 <= total("time_to_first_token") < 0.9
+    assert 2 * 4 * 0.019 <= total("inter_token_latency") < 0.5
+    assert 0.2 + 0.39 <= total("request_duration") < 1.5
+
+
+async def test_errors_by_type(server: Server) -> None:
+    await server.complete(temperature=9)
+    await server.complete(model="nobody")
+    await server.complete(model="haiku", prompt="x" * 600)
+    server.engine.fail_next_after = 0
+    await server.complete(model="haiku")
+    server.engine.fail_next_after = 1
+    await server.complete(model="haiku", stream=True)
+    samples = await scrape(server)
+    errors = {
+        ("other", "invalid_request_error"): 1,
+        ("other", "model_not_found"): 1,
+        ("haiku", "context_length_exceeded"): 1,
+        ("haiku", "internal_error"): 2,
+    }
+    for (adapter, kind), count in errors.items():
+        assert value(samples, "request_errors_total", adapter=adapter, type=kind) == count
+    labels = {"adapter": "haiku", "endpoint": "completions", "status": "500"}
+    assert value(samples, "requests_total", **labels) == 1
+
+
+async def test_gauges_are_the_engines_stats(tmp_path: Path) -> None:
+    config = FakeConfig(max_running=2, max_waiting=5, token_seconds=5)
+    async with serving(tmp_path, config) as server:
+        running = asyncio.create_task(server.complete(prompt="12345", n=3))
+        await eventually(lambda: server.engine.stats().waiting == 1)
+        samples = await scrape(server)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await eventually(lambda: server.engine.stats().running == 0)
+        after = await scrape(server)
+    expected = {
+        "requests_running": 2,
+        "requests_waiting": 1,
+        "kv_tokens_used": 10,
+        "kv_tokens_total": 1024,
+        "adapter_slots_used": 2,
+        "engine_alive": 1,
+    }
+    assert {name: value(samples, name) for name in expected} == expected
+    assert value(after, "requests_running") == value(after, "requests_waiting") == 0
+
+
+async def test_adapters_are_named_with_their_digests(server: Server) -> None:
+    samples = await scrape(server)
+    for name in ADAPTERS:
+        assert value(samples, "adapter_info", adapter=name, digest=server.digests[name]) == 1
+
+
+async def test_clients_cannot_add_series(server: Server) -> None:
+    async def probe() -> None:
+        name = secrets.token_hex(8)
+        await server.complete(model=name)
+        await server.chat(model=name, **{name: name})
+        await server.complete(**{"temperature": name})
+        await server.client.post(f"/v1/completions/{name}")
+        await server.client.get(f"/v1/models/{name}")
+
+    await probe()
+    before = (await scrape(server)).keys()
+    for _ in range(200):
+        await probe()
+    samples = await scrape(server)
+    assert samples.keys() == before
+    labels = {"adapter": "other", "endpoint": "completions", "status": "404"}
+    assert value(samples, "requests_total", **labels) == 201
