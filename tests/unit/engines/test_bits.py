@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,18 +21,27 @@ from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.kernels import native
 from remix_runtime.text import TextStream
-from tests.models import ATTENTION, MLP, random_checkpoint, save_tiny_base, tiny_model
+from tests.models import (
+    ATTENTION,
+    MLP,
+    VOCAB_SIZE,
+    random_checkpoint,
+    save_tiny_base,
+    tiny_model,
+)
 
 pytestmark = pytest.mark.skipif(
     native.lib() is None, reason="without a C compiler the bits are PyTorch's, not ours"
 )
-PROMPTS = [[int(i) for i in torch.randint(0, 300, (n,))] for n in (1, 7, 16, 23, 40)]
+PROMPTS = [[int(i) for i in torch.randint(0, VOCAB_SIZE, (n,))] for n in (1, 7, 16, 23, 40)]
 
 
-@dataclass(repr=False)  # hypothesis prints it, tensors and all, on a slow example
 class Setup:
-    core: EngineCore
-    checkpoints: list[Checkpoint]
+    """Not a dataclass: hypothesis would print it, tensors and all."""
+
+    def __init__(self, core: EngineCore, checkpoints: list[Checkpoint]) -> None:
+        self.core = core
+        self.checkpoints = checkpoints
 
 
 def core_of(folder: Path, family: str) -> Setup:
