@@ -14,6 +14,7 @@ import torch
 
 from remix_runtime.checkpoint import CheckpointLimits, read_checkpoint, write_checkpoint
 from remix_runtime.checkpoint import folder as folder_module
+from remix_runtime.checkpoint import reader as reader_module
 from remix_runtime.errors import CheckpointFormatError, CheckpointMismatchError
 from tests.unit.checkpoint.adapters import (
     BASE,
@@ -287,6 +288,23 @@ def test_hole_between_tensors(folder):
             entry["data_offsets"] = [offset + 4 for offset in entry["data_offsets"]]
     (folder / TENSOR_FILE).write_bytes(join(header, data + bytes(4)))
     refused(folder, TENSOR_FILE, "expected to begin at")
+
+
+@pytest.mark.parametrize("change", ["shorter", "header"])
+def test_file_that_changes_after_its_header_was_judged(folder, monkeypatch, change):
+    judge = reader_module.read_header
+
+    def judge_and_change(stream, size, **options):
+        header = judge(stream, size, **options)
+        with (folder / TENSOR_FILE).open("r+b") as other:
+            if change == "shorter":
+                other.truncate(size - 1)
+            else:  # the same length, another shape
+                other.write(header.raw.replace(b"[3,2,6]", b"[3,6,2]"))
+        return header
+
+    monkeypatch.setattr(reader_module, "read_header", judge_and_change)
+    refused(folder, TENSOR_FILE, "while it was read")
 
 
 # Names and shapes
