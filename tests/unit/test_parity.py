@@ -171,6 +171,14 @@ def test_near_tie_excuses_nothing_before_it(parity):
         compare_parity(parity, 1, routes, logits_V)
 
 
+def test_near_tie_of_a_layer_that_agrees_excuses_no_other(parity):
+    parity = with_margin(parity, 3, 6, 5e-5)
+    routes, logits_V = run_of(parity, 1)
+    flip_route(parity, routes, 4, 6)
+    with pytest.raises(ParityError, match=r"position 6: layer\.4"):
+        compare_parity(parity, 1, routes, logits_V)
+
+
 def test_slack_widens_the_route_tolerance(parity):
     parity = with_margin(parity, 3, 6, 5e-3)
     routes, logits_V = run_of(parity, 1)

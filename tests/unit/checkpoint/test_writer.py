@@ -122,6 +122,24 @@ def test_folder_holds_exactly_the_files_of_the_format(folder):
     assert header.keys() == keys | {"__metadata__"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux to name open files")
+def test_everything_is_synced_and_the_config_is_the_last_file(tmp_path, monkeypatch):
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def spy(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write_checkpoint(tmp_path / "a", CONFIG, make_layers(), readme="", parity=make_parity())
+    *files, config, folder, parent = synced
+    assert sorted(files) == ["README.md", TENSOR_FILE, PARITY_FILE]
+    assert config == CONFIG_FILE
+    assert folder.startswith(".a.tmp-")
+    assert parent == tmp_path.name
+
+
 def test_tensors_that_are_views_can_be_written(tmp_path):
     shared = torch.randn(3, 2, 6).transpose(1, 2).contiguous().transpose(1, 2)
     layers = {
