@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -100,10 +101,12 @@ class NativeBlocks:
         addresses = kv.native_addresses()
         blocks = [_block(spec, kv) for spec, kv in zip(specs, addresses, strict=True)]
         self._blocks = (_Block * len(blocks))(*blocks)
+        # Where each of a step's activations starts in the scratch memory, in floats per token.
         linears = specs[0].linears
-        self._widths = [linears[name].out_features for name in ("o", "q", "k", "v")]
-        self._widths += [linears["o"].in_features]
-        self._widths += [linears[name].out_features for name in ("gate", "up")]
+        widths = [linears[name].out_features for name in ("o", "q", "k", "v")]
+        widths += [linears["o"].in_features]
+        widths += [linears[name].out_features for name in ("gate", "up")]
+        self._offsets = list(accumulate(widths, initial=0))
 
     def __call__(
         self, x_TD: Tensor, cos_Tr: Tensor, sin_Tr: Tensor, attention: AttentionBatch, batch: Batch
@@ -114,7 +117,8 @@ class NativeBlocks:
         assert sin_Tr.is_contiguous()
         assert x_TD.dtype == cos_Tr.dtype == sin_Tr.dtype == torch.float32
         T, D = x_TD.shape
-        buffers = torch.empty(T * sum(self._widths)).split([T * width for width in self._widths])
+        scratch = torch.empty(T, self._offsets[-1])
+        buffers = [scratch.data_ptr() + 4 * T * offset for offset in self._offsets[:-1]]
         rows, picks, m, top = None, None, 0, 0
         if batch.adapted:
             sizes = [table.scratch_size for spec in self._specs for table in spec.tables.values()]
@@ -126,7 +130,7 @@ class NativeBlocks:
             batch.runs_R3.data_ptr(),
             cos_Tr.data_ptr(),
             sin_Tr.data_ptr(),
-            *(buffer.data_ptr() for buffer in buffers),
+            *buffers,
             rows,
             picks,
             *(T, D, cos_Tr.shape[1], len(batch.runs), m, top),

@@ -49,6 +49,18 @@ def reference_tokens(
 async def test_same_tokens_as_the_reference_alone_and_with_16_others(
     family: str, tmp_path: Path
 ) -> None:
+    await check_parity(family, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+async def test_the_pytorch_path_has_the_same_tokens(
+    family: str, tmp_path: Path, without_native_kernels: None
+) -> None:
+    """What runs on CUDA, and on a CPU without a compiler."""
+    await check_parity(family, tmp_path)
+
+
+async def check_parity(family: str, tmp_path: Path) -> None:
     base = save_tiny_base(tmp_path / "base", family)
     model = tiny_model(family)
     folders = []
