@@ -90,24 +90,35 @@ async def serving(
 
 
 @asynccontextmanager
-async def listening(
-    root: Path, config: FakeConfig | None = None, **settings: Any
-) -> AsyncIterator[Server]:
-    """The app under uvicorn on a real socket, ended by SIGTERM."""
-    app, engine, server_settings = make_app(root, config, **settings)
+async def listen(app: FastAPI, settings: ServerSettings) -> AsyncIterator[str]:
+    """Any app under uvicorn on a free port, ended by SIGTERM. Yields its URL."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     listener = bind("127.0.0.1", 0)
     running = asyncio.create_task(
-        run(app, server_settings, listener, on_ready=lambda _, url: ready.set_result(url))
+        run(app, settings, listener, on_ready=lambda _, url: ready.set_result(url))
     )
     await asyncio.wait({ready, running}, return_when=asyncio.FIRST_COMPLETED)
     try:
-        async with httpx.AsyncClient(base_url=ready.result(), timeout=20) as client:
-            yield Server(app, engine, client, ready.result())
+        if running.done():
+            await running
+        yield ready.result()
     finally:
         if not running.done():
             signal.raise_signal(signal.SIGTERM)
         await running
+
+
+@asynccontextmanager
+async def listening(
+    root: Path, config: FakeConfig | None = None, **settings: Any
+) -> AsyncIterator[Server]:
+    """The app around a fake engine on a real socket."""
+    app, engine, server_settings = make_app(root, config, **settings)
+    async with (
+        listen(app, server_settings) as url,
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        yield Server(app, engine, client, url)
 
 
 def sse_events(text: str) -> list[dict[str, Any]]:
