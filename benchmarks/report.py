@@ -121,8 +121,8 @@ def rate_table(results: Results, metric: Metric) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are aligned right."""
-    lines = [_row(header), _row([":--", *["--:"] * (len(header) - 1)])]
+    """A Markdown table."""
+    lines = [_row(header), _row(["---"] * len(header))]
     return "\n".join([*lines, *(_row(row) for row in rows)])
 
 

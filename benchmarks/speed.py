@@ -92,10 +92,9 @@ def _run_case(
 ) -> None:
     runs: dict[Lane, Run] = {}
     for lane in rotations(case.lanes(), round_index):
-        run = _attempt(lane, case, alive, vocab_size, round_index, results, report)
-        if run is not None:
-            runs[lane] = run
-            rate = rates(workload(case, lane, vocab_size, round_index), run)
+        measured = _attempt(lane, case, alive, vocab_size, round_index, results, report)
+        if measured is not None:
+            runs[lane], rate = measured
             results.rates.setdefault(case, {}).setdefault(lane, {})[round_index] = rate
             shown = rate.prefill if case.prefill else rate.output
             report(f"round {round_index + 1}: {case.name}: {lane} {shown:.1f} tok/s")
@@ -116,12 +115,14 @@ def _attempt(
     seed: int,
     results: Results,
     report: Report,
-) -> Run | None:
+) -> tuple[Run, Rates] | None:
     if lane not in alive:
         return None
+    asked = workload(case, lane, vocab_size, seed)
     try:
-        return alive[lane].run(workload(case, lane, vocab_size, seed))
-    except WorkerError as error:
+        run = alive[lane].run(asked)
+        return run, rates(asked, run)
+    except (WorkerError, ValueError) as error:
         results.failures[lane] = str(error)
         del alive[lane]
         report(f"{lane} is left out from here on: {error}")

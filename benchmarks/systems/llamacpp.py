@@ -79,10 +79,18 @@ class _Stream:
             self.failure = f"{type(error).__name__}: {error}"
 
     def _take(self, event: Any) -> bool:
-        """One event per token, then one with the finish reason and no token."""
+        """One event per token, then one with the finish reason and the number of tokens.
+
+        A token that ends within a character has no event of its own; its time is taken to be
+        that of the last event.
+        """
+        now = time.perf_counter()
         if "error" in event:
             self.failure = str(event["error"])
         elif event["choices"][0]["finish_reason"] is None:
-            self.times.append(time.perf_counter())
+            self.times.append(now)
             self.pieces.append(event["choices"][0]["text"])
+        else:
+            silent = event["usage"]["completion_tokens"] - len(self.times)
+            self.times += [now] * silent
         return False
