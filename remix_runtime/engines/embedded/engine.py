@@ -114,7 +114,8 @@ class EmbeddedEngine:
         core = self._running_core()
         checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=core.runner.base_shapes)
         if checkpoint.digest not in self._adapters:
-            parity = await asyncio.to_thread(read_parity, folder)
+            vocab_size = core.runner.model.vocab_size
+            parity = await asyncio.to_thread(read_parity, folder, vocab_size=vocab_size)
             # The replay needs a slot and some KV pages; running requests may hold all of them.
             while not await self._in_engine(  # noqa: ASYNC110 - freed in the other thread
                 lambda: core.load(checkpoint, parity)

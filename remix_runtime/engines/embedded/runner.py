@@ -17,13 +17,12 @@ from remix_runtime.engines.embedded import sequence as engine_sequence
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
 from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
-from remix_runtime.errors import ParityError
 from remix_runtime.kernels import Batch
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
 from remix_runtime.parity import RunPrompt
 from remix_runtime.text import TextStream
 
-_PARITY_SLACK = {torch.float32: 1.0, torch.float16: 2.0**13, torch.bfloat16: 2.0**16}
+_PARITY_SLACK = {torch.float32: 1.0, torch.float16: 2.0**8, torch.bfloat16: 2.0**11}
 """How much coarser a type is than float32, for the tolerances of parity files."""
 
 
@@ -100,11 +99,6 @@ class ModelRunner:
 
         def run(token_ids_T: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             ids = token_ids_T.tolist()
-            if max(ids) >= self.model.vocab_size:
-                raise ParityError(
-                    f"parity.safetensors: found token id {max(ids)}, "
-                    f"expected one below the vocabulary size {self.model.vocab_size}"
-                )
             routes: dict[str, Tensor] = {}
             sequence = _prompt(ids, pages, slot)
             logits_SV = self.run([Chunk(sequence, 0, len(ids))], routes)
