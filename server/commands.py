@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -125,8 +126,12 @@ def serve(
 
 
 def _embedded_engine(**given: Any) -> Engine:
+    from transformers.utils.logging import disable_progress_bar
+
     from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a log wants lines
     # What is not given keeps the engine's own default.
     return EmbeddedEngine(EmbeddedConfig(**{k: v for k, v in given.items() if v is not None}))
 
