@@ -9,6 +9,15 @@
 // Fewer floats than this are done before a second thread has woken up.
 #define WORTH_A_TEAM 32768
 
+// Sum of all lanes, always in the same order: upper half onto lower half, and again.
+INLINE float add_lanes(vf v) {
+    float lane[VL];
+    store(lane, v);
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
 // y = x / sqrt(mean of x² + eps) · (offset + weight) over the last dimension D.
 EXPORT void remix_rms_norm(const float *x, int64_t stride, int64_t rows, int64_t D,
                            const float *weight, float eps, float offset, float *y, int threads) {
@@ -27,7 +36,7 @@ EXPORT void remix_rms_norm(const float *x, int64_t stride, int64_t rows, int64_t
             const vf a = load_first(in + i, D - i < VL ? D - i : VL);
             sum[0] = fma_(a, a, sum[0]);
         }
-        const float mean = sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / (float)D;
+        const float mean = add_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) / (float)D;
         const float inverse = 1.0f / sqrtf(mean + eps);
 #pragma omp simd
         for (int64_t j = 0; j < D; j++) out[j] = in[j] * inverse * (offset + weight[j]);
