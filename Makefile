@@ -10,7 +10,6 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 # The first python that is new enough and can make environments. 3.11 first: torch has wheels
@@ -29,17 +28,22 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZE
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
-install: $(STAMP)
+install: $(VENV)/.installed-dev
 
-$(STAMP): pyproject.toml
+# `make run` takes only what it needs: the tools of the developers are a third of the time.
+$(VENV)/.installed: EXTRAS :=
+$(VENV)/.installed-dev: EXTRAS := [dev]
+$(VENV)/.installed-dev: | $(VENV)/.installed
+$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer with venv (Debian: apt install python3-venv), or set PYTHON=" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	index="$(TORCH_INDEX)"; \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing remix-serve$(EXTRAS) into $(VENV), about a minute"
+	@index="$(TORCH_INDEX)"; \
 	if [ -n "$$index" ] && ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$$index/torch/', timeout=5)" 2>/dev/null; then index=""; fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $${index:+--extra-index-url $$index} -e '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $${index:+--extra-index-url $$index} -e '.$(EXTRAS)'
+	@touch $@
 
-run: install
+run: $(VENV)/.installed
 	$(BIN)/python -m examples.demo
 
 stop:
@@ -71,7 +75,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/remix bench --base "$$($(BIN)/remix demo-model)"
 
-samples: install
+samples: $(VENV)/.installed
 	$(BIN)/python -m examples.samples
 
 clean:
