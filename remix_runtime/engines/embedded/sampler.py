@@ -28,11 +28,16 @@ class Sample:
 
 def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[Sample | Exception]:
     """One sample per row; a row that fails gives its exception and spoils no other."""
-    greedy = torch.argmax(logits_SV, dim=-1).tolist()  # the first of equal values
+    best_S1 = torch.argmax(logits_SV, dim=-1, keepdim=True)  # the first of equal values
+    # argmax takes NaN for the largest, so the best logit tells whether a row is sound.
+    finite = torch.isfinite(logits_SV.gather(1, best_S1)).flatten().tolist()
+    best = best_S1.flatten().tolist()
     results: list[Sample | Exception] = []
-    for row_V, best, sequence in zip(logits_SV, greedy, sequences, strict=True):
+    for row, sequence in enumerate(sequences):
         try:
-            results.append(_sample_row(row_V, best, sequence))
+            if not finite[row]:
+                raise ArithmeticError("the model gave logits that are not finite")
+            results.append(_sample_row(logits_SV[row], best[row], sequence))
         except Exception as error:
             results.append(error)
     return results
@@ -40,8 +45,6 @@ def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[Sample | Except
 
 def _sample_row(logits_V: Tensor, best: int, sequence: Sequence) -> Sample:
     params = sequence.params
-    if not torch.isfinite(logits_V[best]):
-        raise ArithmeticError("the model gave logits that are not finite")
     token_id = best
     if _changes_logits(params):
         adjusted_V = _adjust(logits_V, sequence)
