@@ -6,7 +6,7 @@
 //      ceil(n / 8) of router rows. What is short is padded with zeros.
 //   B: Bᵀ, [n][C][r][P], C tiles of P outputs, an odd number so that the experts' tiles do
 //      not all compete for the same lines of the cache.
-//   h_Tm: scratch, a token's products with the rows of A in their order, logits included.
+//   h_Tm: scratch, for each token ω A x in the order of A's rows, then the router logits P x.
 //
 // Three passes with barriers between them:
 //   1. router logits of every token; a run of several tokens takes all rows while it is there
@@ -90,16 +90,17 @@ INLINE void prefetch(const char *p, int64_t bytes) {
 
 // ---- A x ----------------------------------------------------------------------------------------
 
-// Products of one tile of A with `tokens` tokens. `next`: the tile to be read after this one.
+// h = scale · (one tile of A) x for `tokens` tokens. `next`: the tile to be read after this one.
 INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char *next, int cold,
-                     const float *x, int64_t D, float *h, int64_t m) {
+                     float scale, const float *x, int64_t D, float *h, int64_t m) {
     const int64_t step = ROWS * VL * size(bf16), bytes = ceil_div(D, VL) * step;
+    vf sum[TOKENS][ROWS];
+#pragma GCC unroll 2
     for (int part = 0; part < ROWS; part += PART) {
-        vf sum[TOKENS][PART];
 #pragma GCC unroll 8
         for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 8
-            for (int i = 0; i < PART; i++) sum[t][i] = (vf){0};
+            for (int i = part; i < part + PART; i++) sum[t][i] = (vf){0};
         for (int64_t at = 0, d = 0; at < bytes; at += step, d += VL) {
             if (cold)
                 prefetch(at + AHEAD < bytes ? a + at + AHEAD : next + (at + AHEAD - bytes), step);
@@ -108,9 +109,9 @@ INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char
             for (int t = 0; t < tokens; t++)
                 v[t] = d + VL <= D ? load(x + t * D + d) : load_first(x + t * D + d, D - d);
 #pragma GCC unroll 8
-            for (int i = 0; i < PART; i += 2) {
+            for (int i = part; i < part + PART; i += 2) {
                 vf lo, hi;
-                load_pair(a + at + (part + i) * VL * size(bf16), bf16, &lo, &hi);
+                load_pair(a + at + i * VL * size(bf16), bf16, &lo, &hi);
 #pragma GCC unroll 8
                 for (int t = 0; t < tokens; t++) {
                     sum[t][i] = fma_(lo, v[t], sum[t][i]);
@@ -118,29 +119,33 @@ INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char
                 }
             }
         }
+    }
 #pragma GCC unroll 8
-        for (int t = 0; t < tokens; t++)
+    for (int t = 0; t < tokens; t++) {
+        float dots[ROWS];
+        sum_lanes_of_8(sum[t], dots);
 #pragma GCC unroll 8
-            for (int i = 0; i < PART; i++) h[t * m + part + i] = sum_lanes(sum[t][i]);
+        for (int i = 0; i < ROWS; i++) h[t * m + i] = scale * dots[i];
     }
 }
 
 static void dots(const Call *c, const Run *run, int64_t tile, int64_t next, int64_t token,
                  int64_t tokens, int cold) {
     const int bf16 = run->slot.bf16;
-    const int64_t bytes = ceil_div(c->D, VL) * ROWS * VL * size(bf16);
+    const int64_t D = c->D, m = c->m, bytes = ceil_div(D, VL) * ROWS * VL * size(bf16);
     const char *a = (const char *)run->slot.a + tile * bytes;
     const char *after = (const char *)run->slot.a + next * bytes;
-    const float *x = c->x_TD + token * c->D;
-    float *h = c->h_Tm + token * c->m + tile * ROWS;
+    const float scale = tile < run->router_tile ? run->slot.weight : 1.0f;
+    const float *x = c->x_TD + token * D;
+    float *h = c->h_Tm + token * m + tile * ROWS;
     switch (tokens * 2 + (bf16 != 0)) {
-        case 2: dot_tile(1, 0, a, after, cold, x, c->D, h, c->m); break;
-        case 3: dot_tile(1, 1, a, after, cold, x, c->D, h, c->m); break;
-        case 4: dot_tile(2, 0, a, after, cold, x, c->D, h, c->m); break;
-        case 5: dot_tile(2, 1, a, after, cold, x, c->D, h, c->m); break;
+        case 2: dot_tile(1, 0, a, after, cold, scale, x, D, h, m); break;
+        case 3: dot_tile(1, 1, a, after, cold, scale, x, D, h, m); break;
+        case 4: dot_tile(2, 0, a, after, cold, scale, x, D, h, m); break;
+        case 5: dot_tile(2, 1, a, after, cold, scale, x, D, h, m); break;
 #if TOKENS > 2
-        case 6: dot_tile(3, 0, a, after, cold, x, c->D, h, c->m); break;
-        case 7: dot_tile(3, 1, a, after, cold, x, c->D, h, c->m); break;
+        case 6: dot_tile(3, 0, a, after, cold, scale, x, D, h, m); break;
+        case 7: dot_tile(3, 1, a, after, cold, scale, x, D, h, m); break;
 #endif
     }
 }
@@ -186,19 +191,31 @@ static void pass_logits(const Call *c, int64_t thread, int64_t threads) {
     }
 }
 
-// The k largest logits, ties to the lower index, NaN before all numbers; in ascending order.
-static void top_k(const float *z_n, const Slot *slot, int32_t *picks) {
-    for (int32_t j = 0; j < slot->k; j++) {
-        int32_t best = -1;
-        for (int32_t e = 0; e < slot->n; e++) {
-            int taken = 0;
-            for (int32_t i = 0; i < j; i++) taken |= picks[i] == e;
-            if (taken) continue;
-            if (best < 0 || z_n[e] > z_n[best] || (isnan(z_n[e]) && !isnan(z_n[best]))) best = e;
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+
+// Logits as integers in the same order: -0 is 0, and NaN comes before all numbers.
+INLINE int32_t sort_key(float z) {
+    int32_t bits;
+    z += 0.0f;
+    memcpy(&bits, &z, sizeof bits);
+    return isnan(z) ? INT32_MAX : bits ^ (int32_t)((uint32_t)(bits >> 31) >> 1);
+}
+
+// The k largest logits, ties to the lower index, in ascending order. Without branches on data:
+// an expert is selected if fewer than k others come before it.
+static void top_k(const float *z_n, int32_t n, int32_t k, int32_t *picks) {
+    int32_t count = 0;
+    for (int32_t first = 0; first < n; first += VL) {
+        const int32_t lanes = n - first < VL ? n - first : VL;
+        vi key = {0}, rank = {0}, index;
+        for (int32_t i = 0; i < VL; i++) index[i] = first + i;
+        for (int32_t i = 0; i < lanes; i++) key[i] = sort_key(z_n[first + i]);
+        for (int32_t e = 0; e < n; e++) {
+            const vi other = sort_key(z_n[e]) - (vi){0};
+            rank -= (other > key) | ((other == key) & (index > e));
         }
-        int32_t i = j;  // picks stay sorted
-        for (; i > 0 && picks[i - 1] > best; i--) picks[i] = picks[i - 1];
-        picks[i] = best;
+        for (int32_t i = 0; i < lanes; i++)
+            if (rank[i] < k) picks[count++] = first + i;
     }
 }
 
@@ -208,7 +225,8 @@ static void pass_select(const Call *c, int64_t thread, int64_t threads) {
         for (int64_t t = run.first; t < run.first + run.tokens; t++) {
             if (t % threads != thread) continue;
             int32_t *picks = c->picks_Tk + t * c->k;
-            if (run.slot.n) top_k(c->h_Tm + t * c->m + run.router_tile * ROWS, &run.slot, picks);
+            if (run.slot.n) 
+                top_k(c->h_Tm + t * c->m + run.router_tile * ROWS, run.slot.n, run.slot.k, picks);
             for (int64_t j = run.slot.k; j < c->k; j++) picks[j] = -1;
         }
     }
@@ -237,38 +255,70 @@ static void pass_selected_dots(const Call *c, int64_t thread, int64_t threads) {
 
 // ---- B h ----------------------------------------------------------------------------------------
 
-// Rows of one tile of one expert onto a token's outputs.
-INLINE void add_expert(const int bf16, const char *b, int64_t r, const float *h, float weight,
-                       vf sum[P / VL]) {
-    for (int64_t row = 0; row < r; row++, b += P * size(bf16)) {
-        const vf a = set1(weight * h[row]);
+// The k experts of each of `count` neighbouring rows of picks onto those tokens' outputs of one
+// tile. Two tokens at once hide the time of a multiply-add; they share nothing.
+INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int count,
+                        const int32_t *const picks[2], int64_t k, int64_t tile,
+                        const int64_t token[2]) {
+    const int64_t r = run->slot.r, C = ceil_div(c->O, P) | 1;
+    const int64_t row_bytes = P * size(bf16), chunk = r * row_bytes;
+    const int64_t width = min64(c->O - tile * P, P);
+    float *y[2], edge[2][P];
+    const float *h_m[2];
+    vf sum[2][P / VL];
+#pragma GCC unroll 2
+    for (int t = 0; t < count; t++) {
+        y[t] = c->y_TO + token[t] * c->O + tile * P;
+        h_m[t] = c->h_Tm + token[t] * c->m;
+        if (width < P) memcpy(edge[t], y[t], (size_t)width * sizeof(float));
 #pragma GCC unroll 16
-        for (int i = 0; i < P / VL; i += 2) {
-            vf lo, hi;
-            load_pair(b + i * VL * size(bf16), bf16, &lo, &hi);
-            sum[i] = fma_(a, lo, sum[i]);
-            sum[i + 1] = fma_(a, hi, sum[i + 1]);
+        for (int i = 0; i < P / VL; i++) sum[t][i] = load((width < P ? edge[t] : y[t]) + i * VL);
+    }
+    for (int64_t j = 0; j < k; j++) {
+        const char *b[2];
+        const float *h[2];
+#pragma GCC unroll 2
+        for (int t = 0; t < count; t++) {
+            b[t] = (const char *)run->slot.b + (picks[t][j] * C + tile) * chunk;
+            h[t] = h_m[t] + picks[t][j] * run->expert_tiles * ROWS;
         }
+        for (int64_t row = 0; row < r; row++) {
+#pragma GCC unroll 2
+            for (int t = 0; t < count; t++) {
+                const vf a = set1(h[t][row]);
+#pragma GCC unroll 16
+                for (int i = 0; i < P / VL; i += 2) {
+                    vf lo, hi;
+                    load_pair(b[t] + i * VL * size(bf16), bf16, &lo, &hi);
+                    sum[t][i] = fma_(a, lo, sum[t][i]);
+                    sum[t][i + 1] = fma_(a, hi, sum[t][i + 1]);
+                }
+                b[t] += row_bytes;
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int t = 0; t < count; t++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < P / VL; i++) store((width < P ? edge[t] : y[t]) + i * VL, sum[t][i]);
+        if (width < P) memcpy(y[t], edge[t], (size_t)width * sizeof(float));
     }
 }
 
-// The experts `picks` of one token onto the outputs of one tile, `width` of them.
-INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int32_t *picks,
-                        int64_t k, int64_t tile, int64_t token) {
-    const int64_t r = run->slot.r, chunk = r * P * size(bf16), C = ceil_div(c->O, P) | 1;
-    const int64_t width = min64(c->O - tile * P, P);
-    const float *h_m = c->h_Tm + token * c->m;
-    float *y = c->y_TO + token * c->O + tile * P, edge[P];
-    if (width < P) memcpy(edge, y, (size_t)width * sizeof(float));
-    vf sum[P / VL];
-#pragma GCC unroll 16
-    for (int i = 0; i < P / VL; i++) sum[i] = load((width < P ? edge : y) + i * VL);
-    for (int64_t j = 0; j < k; j++)
-        add_expert(bf16, (const char *)run->slot.b + (picks[j] * C + tile) * chunk, r,
-                   h_m + picks[j] * run->expert_tiles * ROWS, run->slot.weight, sum);
-#pragma GCC unroll 16
-    for (int i = 0; i < P / VL; i++) store((width < P ? edge : y) + i * VL, sum[i]);
-    if (width < P) memcpy(y, edge, (size_t)width * sizeof(float));
+// The same for any number of tokens in pairs. `picks_stride` 0: one expert for all of them.
+INLINE void add_experts_of(const Call *c, const Run *run, const int bf16, const int32_t *picks,
+                           int64_t picks_stride, int64_t k, int64_t tile, const int64_t *tokens,
+                           int64_t count) {
+    int64_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+        const int32_t *both[2] = {picks + tokens[i] * picks_stride,
+                                  picks + tokens[i + 1] * picks_stride};
+        add_experts(c, run, bf16, 2, both, k, tile, tokens + i);
+    }
+    if (i < count) {
+        const int32_t *one[2] = {picks + tokens[i] * picks_stride, NULL};
+        add_experts(c, run, bf16, 1, one, k, tile, tokens + i);
+    }
 }
 
 // A short run: expert by expert, each one's tiles in a stream.
@@ -292,8 +342,7 @@ INLINE void expand_stream(const Call *c, const Run *run, const int bf16, int64_t
             prefetch(b + tile * chunk, chunk);
         for (int64_t tile = from; tile < to; tile++) {
             if (tile + near < to) prefetch(b + (tile + near) * chunk, chunk);
-            for (int64_t i = 0; i < count; i++)
-                add_experts(c, run, bf16, &e, 1, tile, tokens[i]);
+            add_experts_of(c, run, bf16, &e, 0, 1, tile, tokens, count);
         }
     }
 }
@@ -303,10 +352,13 @@ INLINE void expand_tiles(const Call *c, const Run *run, const int bf16, int64_t 
                          int64_t threads) {
     const int64_t units = ceil_div(c->O, P) * run->tokens;
     const int64_t end = units * (thread + 1) / threads;
-    for (int64_t unit = units * thread / threads; unit < end; unit++) {
-        const int64_t token = run->first + unit % run->tokens;
-        add_experts(c, run, bf16, c->picks_Tk + token * c->k, run->slot.k, unit / run->tokens,
-                    token);
+    for (int64_t unit = units * thread / threads; unit < end;) {
+        const int64_t first = unit % run->tokens;
+        const int64_t count = min64(min64(run->tokens - first, end - unit), 2);
+        const int64_t tokens[2] = {run->first + first, run->first + first + 1};
+        add_experts_of(c, run, bf16, c->picks_Tk, c->k, run->slot.k, unit / run->tokens, tokens,
+                       count);
+        unit += count;
     }
 }
 

@@ -54,19 +54,26 @@ INLINE vf fma_(vf a, vf b, vf c) {
 #endif
 }
 
-// Sum of all lanes, always added in the same order: upper half onto lower half, and again.
-INLINE float sum_lanes(vf v) {
-#if defined(__AVX512F__)
-    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd((__m512)v), 1));
-    const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), upper);
-#elif defined(__AVX__)
-    const __m256 v8 = (__m256)v;
-#endif
+// The sums of all lanes of 8 vectors, each added in the same order.
+INLINE void sum_lanes_of_8(const vf v[8], float out[8]) {
 #if defined(__AVX__)
-    const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
-    const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
-    return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+    __m256 s[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+#if defined(__AVX512F__)
+        const __m512 z = (__m512)v[i];
+        const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(z), 1));
+        s[i] = _mm256_add_ps(_mm512_castps512_ps256(z), upper);
 #else
-    return (v[0] + v[2]) + (v[1] + v[3]);
+        s[i] = (__m256)v[i];
+#endif
+    }
+    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
+    const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(s[4], s[5]), _mm256_hadd_ps(s[6], s[7]));
+    const __m256 left = _mm256_permute2f128_ps(low, high, 0x20);
+    const __m256 right = _mm256_permute2f128_ps(low, high, 0x31);
+    _mm256_storeu_ps(out, _mm256_add_ps(left, right));
+#else
+    for (int i = 0; i < 8; i++) out[i] = (v[i][0] + v[i][2]) + (v[i][1] + v[i][3]);
 #endif
 }
