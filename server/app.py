@@ -13,7 +13,7 @@ from server import errors
 from server.auth import ApiKeyMiddleware
 from server.metrics import Metrics, MetricsMiddleware
 from server.registry import load_registry
-from server.routes import chat, completions, models, probes
+from server.routes import chat, completions, dashboard, models, probes
 from server.settings import ServerSettings
 from server.state import Services
 
@@ -44,7 +44,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (completions, chat, models, probes):
+    for module in (completions, chat, models, probes, dashboard):
         app.include_router(module.router)
     errors.install(app)
     # The last one added is the outermost: refused keys are counted too.

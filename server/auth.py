@@ -1,4 +1,4 @@
-"""One API key for the whole server; every path wants it but the two probes."""
+"""One API key for the whole server; every path wants it but the probes and the static page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import ApiError
 from server.state import label_error
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 
 
 class ApiKeyMiddleware:

@@ -120,10 +120,10 @@ class _EngineCollector(Collector):
         for name, text, value in (
             ("requests_running", "Sequences that generate.", stats.running),
             ("requests_waiting", "Sequences in the queue.", stats.waiting),
-            ("kv_tokens_used", "KV memory in use, in tokens.", stats.kv_tokens_used),
-            ("kv_tokens_total", "KV memory, in tokens.", stats.kv_tokens_total),
+            ("kv_used_tokens", "KV memory in use, in tokens.", stats.kv_tokens_used),
+            ("kv_capacity_tokens", "KV memory, in tokens.", stats.kv_tokens_total),
             ("adapter_slots_used", "Adapters on the device.", stats.adapter_slots_used),
-            ("adapter_slots_total", "Places for adapters.", stats.adapter_slots_total),
+            ("adapter_slots", "Places for adapters on the device.", stats.adapter_slots_total),
             ("engine_alive", "1 while the engine makes progress.", health.alive),
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))

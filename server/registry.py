@@ -5,6 +5,7 @@ Now one set, fixed at start; a tenant's live set takes its place behind the same
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from remix_runtime.contracts import AdapterInfo, Engine
 from remix_runtime.errors import ConfigError, RemixError
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -92,4 +95,5 @@ async def load_registry(engine: Engine, folders: Mapping[str, Path]) -> Registry
             adapters[name] = await engine.load_adapter(folder)
         except RemixError as error:
             raise ConfigError(f"adapter {name!r} in {folder}: {error}") from error
+        log.info("adapter %s is %s from %s", name, adapters[name].digest, folder)
     return Registry(base_name, adapters)

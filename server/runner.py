@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 2
 """For connections that do not close by themselves after the drain."""
 
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than the usual 60 s of load balancers, which should be the first to close."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet. Raises `ConfigError`.
@@ -65,6 +68,7 @@ async def run(
             log_level=settings.log_level,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
         services: Services = app.state.services

@@ -17,7 +17,7 @@ class ServerSettings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """0 takes any free port."""
     api_key: SecretStr | None = None
-    """When set, every route but /health and /ready wants `Authorization: Bearer <key>`."""
+    """When set, every path but /, /health and /ready wants `Authorization: Bearer <key>`."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
     max_choices: Annotated[int, Field(ge=1)] = 64
     """Prompts times `n` of one request."""

@@ -13,6 +13,7 @@ from tests.unit.server.harness import Server, serving
 from tests.unit.server.test_bad_input import check_error
 
 KEY = "sesame-open"
+OPEN = ("/", "/health", "/ready")
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def every_path(server: Server) -> list[tuple[str, str]]:
         for path, methods in server.app.openapi()["paths"].items()
         for method in (*methods, "options", "head")
     ]
-    paths = {(method, path) for method, path in routes if path not in ("/health", "/ready")}
-    slashed = {(method, f"{path}/") for method, path in routes}
-    doubled = {(method, f"/{path}") for method, path in routes}
+    paths = {(method, path) for method, path in routes if path not in OPEN}
+    slashed = {(method, f"{path}/") for method, path in routes if path != "/"}
+    doubled = {(method, f"/{path}") for method, path in routes if path != "/"}
     return sorted(paths | slashed | doubled | {("GET", "/openapi.json"), ("GET", "/nowhere")})
 
 
@@ -44,8 +45,8 @@ async def test_every_route_is_closed(server: Server) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-async def test_probes_are_open(server: Server) -> None:
-    for path in ("/health", "/ready"):
+async def test_probes_and_the_static_page_are_open(server: Server) -> None:
+    for path in OPEN:
         assert (await server.client.get(path)).status_code == 200
 
 

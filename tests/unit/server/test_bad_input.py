@@ -247,7 +247,7 @@ async def test_large_body(tmp_path: Path, announced: bool) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/v1", 404),
         ("POST", "/v1/completions/", 404),
         ("GET", "/v1/completions", 405),

@@ -101,9 +101,10 @@ async def test_gauges_are_the_engines_stats(tmp_path: Path) -> None:
     expected = {
         "requests_running": 2,
         "requests_waiting": 1,
-        "kv_tokens_used": 10,
-        "kv_tokens_total": 1024,
+        "kv_used_tokens": 10,
+        "kv_capacity_tokens": 1024,
         "adapter_slots_used": 2,
+        "adapter_slots": 16,
         "engine_alive": 1,
     }
     assert {name: value(samples, name) for name in expected} == expected

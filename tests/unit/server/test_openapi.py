@@ -27,7 +27,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-EXAMPLES = 50
+EXAMPLES = 25
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
