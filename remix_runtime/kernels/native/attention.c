@@ -3,7 +3,7 @@
 // Shapes: T rows (tokens) of the step, H query heads, G key/value heads, R = H / G query heads
 // that share one key/value head, d head width, d' = d rounded up to a multiple of 16.
 //   keys    [page, G, d, 16]   transposed, so that 16 keys are one vector
-//   values  [page, G, 16, d']  padding is zero
+//   values  [page, G, 16, d']  what is behind d reaches no output
 //
 // A tile is up to TILE_ROWS consecutive (row, head) pairs of one sequence and one g. It walks
 // over the keys in blocks that begin at multiples of BLOCK in absolute position, with an online
@@ -255,7 +255,6 @@ static void store_rows(const Layer *layer, const Batch *batch, int64_t s, int64_
         const float *new_v = value.data + row * value.row_stride + g * value.head_stride;
         for (int64_t i = 0; i < d; i++) k[i * PAGE] = new_k[i];
         memcpy(v, new_v, sizeof(float) * (size_t)d);
-        memset(v + d, 0, sizeof(float) * (size_t)(width - d));
     }
 }
 

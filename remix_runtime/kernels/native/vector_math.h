@@ -8,8 +8,7 @@
 
 // e^x, relative error below 2e-7. exp(0) is exactly 1, below -87 the result is exactly 0 (so
 // masked scores of minus infinity vanish), above 88 it stays at e^88; NaN stays NaN.
-INLINE float exp_f32(float x)
-{
+INLINE float exp_f32(float x) {
     const float round_to_int = 12582912.0f; // 1.5 * 2^23: its sum with a small x has no fraction
     float c = x < -87.0f ? -87.0f : x;
     c = c > 88.0f ? 88.0f : c;
@@ -33,8 +32,7 @@ INLINE float exp_f32(float x)
 
 // tanh x, relative error below 4e-7: Lambert's continued fraction near 0, where the form with
 // exp would cancel, and that form elsewhere.
-INLINE float tanh_f32(float x)
-{
+INLINE float tanh_f32(float x) {
     float magnitude = x < 0.0f ? -x : x;
     float s = x * x;
     float near = x * (135135.0f + s * (17325.0f + s * (378.0f + s)))
