@@ -39,10 +39,11 @@ typedef struct {
 } Step;
 
 static void project(const Projection *p, const Step *s, const float *x, float *y) {
-    remix_linear(p->weight, p->bias, x, y, s->T, p->in, p->out, s->threads);
     if (s->adapted)
-        remix_mixture_add(p->slots, s->runs_R3, x, y, s->rows_Tm, s->picks_Tk, s->R, p->in, p->out,
-                          s->m, s->k, s->threads);
+        remix_adapted_linear(p->weight, p->bias, p->slots, s->runs_R3, x, y, s->rows_Tm,
+                             s->picks_Tk, s->R, s->T, p->in, p->out, s->m, s->k, s->threads);
+    else
+        remix_linear(p->weight, p->bias, x, y, s->T, p->in, p->out, s->threads);
 }
 
 static void norm(const Step *s, const float *x, int64_t rows, int64_t width, const float *weight,

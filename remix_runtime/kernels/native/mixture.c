@@ -59,6 +59,9 @@ typedef struct {
 #define DENSE_TOKENS 3    // from here on almost every expert is selected by some token of a run
 #define STREAM_TOKENS 16  // up to here B is streamed expert by expert
 #define AHEAD 4096        // bytes between a prefetch and its use
+// With more tokens than this, what is fetched during the base product has left the caches before
+// it is used, and reading it is little of the work.
+#define MOST_TOKENS_FETCHING 128
 
 EXPORT int64_t remix_vector_lanes(void) { return VL; }
 
@@ -401,4 +404,30 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
         }
         pass_expand(&call, me, all);
     }
+}
+
+// The weights of the runs that read all of them, as far as they can stay in the caches.
+static int64_t spans_of(const Call *c, Span *spans, int64_t room) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < c->R && count + 2 <= room; i++) {
+        const Run run = get_run(c, i);
+        if (!run.dense || !run.slot.n) continue;
+        const int64_t weight = size(run.slot.bf16), tiles = ceil_div(c->O, P) | 1;
+        const int64_t a = run.tiles * ROWS * ceil_div(c->D, VL) * VL * weight;
+        const int64_t b = tiles * P * run.slot.n * run.slot.r * weight;
+        spans[count++] = (Span){run.slot.a, a};
+        spans[count++] = (Span){run.slot.b, b};
+    }
+    return count;
+}
+
+EXPORT void remix_adapted_linear(const float *w_CDP, const float *bias_CP, const Slot *slots,
+                                 const int32_t *runs_R3, const float *x_TD, float *y_TO,
+                                 float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t T, int64_t D,
+                                 int64_t O, int64_t m, int64_t k, int threads) {
+    const Call call = {slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k};
+    Span spans[16];
+    const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&call, spans, 16) : 0;
+    remix_linear_fetching(w_CDP, bias_CP, x_TD, y_TO, T, D, O, threads, spans, count);
+    remix_mixture_add(slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k, threads);
 }

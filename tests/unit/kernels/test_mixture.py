@@ -8,6 +8,7 @@ Shape suffixes as in `remix_runtime/kernels/mixture.py`.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from collections.abc import Sequence
 
@@ -16,8 +17,15 @@ import torch
 from torch import Tensor
 
 from remix_runtime.checkpoint.types import LayerWeights
-from remix_runtime.kernels import Batch, MixtureTable, MixtureWeights, add_mixture, reference
-from remix_runtime.kernels.cpu import NativeMixtureTable
+from remix_runtime.kernels import (
+    Batch,
+    MixtureTable,
+    MixtureWeights,
+    add_mixture,
+    native,
+    reference,
+)
+from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
 from remix_runtime.kernels.torch_path import TorchMixtureTable
 
 Adapter = tuple[LayerWeights, int, float]
@@ -208,6 +216,33 @@ def _with_threads(
         table.add(y_TO, x_TD, batch)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fetching_weights_during_the_base_product_changes_no_bit(threads: int) -> None:
+    """`remix_adapted_linear`, which the native blocks use, against its two halves."""
+    D, width = 100, 330
+    adapters = [make_adapter(8, 4, 8, D, width), make_adapter(5, 2, 3, D, width)]
+    table = NativeMixtureTable(2, D, width)
+    for slot, adapter in enumerate(adapters):
+        table.set(slot, MixtureWeights.from_layer(*adapter))
+    linear = PackedLinear(torch.randn(width, D), torch.randn(width))
+    library = native.lib()
+    assert library is not None
+    function = library.remix_adapted_linear
+    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+    for lengths in ([1], [7, 1, 8], [20, 1, 30], [90, 1, 37], [130, 1, 60]):
+        tokens, batch = sum(lengths), Batch(run_lengths(lengths, [0, -1, 1][: len(lengths)]))
+        x_TD = torch.randn(tokens, D)
+        want_TO = linear(x_TD)
+        table.add(want_TO, x_TD, batch)
+        got_TO = torch.full_like(want_TO, float("nan"))
+        h_Tm, picks_Tk = batch.scratch(*table.scratch_size)
+        tensors = (batch.runs_R3, x_TD, got_TO, h_Tm, picks_Tk)
+        sizes = (len(lengths), tokens, D, width, h_Tm.shape[1], picks_Tk.shape[1])
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        function(*linear.native_addresses, table.native_address, *addresses, *sizes, threads)
+        assert torch.equal(got_TO, want_TO)
 
 
 @pytest.mark.parametrize(("n", "k", "r", "D", "O"), [(8, 4, 8, 64, 128), (5, 2, 3, 37, 50)])
