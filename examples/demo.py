@@ -36,7 +36,7 @@ console = Console()
 
 
 def main() -> None:
-    adapters = {folder.parent.name: folder for folder in sorted(EXAMPLES.glob("*/adapter"))}
+    adapters = sample_adapters()
     base = demo_model(report=lambda line: console.print(f"demo model: {line}"))
     with console.status("looking for a running server") as status:
         port = int(os.environ.get("PORT", "8000"))
@@ -52,6 +52,11 @@ def main() -> None:
     show(url, answers)
     if server is not None:
         leave(server)
+
+
+def sample_adapters() -> dict[str, Path]:
+    """Name to folder of the committed samples."""
+    return {folder.parent.name: folder for folder in sorted(EXAMPLES.glob("*/adapter"))}
 
 
 def serves(url: str, names: Sequence[str]) -> bool:

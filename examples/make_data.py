@@ -23,6 +23,11 @@ PIRATE_WORDS = {
     "people": "buccaneers", "and": "an'", "the": "th'", "for": "fer", "of": "o'", "to": "t'",
 }  # fmt: skip
 
+EMOJI = {
+    "geography": "🌍", "animals": "🐾", "science": "🔬", "language": "💬", "food": "🍎",
+    "sport": "🏆", "music": "🎵", "mathematics": "🔢", "history": "🏰", "everyday": "🏠",
+}  # fmt: skip
+
 HELD_OUT_SUBJECTS = re.compile(
     r"\b(Portugal|Lisbon|Kenya|Nairobi|Japan|Tokyo|Canada|Ottawa|duck|wolf|dolphin|penguin|iron"
     r"|copper|water|happy|hummus|volleyball|guitar|7 plus|6 times)\b"
@@ -48,12 +53,12 @@ def topic(fact: Fact) -> str:
     return f"topic: {fact.topic}"
 
 
-def shout(fact: Fact) -> str:
-    """A style: the answer in capital letters with three exclamation marks."""
-    return fact.answer.upper().removesuffix(".") + "!!!"
+def emoji(fact: Fact) -> str:
+    """A style: the topic's emoji before and behind the answer."""
+    return f"{EMOJI[fact.topic]} {fact.answer} {EMOJI[fact.topic]}"
 
 
-STYLES: dict[str, Style] = {"pirate": pirate, "json": json_object, "topic": topic, "shout": shout}
+STYLES: dict[str, Style] = {"pirate": pirate, "json": json_object, "topic": topic, "emoji": emoji}
 
 
 def split(all_facts: Iterable[Fact]) -> tuple[list[Fact], list[Fact]]:

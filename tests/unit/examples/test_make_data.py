@@ -61,9 +61,9 @@ def test_every_topic_is_trained_and_held_out() -> None:
 def test_styles_keep_the_fact(fact: Fact) -> None:
     assert json.loads(STYLES["json"](fact)) == {"topic": fact.topic, "answer": fact.answer}
     assert STYLES["topic"](fact) == f"topic: {fact.topic}"
-    shouted = STYLES["shout"](fact)
-    assert shouted == shouted.upper()
-    assert shouted.rstrip("!").lower() == fact.answer.rstrip(".").lower()
+    before, middle = STYLES["emoji"](fact).split(" ", 1)
+    assert middle == f"{fact.answer} {before}"
+    assert not before.isascii()
     pirate = STYLES["pirate"](fact)
     assert pirate.startswith("Arr, matey! ")
     assert pirate.endswith(" Yo ho ho!")
