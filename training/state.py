@@ -91,7 +91,7 @@ def load_state(
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"weight/{name}"))
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(step), device=parameter.device),
                     **{
                         moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
                         for moment in MOMENTS

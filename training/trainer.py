@@ -25,7 +25,8 @@ from training.objective import RoutingStats, attach_method, pass_loss
 from training.seeds import generator
 from training.state import load_state, save_state
 
-# Settings that say where and how long, not what: a resumed run may change them.
+# Settings that a resumed run may change: where, how long and how fast. The bits of the end are
+# those of an uninterrupted run only when the second and third kind stay as they were.
 NOT_THE_RUN = {
     "data",
     "eval_data",
@@ -35,6 +36,13 @@ NOT_THE_RUN = {
     "threads",
     "checkpoint_every",
     "eval_every",
+    "steps",
+    "expert_learning_rate",
+    "router_learning_rate",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
 }
 
 
@@ -197,8 +205,8 @@ class Trainer:
         if not math.isfinite(value):
             raise TrainingError(
                 f"step {self.step + 1}: the {what} is {value}, expected a finite number; the last "
-                "saved state is kept: resume it with lower learning rates in a new output folder "
-                "or check the data"
+                "saved state is kept: lower the learning rates, or set steps to its step for its "
+                "adapter, and --resume"
             )
 
 

@@ -321,8 +321,12 @@ def test_nan_stops_with_a_clear_error_and_the_last_good_state_stays(
     saved = load_file(state_files(tmp_path)[-1])
     assert all(torch.isfinite(value).all() for value in saved.values())
     assert all(torch.isfinite(p).all() for p in trainer.parameters.values())
-    again = Trainer(config, tiny_model("llama"), examples)
+    # The error's own advice works: a resumed run may have other learning rates.
+    slower = make_config(steps=6, method=method, expert_learning_rate=1e-4)
+    again = Trainer(slower, tiny_model("llama"), examples)
     assert again.resume(tmp_path) == 4
+    again.run(on_step=lambda _: None)
+    assert again.step == 6
 
 
 def test_an_infinite_gradient_stops_before_the_weights_move(
