@@ -1,0 +1,117 @@
+"""`remix bench` itself, on a tiny model: real systems in real processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import determinism
+from benchmarks.commands import bench
+from benchmarks.gguf_export import gguf_name, interleave_rotary
+from remix_runtime.errors import ConfigError
+from tests.models import save_tiny_base
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def _bench(*arguments: object) -> str:
+    app = typer.Typer()
+    app.command()(bench)
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_speed_suite_measures_judges_and_writes(base: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "results" / "run.1"
+    options = ["--base", base, "--out", stem, "--adapter-shape", "4,2,4", "--threads", 1]
+    options += ["--batches", "1,3", "--prompt", "short", "--new-tokens", 4, "--rounds", 2]
+    text = _bench(*options, "--peers", "generate,vllm")
+    document = json.loads((tmp_path / "results" / "run.1.json").read_text())
+    assert (tmp_path / "results" / "run.1.md").read_text() in text
+    assert (tmp_path / "results" / "run.1.png").read_bytes().startswith(b"\x89PNG")
+    assert [case["batch"] for case in document["cases"]] == [1, 3]
+    for case in document["cases"]:
+        for lane in ("remix", "remix, adapters loaded", "remix, 4 adapters mixed", "generate"):
+            rates = [r["output"] for r in case["lanes"][lane]["rounds"]]
+            assert len(rates) == 2
+            assert min(rates) > 0
+        # The engine and transformers agree on every greedy token of the base.
+        assert case["lanes"]["remix"]["equal_to_generate"] == [1.0, 1.0]
+    judged = {(g["goal"], g["case"]): g["met"] for g in document["goals"]}
+    assert judged["ahead of generate", "3 x short prompt, 4 new tokens"] in (True, False)
+    assert judged["ahead of vLLM CPU", "3 x short prompt, 4 new tokens"] is None
+    assert "give --vllm-python" in document["left_out"]["vllm"]
+
+
+def test_determinism_suite_finds_no_flip_and_sees_one_that_is_there(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = determinism.Sizes(
+        prompt_lengths=(2, 30), requests_per_length=5, new_tokens=12, compositions=(7,)
+    )
+    plain = {"device": "cpu", "dtype": "float32", "threads": 1, "max_running": 16}
+    chosen = [
+        determinism.Setting("first", plain),
+        determinism.Setting("swapped", {**plain, "max_tokens_per_step": 16}, swap=True),
+        # Another number type is the control: a counter that sees nothing here is blind.
+        determinism.Setting("coarse", {**plain, "dtype": "bfloat16"}),
+    ]
+    monkeypatch.setattr(determinism, "settings", lambda threads: chosen)
+    stem = tmp_path / "flips"
+    determinism.run_determinism(base, stem, "4,2,4", 1, lambda line: None, sizes)
+    counts = json.loads((tmp_path / "flips.json").read_text())["counts"]
+    by_setting = {c["setting"]: [] for c in counts}
+    for count in counts:
+        assert count["requests"] == 10
+        by_setting[count["setting"]].append(count["flips"])
+    assert by_setting["first"] == [0, 0]
+    assert by_setting["swapped"] == [0, 0]
+    assert min(by_setting["coarse"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--suite", "beauty", "suite: found 'beauty'"),
+        ("--batches", "1,x", "batches: found '1,x'"),
+        ("--batches", "0", "batches: found '0'"),
+        ("--peers", "generate,ollama", "peers: found 'ollama'"),
+        ("--prompt", "medium", "prompt: found 'medium'"),
+        ("--adapter-shape", "4,5,8", "adapter shape: found '4,5,8'"),
+        ("--base", "nowhere", "found no config.json in nowhere"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_starts(
+    base: Path, tmp_path: Path, option: str, value: str, message: str
+) -> None:
+    arguments = {"--base": str(base), "--out": str(tmp_path / "x"), option: value}
+    with pytest.raises(ConfigError, match=message):
+        _bench(*(part for pair in arguments.items() for part in pair))
+
+
+def test_gguf_keeps_the_rotation_of_queries_and_keys() -> None:
+    """Pairs (i, i + d/2) of each head become neighbours (2i, 2i + 1)."""
+    heads, d = 3, 8
+    rows = torch.arange(heads * d * 2).reshape(heads * d, 2)
+    moved = interleave_rotary(rows.numpy(), heads)
+    for head in range(heads):
+        for i in range(d // 2):
+            for half in (0, 1):
+                old, new = head * d + i + half * d // 2, head * d + 2 * i + half
+                assert moved[new].tolist() == rows[old].tolist()
+
+
+def test_gguf_refuses_a_tensor_it_cannot_name() -> None:
+    assert gguf_name("model.layers.12.mlp.down_proj.weight") == "blk.12.ffn_down.weight"
+    with pytest.raises(ConfigError, match="model.layers.0.mlp.router.weight"):
+        gguf_name("model.layers.0.mlp.router.weight")
