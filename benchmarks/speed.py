@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.measure import Rates, agreement, rates
-from benchmarks.plan import Case, Lane, rotations, workload
+from benchmarks.plan import PROMPT_TOKENS, Case, Lane, rotations, workload
 from benchmarks.systems.protocol import Run
 from benchmarks.worker import Worker, WorkerError
+
+_WARM_UP_PROMPT_TOKENS = 4096
 
 Report = Callable[[str], None]
 Detokenize = Callable[[Sequence[int]], str]
@@ -71,9 +73,9 @@ def _warm_up(
     report: Report,
 ) -> None:
     """Each lane sees every batch size and prompt kind once: compilation and first allocations
-    are not measured."""
+    are not measured. The dearest cases add no shape that the others have not shown."""
     for case in grid:
-        if case.prefill:
+        if case.prefill or case.batch * PROMPT_TOKENS[case.prompt] > _WARM_UP_PROMPT_TOKENS:
             continue
         for lane in case.lanes():
             short = Case(case.batch, case.prompt, min(case.new_tokens, 4))

@@ -113,5 +113,5 @@ def test_gguf_keeps_the_rotation_of_queries_and_keys() -> None:
 
 def test_gguf_refuses_a_tensor_it_cannot_name() -> None:
     assert gguf_name("model.layers.12.mlp.down_proj.weight") == "blk.12.ffn_down.weight"
-    with pytest.raises(ConfigError, match="model.layers.0.mlp.router.weight"):
+    with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.router\.weight"):
         gguf_name("model.layers.0.mlp.router.weight")
