@@ -152,7 +152,8 @@ def leave(server: subprocess.Popen[bytes]) -> None:
     elif sys.stdin.isatty():
         console.print("\nCtrl-C stops it.")
         try:
-            server.wait()
+            if server.wait() != 0:
+                raise ConfigError(f"the server stopped (log: {LOG_FILE})")
         except KeyboardInterrupt:
             stop(server)
     else:
