@@ -16,6 +16,7 @@ from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.fused import fuse
 from remix_runtime.engines.embedded.modules import ATTENTION_NAME, install, paged_attention
 from remix_runtime.engines.embedded.runner import ModelRunner
+from remix_runtime.engines.embedded.small_ops import install_small_ops
 from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
 from remix_runtime.errors import ConfigError
 from remix_runtime.kernels.attention import PagedKV, page_bytes
@@ -41,6 +42,7 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
     tables = install(network, num_slots=config.adapter_slots)
     kv, num_pages = _kv(network, config.kv_cache_bytes, dtype, device)
     fuse(network, kv)
+    install_small_ops(network)
     runner = ModelRunner(
         network,
         model=_model_info(config, network, tokenizer),
