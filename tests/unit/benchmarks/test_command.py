@@ -70,7 +70,7 @@ def test_determinism_suite_finds_no_flip_and_sees_one_that_is_there(
     stem = tmp_path / "flips"
     determinism.run_determinism(base, stem, "4,2,4", 1, lambda line: None, sizes)
     counts = json.loads((tmp_path / "flips.json").read_text())["counts"]
-    by_setting = {c["setting"]: [] for c in counts}
+    by_setting: dict[str, list[int]] = {c["setting"]: [] for c in counts}
     for count in counts:
         assert count["requests"] == 10
         by_setting[count["setting"]].append(count["flips"])
