@@ -56,7 +56,7 @@ RATES: dict[str, dict[str, float]] = {
     "lora": {"expert_learning_rate": 3e-3},
     "softmax": {"expert_learning_rate": 3e-3, "router_learning_rate": 3e-2},
 }
-EXPERT_RATES = (1e-3, 3e-3, 1e-2)
+EXPERT_RATES = (3e-3, 1e-2, 3e-2)
 ROUTER_RATES = (1e-2, 1e-1)
 TUNING_SEED = 1000
 TRAIN_ROWS, HELD_OUT_ROWS = 80, 8
@@ -141,7 +141,7 @@ def prepare(args: argparse.Namespace) -> Task:
             "output": "unused",
             "steps": args.steps,
             "batch_size": args.batch_size,
-            "eval_every": max(1, args.steps // 4),
+            "eval_every": max(1, args.steps // 3),
         },
         selections=args.selections,
     )
@@ -228,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", required=True, help="folder or hub id of a Llama base model")
     parser.add_argument("--base-title", default="SmolLM2-135M-Instruct", help="for the report")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--selections", type=int, default=4)
     parser.add_argument("--layers", type=int, default=4, help="how many of the last layers adapt")
@@ -245,21 +245,23 @@ def main() -> None:
         return
     config = parse_config(task.settings)
     base_loss = held_out_loss(task.model, task.held_out)
-    runs = []
-    for seed, method in itertools.product(args.seeds, METHODS):
-        run = remembered(
-            args.work / f"{method.replace(' ', '_')}-{seed}.json",
-            functools.partial(train_and_score, task, method, seed=seed),
-        )
-        print(f"seed {seed} {method:15} {run['held_out']} {run['seconds']:.0f} s", flush=True)
-        runs.append(run)
     setting = {
         **vars(args),
         "num_experts": config.num_experts,
         "top_k": config.top_k,
         "r": config.r,
     }
-    write_report(runs, base_loss=base_loss, setting=setting, folder=args.output)
+    runs: list[dict[str, Any]] = []
+    for done, seed in enumerate(args.seeds, start=1):
+        for method in METHODS:
+            run = remembered(
+                args.work / f"{method.replace(' ', '_')}-{seed}.json",
+                functools.partial(train_and_score, task, method, seed=seed),
+            )
+            print(f"seed {seed} {method:15} {run['held_out']} {run['seconds']:.0f} s", flush=True)
+            runs.append(run)
+        setting["seeds"] = args.seeds[:done]
+        write_report(runs, base_loss=base_loss, setting=setting, folder=args.output)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,36 @@ from typing import Annotated
 import typer
 
 
+def _list_settings(wanted: bool) -> None:
+    """Prints every field of `TrainConfig` and ends the command."""
+    if not wanted:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.config import TrainConfig
+
+    table = Table("setting", "default", "meaning")
+    for name, field in TrainConfig.model_fields.items():
+        default = "required" if field.is_required() else str(field.default)
+        table.add_row(name, default, " ".join((field.description or "").split()))
+    Console().print(table)
+    raise typer.Exit
+
+
 def train(
     config: Annotated[
         Path, typer.Argument(help="YAML file: base, data, output and any other setting.")
     ],
+    settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            help="List every setting with its default.",
+            callback=_list_settings,
+            is_eager=True,
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the last saved state, e.g. after a crash."),
@@ -22,17 +48,22 @@ def train(
 ) -> None:
     """Train a ReMix adapter (or a baseline) on a JSONL file.
 
-    The smallest CONFIG.yaml:
+    CONFIG is a YAML file. Three settings are needed, paths relative to the file:
 
-        base: path/to/base-model
+    \b
+    base: path/to/base-model
+    data: rows.jsonl
+    output: runs/my-adapter
 
-        data: rows.jsonl
+    \b
+    Each row of the data is one JSON object, in one of two forms:
+    {"prompt": "...", "completion": "..."}
+    {"messages": [{"role": "user", "content": "..."}, ...]}
 
-        output: runs/my-adapter
-
-    Rows are {"prompt": "...", "completion": "..."} or {"messages": [...]}; paths are relative to
-    the config file. The adapter is written to OUTPUT/adapter, ready for `remix serve`; training
-    states, metrics.jsonl, TensorBoard logs and plots stand beside it.
+    \b
+    The adapter is written to OUTPUT/adapter, ready for `remix serve`.
+    Beside it stand metrics.jsonl, plots, TensorBoard logs and the
+    states that --resume goes on from.
     """
     from rich.console import Console
 
@@ -40,11 +71,11 @@ def train(
     from training.run import run_training
 
     console = Console()
-    settings = load_config(config)
-    result = run_training(settings, resume=resume, overwrite=overwrite, console=console)
+    run = load_config(config)
+    result = run_training(run, resume=resume, overwrite=overwrite, console=console)
     if result.adapter is None:
         console.print(
-            f"trained; see {settings.output} (a softmax mixture is a baseline: it is not servable, "
+            f"trained; see {run.output} (a softmax mixture is a baseline: it is not servable, "
             "so no adapter was written)"
         )
     else:
@@ -67,8 +98,9 @@ def evaluate(
 ) -> None:
     """Compare an adapter with its base model on a JSONL file.
 
-    Prints the mean completion loss (nats per token; lower is better) and the share of rows whose
-    greedy answer equals the reference.
+    \b
+    Prints the mean completion loss (nats per token, lower is better)
+    and the share of rows whose greedy answer equals the reference.
     """
     import json
     from dataclasses import asdict

@@ -29,12 +29,14 @@ Count = Annotated[int, Field(ge=1)]
 class TrainConfig(BaseModel):
     """All settings of a run. Paths in a file are relative to that file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
 
     base: Annotated[str, Field(min_length=1)]
     """Folder or hub id of the frozen base model."""
     base_name: str | None = None
-    """What the adapter calls its base in adapter_config.json; `base` unless given."""
+    """What the adapter calls its base in adapter_config.json. Default: `base`."""
     data: File
     """JSONL: rows with `prompt` and `completion`, or with chat `messages`."""
     eval_data: File | None = None
@@ -53,23 +55,32 @@ class TrainConfig(BaseModel):
     """M, how many selections of each example a step draws."""
 
     num_experts: Count = 8
+    """n, experts of each adapted layer."""
     top_k: Count = 4
+    """k, experts that a token activates."""
     r: Count = 8
+    """LoRA rank of an expert."""
     scaling: Scaling = "rslora"
     """ω = 2/√(k·r) (`rslora`) or 2/(k·r) (`lora`)."""
     target_modules: Names = ("gate_proj", "up_proj", "down_proj")
     """Suffixes of module names, as in PEFT: `gate_proj` or `layers.20.mlp.gate_proj`."""
 
     steps: Count = 300
+    """Updates of the weights."""
     batch_size: Count = 4
     """Examples in one pass; the pass holds batch_size · selections sequences."""
     gradient_accumulation: Count = 1
     """Passes per step."""
     expert_learning_rate: Rate = 3e-3
+    """AdamW's rate for A and B."""
     router_learning_rate: Rate = 3e-2
+    """AdamW's rate for the routers, about ten times that of the experts."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How both rates fall after the warm-up, to 0 at the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps over which both rates rise."""
     weight_decay: Rate = 0.0
+    """AdamW's decoupled decay."""
     max_grad_norm: Rate = 1.0
     """Experts and routers are clipped apart; 0 clips nothing."""
     max_length: Annotated[int, Field(ge=2)] = 512
@@ -78,7 +89,9 @@ class TrainConfig(BaseModel):
     """A longer row stops the run, or loses its end (the number of such rows is printed)."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of initial weights, data order and selections."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is CUDA where there is one."""
     threads: Count | None = None
     """CPU threads; runs are bit-identical at a fixed number. None: torch's own choice."""
     checkpoint_every: Count = 100

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from remix_runtime.errors import ConfigError
-from training.config import load_config, parse_config
+from training.config import TrainConfig, load_config, parse_config
 
 REQUIRED = {"base": "b", "data": "d.jsonl", "output": "o"}
 
@@ -76,6 +76,11 @@ def test_a_wrong_setting_is_named_with_what_was_expected(
     with pytest.raises(ConfigError, match=message) as caught:
         parse_config({**REQUIRED, **settings})
     assert "\n" not in str(caught.value)
+
+
+def test_every_setting_is_explained() -> None:
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description, name
 
 
 def test_a_missing_setting_is_named() -> None:

@@ -148,6 +148,12 @@ def test_an_output_folder_with_a_run_is_not_overwritten_by_accident(
     assert kept.read_text() == "mine"
 
 
+def test_the_settings_are_listed_with_their_defaults() -> None:
+    listed = command("train", "--settings")
+    for word in ("router_learning_rate", "0.03", "gate_proj", "required"):
+        assert word in listed
+
+
 def test_cut_rows_are_counted_aloud(make_config: MakeConfig) -> None:
     shown = io.StringIO()
     config = make_config(max_length=10, too_long="truncate", steps=1)
