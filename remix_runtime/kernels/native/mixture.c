@@ -8,10 +8,11 @@
 //      not all compete for the same lines of the cache.
 //   h_Tm: scratch, for each token ω A x in the order of A's rows, then the router logits P x.
 //
-// Three passes with barriers between them:
-//   1. router logits of every token; a run of several tokens takes all rows while it is there
-//   2. top-k per token; short runs then read only the A rows of the selected experts
-//   3. each token adds its selected rows of B, experts ascending
+// Four passes with barriers between them:
+//   1. router logits of every token
+//   2. top-k per token
+//   3. expert by expert, A x for the tokens that selected it
+//   4. each token adds its selected rows of B, experts ascending
 // Small batches are limited by memory: every weight that is needed is read once, in streams.
 // Each dot product and each output is computed by the same operations in the same order whatever
 // else is in the batch, so a row's bits depend on that row and its adapter alone.
@@ -41,7 +42,6 @@ typedef struct {
     int64_t first, tokens, index;
     Slot slot;
     int64_t expert_tiles, router_tile, tiles;  // of A: of one expert, before the router, all
-    int64_t dense;                             // all rows of A are multiplied in pass 1
 } Run;
 
 #define ROWS 8  // of a tile of A
@@ -56,7 +56,8 @@ typedef struct {
 #define PART (ROWS / 2)
 #endif
 
-#define DENSE_TOKENS 3    // from here on almost every expert is selected by some token of a run
+#define WIDE_TOKENS 3     // from here on almost every expert is selected by some token of a run
+#define LISTED_TOKENS 256 // tokens of a run that are sorted by expert at a time
 #define STREAM_TOKENS 16  // up to here B is streamed expert by expert
 #define AHEAD 4096        // bytes between a prefetch and its use
 // With more tokens than this, what is fetched during the base product has left the caches before
@@ -95,7 +96,7 @@ INLINE void prefetch(const char *p, int64_t bytes) {
 
 // h = scale · (one tile of A) x for `tokens` tokens. `next`: the tile to be read after this one.
 INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char *next, int cold,
-                     float scale, const float *x, int64_t D, float *h, int64_t m) {
+                     float scale, const float *const x[TOKENS], int64_t D, float *const h[TOKENS]) {
     const int64_t step = ROWS * VL * size(bf16), bytes = ceil_div(D, VL) * step;
     vf sum[TOKENS][ROWS];
 #pragma GCC unroll 2
@@ -110,7 +111,7 @@ INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char
             vf v[TOKENS];
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++)
-                v[t] = d + VL <= D ? load(x + t * D + d) : load_first(x + t * D + d, D - d);
+                v[t] = d + VL <= D ? load(x[t] + d) : load_first(x[t] + d, D - d);
 #pragma GCC unroll 8
             for (int i = part; i < part + PART; i += 2) {
                 vf lo, hi;
@@ -128,27 +129,31 @@ INLINE void dot_tile(const int tokens, const int bf16, const char *a, const char
         float dots[ROWS];
         sum_lanes_of_8(sum[t], dots);
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) h[t * m + i] = scale * dots[i];
+        for (int i = 0; i < ROWS; i++) h[t][i] = scale * dots[i];
     }
 }
 
-static void dots(const Call *c, const Run *run, int64_t tile, int64_t next, int64_t token,
-                 int64_t tokens, int cold) {
+static void dots(const Call *c, const Run *run, int64_t tile, int64_t next, const int64_t *tokens,
+                 int64_t count, int cold) {
     const int bf16 = run->slot.bf16;
-    const int64_t D = c->D, m = c->m, bytes = ceil_div(D, VL) * ROWS * VL * size(bf16);
+    const int64_t D = c->D, bytes = ceil_div(D, VL) * ROWS * VL * size(bf16);
     const char *a = (const char *)run->slot.a + tile * bytes;
     const char *after = (const char *)run->slot.a + next * bytes;
     const float scale = tile < run->router_tile ? run->slot.weight : 1.0f;
-    const float *x = c->x_TD + token * D;
-    float *h = c->h_Tm + token * m + tile * ROWS;
-    switch (tokens * 2 + (bf16 != 0)) {
-        case 2: dot_tile(1, 0, a, after, cold, scale, x, D, h, m); break;
-        case 3: dot_tile(1, 1, a, after, cold, scale, x, D, h, m); break;
-        case 4: dot_tile(2, 0, a, after, cold, scale, x, D, h, m); break;
-        case 5: dot_tile(2, 1, a, after, cold, scale, x, D, h, m); break;
+    const float *x[TOKENS];
+    float *h[TOKENS];
+    for (int64_t t = 0; t < count; t++) {
+        x[t] = c->x_TD + tokens[t] * D;
+        h[t] = c->h_Tm + tokens[t] * c->m + tile * ROWS;
+    }
+    switch (count * 2 + (bf16 != 0)) {
+        case 2: dot_tile(1, 0, a, after, cold, scale, x, D, h); break;
+        case 3: dot_tile(1, 1, a, after, cold, scale, x, D, h); break;
+        case 4: dot_tile(2, 0, a, after, cold, scale, x, D, h); break;
+        case 5: dot_tile(2, 1, a, after, cold, scale, x, D, h); break;
 #if TOKENS > 2
-        case 6: dot_tile(3, 0, a, after, cold, scale, x, D, h, m); break;
-        case 7: dot_tile(3, 1, a, after, cold, scale, x, D, h, m); break;
+        case 6: dot_tile(3, 0, a, after, cold, scale, x, D, h); break;
+        case 7: dot_tile(3, 1, a, after, cold, scale, x, D, h); break;
 #endif
     }
 }
@@ -162,33 +167,32 @@ static Run get_run(const Call *c, int64_t index) {
     run.expert_tiles = ceil_div(run.slot.r, ROWS);
     run.router_tile = run.slot.n * run.expert_tiles;
     run.tiles = run.router_tile + ceil_div(run.slot.n, ROWS);
-    run.dense = run.tokens >= DENSE_TOKENS;
     return run;
 }
 
-static int64_t dot_units(const Run *run) {
-    const int64_t tiles = run->dense ? run->tiles : run->tiles - run->router_tile;
-    return tiles * ceil_div(run->tokens, TOKENS);
+static int64_t logit_units(const Run *run) {
+    return (run->tiles - run->router_tile) * ceil_div(run->tokens, TOKENS);
 }
 
 static void pass_logits(const Call *c, int64_t thread, int64_t threads) {
     int64_t total = 0;
     for (int64_t i = 0; i < c->R; i++) {
         const Run run = get_run(c, i);
-        total += dot_units(&run);
+        total += logit_units(&run);
     }
     const int64_t begin = total * thread / threads, end = total * (thread + 1) / threads;
     int64_t before = 0;
     for (int64_t i = 0; i < c->R && before < end; i++) {
         const Run run = get_run(c, i);
-        const int64_t units = dot_units(&run), groups = ceil_div(run.tokens, TOKENS);
+        const int64_t units = logit_units(&run), groups = ceil_div(run.tokens, TOKENS);
         const int64_t from = max64(begin - before, 0), to = min64(units, end - before);
         // A tile meets all tokens of the run before the next one is read.
         for (int64_t unit = from; unit < to; unit++) {
-            const int64_t tile = unit / groups + (run.dense ? 0 : run.router_tile);
-            const int64_t t = unit % groups * TOKENS;
-            dots(c, &run, tile, tile + 1, run.first + t, min64(run.tokens - t, TOKENS),
-                 t == 0 || unit == from);
+            const int64_t tile = run.router_tile + unit / groups, first = unit % groups * TOKENS;
+            int64_t tokens[TOKENS];
+            for (int64_t t = 0; t < TOKENS; t++) tokens[t] = run.first + first + t;
+            dots(c, &run, tile, min64(tile + 1, run.tiles - 1), tokens,
+                 min64(run.tokens - first, TOKENS), first == 0 || unit == from);
         }
         before += units;
     }
@@ -235,24 +239,53 @@ static void pass_select(const Call *c, int64_t thread, int64_t threads) {
     }
 }
 
+// Which of the tokens first .. end selected expert e.
+static int64_t tokens_of(const Call *c, const Run *run, int64_t first, int64_t end, int32_t e,
+                         int64_t *tokens) {
+    int64_t count = 0;
+    for (int64_t t = first; t < end; t++)
+        for (int64_t j = 0; j < run->slot.k; j++)
+            if (c->picks_Tk[t * c->k + j] == e) tokens[count++] = t;
+    return count;
+}
+
+// The expert that `token` selected next after e; e itself when it is the last.
+static int32_t expert_after(const Call *c, const Run *run, int64_t token, int32_t e) {
+    const int32_t *picks = c->picks_Tk + token * c->k;
+    int64_t j = 0;
+    while (picks[j] < e) j++;
+    return j + 1 < run->slot.k ? picks[j + 1] : e;
+}
+
 static void pass_selected_dots(const Call *c, int64_t thread, int64_t threads) {
-    int64_t number = 0;
+    int64_t total = 0;
     for (int64_t i = 0; i < c->R; i++) {
         const Run run = get_run(c, i);
-        if (run.dense) continue;
-        const int64_t units = run.slot.k * run.expert_tiles;
-        for (int64_t t = run.first; t < run.first + run.tokens; t++) {
-            const int32_t *picks = c->picks_Tk + t * c->k;
-            // Neighbouring units go to one thread, in turns of equal length over all tokens.
-            const int64_t turn = number++ % threads;
-            const int64_t part = (thread + turn) % threads;
-            const int64_t end = units * (part + 1) / threads;
-            for (int64_t unit = units * part / threads; unit < end; unit++) {
-                const int64_t ahead = min64(unit + 1, units - 1), e = run.expert_tiles;
-                dots(c, &run, picks[unit / e] * e + unit % e, picks[ahead / e] * e + ahead % e, t,
-                     1, 1);
-            }
+        total += run.tokens * run.slot.k * run.expert_tiles;
+    }
+    const int64_t begin = total * thread / threads, end = total * (thread + 1) / threads;
+    int64_t before = 0;  // products of a token with a tile, in the order of these loops
+    for (int64_t i = 0; i < c->R && before < end; i++) {
+        const Run run = get_run(c, i);
+        const int64_t tiles = run.expert_tiles, stop = run.first + run.tokens;
+        const int64_t all = run.tokens * run.slot.k * tiles;
+        if (before + all <= begin) {
+            before += all;
+            continue;
         }
+        for (int64_t first = run.first; first < stop; first += LISTED_TOKENS)
+            for (int32_t e = 0; e < run.slot.n; e++) {
+                int64_t tokens[LISTED_TOKENS];
+                const int64_t last = min64(first + LISTED_TOKENS, stop);
+                const int64_t count = tokens_of(c, &run, first, last, e, tokens);
+                for (int64_t i = 0; i < tiles && count; i++, before += count) {
+                    const int64_t tile = e * tiles + i, after = expert_after(c, &run, tokens[0], e);
+                    const int64_t next = i + 1 < tiles ? tile + 1 : after * tiles;
+                    const int64_t from = max64(begin - before, 0), to = min64(count, end - before);
+                    for (int64_t t = from; t < to; t += TOKENS)
+                        dots(c, &run, tile, next, tokens + t, min64(to - t, TOKENS), t == from);
+                }
+            }
     }
 }
 
@@ -335,10 +368,9 @@ INLINE void expand_stream(const Call *c, const Run *run, const int bf16, int64_t
                            ? (tiles * (thread + 1) + uneven * (threads - 1)) / threads
                            : tiles;
     for (int32_t e = 0; e < run->slot.n; e++) {
-        int64_t tokens[STREAM_TOKENS], count = 0;
-        for (int64_t t = run->first; t < run->first + run->tokens; t++)
-            for (int64_t j = 0; j < run->slot.k; j++)
-                if (c->picks_Tk[t * c->k + j] == e) tokens[count++] = t;
+        int64_t tokens[STREAM_TOKENS];
+        const int64_t stop = run->first + run->tokens;
+        const int64_t count = tokens_of(c, run, run->first, stop, e, tokens);
         if (!count) continue;
         const char *b = (const char *)run->slot.b + e * C * chunk;
         for (int64_t tile = from; tile < min64(from + near, to); tile++)
@@ -382,11 +414,10 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
                               float *y_TO, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
                               int64_t O, int64_t m, int64_t k, int threads) {
     const Call call = {slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k};
-    int64_t work = 0, sparse = 0;
+    int64_t work = 0;
     for (int64_t i = 0; i < R; i++) {
         const Run run = get_run(&call, i);
         work += run.tokens * (run.tiles * ROWS * D + run.slot.k * run.slot.r * O);
-        sparse |= !run.dense && run.slot.n > 0;
     }
     // Below some microseconds of work, waking the other threads costs more than they give.
     if (work < 40000) threads = 1;
@@ -398,10 +429,8 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
 #pragma omp barrier
         pass_select(&call, me, all);
 #pragma omp barrier
-        if (sparse) {
-            pass_selected_dots(&call, me, all);
+        pass_selected_dots(&call, me, all);
 #pragma omp barrier
-        }
         pass_expand(&call, me, all);
     }
 }
@@ -411,7 +440,7 @@ static int64_t spans_of(const Call *c, Span *spans, int64_t room) {
     int64_t count = 0;
     for (int64_t i = 0; i < c->R && count + 2 <= room; i++) {
         const Run run = get_run(c, i);
-        if (!run.dense || !run.slot.n) continue;
+        if (run.tokens < WIDE_TOKENS || !run.slot.n) continue;
         const int64_t weight = size(run.slot.bf16), tiles = ceil_div(c->O, P) | 1;
         const int64_t a = run.tiles * ROWS * ceil_div(c->D, VL) * VL * weight;
         const int64_t b = tiles * P * run.slot.n * run.slot.r * weight;
