@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remix_runtime.contracts import Engine, TokenEvent
-from server.state import OTHER, open_labels
+from server.state import open_labels
 
 ENDPOINTS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 DISCONNECTED = "disconnected"
@@ -27,7 +27,6 @@ class Metrics:
     def __init__(self, engine: Engine, base_name: str, adapters: dict[str, str]) -> None:
         """`adapters` maps names to digests."""
         self.registry = CollectorRegistry()
-        self._names = frozenset({base_name, *adapters})
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"remix_{name}", text, labels, registry=self.registry)
@@ -51,13 +50,10 @@ class Metrics:
         self._first = histogram("time_to_first_token", "Arrival to first token.", _LONG)
         self._between = histogram("inter_token_latency", "Between two tokens.", _SHORT)
         self._duration = histogram("request_duration", "Whole request.", _LONG)
-        for name in self._names:  # so that rates start from a known zero
+        for name in (base_name, *adapters):  # so that rates start from a known zero
             self._prompt_tokens.labels(name)
             self._generated.labels(name)
         self.registry.register(_EngineCollector(engine, adapters))
-
-    def adapter_label(self, name: str) -> str:
-        return name if name in self._names else OTHER
 
     def count_prompt_tokens(self, adapter: str, tokens: int) -> None:
         self._prompt_tokens.labels(adapter).inc(tokens)
@@ -74,7 +70,7 @@ class Metrics:
     def count_request(
         self, *, adapter: str, endpoint: str, status: str, error: str | None, seconds: float
     ) -> None:
-        adapter = self.adapter_label(adapter)
+        """`adapter` is a served name or `OTHER`: see `RequestLabels`."""
         self._requests.labels(adapter, endpoint, status).inc()
         self._duration.labels(adapter).observe(seconds)
         if error is not None:

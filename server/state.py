@@ -69,6 +69,7 @@ class RequestLabels:
     """Filled in while a request is handled, read by the metrics at its end."""
 
     adapter: str = OTHER
+    """A name that the registry resolved, so the set of values is bounded."""
     error: str | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -54,17 +55,19 @@ async def test_times_are_measured(tmp_path: Path) -> None:
     config = FakeConfig(max_running=1, prefill_seconds=0.1, token_seconds=0.02)
     async with serving(tmp_path, config) as server:
         body = {"max_tokens": 5, "ignore_eos": True}
+        start = monotonic()
         await asyncio.gather(server.complete(**body), server.complete(**body))
+        wall = monotonic() - start
         samples = await scrape(server)
 
     def total(name: str) -> float:
         return value(samples, f"{name}_seconds_sum", adapter=BASE)
 
     # One request takes 0.1 s to its first token and 0.02 s to each of five; the second waits.
-    assert 0.19 <= total("queue_time") < 0.5
-    assert 0.19 + 0.24 <= total("time_to_first_token") < 0.9
-    assert 2 * 4 * 0.019 <= total("inter_token_latency") < 0.5
-    assert 0.2 + 0.39 <= total("request_duration") < 1.5
+    assert 0.19 <= total("queue_time") < wall
+    assert 0.19 + 0.24 <= total("time_to_first_token") < 2 * wall
+    assert 2 * 4 * 0.019 <= total("inter_token_latency") < wall
+    assert 0.2 + 0.39 <= total("request_duration") < 2 * wall
 
 
 async def test_errors_by_type(server: Server) -> None:

@@ -56,12 +56,12 @@ async def test_disconnect_aborts(tmp_path: Path, path: str, stream: bool, stage:
 
         client.transport.abort()
 
-        await eventually(lambda: len(engine.aborted) == 2, seconds=1)
+        await eventually(lambda: len(engine.aborted) == 2)
         assert engine.stats().waiting == 0
         assert engine.stats().running == (1 if blocker else 0)
         if blocker:
             blocker.transport.abort()
-        await eventually(lambda: engine.stats().running == 0, seconds=1)
+        await eventually(lambda: engine.stats().running == 0)
         metrics = (await server.client.get("/metrics")).text
         assert 'type="client_disconnected"} ' in metrics
         if stage != "prefill":
