@@ -50,11 +50,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # Found by `--tune`; see docs/LOG.md, "Training".
 RATES: dict[str, dict[str, float]] = {
-    "remix causal": {"expert_learning_rate": 3e-3, "router_learning_rate": 3e-2},
-    "remix sequence": {"expert_learning_rate": 3e-3, "router_learning_rate": 3e-2},
-    "random routing": {"expert_learning_rate": 3e-3},
-    "lora": {"expert_learning_rate": 3e-3},
-    "softmax": {"expert_learning_rate": 3e-3, "router_learning_rate": 3e-2},
+    "remix causal": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
+    "remix sequence": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
+    "random routing": {"expert_learning_rate": 1e-2},
+    "lora": {"expert_learning_rate": 1e-2},
+    "softmax": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
 }
 EXPERT_RATES = (3e-3, 1e-2, 3e-2)
 ROUTER_RATES = (1e-2, 1e-1)
