@@ -15,16 +15,26 @@ from remix_runtime.checkpoint.types import Checkpoint
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels import MixtureTable, MixtureWeights
 
-_BYTES_PER_ELEMENT = 4
-"""Adapters are kept in float32, whatever the checkpoint stores."""
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """An adapter in host memory, laid out for the kernels of the bank's device."""
+
+    digest: str
+    layers: Mapping[str, MixtureWeights]
+    num_bytes: int
+    """What it takes on the host, and again on a device with memory of its own."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    checkpoint: Checkpoint
-    num_bytes: int
+    adapter: HostAdapter
     slot: int | None = None
     pins: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.adapter.num_bytes
 
 
 class AdapterBank:
@@ -45,7 +55,7 @@ class AdapterBank:
     ) -> None:
         self.num_slots = num_slots
         self._tables = tables
-        self._device = device
+        self._device = torch.device(device)
         self._device_bytes = device_bytes
         self._host_bytes = host_bytes
         # Least recently unpinned first, in dict order.
@@ -67,14 +77,29 @@ class AdapterBank:
     def __contains__(self, digest: str) -> bool:
         return digest in self._entries
 
-    def add(self, checkpoint: Checkpoint) -> None:
+    def prepare(self, checkpoint: Checkpoint) -> HostAdapter:
+        """Lays an adapter out for this bank. Slow, and safe in any thread."""
+        config = checkpoint.config
+        layers = {
+            name: MixtureWeights.from_layer(
+                weights,
+                config.top_k,
+                config.routing_weight,
+                plain=self._device.type != "cpu",
+            )
+            for name, weights in checkpoint.layers.items()
+        }
+        num_bytes = sum(weights.num_bytes for weights in layers.values())
+        return HostAdapter(checkpoint.digest, layers, num_bytes)
+
+    def add(self, adapter: HostAdapter) -> None:
         """Takes an adapter into host memory; a digest that is there already stays as it is.
 
         Raises `CapacityError` when a budget cannot hold it.
         """
-        if checkpoint.digest in self._entries:
+        if adapter.digest in self._entries:
             return
-        num_bytes = _float32_bytes(checkpoint)
+        num_bytes = adapter.num_bytes
         if num_bytes > self._device_bytes:
             raise CapacityError(
                 f"adapter_bytes: the adapter takes {num_bytes} bytes on the device, "
@@ -85,7 +110,7 @@ class AdapterBank:
                 f"host_adapter_bytes: the adapter takes {num_bytes} bytes, "
                 f"{self._host_bytes - self.host_bytes_used} of {self._host_bytes} are free"
             )
-        self._entries[checkpoint.digest] = _Entry(checkpoint, num_bytes)
+        self._entries[adapter.digest] = _Entry(adapter)
 
     def remove(self, digest: str) -> None:
         """Frees an adapter that nothing pins; an unknown digest is a no-op."""
@@ -105,7 +130,7 @@ class AdapterBank:
             if not self._make_room(entry.num_bytes):
                 return None
             entry.slot = self._free_slots.pop()
-            self._fill(entry.slot, entry.checkpoint)
+            self._fill(entry.slot, entry.adapter)
         entry.pins += 1
         return entry.slot
 
@@ -131,25 +156,13 @@ class AdapterBank:
             self._vacate(entry)
         return True
 
-    def _fill(self, slot: int, checkpoint: Checkpoint) -> None:
-        config = checkpoint.config
-        for name, weights in checkpoint.layers.items():
-            mixture = MixtureWeights.from_layer(
-                weights, config.top_k, config.routing_weight, self._device
-            )
-            self._tables[name].set(slot, mixture)
+    def _fill(self, slot: int, adapter: HostAdapter) -> None:
+        for name, weights in adapter.layers.items():
+            self._tables[name].set(slot, weights.to(self._device))
 
     def _vacate(self, entry: _Entry) -> None:
         if entry.slot is not None:
-            for name in entry.checkpoint.layers:
+            for name in entry.adapter.layers:
                 self._tables[name].clear(entry.slot)
             self._free_slots.append(entry.slot)
             entry.slot = None
-
-
-def _float32_bytes(checkpoint: Checkpoint) -> int:
-    return _BYTES_PER_ELEMENT * sum(
-        tensor.numel()
-        for layer in checkpoint.layers.values()
-        for tensor in (layer.a_nrD, layer.b_nOr, layer.router_nD)
-    )

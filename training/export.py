@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from remix_runtime.parity import record_parity
 from transformers import PreTrainedModel
 
 from remix_runtime.checkpoint import write_checkpoint
+from remix_runtime.parity import record_parity
 from training.config import TrainConfig
 from training.data import Example
 from training.log import Row

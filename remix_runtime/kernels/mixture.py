@@ -7,7 +7,7 @@ r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -45,16 +45,18 @@ class MixtureWeights:
         layer: LayerWeights,
         top_k: int,
         routing_weight: float,
-        device: torch.device | str = "cpu",
+        *,
+        plain: bool = False,
     ) -> MixtureWeights:
-        """Stacks and lays out the tensors of a checkpoint's layer, on `device`."""
+        """Stacks and lays out the tensors of a checkpoint's layer, on the CPU.
+
+        `plain` is what other devices want, see `to`; it is also the layout without a compiler.
+        """
         n, r, D = layer.a_nrD.shape
-        device = torch.device(device)
         a_nrD, b_nOr, router_nD = (
-            tensor.detach().to(device).float()
-            for tensor in (layer.a_nrD, layer.b_nOr, layer.router_nD)
+            tensor.detach().cpu().float() for tensor in (layer.a_nrD, layer.b_nOr, layer.router_nD)
         )
-        lib = native.lib() if device.type == "cpu" else None
+        lib = None if plain else native.lib()
         if lib is None:
             lanes = 0
             a = torch.cat([a_nrD.flatten(0, 1), router_nD])
@@ -75,6 +77,13 @@ class MixtureWeights:
             out_features=b_nOr.shape[1],
             lanes=lanes,
         )
+
+    def to(self, device: torch.device) -> MixtureWeights:
+        """The same on another device; itself on the CPU."""
+        if device.type == "cpu":
+            return self
+        assert not self.lanes, "the native layout is the CPU's own"
+        return replace(self, a=self.a.to(device), b=self.b.to(device))
 
     @property
     def num_rows(self) -> int:

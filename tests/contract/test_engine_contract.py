@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from remix_runtime.engines.fake import FakeConfig, FakeEngine
 
 from remix_runtime.checkpoint import write_checkpoint
 from remix_runtime.contracts import Engine, FinishReason
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from remix_runtime.errors import (
     AdapterNotLoadedError,
     CheckpointError,

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from remix_runtime.bank import AdapterBank
 from remix_runtime.checkpoint.types import AdapterConfig, Checkpoint, LayerWeights
 from remix_runtime.errors import CapacityError
-from remix_runtime.kernels import Batch, make_table
+from remix_runtime.kernels import Batch, MixtureWeights, make_table
 
 D, O = 6, 5  # noqa: E741 - the width of an output
 NAMES = ("x.up", "x.down")
@@ -33,7 +33,9 @@ def checkpoint(digest: str, n: int = 2, names: tuple[str, ...] = NAMES) -> Check
 
 
 def size(n: int = 2, layers: int = len(NAMES)) -> int:
-    return 4 * layers * n * (D + O + D)
+    """What the kernels' layout takes."""
+    layer = next(iter(checkpoint("x", n).layers.values()))
+    return layers * MixtureWeights.from_layer(layer, n, 1.0).num_bytes
 
 
 def make(slots: int = 2, device: int = 10**6, host: int = 10**6) -> AdapterBank:
@@ -57,7 +59,7 @@ def test_the_slot_holds_the_adapter_and_nothing_after_removal() -> None:
     bank, x_TD = make(), torch.randn(3, D)
     items = [checkpoint("a"), checkpoint("b", n=4)]
     for item in items:
-        bank.add(item)
+        bank.add(bank.prepare(item))
     for item in items:
         slot = bank.acquire(item.digest)
         assert slot is not None
@@ -70,8 +72,8 @@ def test_the_slot_holds_the_adapter_and_nothing_after_removal() -> None:
 
 def test_a_reused_slot_does_not_keep_layers_of_its_last_adapter() -> None:
     bank, x_TD = make(slots=1), torch.randn(2, D)
-    bank.add(checkpoint("both"))
-    bank.add(checkpoint("up only", names=("x.up",)))
+    bank.add(bank.prepare(checkpoint("both")))
+    bank.add(bank.prepare(checkpoint("up only", names=("x.up",))))
     assert bank.acquire("both") == 0
     bank.release("both")
     assert bank.acquire("up only") == 0
@@ -82,7 +84,7 @@ def test_a_reused_slot_does_not_keep_layers_of_its_last_adapter() -> None:
 def test_the_adapter_unpinned_longest_ago_leaves() -> None:
     bank = make(slots=2)
     for name in "abc":
-        bank.add(checkpoint(name))
+        bank.add(bank.prepare(checkpoint(name)))
     first = {name: bank.acquire(name) for name in "ab"}
     bank.release("b")
     bank.release("a")
@@ -92,8 +94,8 @@ def test_the_adapter_unpinned_longest_ago_leaves() -> None:
 
 def test_pinned_adapters_stay() -> None:
     bank = make(slots=1)
-    bank.add(checkpoint("a"))
-    bank.add(checkpoint("b"))
+    bank.add(bank.prepare(checkpoint("a")))
+    bank.add(bank.prepare(checkpoint("b")))
     assert bank.acquire("a") == 0
     assert bank.acquire("a") == 0
     bank.release("a")
@@ -103,15 +105,18 @@ def test_pinned_adapters_stay() -> None:
 
 
 def test_budgets_refuse_what_can_never_fit() -> None:
+    small = make(device=size() - 1)
+    adapter = small.prepare(checkpoint("a"))
     with pytest.raises(CapacityError, match="adapter_bytes"):
-        make(device=size() - 1).add(checkpoint("a"))
+        small.add(adapter)
     bank = make(host=size() + 1)
-    bank.add(checkpoint("a"))
-    bank.add(checkpoint("a"))
+    bank.add(bank.prepare(checkpoint("a")))
+    bank.add(bank.prepare(checkpoint("a")))
+    other = bank.prepare(checkpoint("b"))
     with pytest.raises(CapacityError, match="host_adapter_bytes"):
-        bank.add(checkpoint("b"))
+        bank.add(other)
     bank.remove("a")
-    bank.add(checkpoint("b"))
+    bank.add(other)
 
 
 class BankMachine(RuleBasedStateMachine):
@@ -129,7 +134,7 @@ class BankMachine(RuleBasedStateMachine):
         if name in self.pins:
             return
         try:
-            self.bank.add(checkpoint(name, n))
+            self.bank.add(self.bank.prepare(checkpoint(name, n)))
         except CapacityError:
             assert self.bank.host_bytes_used + size(n) > self.host
         else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from remix_runtime.bank import AdapterBank
-from remix_runtime.checkpoint import Checkpoint, Parity
+from remix_runtime.bank import AdapterBank, HostAdapter
+from remix_runtime.checkpoint import Parity
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.runner import ModelRunner
@@ -46,18 +46,18 @@ class EngineCore:
         self._sequences: dict[str, Sequence] = {}
         self._failed_steps = 0
 
-    def load(self, checkpoint: Checkpoint, parity: Parity | None) -> bool:
+    def load(self, adapter: HostAdapter, top_k: int, parity: Parity | None) -> bool:
         """Takes an adapter in and replays its parity file; one that fails is out again.
 
         False, and nothing changed, when the replay finds neither slot nor KV pages free now.
         Raises `CapacityError` and `ParityError`.
         """
-        digest = checkpoint.digest
+        digest = adapter.digest
         if digest in self.bank:
             return True
-        self.bank.add(checkpoint)
+        self.bank.add(adapter)
         try:
-            loaded = parity is None or self._replay(checkpoint, parity)
+            loaded = parity is None or self._replay(digest, top_k, parity)
         except RemixError:
             self.bank.remove(digest)
             raise
@@ -65,7 +65,7 @@ class EngineCore:
             self.bank.remove(digest)
         return loaded
 
-    def _replay(self, checkpoint: Checkpoint, parity: Parity) -> bool:
+    def _replay(self, digest: str, top_k: int, parity: Parity) -> bool:
         longest = max(len(prompt.token_ids_T) for prompt in parity.prompts)
         count = self.scheduler.pool.pages_for(longest)
         if count > self.runner.num_pages:
@@ -77,17 +77,17 @@ class EngineCore:
         if pages is None:
             return False
         try:
-            slot = self.bank.acquire(checkpoint.digest)
+            slot = self.bank.acquire(digest)
             if slot is None:
                 return False
             try:
                 replay_parity(
                     parity,
-                    self.runner.prompt_runner(slot, checkpoint.config.top_k, pages),
+                    self.runner.prompt_runner(slot, top_k, pages),
                     slack=self.runner.parity_slack,
                 )
             finally:
-                self.bank.release(checkpoint.digest)
+                self.bank.release(digest)
         finally:
             self.scheduler.pool.give_back(pages)
         return True

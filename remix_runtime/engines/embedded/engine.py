@@ -116,9 +116,10 @@ class EmbeddedEngine:
         if checkpoint.digest not in self._adapters:
             vocab_size = core.runner.model.vocab_size
             parity = await asyncio.to_thread(read_parity, folder, vocab_size=vocab_size)
+            adapter = await asyncio.to_thread(core.bank.prepare, checkpoint)
             # The replay needs a slot and some KV pages; running requests may hold all of them.
             while not await self._in_engine(  # noqa: ASYNC110 - freed in the other thread
-                lambda: core.load(checkpoint, parity)
+                lambda: core.load(adapter, checkpoint.config.top_k, parity)
             ):
                 await asyncio.sleep(_REPLAY_RETRY_SECONDS)
             self._adapters[checkpoint.digest] = AdapterInfo(

@@ -54,7 +54,7 @@ def core_of(folder: Path, family: str) -> Setup:
         for i, (n, k, r, targets) in enumerate(shapes)
     ]
     for checkpoint in checkpoints:
-        core.bank.add(checkpoint)
+        core.bank.add(core.bank.prepare(checkpoint))
     return Setup(core, checkpoints)
 
 
@@ -164,7 +164,7 @@ def test_same_bits_after_eviction_into_another_slot(
     digest = checkpoints[0].digest
     before = alone(core, PROMPTS[3], digest)
     core.bank.remove(digest)
-    core.bank.add(checkpoints[0])
+    core.bank.add(core.bank.prepare(checkpoints[0]))
     taken = [core.bank.acquire(c.digest) for c in checkpoints[1:]]
     after = alone(core, PROMPTS[3], digest)
     for checkpoint in checkpoints[1:]:
