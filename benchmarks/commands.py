@@ -75,7 +75,7 @@ def bench(
     console = Console(stderr=True, highlight=False)
 
     def report(line: str) -> None:
-        console.print(f"bench: {line}", markup=False)
+        console.print(f"bench: {line}", markup=False, soft_wrap=True)
 
     stem = out or Path("benchmarks/results") / f"{date.today().isoformat()}-{suite}"
     threads = threads or len(os.sched_getaffinity(0))

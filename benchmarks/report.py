@@ -76,6 +76,7 @@ def as_markdown(
 ) -> str:
     """Goals first, then the rates, then what was measured on what."""
     parts = [f"# Speed of the embedded engine, {machine['date'][:10]}", _machine_line(machine)]
+    parts.append(_busy_line(machine))
     parts.append(goal_table(verdicts))
     for title, metric in _TABLES:
         table = rate_table(results, metric)
@@ -104,7 +105,9 @@ def goal_table(verdicts: Sequence[Verdict]) -> str:
         for v in verdicts
     ]
     header = ["goal", "workload", "asked", "reached", "verdict"]
-    return "## Goals\n\nRatios of tokens/s within each round.\n\n" + table(header, rows)
+    judged = [v.met for v in verdicts if v.met is not None]
+    summary = f"{sum(judged)} of {len(judged)} goals met. Ratios of tokens/s within each round."
+    return f"## Goals\n\n{summary}\n\n" + table(header, rows)
 
 
 def rate_table(results: Results, metric: Metric) -> str:
@@ -165,6 +168,13 @@ def _machine_line(machine: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores ({vectors}), {machine['memory_gb']} GB; "
         f"commit {machine['commit']}."
     )
+
+
+def _busy_line(machine: dict[str, Any]) -> str:
+    load: float = machine["load_average"][0]
+    if load < 0.5:
+        return ""
+    return f"The machine was busy before the run (load average {load}): take no figure from it."
 
 
 def _fields(values: dict[str, Any]) -> str:

@@ -100,6 +100,7 @@ def test_report_holds_every_round_and_every_goal(results: tuple[list[Case], Resu
         "vector_extensions": ["avx2"],
         "memory_gb": 8.0,
         "commit": "abc",
+        "load_average": [1.75, 0.0, 0.0],
     }
     systems = {
         "remix": {"version": "1", "threads": 2, "settings": "s", "idle_cpu_share": 0.001},
@@ -113,6 +114,11 @@ def test_report_holds_every_round_and_every_goal(results: tuple[list[Case], Resu
     text = as_markdown(found, verdicts, machine, systems, {"rounds": 2})
     assert "| 8 x short prompt, 6 new tokens | 400.0 (400.0 to 400.0) |" in text
     assert "missed by 0.200 (20.0% of the goal)" in text
+    met = sum(v.met is True for v in verdicts)
+    assert f"{met} of {len([v for v in verdicts if v.met is not None])} goals met" in text
+    assert "The machine was busy before the run (load average 1.75)" in text
+    quiet = {**machine, "load_average": [0.1, 2.0, 2.0]}
+    assert "was busy" not in as_markdown(found, verdicts, quiet, systems, {"rounds": 2})
     assert "Left out: vllm cpu: vllm cpu: RuntimeError: broken prompt" in text
 
 
