@@ -94,6 +94,9 @@ class TrainConfig(BaseModel):
     """`auto` is CUDA where there is one."""
     threads: Count | None = None
     """CPU threads; runs are bit-identical at a fixed number. None: torch's own choice."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """What the adapter is written in; training is in float32. bfloat16 halves the file and what
+    the serving kernels read for each token; the parity file is recorded after the rounding."""
     checkpoint_every: Count = 100
     """Steps between saved training states."""
     eval_every: Count = 50

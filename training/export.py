@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import PreTrainedModel
 
@@ -29,12 +30,14 @@ def export_adapter(
     examples: Sequence[Example],
     rows: Sequence[Row],
 ) -> str:
-    """Writes the adapter folder and returns its digest.
+    """Writes the adapter folder and returns its digest. Rounds the layers to `config.dtype`.
 
     The parity prompts are whole rows of the training data, prompt and completion, spread over
     the file.
     """
     assert config.method != "softmax", "a softmax mixture has no servable form"
+    dtype = getattr(torch, config.dtype)
+    _round(layers, dtype)
     stride = max(1, len(examples) // PARITY_PROMPTS)
     prompts = [list(e.tokens[:PARITY_TOKENS]) for e in examples[::stride][:PARITY_PROMPTS]]
     return write_checkpoint(
@@ -43,7 +46,16 @@ def export_adapter(
         {name: layer.weights() for name, layer in layers.items()},
         readme=model_card(config, rows=rows, num_examples=len(examples)),
         parity=record_parity(model, layers, prompts),
+        dtype=dtype,
     )
+
+
+def _round(layers: Layers, dtype: torch.dtype) -> None:
+    """In place, so that the parity prompts see the weights that are served."""
+    with torch.no_grad():
+        for layer in layers.values():
+            for weight in (layer.a_nrD, layer.b_nOr, layer.router_nD):
+                weight.copy_(weight.to(dtype))
 
 
 def model_card(config: TrainConfig, *, rows: Sequence[Row], num_examples: int) -> str:

@@ -170,8 +170,29 @@ def test_a_base_that_is_not_there(make_config: MakeConfig, tmp_path: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_the_adapter_is_written_in_bfloat16_and_parity_is_of_the_rounded_weights(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(steps=20, expert_learning_rate=3e-2)
+    result = run_training(config)
+    assert result.adapter is not None
+    checkpoint = read_checkpoint(result.adapter)
+    for weights in checkpoint.layers.values():
+        for tensor in (weights.a_nrD, weights.b_nOr, weights.router_nD):
+            assert torch.equal(tensor, tensor.bfloat16().float())
+    model, _ = load_base(config.base)
+    parity = read_parity(result.adapter)
+    assert parity is not None
+    assert replay_parity(parity, model_runner(model, attach_checkpoint(model, checkpoint)))
+    exact = run_training(
+        make_config(steps=20, expert_learning_rate=3e-2, dtype="float32"), overwrite=True
+    )
+    assert exact.adapter is not None
+    assert exact.digest != result.digest
+
+
 def test_eval_scores_the_adapter_against_the_base(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(steps=60, expert_learning_rate=3e-2)
+    config = make_config(steps=60, expert_learning_rate=3e-2, dtype="float32")
     adapter = run_training(config).adapter
     assert adapter is not None
     printed = json.loads(command("eval", adapter, config.data, "--json", "--limit", 8))
