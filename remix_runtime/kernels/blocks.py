@@ -107,6 +107,7 @@ class NativeBlocks:
         widths += [linears["o"].in_features]
         widths += [linears[name].out_features for name in ("gate", "up")]
         self._offsets = list(accumulate(widths, initial=0))
+        self._scratch = torch.empty(0)
 
     def __call__(
         self, x_TD: Tensor, cos_Tr: Tensor, sin_Tr: Tensor, attention: AttentionBatch, batch: Batch
@@ -117,21 +118,23 @@ class NativeBlocks:
         assert sin_Tr.is_contiguous()
         assert x_TD.dtype == cos_Tr.dtype == sin_Tr.dtype == torch.float32
         T, D = x_TD.shape
-        scratch = torch.empty(T, self._offsets[-1])
-        buffers = [scratch.data_ptr() + 4 * T * offset for offset in self._offsets[:-1]]
-        rows, picks, m, top = None, None, 0, 0
+        m = top = 0
         if batch.adapted:
             sizes = [table.scratch_size for spec in self._specs for table in spec.tables.values()]
-            h_Tm, picks_Tk = batch.scratch(max(m for m, _ in sizes), max(k for _, k in sizes))
-            rows, picks = h_Tm.data_ptr(), picks_Tk.data_ptr()
-            m, top = h_Tm.shape[1], picks_Tk.shape[1]
+            m, top = max(m for m, _ in sizes), max(k for _, k in sizes)
+        # Kept from step to step: the system would clear fresh pages of it every time.
+        needed = T * (self._offsets[-1] + m + top)
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed)
+        start = self._scratch.data_ptr()
+        buffers = [start + 4 * T * offset for offset in self._offsets]
+        picks = buffers[-1] + 4 * T * m
         step = _Step(
             attention.native_address,
             batch.runs_R3.data_ptr(),
             cos_Tr.data_ptr(),
             sin_Tr.data_ptr(),
             *buffers,
-            rows,
             picks,
             *(T, D, cos_Tr.shape[1], len(batch.runs), m, top),
             m > 0,
