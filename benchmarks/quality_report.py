@@ -106,7 +106,7 @@ def write_report(
         f"{setting['layers']} layers. A ReMix step runs "
         f"{setting['selections']} selections of each example, so it costs more than a baseline's.",
         "",
-        "| method | held-out loss, mean ± sd | by seed | seconds per run |",
+        "| method | held-out loss, mean ± sd | by seed | seconds per run, machine shared |",
         "|---|---|---|---|",
     ]
     for key, label in LABELS.items():
