@@ -21,6 +21,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a generating route."""
-    whole = {"model": answer, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    """`responses` of a generating route. A stream has no schema: it is many documents."""
+    whole = {"model": answer, "content": {"text/event-stream": {}}}
     return {200: whole, **{status: {**d, "model": ErrorBody} for status, d in _ERRORS.items()}}
