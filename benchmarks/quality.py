@@ -48,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "softmax": {"method": "softmax"},
 }
-# Found by `--tune`; see docs/LOG.md, "Training".
+# Chosen after `--tune`, as docs/LOG.md, "Training", says.
 RATES: dict[str, dict[str, float]] = {
     "remix causal": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
     "remix sequence": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},

@@ -129,7 +129,7 @@ def write_report(
             statistics.mean(r["by_skill"][skill] for r in runs if r["method"] == m) for m in methods
         ]
         lines.append(f"| {skill} | " + " | ".join(f"{x:.3f}" for x in means) + " |")
-    lines += ["", "Learning rates, found by `--tune` on another seed and fewer steps:", ""]
+    lines += ["", "Learning rates (how they were chosen: docs/LOG.md, Training):", ""]
     for method in methods:
         settings = next(r["settings"] for r in runs if r["method"] == method)
         rates = ", ".join(f"{k} {v}" for k, v in sorted(settings.items()) if k.endswith("rate"))
