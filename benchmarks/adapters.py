@@ -65,4 +65,10 @@ def write_random_adapter(
         routing_weight=weight,
         target_modules=tuple(targets),
     )
-    write_checkpoint(folder, config, layers, readme="# Random adapter of the benchmark\n")
+    write_checkpoint(
+        folder,
+        config,
+        layers,
+        readme="# Random adapter of the benchmark\n",
+        dtype=torch.bfloat16,  # as `remix train` writes them
+    )
