@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,9 +81,13 @@ class EmbeddedEngine:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._core = await asyncio.to_thread(build_core, self._config)
-        self._thread = threading.Thread(target=self._run, name="remix-engine", daemon=True)
-        self._thread.start()
+        started: Future[EngineCore] = Future()
+        thread = threading.Thread(
+            target=self._run, args=(started,), name="remix-engine", daemon=True
+        )
+        thread.start()
+        self._core = await asyncio.wrap_future(started)
+        self._thread = thread
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         self._draining = True
@@ -112,11 +116,12 @@ class EmbeddedEngine:
 
     async def load_adapter(self, folder: Path) -> AdapterInfo:
         core = self._running_core()
-        checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=core.runner.base_shapes)
+        base_shapes = core.runner.base_shapes
+        checkpoint = await _in_thread(lambda: read_checkpoint(folder, base=base_shapes))
         if checkpoint.digest not in self._adapters:
             vocab_size = core.runner.model.vocab_size
-            parity = await asyncio.to_thread(read_parity, folder, vocab_size=vocab_size)
-            adapter = await asyncio.to_thread(core.bank.prepare, checkpoint)
+            parity = await _in_thread(lambda: read_parity(folder, vocab_size=vocab_size))
+            adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
             # The replay needs a slot and some KV pages; running requests may hold all of them.
             while not await self._in_engine(  # noqa: ASYNC110 - freed in the other thread
                 lambda: core.load(adapter, checkpoint.config.top_k, parity)
@@ -227,9 +232,17 @@ class EmbeddedEngine:
 
     # -- the engine's thread --------------------------------------------------------------------
 
-    def _run(self) -> None:
-        core = self._core
-        assert core is not None
+    def _run(self, started: Future[EngineCore]) -> None:
+        # The model is built here too. OpenMP keeps a pool for every thread that ever computed,
+        # and with more pool threads than cores its barriers stop spinning and sleep instead:
+        # two thirds of the speed of small batches.
+        started.set_running_or_notify_cancel()
+        try:
+            core = build_core(self._config)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(core)
         try:
             while not self._stopping:
                 self._take_commands(block=not core.has_work)
@@ -316,3 +329,12 @@ class EmbeddedEngine:
             return await asyncio.wrap_future(future)
         finally:
             self._pending.discard(future)
+
+
+async def _in_thread(action: Callable[[], T]) -> T:
+    """Runs `action` in a thread that ends with it, and its OpenMP pool with the thread."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, action)
+    finally:
+        executor.shutdown(wait=False)
