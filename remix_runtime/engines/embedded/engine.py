@@ -318,6 +318,9 @@ class EmbeddedEngine:
         future: Future[T] = Future()
 
         def command() -> None:
+            # Its caller may have gone away; a cancelled future takes no result.
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(action())
             except Exception as error:

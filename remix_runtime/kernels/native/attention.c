@@ -13,6 +13,7 @@
 // Threads share nothing but tiles.
 #include <float.h>
 
+#include "kernels.h"
 #include "vector_math.h"
 
 #define PAGE 16
@@ -32,17 +33,6 @@
 #endif
 #define PAGE_VECTORS (PAGE / VL)
 #define SCORE_VECTORS (PAGES_AT_ONCE * PAGE_VECTORS)
-
-typedef struct {
-    float *keys, *values;
-    int64_t kv_heads, head_dim, value_width; // G, d, d'
-} Layer;
-
-typedef struct {
-    const int32_t *page_table; // [S, page_table_stride]
-    const int32_t *first_row, *num_rows, *context; // [S]
-    int64_t num_sequences, page_table_stride;
-} Batch;
 
 typedef struct {
     const float *data;
