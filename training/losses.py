@@ -23,6 +23,10 @@ Credit = Literal["sequence", "causal"]
 IGNORED = -100
 """The label of a position that carries no loss."""
 
+ROUNDING = 1e-5
+"""Losses of one example that differ by less than this, relatively, are equal but for float32's
+rounding. Some tens of times what two rows of one batch were seen to differ by."""
+
 
 def token_losses(logits_BRV: Tensor, labels_BR: Tensor) -> Tensor:
     """Cross entropy in nats, float32 [B, R]; 0 where the label is `IGNORED`."""
@@ -52,13 +56,20 @@ def rloo_advantages(share_BT: Tensor, *, selections: int, credit: Credit) -> Ten
     `sequence` charges every position with the whole loss of the sequence (the paper), `causal`
     with the loss-to-go. Both leave the estimator unbiased, since the part left out does not
     depend on the selection. Rows of one example are adjacent. Returns [B, T], detached.
+
+    A difference within rounding is 0. As long as B is 0 all selections of an example have the same
+    loss, and AdamW, which divides by the size of a gradient, would turn the rounding noise into
+    whole steps of the routers.
     """
     share_BT = share_BT.detach()
     cost_BT = loss_to_go(share_BT)
     if credit == "sequence":
         cost_BT = cost_BT[:, :1].expand_as(cost_BT)
     cost_EMT = cost_BT.reshape(-1, selections, cost_BT.shape[-1])
-    return (cost_EMT - cost_EMT.mean(1, keepdim=True)).flatten(0, 1)
+    mean_E1T = cost_EMT.mean(1, keepdim=True)
+    advantage_EMT = cost_EMT - mean_E1T
+    is_noise_EMT = advantage_EMT.abs() <= ROUNDING * mean_E1T.abs()
+    return advantage_EMT.masked_fill(is_noise_EMT, 0.0).flatten(0, 1)
 
 
 def router_surrogate(advantage_BT: Tensor, log_q_BT: Tensor, *, selections: int) -> Tensor:

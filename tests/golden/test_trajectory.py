@@ -10,14 +10,21 @@ import torch
 from tests.golden.trajectory import COLUMNS, METHODS, STEPS, STORED, run
 
 TOLERANCE = 2e-3
-"""Relative. Other numbers of threads differ by about 1e-5; a wrong factor by far more."""
+"""Relative. Other processors and numbers of threads differ by about 1e-4; a wrong factor by far
+more, and in every step."""
+FLIPPED_STEPS, FLIPPED_TOLERANCE = 3, 5e-2
+"""In so many steps a draw at a near-tie may fall the other way on another processor: one token's
+selection of some hundred, seen to move a step's gradient norm by 1e-2 and no later step's."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trajectory_is_the_stored_one(method: str) -> None:
     stored = torch.tensor(json.loads(STORED.read_text())[method])
     assert stored.shape == (STEPS, len(COLUMNS))
-    torch.testing.assert_close(torch.tensor(run(method)), stored, rtol=TOLERANCE, atol=1e-5)
+    found = torch.tensor(run(method))
+    torch.testing.assert_close(found, stored, rtol=FLIPPED_TOLERANCE, atol=1e-5)
+    agrees = torch.isclose(found, stored, rtol=TOLERANCE, atol=1e-5).all(-1)
+    assert (~agrees).sum() <= FLIPPED_STEPS, f"steps that differ: {(~agrees).nonzero() + 1}"
 
 
 def test_the_methods_have_different_trajectories() -> None:

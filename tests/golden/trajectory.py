@@ -5,7 +5,7 @@
 
 Model, data, order and draws are functions of fixed seeds, so a difference means that training
 computes something else. Update only together with the change that explains it. The draws come
-from torch's own generator: another torch release or processor family may draw other numbers.
+from torch's own generator: another torch release may draw other numbers.
 """
 
 from __future__ import annotations

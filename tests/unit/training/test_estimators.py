@@ -210,3 +210,15 @@ def test_advantages_of_one_example_sum_to_zero_and_do_not_leak_to_another() -> N
         other = rloo_advantages(changed, selections=M, credit=credit)
         assert torch.equal(other[:M], advantage[:M])
         assert not torch.equal(other[M:], advantage[M:])
+
+
+def test_losses_that_are_equal_but_for_rounding_give_no_advantage() -> None:
+    """With B = 0 every selection has the same loss; AdamW would make whole steps of the noise."""
+    share_BT = torch.rand(1, T).add(1.0).repeat(M, 1)
+    noisy_BT = share_BT * (1 + 1e-6 * torch.randn(M, T))
+    assert not torch.equal(noisy_BT, share_BT)
+    for credit in ("sequence", "causal"):
+        advantage_BT = rloo_advantages(noisy_BT, selections=M, credit=credit)
+        assert torch.equal(advantage_BT, torch.zeros(M, T))
+        apart_BT = share_BT * torch.tensor([[1.001], [1.0], [0.999]])
+        assert rloo_advantages(apart_BT, selections=M, credit=credit)[0].gt(0).all()
