@@ -60,10 +60,13 @@ class Server:
 
 
 def adapter_folders(root: Path, names: tuple[str, ...] = ADAPTERS) -> dict[str, Path]:
-    """Folders that the fake engine takes for adapters, each with a digest of its own."""
+    """Folders that the fake engine takes for adapters, each with a digest of its own.
+
+    The same in every run, and with them all texts: a drawn one may be too short to cut.
+    """
     for name in names:
         (root / name).mkdir()
-        (root / name / "adapter_config.json").write_text(json.dumps(secrets.token_hex()))
+        (root / name / "adapter_config.json").write_text(json.dumps(name))
     return {name: root / name for name in names}
 
 
