@@ -32,6 +32,7 @@ from remix_runtime.contracts import (
     Tokenizer,
     TokenLogprob,
 )
+from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
     CheckpointFormatError,
@@ -226,7 +227,7 @@ class FakeEngine:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use")
         if request.adapter is not None and request.adapter not in self._adapters:
             raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
-        _check_prompt(request, self.model)
+        validate_request(request, self.model)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
         if len(self._sequences) >= self._config.max_running + self._config.max_waiting:
             raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
@@ -341,33 +342,3 @@ class _HashModel:
                 for z in scores
             ]
         return max(range(VOCAB_SIZE), key=lambda i: (scores[i], -i))
-
-
-def _check_prompt(request: GenerationRequest, model: ModelInfo) -> None:
-    prompt, params = request.prompt_token_ids, request.params
-    if not prompt:
-        raise InvalidRequestError(
-            "the prompt is empty, expected at least one token", param="prompt"
-        )
-    for param, ids in (
-        ("prompt", prompt),
-        ("stop_token_ids", params.stop_token_ids),
-        ("logit_bias", params.logit_bias),
-    ):
-        bad = next((i for i in ids if not 0 <= i < model.vocab_size), None)
-        if bad is not None:
-            raise InvalidRequestError(
-                f"{param}: found token id {bad}, expected 0 to {model.vocab_size - 1}", param=param
-            )
-    if params.max_tokens < 1:
-        raise InvalidRequestError(
-            f"max_tokens: found {params.max_tokens}, expected at least 1", param="max_tokens"
-        )
-    total = len(prompt) + params.max_tokens
-    if total > model.max_model_len:
-        raise InvalidRequestError(
-            f"this model's context is {model.max_model_len} tokens; the request needs {total} "
-            f"({len(prompt)} in the prompt, {params.max_tokens} to generate)",
-            param="prompt",
-            code="context_length_exceeded",
-        )

@@ -31,7 +31,7 @@ from remix_runtime.contracts import (
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore, Output
 from remix_runtime.engines.embedded.startup import build_core
-from remix_runtime.engines.embedded.validate import validate_request
+from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
     EngineBusyError,
@@ -223,7 +223,8 @@ class EmbeddedEngine:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use")
         if request.adapter is not None and request.adapter not in self._adapters:
             raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
-        validate_request(request, core.runner.model, core.scheduler.pool)
+        validate_request(request, core.runner.model)
+        core.scheduler.require_room(request)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
         places = self._config.max_waiting + self._config.max_running
         if len(self._streams) >= places:

@@ -1,13 +1,12 @@
-"""What depends on the model and on the memory budget: checked before a request is queued."""
+"""What of a request depends on the model: every engine checks it before the request is queued."""
 
 from __future__ import annotations
 
 from remix_runtime.contracts import GenerationRequest, ModelInfo
-from remix_runtime.engines.embedded.scheduler import PagePool
 from remix_runtime.errors import InvalidRequestError
 
 
-def validate_request(request: GenerationRequest, model: ModelInfo, pool: PagePool) -> None:
+def validate_request(request: GenerationRequest, model: ModelInfo) -> None:
     """Raises `InvalidRequestError` with the API's name of the field."""
     prompt, params = request.prompt_token_ids, request.params
     if not prompt:
@@ -25,14 +24,6 @@ def validate_request(request: GenerationRequest, model: ModelInfo, pool: PagePoo
             f"this model's context is {model.max_model_len} tokens; the request needs {total} "
             f"({len(prompt)} in the prompt, {params.max_tokens} to generate)",
             param="prompt",
-            code="context_length_exceeded",
-        )
-    room = pool.num_pages * pool.page_tokens
-    if pool.pages_for(total - 1) > pool.num_pages:
-        raise InvalidRequestError(
-            f"the request needs {total - 1} tokens of KV memory, the server has {room}; "
-            "ask for fewer tokens",
-            param="max_tokens",
             code="context_length_exceeded",
         )
 
