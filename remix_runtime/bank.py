@@ -14,6 +14,7 @@ import torch
 from remix_runtime.checkpoint.types import Checkpoint
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels import MixtureTable, MixtureWeights
+from remix_runtime.kernels.huge_pages import Arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,10 @@ class AdapterBank:
             for name, weights in checkpoint.layers.items()
         }
         num_bytes = sum(weights.num_bytes for weights in layers.values())
+        if all(weights.lanes for weights in layers.values()):
+            # One behind the other: where the kernels read them, in as few pages as can be.
+            arena = Arena(num_bytes)
+            layers = {name: weights.moved(arena) for name, weights in layers.items()}
         return HostAdapter(checkpoint.digest, layers, num_bytes)
 
     def add(self, adapter: HostAdapter) -> None:

@@ -16,10 +16,7 @@ h // R), d head width, n rows and L keys of each sequence of a group.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import math
-import mmap
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from remix_runtime.kernels import native
+from remix_runtime.kernels import huge_pages, native
 
 PAGE_TOKENS = 16
 
@@ -233,25 +230,12 @@ def _native_attend() -> Callable[..., None] | None:
     return function  # type: ignore[no-any-return]
 
 
-def _huge_pages(*shape: int) -> Tensor:
-    """Zeros, float32, in huge memory pages where the system has them.
-
-    A walk over scattered pages of tokens is then 8 % faster, as fewer addresses are translated.
-    """
-    size = math.prod(shape) * torch.float32.itemsize
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
-
-
 class _NativeLayerKV:
     def __init__(self, num_pages: int, kv_heads: int, head_dim: int) -> None:
         width = _padded(head_dim)
         self.kv_shape = (kv_heads, head_dim)
-        self.keys = _huge_pages(num_pages, kv_heads, head_dim, PAGE_TOKENS)
-        self.values = _huge_pages(num_pages, kv_heads, PAGE_TOKENS, width)
+        self.keys = huge_pages.zeros(num_pages, kv_heads, head_dim, PAGE_TOKENS)
+        self.values = huge_pages.zeros(num_pages, kv_heads, PAGE_TOKENS, width)
         self._struct = _NativeLayer(
             self.keys.data_ptr(), self.values.data_ptr(), kv_heads, head_dim, width
         )

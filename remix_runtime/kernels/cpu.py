@@ -16,9 +16,13 @@ import torch
 from torch import Tensor
 
 from remix_runtime.kernels import native
+from remix_runtime.kernels.huge_pages import Arena
 from remix_runtime.kernels.mixture import Batch, MixtureWeights
 
 _pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+_weights = Arena()
+"""The layers of a model are packed one after the other and dropped together."""
 
 
 class _Slot(ctypes.Structure):
@@ -69,7 +73,7 @@ class PackedLinear:
         self._linear = functions.linear
         P = functions.panel
         panels = -(-self.out_features // P)
-        self.packed_CDP = torch.zeros(panels, self.in_features, P)
+        self.packed_CDP = _weights.zeros(panels, self.in_features, P)
         for i, rows_PD in enumerate(torch.split(weight_OD.detach(), P)):
             self.packed_CDP[i, :, : len(rows_PD)] = rows_PD.T
         self.bias_O: Tensor | None = None

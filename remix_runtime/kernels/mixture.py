@@ -14,6 +14,7 @@ from torch import Tensor
 
 from remix_runtime.checkpoint.types import LayerWeights
 from remix_runtime.kernels import native
+from remix_runtime.kernels.huge_pages import Arena
 
 OUTPUT_TILE = 64
 """P of `native/mixture.c`."""
@@ -85,6 +86,10 @@ class MixtureWeights:
         assert not self.lanes, "the native layout is the CPU's own"
         return replace(self, a=self.a.to(device), b=self.b.to(device))
 
+    def moved(self, arena: Arena) -> MixtureWeights:
+        """The same in the memory of `arena`."""
+        return replace(self, a=_moved(self.a, arena), b=_moved(self.b, arena))
+
     @property
     def num_rows(self) -> int:
         """Rows of A with the router's, padding included."""
@@ -108,6 +113,10 @@ class MixtureWeights:
         router_nD = rows_D[n * _ceil(r, ROW_TILE) :][:n]
         b_nrO = b.view(n, -1, r, OUTPUT_TILE).transpose(1, 2).flatten(2)[..., : self.out_features]
         return torch.cat([experts_D.flatten(0, 1), router_nD]), b_nrO.flatten(0, 1)
+
+
+def _moved(tensor: Tensor, arena: Arena) -> Tensor:
+    return arena.zeros(*tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 def _ceil(number: int, multiple: int) -> int:
