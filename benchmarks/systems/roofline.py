@@ -2,7 +2,8 @@
 
 At batch 1 every weight is read once per token, so no float32 engine can be faster. Measured as
 a workload like any other: one "token" is one read of a buffer of that many bytes with all
-threads. The read kernel that proves fastest at start-up is used.
+threads, in huge pages like the engine's weights. The read kernel that proves fastest at start-up
+is used.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.systems.protocol import Run, Workload
+from remix_runtime.kernels import huge_pages
 
 
 class RooflineSystem:
     def __init__(self, bytes_per_token: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._buffer = torch.ones(bytes_per_token // 4)
+        self._buffer = huge_pages.zeros(bytes_per_token // 4).fill_(1.0)
         seconds = {name: self._best_seconds(name) for name in _READS}
         self._read = min(seconds, key=seconds.__getitem__)
         self.about: dict[str, Any] = {

@@ -19,7 +19,7 @@
 // A thread's share of many tokens: its x stays in the L2 cache while a panel passes over it.
 #define TOKEN_BLOCK 192
 // How far ahead of their use weights are fetched, in bytes.
-#define AHEAD 4096
+#define AHEAD 2048
 
 EXPORT int64_t remix_linear_panel(void) { return P; }
 

@@ -8,7 +8,8 @@
 //      not all compete for the same lines of the cache.
 //   h_Tm: scratch, for each token ω A x in the order of A's rows, then the router logits P x.
 //
-// Four passes with barriers between them:
+// Four passes. Where whole runs can be dealt out evenly each thread takes its own through all of
+// them; else all threads share every pass, with barriers between them:
 //   1. router logits of every token
 //   2. top-k per token
 //   3. expert by expert, A x for the tokens that selected it
@@ -68,7 +69,7 @@ static void pass_select(const Call *c, int64_t thread, int64_t threads) {
         for (int64_t t = run.first; t < run.first + run.tokens; t++) {
             if (t % threads != thread) continue;
             int32_t *picks = c->picks_Tk + t * c->k;
-            if (run.slot.n) 
+            if (run.slot.n)
                 top_k(c->h_Tm + t * c->m + run.router_tile * ROWS, run.slot.n, run.slot.k, picks);
             for (int64_t j = run.slot.k; j < c->k; j++) picks[j] = -1;
         }
@@ -246,28 +247,71 @@ static void pass_expand(const Call *c, int64_t thread, int64_t threads) {
     }
 }
 
+static int64_t work_of(const Call *c, int64_t index) {
+    const Run run = get_run(c, index);
+    return run.tokens * (run.tiles * ROWS * c->D + run.slot.k * run.slot.r * c->O);
+}
+
+// The runs begin .. end of `thread`, cut where they come nearest to equal work. Returns that work.
+static int64_t whole_runs(const Call *c, int64_t total, int64_t thread, int64_t threads,
+                          int64_t *begin, int64_t *end) {
+    // The last thread also takes what has no work: rows of the base at the end.
+    const int64_t from = total * thread / threads;
+    const int64_t to = thread + 1 < threads ? total * (thread + 1) / threads : INT64_MAX;
+    int64_t before = 0, mine = 0;
+    *begin = *end = 0;
+    for (int64_t i = 0; i < c->R; i++) {
+        const int64_t work = work_of(c, i), middle = before + work / 2;
+        before += work;
+        if (middle < from) *begin = i + 1;
+        if (middle >= to) break;
+        *end = i + 1;
+        if (middle >= from) mine += work;
+    }
+    return mine;
+}
+
+static int is_even(const Call *c, int64_t total, int64_t threads) {
+    for (int64_t thread = 0; thread < threads; thread++) {
+        int64_t begin, end;
+        const int64_t mine = whole_runs(c, total, thread, threads, &begin, &end);
+        if (mine * threads > total + total / 8) return 0;
+    }
+    return 1;
+}
+
 EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD,
                               float *y_TO, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
                               int64_t O, int64_t m, int64_t k, int threads) {
     const Call call = {slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k};
-    int64_t work = 0;
-    for (int64_t i = 0; i < R; i++) {
-        const Run run = get_run(&call, i);
-        work += run.tokens * (run.tiles * ROWS * D + run.slot.k * run.slot.r * O);
-    }
+    int64_t total = 0;
+    for (int64_t i = 0; i < R; i++) total += work_of(&call, i);
     // Below some microseconds of work, waking the other threads costs more than they give.
-    if (work < 40000) threads = 1;
+    if (total < 40000) threads = 1;
+    const int even = is_even(&call, total, threads);
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        pass_logits(&call, me, all);
+        if (even && all == threads) {
+            int64_t begin, end;
+            whole_runs(&call, total, me, all, &begin, &end);
+            Call own = call;
+            own.runs_R3 += 3 * begin;
+            own.R = end - begin;
+            pass_logits(&own, 0, 1);
+            pass_select(&own, 0, 1);
+            pass_selected_dots(&own, 0, 1);
+            pass_expand(&own, 0, 1);
+        } else {
+            pass_logits(&call, me, all);
 #pragma omp barrier
-        pass_select(&call, me, all);
+            pass_select(&call, me, all);
 #pragma omp barrier
-        pass_selected_dots(&call, me, all);
+            pass_selected_dots(&call, me, all);
 #pragma omp barrier
-        pass_expand(&call, me, all);
+            pass_expand(&call, me, all);
+        }
     }
 }
 

@@ -184,7 +184,8 @@ def test_a_broken_row_breaks_no_other_row(table_type: type[NativeMixtureTable], 
 
 
 def test_a_row_has_the_same_bits_in_every_batch() -> None:
-    """Alone, at any place of any batch, and at 1 and 2 threads."""
+    """Alone, at any place of any batch, and at any number of threads: with runs that are dealt
+    out whole, and with such that are not."""
     D, width = 100, 200
     shapes = [(8, 4, 8), (5, 2, 3)]
     adapters = [make_adapter(*shape, D, width) for shape in shapes]
@@ -194,9 +195,9 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
         alone_TO = base_TO.clone()
         for t in range(41):
             table.add(alone_TO[t : t + 1], x_TD[t : t + 1], Batch([(0, 1, slot)]))
-        for lengths in [[41], [2, 39], [1, 1, 39], [10, 3, 28], [20, 2, 19]]:
+        for lengths in [[41], [2, 39], [1, 1, 39], [10, 3, 28], [20, 2, 19], [13, 14, 14]]:
             slots = [slot] * len(lengths)
-            for threads in (1, 2):
+            for threads in (1, 2, 3):
                 got_TO = base_TO.clone()
                 _with_threads(threads, table, got_TO, x_TD, Batch(run_lengths(lengths, slots)))
                 assert torch.equal(got_TO, alone_TO)
@@ -205,6 +206,10 @@ def test_a_row_has_the_same_bits_in_every_batch() -> None:
         _with_threads(2, table, mixed_TO, x_TD, Batch(runs))
         assert torch.equal(mixed_TO[5:14], alone_TO[5:14])
         assert torch.equal(mixed_TO[15:], alone_TO[15:])
+        ended_TO = base_TO.clone()
+        _with_threads(2, table, ended_TO, x_TD, Batch(run_lengths([19, 18, 4], [slot, slot, -1])))
+        assert torch.equal(ended_TO[:37], alone_TO[:37])
+        assert torch.equal(ended_TO[37:], base_TO[37:])
 
 
 def _with_threads(
