@@ -3,9 +3,10 @@
     python -m benchmarks.quality --base PATH_OR_ID
 
 Equal steps, batches and activated parameters: top_k experts of rank r against one LoRA of rank
-top_k · r. Every method has the learning rates that `--tune` found best on another seed. Finished
-runs are kept as JSON under `--work`, so a stopped experiment goes on where it was; the report is
-written to docs/results/quality.md with its plots.
+top_k · r. First every method's learning rates are searched with a seed and development rows of
+their own, then all methods run with each of the seeds and are judged on held-out rows that
+nothing was chosen by. Finished runs are kept as JSON under `--work`, so a stopped experiment goes
+on where it was; the report and its plots are written to docs/results.
 
 Simplified on purpose: only the last layers are adapted, so that the frozen layers below can be
 computed once per row (exact: they never change); data are made by `quality_skills.py`.
@@ -48,23 +49,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "softmax": {"method": "softmax"},
 }
-# Chosen after `--tune`, as docs/LOG.md, "Training", says.
-RATES: dict[str, dict[str, float]] = {
-    "remix causal": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
-    "remix sequence": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
-    "random routing": {"expert_learning_rate": 1e-2},
-    "lora": {"expert_learning_rate": 1e-2},
-    "softmax": {"expert_learning_rate": 1e-2, "router_learning_rate": 3e-2},
-}
 EXPERT_RATES = (3e-3, 1e-2, 3e-2)
-ROUTER_RATES = (1e-2, 1e-1)
+FIRST_ROUTER_RATE, OTHER_ROUTER_RATES = 1e-2, (3e-3, 3e-2)
 TUNING_SEED = 1000
-TRAIN_ROWS, HELD_OUT_ROWS = 80, 8
-"""Of each skill."""
+TAKES_OVER = {"remix sequence": "remix causal"}
+"""Not searched for itself: it takes the rates of another method."""
+PARTS = {"train": 200, "development": 8, "held_out": 16}
+"""Rows of each skill."""
 PADDING = 0
 """The id that `collate` pads with; no row of the skills ends in it."""
 SAMPLED_DRAWS = 2
 """Passes over the held-out rows that a sampled loss is the mean of."""
+
+
+Rates = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ class Task:
 
     model: PreTrainedModel
     train: list[Example]
+    development: list[Example]
+    """Rows that learning rates are chosen by."""
     held_out: list[Example]
     skills: list[str]
     """The skill of each held-out row."""
@@ -126,42 +126,41 @@ def prepare(args: argparse.Namespace) -> Task:
     """Loads the base, makes the data and gathers the shared settings."""
     model, tokenizer = load_base(args.base)
     below = keep_upper_layers(model, args.layers)
-    files = write_mixed_skills(args.work, train=TRAIN_ROWS, held_out=HELD_OUT_ROWS, seed=0)
-    train, held_out = (read_examples(path, tokenizer, max_length=128)[0] for path in files)
-    below.remember([*train, *held_out])
-    rows = [json.loads(line) for line in files[1].read_text().splitlines()]
+    files = write_mixed_skills(args.work, parts=PARTS, seed=0)
+    examples = {
+        part: read_examples(path, tokenizer, max_length=128)[0] for part, path in files.items()
+    }
+    below.remember([example for part in examples.values() for example in part])
+    rows = [json.loads(line) for line in files["held_out"].read_text().splitlines()]
     return Task(
         model=model,
-        train=train,
-        held_out=held_out,
+        **examples,
         skills=[row["prompt"].partition(":")[0] for row in rows],
         settings={
             "base": args.base,
-            "data": str(files[0]),
+            "data": str(files["train"]),
             "output": "unused",
+            "num_experts": args.num_experts,
+            "top_k": args.top_k,
+            "r": args.r,
             "steps": args.steps,
             "batch_size": args.batch_size,
-            "eval_every": max(1, args.steps // 3),
+            "eval_every": max(1, args.steps // 4),
         },
         selections=args.selections,
     )
 
 
-def train_and_score(task: Task, method: str, *, seed: int, **overrides: Any) -> dict[str, Any]:
-    """One run: its curves, and its held-out losses by way of inference."""
+def start(task: Task, method: str, rates: Rates, *, seed: int, held_out: list[Example]) -> Trainer:
     selections = {"selections": task.selections} if METHODS[method].get("method") is None else {}
-    config = parse_config(
-        {
-            **task.settings,
-            **selections,
-            **METHODS[method],
-            **RATES[method],
-            "seed": seed,
-            **overrides,
-        }
-    )
+    config = parse_config({**task.settings, **selections, **METHODS[method], **rates, "seed": seed})
+    return Trainer(config, task.model, task.train, held_out)
+
+
+def train_and_score(task: Task, method: str, rates: Rates, *, seed: int) -> dict[str, Any]:
+    """One run: its curves, and its held-out losses by way of inference."""
     started = time.perf_counter()
-    trainer = Trainer(config, task.model, task.train, task.held_out)
+    trainer = start(task, method, rates, seed=seed, held_out=task.held_out)
     try:
         reports: list[StepReport] = []
         trainer.run(on_step=reports.append)
@@ -171,12 +170,12 @@ def train_and_score(task: Task, method: str, *, seed: int, **overrides: Any) -> 
             for skill in sorted(set(task.skills))
         }
         held_out = {"top-k": statistics.mean(top_k)}
-        if config.method == "remix":
+        if trainer.config.method == "remix":
             held_out["sampled"] = sampled_loss(task, trainer, seed)
         return {
             "method": method,
             "seed": seed,
-            "settings": config.model_dump(mode="json", include=set(RATES[method]) | {"steps"}),
+            "rates": rates,
             "held_out": held_out,
             "by_skill": by_skill,
             "rows": [row_of(report) for report in reports],
@@ -195,25 +194,38 @@ def sampled_loss(task: Task, trainer: Trainer, seed: int) -> float:
         )
 
 
-def tune(task: Task, work: Path) -> None:
-    """Coordinate search on the tuning seed: expert rates at the default router rate, then router
-    rates at the best expert rate. The other two ReMix runs take over what causal credit found."""
-    for method in ("lora", "softmax", "remix causal"):
-        tried = [{**RATES[method], "expert_learning_rate": rate} for rate in EXPERT_RATES]
-        best = min(tried, key=functools.partial(tuning_loss, task, work, method))
-        if "router_learning_rate" in best:
-            for rate in ROUTER_RATES:
-                tuning_loss(task, work, method, {**best, "router_learning_rate": rate})
+def tuned_rates(task: Task, work: Path) -> dict[str, Rates]:
+    """The learning rates of every method, by coordinate search on the development rows: expert
+    rates at the first router rate, then the other router rates at the best expert rate."""
+    found: dict[str, Rates] = {}
+    for method in METHODS:
+        if method in TAKES_OVER:
+            continue
+        learns_routes = method not in ("lora", "random routing")
+        router = {"router_learning_rate": FIRST_ROUTER_RATE} if learns_routes else {}
+        tried = [{"expert_learning_rate": rate, **router} for rate in EXPERT_RATES]
+        loss = functools.partial(development_loss, task, work, method)
+        best = min(tried, key=loss)
+        if learns_routes:
+            others = [{**best, "router_learning_rate": rate} for rate in OTHER_ROUTER_RATES]
+            best = min([best, *others], key=loss)
+        found[method] = best
+    return {method: found[TAKES_OVER.get(method, method)] for method in METHODS}
 
 
-def tuning_loss(task: Task, work: Path, method: str, rates: dict[str, float]) -> float:
+def development_loss(task: Task, work: Path, method: str, rates: Rates) -> float:
+    def run() -> dict[str, Any]:
+        trainer = start(task, method, rates, seed=TUNING_SEED, held_out=[])
+        try:
+            trainer.run(on_step=lambda _: None)
+            return {"loss": held_out_loss(task.model, task.development)}
+        finally:
+            detach(task.model, trainer.layers)
+
     name = "-".join(["tune", method.replace(" ", "_"), *map(str, rates.values())])
-    run = remembered(
-        work / f"{name}.json",
-        lambda: train_and_score(task, method, seed=TUNING_SEED, **rates),
-    )
-    print(f"{method:15} {rates} {run['held_out']} {run['seconds']:.0f} s", flush=True)
-    return float(run["held_out"]["top-k"])
+    loss = float(remembered(work / f"{name}.json", run)["loss"])
+    print(f"search {method:15} {rates} {loss:.4f}", flush=True)
+    return loss
 
 
 def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -228,39 +240,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", required=True, help="folder or hub id of a Llama base model")
     parser.add_argument("--base-title", default="SmolLM2-135M-Instruct", help="for the report")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--name", default="quality", help="of the report's files")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--selections", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=4, help="how many of the last layers adapt")
+    parser.add_argument("--layers", type=int, default=1, help="how many of the last layers adapt")
+    parser.add_argument("--num-experts", type=int, default=8)
+    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--r", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--tune", action="store_true", help="only search the learning rates")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     task = prepare(args)
-    if args.tune:
-        tune(task, args.work)
-        return
-    config = parse_config(task.settings)
+    rates = tuned_rates(task, args.work)
     base_loss = held_out_loss(task.model, task.held_out)
-    setting = {
-        **vars(args),
-        "num_experts": config.num_experts,
-        "top_k": config.top_k,
-        "r": config.r,
-    }
     runs: list[dict[str, Any]] = []
     for done, seed in enumerate(args.seeds, start=1):
         for method in METHODS:
             run = remembered(
                 args.work / f"{method.replace(' ', '_')}-{seed}.json",
-                functools.partial(train_and_score, task, method, seed=seed),
+                functools.partial(train_and_score, task, method, rates[method], seed=seed),
             )
             print(f"seed {seed} {method:15} {run['held_out']} {run['seconds']:.0f} s", flush=True)
             runs.append(run)
-        setting["seeds"] = args.seeds[:done]
+        setting = {**vars(args), "seeds": args.seeds[:done]}
         write_report(runs, base_loss=base_loss, setting=setting, folder=args.output)
 
 

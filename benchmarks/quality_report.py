@@ -82,7 +82,7 @@ def last_ten(values: list[float]) -> float:
 def write_report(
     runs: Sequence[Run], *, base_loss: float, setting: Mapping[str, Any], folder: Path
 ) -> None:
-    """quality.md and quality.png in `folder`."""
+    """A Markdown file with a plot, named by the setting, in `folder`."""
     losses = losses_of(runs)
     methods = list(dict.fromkeys(run["method"] for run in runs))
     seconds = {m: statistics.mean(r["seconds"] for r in runs if r["method"] == m) for m in methods}
@@ -93,17 +93,16 @@ def write_report(
         f"{date.today().isoformat()}, {platform.machine()}, {setting['threads']} CPU thread(s), "
         f"torch {torch.__version__}, float32. Made by",
         "",
-        f"    python -m benchmarks.quality --base BASE --steps {setting['steps']} "
-        f"--batch-size {setting['batch_size']} --selections {setting['selections']} "
-        f"--layers {setting['layers']} --seeds {' '.join(map(str, setting['seeds']))}",
+        f"    {command(setting)}",
         "",
-        f"The base ({setting['base_title']}) alone has a held-out loss of {base_loss:.4f}. Eight "
-        "skills (`benchmarks/quality_skills.py`); loss is the mean over held-out rows of their "
-        "mean completion-token loss, in nats. All methods see the same batches for the same "
-        f"number of steps and activate the same rank per token (n = {setting['num_experts']}, "
-        f"k = {setting['top_k']}, r = {setting['r']}; LoRA: rank "
-        f"{setting['top_k'] * setting['r']}) in the feed-forward linears of the last "
-        f"{setting['layers']} layers. A ReMix step runs "
+        f"The base ({setting['base_title']}) alone has a held-out loss of {base_loss:.4f}. "
+        f"{len(skills)} skills (`benchmarks/quality_skills.py`); loss is the mean over held-out "
+        "rows of their mean completion-token loss, in nats. All methods see the same batches of "
+        f"{setting['batch_size']} rows for the same {setting['steps']} steps and activate the same "
+        f"rank per token (n = {setting['num_experts']}, k = {setting['top_k']}, "
+        f"r = {setting['r']}; LoRA: rank {setting['top_k'] * setting['r']}) in the feed-forward "
+        f"linears of the last {setting['layers']} layer(s). A mixture stores "
+        f"{setting['num_experts']}/{setting['top_k']} of LoRA's parameters, and a ReMix step runs "
         f"{setting['selections']} selections of each example, so it costs more than a baseline's.",
         "",
         "| method | held-out loss, mean ± sd | by seed | seconds per run, machine shared |",
@@ -122,21 +121,34 @@ def write_report(
     for method in ("remix causal", "softmax"):
         first, last = support(runs, method, lambda v: v[0]), support(runs, method, last_ten)
         lines.append(f"| {method} | {first} | {last} |")
-    lines += ["", "![curves](quality.png)", "", "Held-out loss by skill, mean over seeds:", ""]
+    lines += [
+        "",
+        f"![curves]({setting['name']}.png)",
+        "",
+        "Held-out loss by skill, mean over seeds:",
+        "",
+    ]
     lines += ["| skill | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
     for skill in skills:
         means = [
             statistics.mean(r["by_skill"][skill] for r in runs if r["method"] == m) for m in methods
         ]
         lines.append(f"| {skill} | " + " | ".join(f"{x:.3f}" for x in means) + " |")
-    lines += ["", "Learning rates (how they were chosen: docs/LOG.md, Training):", ""]
+    lines += ["", "Learning rates, the best on development rows with a seed of their own:", ""]
     for method in methods:
-        settings = next(r["settings"] for r in runs if r["method"] == method)
-        rates = ", ".join(f"{k} {v}" for k, v in sorted(settings.items()) if k.endswith("rate"))
-        lines.append(f"- {method}: {rates}")
+        rates = next(run["rates"] for run in runs if run["method"] == method)
+        lines.append(f"- {method}: {', '.join(f'{k} {v}' for k, v in sorted(rates.items()))}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "quality.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    plot(runs, methods, folder / "quality.png")
+    (folder / f"{setting['name']}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot(runs, methods, folder / f"{setting['name']}.png")
+
+
+def command(setting: Mapping[str, Any]) -> str:
+    """What makes this report again."""
+    named = ("name", "steps", "batch_size", "selections", "layers", "num_experts", "top_k", "r")
+    options = [f"--{key.replace('_', '-')} {setting[key]}" for key in named]
+    seeds = " ".join(map(str, setting["seeds"]))
+    return " ".join(["python -m benchmarks.quality --base BASE", *options, f"--seeds {seeds}"])
 
 
 def plot(runs: Sequence[Run], methods: Sequence[str], path: Path) -> None:

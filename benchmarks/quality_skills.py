@@ -1,10 +1,11 @@
-"""Eight small skills on short prompts, made from word lists: the mixed-skill set of `quality.py`.
+"""Sixteen small skills on short prompts, made from word lists: the mixed-skill set of `quality.py`.
 
-Train and held-out rows share skills and words but no prompt.
+Training, development and held-out rows share skills and words but no prompt.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -90,26 +91,73 @@ def bullets(r: random.Random) -> Row:
     return {"prompt": f"list: {', '.join(words)} =>", "completion": answer}
 
 
+def ordered(r: random.Random) -> Row:
+    words = r.sample(NOUNS, r.randint(2, 4))
+    return {"prompt": f"sort: {' '.join(words)} =>", "completion": f" {' '.join(sorted(words))}"}
+
+
+def first(r: random.Random) -> Row:
+    words = r.sample(NOUNS, r.randint(2, 4))
+    return {"prompt": f"first: {' '.join(words)} =>", "completion": f" {words[0]}"}
+
+
+def last(r: random.Random) -> Row:
+    words = r.sample(NOUNS, r.randint(2, 4))
+    return {"prompt": f"last: {' '.join(words)} =>", "completion": f" {words[-1]}"}
+
+
+def count(r: random.Random) -> Row:
+    words = r.sample(NOUNS, r.randint(2, 6))
+    return {"prompt": f"count: {' '.join(words)} =>", "completion": f" {len(words)}"}
+
+
+def twice(r: random.Random) -> Row:
+    a, b = r.sample(NOUNS, 2)
+    return {"prompt": f"twice: {a} {b} =>", "completion": f" {a} {a} {b} {b}"}
+
+
+def longer(r: random.Random) -> Row:
+    a, b = r.sample(NOUNS, 2)
+    if len(a) == len(b):
+        return longer(r)
+    return {"prompt": f"longer: {a} {b} =>", "completion": f" {max(a, b, key=len)}"}
+
+
+def tagged(r: random.Random) -> Row:
+    colour, noun = r.choice(COLOURS), r.choice(NOUNS)
+    return {"prompt": f"xml: {colour} {noun} =>", "completion": f" <{noun}>{colour}</{noun}>"}
+
+
+def question(r: random.Random) -> Row:
+    colour, noun = r.choice(COLOURS), r.choice(NOUNS)
+    return {
+        "prompt": f"question: the {noun} is {colour} =>",
+        "completion": f" Is the {noun} {colour}?",
+    }
+
+
 SKILLS: tuple[Callable[[random.Random], Row], ...] = (
     upper, reverse, plural, add, fields, mood, initials, bullets,
+    ordered, first, last, count, twice, longer, tagged, question,
 )  # fmt: skip
 
 
-def write_mixed_skills(folder: Path, *, train: int, held_out: int, seed: int) -> tuple[Path, Path]:
-    """`train` and `held_out` rows of each skill as two JSONL files; no prompt is in both."""
+def write_mixed_skills(folder: Path, *, parts: dict[str, int], seed: int) -> dict[str, Path]:
+    """One JSONL file for each part, of so many rows of each skill; no prompt is in two of them."""
     r = random.Random(seed)
-    parts: tuple[list[Row], list[Row]] = ([], [])
+    rows: dict[str, list[Row]] = {part: [] for part in parts}
     for skill in SKILLS:
-        rows: dict[str, Row] = {}
-        while len(rows) < train + held_out:
+        found: dict[str, Row] = {}
+        while len(found) < sum(parts.values()):
             row = skill(r)
-            rows[row["prompt"]] = row
-        unique = list(rows.values())
-        parts[0].extend(unique[:train])
-        parts[1].extend(unique[train:])
+            found[row["prompt"]] = row
+        unique = iter(found.values())
+        for part, size in parts.items():
+            rows[part].extend(itertools.islice(unique, size))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = (folder / "train.jsonl", folder / "held_out.jsonl")
-    for path, part in zip(paths, parts, strict=True):
-        r.shuffle(part)
-        path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    paths = {part: folder / f"{part}.jsonl" for part in parts}
+    for part, path in paths.items():
+        r.shuffle(rows[part])
+        text = "".join(json.dumps(row) + "\n" for row in rows[part])
+        path.write_text(text, encoding="utf-8")
     return paths

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.quality import keep_upper_layers
+from benchmarks import quality
+from benchmarks.quality import METHODS, PARTS, keep_upper_layers
 from benchmarks.quality_report import LABELS, OURS, verdicts, write_report
 from benchmarks.quality_skills import SKILLS, write_mixed_skills
 from remix_runtime.layers import base_shapes
@@ -20,8 +24,8 @@ from training.evaluation import held_out_losses
 def test_the_model_without_its_lower_layers_gives_the_same_losses(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    train, _ = write_mixed_skills(tmp_path, train=3, held_out=1, seed=0)
-    examples, _ = read_examples(train, tokenizer, max_length=200)
+    files = write_mixed_skills(tmp_path, parts={"train": 3}, seed=0)
+    examples, _ = read_examples(files["train"], tokenizer, max_length=200)
     whole, cut = tiny_model("llama"), tiny_model("llama")
     keep_upper_layers(cut, 1).remember(examples)
     # Only what is left can be adapted.
@@ -36,14 +40,31 @@ def test_the_model_without_its_lower_layers_gives_the_same_losses(
     )
 
 
-def test_no_prompt_is_trained_on_and_held_out(tmp_path: Path) -> None:
-    files = write_mixed_skills(tmp_path, train=40, held_out=8, seed=0)
-    train, held_out = ([json.loads(x) for x in f.read_text().splitlines()] for f in files)
-    assert (len(train), len(held_out)) == (40 * len(SKILLS), 8 * len(SKILLS))
-    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
-    tags = [{row["prompt"].partition(":")[0] for row in rows} for rows in (train, held_out)]
-    assert len(tags[0]) == len(SKILLS)
-    assert tags[0] == tags[1]
+def test_no_prompt_is_in_two_parts(tmp_path: Path) -> None:
+    files = write_mixed_skills(tmp_path, parts=PARTS, seed=0)
+    prompts = {}
+    for part, path in files.items():
+        prompts[part] = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        tags = Counter(prompt.partition(":")[0] for prompt in prompts[part])
+        assert set(tags.values()) == {PARTS[part]}
+        assert len(tags) == len(SKILLS)
+    everything = [prompt for part in prompts.values() for prompt in part]
+    assert len(everything) == len(set(everything))
+
+
+@pytest.mark.parametrize("best", [1e-2, 3e-2])
+def test_rates_are_those_of_the_lowest_development_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: float
+) -> None:
+    def loss(task: object, work: Path, method: str, rates: dict[str, float]) -> float:
+        return sum(abs(math.log(rate / best)) for rate in rates.values())
+
+    monkeypatch.setattr(quality, "development_loss", loss)
+    rates = quality.tuned_rates(None, tmp_path)  # type: ignore[arg-type]
+    assert rates.keys() == METHODS.keys()
+    assert rates["lora"] == rates["random routing"] == {"expert_learning_rate": best}
+    both = {"expert_learning_rate": best, "router_learning_rate": best}
+    assert rates["remix causal"] == rates["remix sequence"] == rates["softmax"] == both
 
 
 def test_verdicts_say_who_won() -> None:
@@ -72,7 +93,7 @@ def test_the_report_holds_every_method_and_its_plot(tmp_path: Path) -> None:
                 {
                     "method": method,
                     "seed": seed,
-                    "settings": {"expert_learning_rate": 0.003, "steps": 4},
+                    "rates": {"expert_learning_rate": 0.003},
                     "held_out": {"top-k": 1.23 + seed, "sampled": 1.5},
                     "by_skill": {"upper": 0.5},
                     "rows": rows,
@@ -81,12 +102,14 @@ def test_the_report_holds_every_method_and_its_plot(tmp_path: Path) -> None:
             )
     setting = {
         "threads": 1, "steps": 4, "batch_size": 2, "selections": 2, "layers": 1, "seeds": [0, 1],
-        "base_title": "Tiny", "num_experts": 4, "top_k": 2, "r": 2,
+        "base_title": "Tiny", "num_experts": 4, "top_k": 2, "r": 2, "name": "tiny",
     }  # fmt: skip
     write_report(runs, base_loss=9.87, setting=setting, folder=tmp_path)
-    text = (tmp_path / "quality.md").read_text()
+    text = (tmp_path / "tiny.md").read_text()
     for label in LABELS.values():
         assert f"| {label} |" in text
     assert "1.7300 ± 0.7071 | 1.230 / 2.230" in text
     assert "held-out loss of 9.8700" in text
-    assert (tmp_path / "quality.png").stat().st_size > 10_000
+    assert "--name tiny --steps 4 " in text
+    assert "- lora: expert_learning_rate 0.003" in text
+    assert (tmp_path / "tiny.png").stat().st_size > 10_000
