@@ -49,8 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "softmax": {"method": "softmax"},
 }
-EXPERT_RATES = (3e-3, 1e-2, 3e-2)
-FIRST_ROUTER_RATE, OTHER_ROUTER_RATES = 1e-2, (3e-3, 3e-2)
+EXPERT_RATES = (1e-2, 3e-2, 1e-1)
+FIRST_ROUTER_RATE, OTHER_ROUTER_RATES = 3e-3, (1e-3, 1e-2)
 TUNING_SEED = 1000
 TAKES_OVER = {"remix sequence": "remix causal"}
 """Not searched for itself: it takes the rates of another method."""
@@ -143,6 +143,7 @@ def prepare(args: argparse.Namespace) -> Task:
             "num_experts": args.num_experts,
             "top_k": args.top_k,
             "r": args.r,
+            "target_modules": args.targets,
             "steps": args.steps,
             "batch_size": args.batch_size,
             "eval_every": max(1, args.steps // 4),
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--num-experts", type=int, default=8)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--r", type=int, default=1)
+    parser.add_argument("--targets", nargs="+", default=["down_proj"], help="linears that adapt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))

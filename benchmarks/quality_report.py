@@ -100,10 +100,11 @@ def write_report(
         "rows of their mean completion-token loss, in nats. All methods see the same batches of "
         f"{setting['batch_size']} rows for the same {setting['steps']} steps and activate the same "
         f"rank per token (n = {setting['num_experts']}, k = {setting['top_k']}, "
-        f"r = {setting['r']}; LoRA: rank {setting['top_k'] * setting['r']}) in the feed-forward "
-        f"linears of the last {setting['layers']} layer(s). A mixture stores "
-        f"{setting['num_experts']}/{setting['top_k']} of LoRA's parameters, and a ReMix step runs "
-        f"{setting['selections']} selections of each example, so it costs more than a baseline's.",
+        f"r = {setting['r']}; LoRA: rank {setting['top_k'] * setting['r']}) in "
+        f"{', '.join(setting['targets'])} of the last {setting['layers']} layer(s). A mixture "
+        f"stores {setting['num_experts']}/{setting['top_k']} of LoRA's parameters, and a ReMix "
+        f"step runs {setting['selections']} selections of each example, so it costs more than a "
+        "baseline's.",
         "",
         "| method | held-out loss, mean ± sd | by seed | seconds per run, machine shared |",
         "|---|---|---|---|",
@@ -147,8 +148,8 @@ def command(setting: Mapping[str, Any]) -> str:
     """What makes this report again."""
     named = ("name", "steps", "batch_size", "selections", "layers", "num_experts", "top_k", "r")
     options = [f"--{key.replace('_', '-')} {setting[key]}" for key in named]
-    seeds = " ".join(map(str, setting["seeds"]))
-    return " ".join(["python -m benchmarks.quality --base BASE", *options, f"--seeds {seeds}"])
+    lists = [f"--{key} {' '.join(map(str, setting[key]))}" for key in ("targets", "seeds")]
+    return " ".join(["python -m benchmarks.quality --base BASE", *options, *lists])
 
 
 def plot(runs: Sequence[Run], methods: Sequence[str], path: Path) -> None:

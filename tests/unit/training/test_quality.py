@@ -12,7 +12,14 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import quality
-from benchmarks.quality import METHODS, PARTS, keep_upper_layers
+from benchmarks.quality import (
+    EXPERT_RATES,
+    FIRST_ROUTER_RATE,
+    METHODS,
+    OTHER_ROUTER_RATES,
+    PARTS,
+    keep_upper_layers,
+)
 from benchmarks.quality_report import LABELS, OURS, verdicts, write_report
 from benchmarks.quality_skills import SKILLS, write_mixed_skills
 from remix_runtime.layers import base_shapes
@@ -52,19 +59,21 @@ def test_no_prompt_is_in_two_parts(tmp_path: Path) -> None:
     assert len(everything) == len(set(everything))
 
 
-@pytest.mark.parametrize("best", [1e-2, 3e-2])
+@pytest.mark.parametrize("expert", EXPERT_RATES)
+@pytest.mark.parametrize("router", [FIRST_ROUTER_RATE, *OTHER_ROUTER_RATES])
 def test_rates_are_those_of_the_lowest_development_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expert: float, router: float
 ) -> None:
+    best = {"expert_learning_rate": expert, "router_learning_rate": router}
+
     def loss(task: object, work: Path, method: str, rates: dict[str, float]) -> float:
-        return sum(abs(math.log(rate / best)) for rate in rates.values())
+        return sum(abs(math.log(rate / best[name])) for name, rate in rates.items())
 
     monkeypatch.setattr(quality, "development_loss", loss)
     rates = quality.tuned_rates(None, tmp_path)  # type: ignore[arg-type]
     assert rates.keys() == METHODS.keys()
-    assert rates["lora"] == rates["random routing"] == {"expert_learning_rate": best}
-    both = {"expert_learning_rate": best, "router_learning_rate": best}
-    assert rates["remix causal"] == rates["remix sequence"] == rates["softmax"] == both
+    assert rates["lora"] == rates["random routing"] == {"expert_learning_rate": expert}
+    assert rates["remix causal"] == rates["remix sequence"] == rates["softmax"] == best
 
 
 def test_verdicts_say_who_won() -> None:
@@ -103,6 +112,7 @@ def test_the_report_holds_every_method_and_its_plot(tmp_path: Path) -> None:
     setting = {
         "threads": 1, "steps": 4, "batch_size": 2, "selections": 2, "layers": 1, "seeds": [0, 1],
         "base_title": "Tiny", "num_experts": 4, "top_k": 2, "r": 2, "name": "tiny",
+        "targets": ["down_proj"],
     }  # fmt: skip
     write_report(runs, base_loss=9.87, setting=setting, folder=tmp_path)
     text = (tmp_path / "tiny.md").read_text()
