@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "softmax": {"method": "softmax"},
 }
 EXPERT_RATES = (1e-2, 3e-2, 1e-1)
-FIRST_ROUTER_RATE, OTHER_ROUTER_RATES = 3e-3, (1e-3, 1e-2)
+FIRST_ROUTER_RATE, OTHER_ROUTER_RATES = 3e-3, (1e-4, 3e-4, 1e-3, 1e-2)
 TUNING_SEED = 1000
 TAKES_OVER = {"remix sequence": "remix causal"}
 """Not searched for itself: it takes the rates of another method."""

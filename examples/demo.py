@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from openai import OpenAI
+from openai import OpenAI, OpenAIError
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +31,8 @@ PID_FILE = RUNS / "demo.pid"
 LOG_FILE = RUNS / "demo-server.log"
 QUESTION = "What is the capital of France?"
 START_SECONDS = 180.0
+API_KEY = os.environ.get("REMIX_API_KEY") or "none"
+"""The server that is started inherits the variable; without it any key will do."""
 
 console = Console()
 
@@ -38,20 +40,26 @@ console = Console()
 def main() -> None:
     adapters = sample_adapters()
     base = demo_model(report=lambda line: console.print(f"demo model: {line}"))
-    with console.status("looking for a running server") as status:
-        port = int(os.environ.get("PORT", "8000"))
-        url = f"http://127.0.0.1:{port}"
-        names = [base.name, *adapters]
-        server = None
-        if not serves(url, names):
-            url = f"http://127.0.0.1:{free_port(port)}"
-            status.update(f"starting the server on {base}")
-            server = start(base, adapters, url)
-        status.update("asking")
-        answers = ask(url, names)
-    show(url, answers)
-    if server is not None:
-        leave(server)
+    wanted = os.environ.get("PORT", "8000")
+    if not wanted.isdecimal() or int(wanted) > 65535:
+        raise ConfigError(f"PORT: found {wanted!r}, expected a port number")
+    names = [base.name, *adapters]
+    url = f"http://127.0.0.1:{wanted}"
+    if serves(url, names):
+        show(url, ask(url, names))
+        return
+    url = f"http://127.0.0.1:{free_port(int(wanted))}"
+    server = launch(base, adapters, url)
+    try:
+        with console.status(f"starting the server on {base}") as status:
+            wait_until_ready(server, url)
+            status.update("asking")
+            answers = ask(url, names)
+        show(url, answers)
+    except BaseException:  # Ctrl-C too: no server stays behind unseen
+        stop(server)
+        raise
+    leave(server)
 
 
 def sample_adapters() -> dict[str, Path]:
@@ -62,7 +70,8 @@ def sample_adapters() -> dict[str, Path]:
 def serves(url: str, names: Sequence[str]) -> bool:
     """Whether a server of an earlier `make run` already answers there with these models."""
     try:
-        listed = httpx.get(f"{url}/v1/models", timeout=2).json()
+        headers = {"Authorization": f"Bearer {API_KEY}"}
+        listed = httpx.get(f"{url}/v1/models", headers=headers, timeout=2).json()
         return {model["id"] for model in listed["data"]} >= set(names)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
@@ -81,8 +90,8 @@ def free_port(wanted: int) -> int:
     raise ConfigError(f"port {wanted} is taken and no other one is free")
 
 
-def start(base: Path, adapters: Mapping[str, Path], url: str) -> subprocess.Popen[bytes]:
-    """Starts `remix serve` and returns when it is ready."""
+def launch(base: Path, adapters: Mapping[str, Path], url: str) -> subprocess.Popen[bytes]:
+    """`remix serve` in a process of its own, which writes to the log file."""
     RUNS.mkdir(exist_ok=True)
     remix = Path(sys.executable).with_name("remix")
     command = [str(remix), "serve", "--base", str(base), "--port", url.rpartition(":")[2]]
@@ -94,6 +103,10 @@ def start(base: Path, adapters: Mapping[str, Path], url: str) -> subprocess.Pope
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     PID_FILE.write_text(f"{server.pid}\n")
+    return server
+
+
+def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -101,17 +114,16 @@ def start(base: Path, adapters: Mapping[str, Path], url: str) -> subprocess.Pope
             raise ConfigError(f"the server stopped: {' '.join(reason)} (log: {LOG_FILE})")
         try:
             if httpx.get(f"{url}/ready", timeout=2).is_success:
-                return server
+                return
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    server.terminate()
     raise ConfigError(f"the server was not ready after {START_SECONDS:.0f} s (log: {LOG_FILE})")
 
 
 def ask(url: str, names: Sequence[str]) -> dict[str, str]:
     """The answer of every model to one question, asked at the same time: one mixed batch."""
-    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client = OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
 
     def answer(name: str) -> str:
         chat = client.chat.completions.create(
@@ -139,8 +151,9 @@ def show(url: str, answers: Mapping[str, str]) -> None:
     }
     # Plain print: a line to copy must not be wrapped.
     print(f"\nThe server is up: {url}/v1 (any OpenAI client, any model above). Try:\n")
+    key = '-H "Authorization: Bearer $REMIX_API_KEY" ' if API_KEY != "none" else ""
     print(
-        f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"curl -s {url}/v1/chat/completions {key}-H 'Content-Type: application/json' "
         f"-d '{json.dumps(chat)}'"
     )
 
@@ -163,14 +176,17 @@ def leave(server: subprocess.Popen[bytes]) -> None:
 def stop(server: subprocess.Popen[bytes]) -> None:
     """Lets the server drain and removes the note of its process id."""
     server.send_signal(signal.SIGTERM)
-    server.wait(timeout=60)
+    try:
+        server.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        server.kill()
     PID_FILE.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except RemixError as error:
+    except (RemixError, OpenAIError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
@@ -22,10 +22,28 @@ GROUP = "remix.commands"
 
 Command = Callable[..., Any]
 
+# Any wrong use of the command line. typer has a click of its own and exports only this subclass.
+_UsageError: Any = typer.BadParameter.__base__
+
 
 def main() -> None:
     """The console script."""
-    build_app()(prog_name="remix")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], commands: Iterable[EntryPoint] | None = None) -> int:
+    """Runs one command line; returns its exit code: 1 for an error, 2 for wrong usage."""
+    try:
+        code = build_app(commands)(arguments or ["--help"], "remix", standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except _UsageError as error:
+        context = error.ctx
+        message = " ".join(error.format_message().split())
+        help_of = context.command_path if context else "remix"
+        typer.echo(f"error: {message} (see `{help_of} --help`)", err=True)
+        return 2
+    return code if isinstance(code, int) else 0
 
 
 def build_app(commands: Iterable[EntryPoint] | None = None) -> typer.Typer:
@@ -39,7 +57,6 @@ def build_app(commands: Iterable[EntryPoint] | None = None) -> typer.Typer:
     app = typer.Typer(
         help="Train ReMix adapters, check them, and serve many of them over one base model.",
         epilog="Start with:  remix demo-model",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
@@ -109,3 +126,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, (RemixError, OSError)):
         return message or type(error).__name__
     return f"internal error: {type(error).__name__}: {message} (run `remix --debug …` for more)"
+
+
+if __name__ == "__main__":
+    main()

@@ -98,6 +98,8 @@ class ModelInfo:
     """Prompt and completion tokens together."""
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    max_requests: int
+    """Sequences that the engine takes at the same time, those in its queue included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,11 @@ class Health:
 @runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back. The embedded engine wraps the model's own tokenizer."""
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token: a text has at least its length over this in tokens."""
+        ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _read_on(folder: Path, base: str) -> tuple[Checkpoint, Parity | None, PreTrainedModel]:
     logging.disable_progress_bar()
+    getLogger("huggingface_hub").setLevel(ERROR)  # its retries; the last failure is raised
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False

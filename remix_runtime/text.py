@@ -54,7 +54,8 @@ class TextStream:
         self._held, self._shown = "", len(self._ids)
         # Text that was waiting for the rest of a character may complete a stop string.
         cut = self._first_stop(text)
-        return text if cut is None else text[:cut]
+        self.stopped = cut is not None
+        return text[:cut]
 
     def _new_text(self) -> str:
         known = self._decode(self._ids[self._context : self._shown])

@@ -9,9 +9,15 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, as_api_error
-from server.state import services_of
+from server.state import label_error, services_of
+
+
+class ClientGoneError(BaseException):
+    """The client left while it sent its body. FastAPI makes a 400 of every `Exception`."""
 
 
 class StrictRequest(Request):
@@ -26,10 +32,13 @@ class StrictRequest(Request):
             if announced.isdecimal() and int(announced[:20]) > limit:
                 raise _too_large(limit)
             received = bytearray()
-            async for chunk in self.stream():
-                received += chunk
-                if len(received) > limit:
-                    raise _too_large(limit)
+            try:
+                async for chunk in self.stream():
+                    received += chunk
+                    if len(received) > limit:
+                        raise _too_large(limit)
+            except ClientDisconnect:
+                raise ClientGoneError from None
             self._body = bytes(received)
         return self._body
 
@@ -61,10 +70,20 @@ class StrictRoute(APIRoute):
         async def strict_handler(request: Request) -> Response:
             try:
                 return await handler(StrictRequest(request.scope, request.receive))
+            except ClientGoneError:
+                label_error(request.scope, "client_disconnected")
+                return _NoResponse()
             except Exception as error:
                 raise as_api_error(error) from error
 
         return strict_handler
+
+
+class _NoResponse(Response):
+    """Nobody is there to read one."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        return
 
 
 def _too_large(limit: int) -> ApiError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -146,8 +149,9 @@ def _announce(services: Services, url: str) -> None:
     """The line that says where, and one to try at once."""
     names = [target.name for target in services.registry.targets]
     key = '-H "Authorization: Bearer $REMIX_API_KEY" ' if services.settings.api_key else ""
-    typer.echo(f"Serving {', '.join(names)} at {url}")
-    typer.echo(
-        f"Try: curl {url}/v1/completions {key}-H 'Content-Type: application/json' "
-        f"""-d '{{"model": "{names[-1]}", "prompt": "Hello", "max_tokens": 32}}'"""
-    )
+    body = shlex.quote(json.dumps({"model": names[-1], "prompt": "Hello", "max_tokens": 32}))
+    with contextlib.suppress(OSError):  # nobody reads, and that is no reason not to serve
+        typer.echo(f"Serving {', '.join(names)} at {url}")
+        typer.echo(
+            f"Try: curl {url}/v1/completions {key}-H 'Content-Type: application/json' -d {body}"
+        )

@@ -55,12 +55,14 @@ class Metrics:
             self._generated.labels(name)
         self.registry.register(_EngineCollector(engine, adapters))
 
-    def count_prompt_tokens(self, adapter: str, tokens: int) -> None:
-        self._prompt_tokens.labels(adapter).inc(tokens)
+    def watch(self, adapter: str, *, prompt_tokens: int) -> SequenceWatch:
+        """An observer for one sequence that is handed to the engine now.
 
-    def watch(self, adapter: str) -> SequenceWatch:
-        """An observer for one sequence that is handed to the engine now."""
+        `prompt_tokens` are counted with its first event: a refused request read none.
+        """
         return SequenceWatch(
+            self._prompt_tokens.labels(adapter),
+            prompt_tokens,
             self._queue.labels(adapter),
             self._first.labels(adapter),
             self._between.labels(adapter),
@@ -81,14 +83,23 @@ class SequenceWatch:
     """Times the events of one sequence."""
 
     def __init__(
-        self, queue: Histogram, first: Histogram, between: Histogram, generated: Counter
+        self,
+        prompt: Counter,
+        prompt_tokens: int,
+        queue: Histogram,
+        first: Histogram,
+        between: Histogram,
+        generated: Counter,
     ) -> None:
+        self._prompt, self._prompt_tokens = prompt, prompt_tokens
         self._queue, self._first, self._between = queue, first, between
         self._generated = generated
         self._start = monotonic()
         self._last: float | None = None
 
     def see(self, event: TokenEvent) -> None:
+        self._prompt.inc(self._prompt_tokens)
+        self._prompt_tokens = 0
         if event.queue_seconds is not None:
             self._queue.observe(event.queue_seconds)
         tokens = len(event.token_ids)

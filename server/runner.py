@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -86,6 +86,7 @@ class _DrainingServer(uvicorn.Server):
         self._services = services
         self._on_ready = on_ready
         self._drain: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -110,17 +111,22 @@ class _DrainingServer(uvicorn.Server):
         if self._drain is None:
             self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
         else:
-            self._drain.cancel()
+            self._hurry.set()
 
     async def _drain_and_exit(self) -> None:
         seconds = self._services.settings.drain_seconds
         log.info("draining: new requests are refused, running ones have %g s", seconds)
         self._services.gate.closed = True
-        with suppress(TimeoutError, asyncio.CancelledError):
-            await asyncio.wait_for(self._services.gate.wait_idle(), seconds)
-        # Ends what is left with an error that its clients can still read.
-        await self._services.engine.stop()
-        self.should_exit = True
+        try:
+            idle = asyncio.ensure_future(self._services.gate.wait_idle())
+            hurry = asyncio.ensure_future(self._hurry.wait())
+            await asyncio.wait({idle, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for waiting in (idle, hurry):
+                waiting.cancel()
+            # Ends what is left with an error that its clients can still read.
+            await self._services.engine.stop()
+        finally:
+            self.should_exit = True
 
 
 def _url(listener: socket.socket) -> str:

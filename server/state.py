@@ -58,6 +58,11 @@ class Services:
     metrics: Metrics
     gate: Gate = field(default_factory=Gate)
 
+    @property
+    def max_choices(self) -> int:
+        """Sequences of one request: as many as are allowed and could ever be admitted."""
+        return min(self.settings.max_choices, self.engine.model.max_requests)
+
 
 def services_of(request: Request) -> Services:
     services: Services = request.app.state.services

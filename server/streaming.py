@@ -28,6 +28,8 @@ _SSE_HEADERS = [
 class Writer(Protocol):
     """The wire form of one endpoint; every method returns JSON."""
 
+    prompt_tokens: int
+
     def opening(self) -> Iterable[str]: ...
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[str]: ...
@@ -63,7 +65,12 @@ class GenerationResponse(Response):
             raise as_api_error(error) from error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watches = [self._services.metrics.watch(self._adapter) for _ in self._requests]
+        # All sequences are admitted or none: the first one stands for the prompts of all.
+        prompt_tokens = [self._writer.prompt_tokens] + [0] * (len(self._requests) - 1)
+        watches = [
+            self._services.metrics.watch(self._adapter, prompt_tokens=tokens)
+            for tokens in prompt_tokens
+        ]
         with self._services.gate.enter():
             async with Fanout(self._services.engine, self._requests, watches) as fanout:
                 answer = self._send_stream if self._stream else self._send_whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import ERROR, getLogger
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ def load_base(
     `ConfigError` when `base` is neither a folder nor a known hub id.
     """
     logging.disable_progress_bar()
+    getLogger("huggingface_hub").setLevel(ERROR)  # its retries; the last failure is raised
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -41,6 +43,6 @@ def load_base(
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        hint = "" if Path(base).is_dir() else " (there is no folder of that name)"
+        hint = "" if Path(base).is_dir() else " (there is no folder of that name; set the base)"
         raise ConfigError(f"base: {base!r} cannot be loaded{hint}: {reason}") from None
     return model.eval().to(device or torch.device("cpu")), tokenizer

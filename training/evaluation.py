@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.errors import DataError
 from remix_runtime.layers import attach_checkpoint, base_shapes
 from training.base import load_base
 from training.data import Example, collate, read_examples
@@ -128,6 +129,8 @@ def compare_with_base(
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
     config = read_checkpoint(adapter).config
+    if not data.is_file():  # known before a model is loaded
+        raise DataError(f"{data}: there is no such file")
     model, tokenizer = load_base(base or config.base_model_name_or_path)
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(data, tokenizer, max_length=max_length)

@@ -64,6 +64,8 @@ class FakeConfig:
 class ByteTokenizer:
     """One token per UTF-8 byte."""
 
+    max_token_chars = 1
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())
 
@@ -118,6 +120,7 @@ class FakeEngine:
             max_model_len=self._config.max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(EOS_ID,),
+            max_requests=self._config.max_running + self._config.max_waiting,
         )
 
     @property

@@ -36,7 +36,7 @@ from server.schemas.responses import (
 )
 from server.state import label_adapter, services_of
 from server.streaming import GenerationResponse
-from server.tokenizing import run_tokenizer
+from server.tokenizing import require_short, run_tokenizer
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -48,10 +48,11 @@ async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
     target = services.registry.resolve(body.model)
     label_adapter(http.scope, target.name)
     engine, n = services.engine, body.choices_per_prompt
-    if n > services.settings.max_choices:
+    if n > services.max_choices:
         raise InvalidRequestError(
-            f"n: found {n}, expected at most {services.settings.max_choices}", param="n"
+            f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
+    require_short(engine, sum(len(m.content) for m in body.messages), "messages")
     messages = [message.for_template() for message in body.messages]
     prompt = await run_tokenizer(engine.tokenizer.apply_chat_template, messages)
     max_tokens = tokens_to_generate(
@@ -80,7 +81,6 @@ async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
         num_choices=n,
         include_usage=body.include_usage,
     )
-    services.metrics.count_prompt_tokens(target.name, len(prompt))
     return GenerationResponse(
         services, requests, writer, adapter=target.name, stream=bool(body.stream)
     )
@@ -102,7 +102,7 @@ class ChatWriter:
         self._id = answer_id
         self._target = target
         self._tokenizer = tokenizer
-        self._prompt_tokens = prompt_tokens
+        self.prompt_tokens = prompt_tokens
         self._num_choices = num_choices
         self._include_usage = include_usage
         self._created = int(time.time())
@@ -160,7 +160,7 @@ class ChatWriter:
         return chunk.model_dump_json(exclude=None if self._include_usage else {"usage"})
 
     def _usage(self, choices: Sequence[Choice]) -> Usage:
-        return Usage.of(self._prompt_tokens, sum(choice.num_tokens for choice in choices))
+        return Usage.of(self.prompt_tokens, sum(choice.num_tokens for choice in choices))
 
     def _logprobs(self, positions: Sequence[PositionLogprobs] | None) -> ChatLogprobs | None:
         if positions is None:

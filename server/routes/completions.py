@@ -18,7 +18,7 @@ from server.schemas.requests import CompletionRequest
 from server.schemas.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
 from server.state import label_adapter, services_of
 from server.streaming import GenerationResponse
-from server.tokenizing import run_tokenizer
+from server.tokenizing import require_short, run_tokenizer
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -33,14 +33,18 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
     target = services.registry.resolve(body.model)
     label_adapter(http.scope, target.name)
     engine, n = services.engine, body.choices_per_prompt
-    if len(body.prompt) * n > services.settings.max_choices:
+    if len(body.prompt) * n > services.max_choices:
         raise InvalidRequestError(
             f"{len(body.prompt)} prompts times n = {n} is more than the "
-            f"{services.settings.max_choices} sequences that one request may ask for",
+            f"{services.max_choices} sequences that one request may ask for",
             param="n",
         )
+    for prompt in body.prompt:
+        if isinstance(prompt, str):
+            require_short(engine, len(prompt), "prompt")
+    special_tokens = body.add_special_tokens is not False
     prompts = [
-        await run_tokenizer(_encode, engine.tokenizer, prompt, body.add_special_tokens)
+        await run_tokenizer(_encode, engine.tokenizer, prompt, special_tokens)
         for prompt in body.prompt
     ]
     answer_id = f"cmpl-{uuid.uuid4().hex}"
@@ -74,7 +78,6 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         echoes=[echo for echo in echoes for _ in range(n)],
         include_usage=body.include_usage,
     )
-    services.metrics.count_prompt_tokens(target.name, writer.prompt_tokens)
     return GenerationResponse(
         services, requests, writer, adapter=target.name, stream=bool(body.stream)
     )

@@ -14,7 +14,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-"""Upper end of `n`; the setting `max_choices` bounds prompts times n."""
+"""Upper end of `n` and of the number of prompts; the setting `max_choices` bounds their product."""
 
 _INT64 = 1 << 63
 _INT32 = 1 << 31
@@ -47,6 +47,8 @@ def parse_prompts(value: Any) -> list[str | list[int]]:
         value = [value]
     if not isinstance(value, list) or not value:
         raise invalid(f"expected {_PROMPT_FORMS}, not empty")
+    if len(value) > MAX_CHOICES:  # before a look at each of them
+        raise invalid(f"found {len(value)} prompts, expected at most {MAX_CHOICES}")
     kind = type(value[0])
     if not all(type(item) is kind and (kind is str or _is_token_ids(item)) for item in value):
         raise invalid(f"expected {_PROMPT_FORMS}; token ids are 0 or more")

@@ -139,8 +139,9 @@ class CompletionRequest(GenerationBody):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    add_special_tokens: bool = True
-    """vLLM's: whether the tokenizer adds its beginning-of-text token to a text prompt."""
+    add_special_tokens: bool | None = None
+    """vLLM's: whether the tokenizer adds its beginning-of-text token to a text prompt; it does
+    unless told otherwise."""
 
     @model_validator(mode="after")
     def _check_completion(self) -> Self:

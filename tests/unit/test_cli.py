@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from remix_runtime.cli import GROUP, build_app
+from remix_runtime.cli import GROUP, build_app, run
 from remix_runtime.errors import CheckpointFormatError
 
 REMIX = Path(sys.executable).with_name("remix")
@@ -32,6 +32,10 @@ def missing_file() -> None:
 def broken() -> None:
     """Fails as a bug does."""
     raise ZeroDivisionError("boom")
+
+
+def nothing() -> None:
+    """Does nothing, well."""
 
 
 def leaves() -> None:
@@ -85,10 +89,39 @@ def test_a_command_keeps_its_own_exit_code(app: typer.Typer) -> None:
     assert CliRunner().invoke(app, ["leaves"]).exit_code == 3
 
 
-def test_usage_error_names_the_option(app: typer.Typer) -> None:
-    result = CliRunner().invoke(app, ["fails", "abc", "--times", "many"])
-    assert result.exit_code == 2
-    assert "--times" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fails", "abc", "--times", "many"], "--times"),
+        (["fails"], "Missing argument"),
+        (["fails", "abc", "--nope"], "--nope"),
+        (["nope"], "No such command 'nope'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cli_commands_under_test", sys.modules[__name__])
+        code = run(arguments, [entry("fails", "cli_commands_under_test:fails")])
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
+    assert "--help`" in err
+
+
+def test_exit_codes_of_the_console_script(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cli_commands_under_test", sys.modules[__name__])
+        commands = [
+            entry(name, f"cli_commands_under_test:{name}")
+            for name in ("fails", "leaves", "nothing")
+        ]
+        codes = [run([name], commands) for name in ("leaves", "nothing")]
+        codes += [run(["fails", "abc"], commands), run([], commands)]
+    assert codes == [3, 0, 1, 0]
+    assert "Usage" in capsys.readouterr().out  # no arguments at all: the help
 
 
 def test_unloadable_command_does_not_take_the_others_away(app: typer.Typer) -> None:

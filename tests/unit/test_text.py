@@ -69,3 +69,10 @@ def test_a_model_that_writes_only_broken_bytes_is_not_held_for_ever() -> None:
 def test_text_held_for_a_stop_string_comes_when_it_turns_out_harmless() -> None:
     out = TextStream(decode_bytes, [], ["END"])
     assert [out.push(b) for b in b"xENx"] == ["x", "", "", "ENx"]
+
+
+def test_a_stop_string_in_the_last_flush_is_a_stop() -> None:
+    out = TextStream(decode_bytes, [], ["\ufffd"])
+    assert out.push("é".encode()[0]) == ""
+    assert out.flush() == ""
+    assert out.stopped

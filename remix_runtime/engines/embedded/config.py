@@ -7,6 +7,9 @@ from typing import Literal
 
 from remix_runtime.errors import ConfigError
 
+MAX_NAME = 256
+"""Characters of a model name that a request may hold."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedConfig:
@@ -38,6 +41,11 @@ class EmbeddedConfig:
     """Prompt and completion tokens of one request; None is what the model was made for."""
 
     def __post_init__(self) -> None:
+        name = self.served_model_name
+        if name is not None and not (0 < len(name) <= MAX_NAME and name.isprintable()):
+            raise ConfigError(
+                f"served_model_name: found {name!r}, expected up to {MAX_NAME} printable characters"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:

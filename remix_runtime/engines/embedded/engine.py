@@ -97,10 +97,12 @@ class EmbeddedEngine:
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
         for request_id in list(self._streams):
             await self.abort(request_id)
-        await self._idle.wait()
+        # A step that hangs must not keep the process: its thread is a daemon.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), _STALL_SECONDS)
         self._stopping = True
         self._inbox.put(lambda: None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _STALL_SECONDS)
         self._thread = None
         self._core = None
 
@@ -224,7 +226,6 @@ class EmbeddedEngine:
         if request.adapter is not None and request.adapter not in self._adapters:
             raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
         validate_request(request, core.runner.model)
-        core.scheduler.require_room(request)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
         places = self._config.max_waiting + self._config.max_running
         if len(self._streams) >= places:

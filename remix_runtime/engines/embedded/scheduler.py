@@ -12,9 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from remix_runtime.contracts import GenerationRequest
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.errors import InvalidRequestError
 
 
 class AdapterSlots(Protocol):
@@ -76,17 +74,6 @@ class Scheduler:
         self._adapters = adapters
         self._max_running = max_running
         self._max_tokens = max_tokens_per_step
-
-    def require_room(self, request: GenerationRequest) -> None:
-        """Raises `InvalidRequestError` for a request that all of the KV memory could not hold."""
-        needed = len(request.prompt_token_ids) + request.params.max_tokens - 1
-        if self.pool.pages_for(needed) > self.pool.num_pages:
-            raise InvalidRequestError(
-                f"the request needs {needed} tokens of KV memory, the server has "
-                f"{self.pool.num_pages * self.pool.page_tokens}; ask for fewer tokens",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.small_ops import install_small_ops
 from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
 from remix_runtime.errors import ConfigError
-from remix_runtime.kernels.attention import PagedKV, page_bytes
+from remix_runtime.kernels.attention import PAGE_TOKENS, PagedKV, page_bytes
 from remix_runtime.layers import base_shapes
+
+log = logging.getLogger(__name__)
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention)
 
@@ -45,7 +48,7 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
     install_small_ops(network)
     runner = ModelRunner(
         network,
-        model=_model_info(config, network, tokenizer),
+        model=_model_info(config, network, tokenizer, num_pages * PAGE_TOKENS),
         tokenizer=tokenizer,
         kv=kv,
         num_pages=num_pages,
@@ -109,7 +112,7 @@ def _load(model: str, dtype: torch.dtype) -> PreTrainedModel:
             attn_implementation=ATTENTION_NAME,
             use_safetensors=True,
             trust_remote_code=False,
-            local_files_only=Path(model).is_dir(),
+            local_files_only=True,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -134,20 +137,33 @@ def _kv(
 
 
 def _model_info(
-    config: EmbeddedConfig, network: PreTrainedModel, tokenizer: ModelTokenizer
+    config: EmbeddedConfig, network: PreTrainedModel, tokenizer: ModelTokenizer, kv_tokens: int
 ) -> ModelInfo:
     limit: int = network.config.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > limit:
         raise ConfigError(
             f"max_model_len: found {config.max_model_len}, the model was made for {limit}"
         )
+    if config.max_model_len is not None and config.max_model_len > kv_tokens:
+        raise ConfigError(
+            f"max_model_len: found {config.max_model_len}, kv_cache_bytes "
+            f"({config.kv_cache_bytes}) holds {kv_tokens} tokens"
+        )
+    if limit > kv_tokens:
+        log.warning(
+            "max_model_len is %d, what kv_cache_bytes holds; the model was made for %d tokens",
+            kv_tokens,
+            limit,
+        )
+        limit = kv_tokens
     eos = network.generation_config.eos_token_id if network.generation_config else None
     eos = eos if eos is not None else network.config.eos_token_id
     ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
-    name = config.served_model_name or Path(config.model).name
+    folder = Path(config.model)
     return ModelInfo(
-        name=name,
+        name=config.served_model_name or (folder.resolve() if folder.is_dir() else folder).name,
         max_model_len=config.max_model_len or limit,
         vocab_size=network.config.vocab_size,
         eos_token_ids=tuple(sorted(i for i in ids if i is not None)),
+        max_requests=config.max_running + config.max_waiting,
     )

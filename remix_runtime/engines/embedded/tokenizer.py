@@ -16,9 +16,12 @@ class ModelTokenizer:
 
     def __init__(self, model: str) -> None:
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                model, trust_remote_code=False, local_files_only=True
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"model: no usable tokenizer in {model!r} ({error})") from error
+        self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
 
     def __len__(self) -> int:
         return len(self._tokenizer)

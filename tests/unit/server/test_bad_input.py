@@ -11,6 +11,7 @@ import httpx
 import pytest
 from openai.types import ErrorObject
 
+from remix_runtime.engines.fake import ByteTokenizer
 from tests.unit.server.harness import BASE, Server, serving
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
@@ -209,6 +210,25 @@ async def test_prompt_over_the_context(server: Server, length: int, stream: bool
         assert (error["code"], error["param"]) == ("context_length_exceeded", param)
         assert "512 tokens" in error["message"]
     await server.expect_good_request()
+
+
+async def test_a_text_that_cannot_fit_is_not_even_tokenized(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> list[int]:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(ByteTokenizer, "encode", refuse)
+    text = "x" * 513
+    messages = [{"role": "user", "content": "x" * 500}, {"role": "user", "content": "y" * 13}]
+    for answer in (await server.complete(prompt=text), await server.chat(messages=messages)):
+        assert check_error(answer, 400)["code"] == "context_length_exceeded"
+
+
+async def test_too_many_prompts(server: Server) -> None:
+    for prompt in (["a"] * 129, [[1]] * 129):
+        error = check_error(await server.complete(prompt=prompt), 400)
+        assert "found 129 prompts, expected at most 128" in error["message"]
 
 
 async def test_completion_over_the_context(server: Server) -> None:

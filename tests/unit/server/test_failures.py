@@ -10,6 +10,7 @@ import pytest
 
 from remix_runtime.engines.fake import FakeConfig
 from remix_runtime.errors import CapacityError, RemixError
+from server import tokenizing
 from server.errors import as_api_error
 from tests.unit.server.harness import Server, eventually, serving
 from tests.unit.server.test_bad_input import check_error
@@ -62,9 +63,30 @@ async def test_a_request_that_is_refused_in_part_leaves_nothing(tmp_path: Path) 
     config = FakeConfig(max_running=2, max_waiting=1, token_seconds=0.01)
     async with serving(tmp_path, config) as server:
         for stream in (False, True):
-            check_error(await server.complete(n=4, stream=stream), 503)
+            running = asyncio.create_task(server.complete(ignore_eos=True))
+            await eventually(lambda: server.engine.stats().running == 1)
+            check_error(await server.complete(n=3, stream=stream), 503)
+            assert (await running).status_code == 200
             await server.expect_good_request()
         assert (await server.complete(n=3)).status_code == 200
+
+
+async def test_a_request_that_could_never_be_admitted_is_a_400(tmp_path: Path) -> None:
+    async with serving(tmp_path, FakeConfig(max_running=2, max_waiting=1)) as server:
+        for answer in (await server.complete(n=4), await server.chat(n=4)):
+            assert check_error(answer, 400)["param"] == "n"
+        await server.expect_good_request()
+
+
+async def test_a_full_tokenizer_queue_is_a_503(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "MAX_PENDING", 0)
+    for answer in (await server.complete(), await server.chat()):
+        assert check_error(answer, 503)["code"] == "busy"
+        assert answer.headers["retry-after"]
+    monkeypatch.undo()
+    await server.expect_good_request()
 
 
 async def test_dead_engine(server: Server) -> None:

@@ -91,6 +91,19 @@ async def test_errors_by_type(server: Server) -> None:
     assert value(samples, "requests_total", **labels) == 1
 
 
+async def test_prompts_of_refused_requests_are_not_tokens_in(tmp_path: Path) -> None:
+    config = FakeConfig(max_running=1, max_waiting=1, token_seconds=0.01)
+    async with serving(tmp_path, config) as server:
+        await server.complete(prompt="12345", n=2, max_tokens=2, ignore_eos=True)
+        running = asyncio.create_task(server.complete(prompt="1", ignore_eos=True))
+        await eventually(lambda: server.engine.stats().running == 1)
+        assert (await server.complete(prompt="123", n=2)).status_code == 503
+        assert (await server.complete(prompt="123", logit_bias={"999": 1})).status_code == 400
+        await running
+        samples = await scrape(server)
+    assert value(samples, "prompt_tokens_total", adapter=BASE) == 5 + 1
+
+
 async def test_gauges_are_the_engines_stats(tmp_path: Path) -> None:
     config = FakeConfig(max_running=2, max_waiting=5, token_seconds=5)
     async with serving(tmp_path, config) as server:

@@ -79,6 +79,9 @@ async def test_half_a_request_holds_nothing(tmp_path: Path) -> None:
         writer.transport.abort()
         await server.expect_good_request()
         assert len(server.engine.requests) == 1
+        metrics = (await server.client.get("/metrics")).text
+        assert 'endpoint="completions",status="disconnected"} 1.0' in metrics
+        assert 'type="client_disconnected"} 1.0' in metrics
 
 
 async def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
@@ -125,6 +128,37 @@ async def test_second_signal_ends_the_drain(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         await eventually(lambda: server.engine.stats().running == 0)
         client.close()
+
+
+async def test_two_signals_at_once_end_the_server(tmp_path: Path) -> None:
+    async with listening(tmp_path, SLOW, drain_seconds=600) as server:
+        client = await open_request(server, "/v1/completions")
+        await eventually(lambda: server.engine.stats().running == 1)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        await eventually(lambda: server.engine.stats().running == 0)
+        client.close()
+
+
+async def test_signals_while_the_engine_stops_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(tmp_path, drain_seconds=600) as server:
+        stop, stopping, go_on = server.engine.stop, asyncio.Event(), asyncio.Event()
+
+        async def slow_stop(*, drain_seconds: float = 0.0) -> None:
+            stopping.set()
+            await go_on.wait()
+            await stop(drain_seconds=drain_seconds)
+
+        monkeypatch.setattr(server.engine, "stop", slow_stop)
+        signal.raise_signal(signal.SIGTERM)
+        await stopping.wait()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0.05)
+        go_on.set()
+    # Leaving the context waits for the server's end.
 
 
 async def start_process(*options: str, **environment: str) -> asyncio.subprocess.Process:
