@@ -59,7 +59,11 @@ class TextStream:
 
     def _new_text(self) -> str:
         known = self._decode(self._ids[self._context : self._shown])
-        return self._decode(self._ids[self._context :])[len(known) :]
+        text = self._decode(self._ids[self._context :])
+        # A character that the known tokens began stands there as U+FFFD and is whole now.
+        pairs = zip(known, text, strict=False)
+        differ = (at for at, (old, new) in enumerate(pairs) if old != new)
+        return text[next(differ, min(len(known), len(text))) :]
 
     def _release(self, text: str) -> str:
         self._held += text

@@ -69,12 +69,17 @@ class Parity:
 
 
 def read_parity(
-    folder: Path, *, vocab_size: int | None = None, limits: CheckpointLimits = DEFAULT_LIMITS
+    folder: Path,
+    *,
+    vocab_size: int | None = None,
+    max_tokens: int | None = None,
+    limits: CheckpointLimits = DEFAULT_LIMITS,
 ) -> Parity | None:
     """The parity file of an adapter folder, None where there is none.
 
-    With `vocab_size`, every token id is below it. Layers and experts are compared with the
-    adapter's when it is replayed. Raises `CheckpointFormatError`.
+    With `vocab_size`, every token id is below it; with `max_tokens`, no prompt is longer. Layers
+    and experts are compared with the adapter's when it is replayed. Raises
+    `CheckpointFormatError`.
     """
     with open_folder(folder, max_files=limits.files) as files:
         if not files.has(PARITY_FILE):
@@ -102,6 +107,12 @@ def read_parity(
     )
     for i, prompt in enumerate(prompts):
         _check_values(i, prompt, vocab_size)
+        found = len(prompt.token_ids_T)
+        if max_tokens is not None and found > max_tokens:
+            raise CheckpointFormatError(
+                f"{PARITY_FILE}: {_name(i, 'token_ids')}: found {found} tokens, "
+                f"expected at most {max_tokens}, the context of the model"
+            )
     return Parity(
         prompts=prompts,
         route_tolerance=_tolerance(header.metadata, "route_tolerance"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,21 @@ async def test_a_stop_token_ends_the_completion(setup: Setup) -> None:
     assert done.finish_reason == FinishReason.STOP
 
 
+async def test_the_end_token_ends_the_completion_unless_it_is_ignored(setup: Setup) -> None:
+    (eos, *_) = setup.engine.model.eos_token_ids
+    params = {"max_tokens": 3, "logit_bias": {eos: 100.0}}
+    done = await complete(setup.engine, request(PROMPT, **params))
+    assert (done.token_ids, done.text, done.finish_reason) == ([eos], "", FinishReason.STOP)
+    done = await complete(setup.engine, request(PROMPT, **params, ignore_eos=True))
+    assert (done.token_ids, done.finish_reason) == ([eos] * 3, FinishReason.LENGTH)
+
+
+async def test_only_the_first_event_tells_the_time_in_the_queue(setup: Setup) -> None:
+    item = request(PROMPT, max_tokens=3, ignore_eos=True)
+    told = [event.queue_seconds is not None async for event in setup.engine.generate(item)]
+    assert told == [True, False, False]
+
+
 async def test_logprobs_come_with_every_token(setup: Setup) -> None:
     done = await complete(setup.engine, request(PROMPT, max_tokens=4, ignore_eos=True, logprobs=3))
     assert [p.chosen.token_id for p in done.logprobs] == done.token_ids
@@ -188,6 +204,34 @@ async def test_unloading_waits_for_the_last_request(setup: Setup) -> None:
     await setup.engine.unload_adapter(digest)
     await setup.engine.load_adapter(setup.adapters[0])
     assert (await complete(setup.engine, request(PROMPT, digest, max_tokens=40))).token_ids
+
+
+async def test_an_adapter_loaded_again_while_it_unloads_stays(setup: Setup) -> None:
+    digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
+    running = setup.engine.generate(request(PROMPT, digest, max_tokens=40, ignore_eos=True))
+    await anext(running)
+    unload = asyncio.create_task(setup.engine.unload_adapter(digest))
+    await asyncio.sleep(0)
+    # Several at once, some of them when the last request has just ended.
+    loads = [asyncio.create_task(setup.engine.load_adapter(setup.adapters[0])) for _ in range(3)]
+    async for _ in running:
+        pass
+    loads.append(asyncio.create_task(setup.engine.load_adapter(setup.adapters[0])))
+    infos = await asyncio.wait_for(asyncio.gather(*loads), 10)
+    await asyncio.wait_for(unload, 10)
+    assert {info.digest for info in infos} == {digest}
+    assert (await complete(setup.engine, request(PROMPT, digest))).token_ids
+
+
+async def test_stopping_while_an_unload_waits_leaves_nobody_waiting(setup: Setup) -> None:
+    digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
+    running = setup.engine.generate(request(PROMPT, digest, max_tokens=200, ignore_eos=True))
+    await anext(running)
+    unload = asyncio.create_task(setup.engine.unload_adapter(digest))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(setup.engine.stop(), 10)
+    with contextlib.suppress(EngineDeadError):
+        await asyncio.wait_for(unload, 10)
 
 
 async def test_abort_ends_the_request_and_frees_everything(setup: Setup) -> None:

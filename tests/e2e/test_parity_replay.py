@@ -10,7 +10,7 @@ import pytest
 
 from remix_runtime.checkpoint import Checkpoint, Parity, write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
-from remix_runtime.errors import CapacityError, ParityError
+from remix_runtime.errors import CheckpointFormatError, ParityError
 from remix_runtime.layers import attach_checkpoint
 from remix_runtime.parity import record_parity
 from tests.engines import complete, request
@@ -82,6 +82,6 @@ async def test_a_prompt_that_no_memory_can_hold_is_refused(tmp_path: Path) -> No
     await engine.start()
     checkpoint = random_checkpoint(tiny_model("llama"))
     folder = write(tmp_path / "a", checkpoint, recorded(checkpoint))
-    with pytest.raises(CapacityError, match="kv_cache_bytes"):
+    with pytest.raises(CheckpointFormatError, match="found 40 tokens, expected at most 32"):
         await engine.load_adapter(folder)
     await engine.stop()

@@ -51,7 +51,8 @@ FORMS: dict[str, Callable[[str], object]] = {
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     address = f"http://127.0.0.1:{demo.free_port(0)}"
-    server = demo.start(demo_model(), demo.sample_adapters(), address)
+    server = demo.launch(demo_model(), demo.sample_adapters(), address)
+    demo.wait_until_ready(server, address)
     yield address
     server.terminate()
     assert server.wait(timeout=60) == 0

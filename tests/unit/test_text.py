@@ -76,3 +76,13 @@ def test_a_stop_string_in_the_last_flush_is_a_stop() -> None:
     assert out.push("é".encode()[0]) == ""
     assert out.flush() == ""
     assert out.stopped
+
+
+def test_a_character_that_the_prompt_began_is_shown() -> None:
+    out = TextStream(decode_bytes, list("café".encode()[:-1]))
+    assert "".join(out.push(token) for token in "é au lait".encode()[1:]) == "é au lait"
+
+
+def test_a_space_that_a_tokenizer_drops_at_the_start_of_a_text_is_kept() -> None:
+    out = TextStream(lambda ids: decode_bytes(ids).removeprefix(" "), list(b"Hello"))
+    assert "".join(out.push(token) for token in b" you") == " you"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from remix_runtime.bank import AdapterBank, HostAdapter
+from remix_runtime.bank import AdapterBank
 from remix_runtime.checkpoint import Parity
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
 from remix_runtime.engines.embedded.config import EmbeddedConfig
@@ -13,8 +13,8 @@ from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.sampler import Sample, sample
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.errors import CapacityError, EngineDeadError, RemixError
-from remix_runtime.parity import replay_parity
+from remix_runtime.errors import EngineDeadError, RemixError
+from remix_runtime.parity import replay_prompt
 from remix_runtime.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -46,51 +46,35 @@ class EngineCore:
         self._sequences: dict[str, Sequence] = {}
         self._failed_steps = 0
 
-    def load(self, adapter: HostAdapter, top_k: int, parity: Parity | None) -> bool:
-        """Takes an adapter in and replays its parity file; one that fails is out again.
+    def replay(
+        self, digest: str, top_k: int, parity: Parity, index: int, *, before_others: bool
+    ) -> bool | None:
+        """Replays one prompt of an adapter's parity file; whether it was decisive.
 
-        False, and nothing changed, when the replay finds neither slot nor KV pages free now.
-        Raises `CapacityError` and `ParityError`.
+        None when neither slot nor KV pages are free now; with `before_others` no new requests are
+        admitted until a later call finds them. Raises `ParityError`.
         """
-        digest = adapter.digest
-        if digest in self.bank:
-            return True
-        self.bank.add(adapter)
-        try:
-            loaded = parity is None or self._replay(digest, top_k, parity)
-        except RemixError:
-            self.bank.remove(digest)
-            raise
-        if not loaded:
-            self.bank.remove(digest)
-        return loaded
+        self.scheduler.admits = True
+        found = self._replay(digest, top_k, parity, index)
+        self.scheduler.admits = found is not None or not before_others
+        return found
 
-    def _replay(self, digest: str, top_k: int, parity: Parity) -> bool:
-        longest = max(len(prompt.token_ids_T) for prompt in parity.prompts)
-        count = self.scheduler.pool.pages_for(longest)
-        if count > self.runner.num_pages:
-            raise CapacityError(
-                f"kv_cache_bytes: replaying a parity prompt needs {count} pages, "
-                f"there are {self.runner.num_pages}"
-            )
+    def _replay(self, digest: str, top_k: int, parity: Parity, index: int) -> bool | None:
+        count = self.scheduler.pool.pages_for(len(parity.prompts[index].token_ids_T))
         pages = self.scheduler.pool.take(count)
         if pages is None:
-            return False
+            return None
         try:
             slot = self.bank.acquire(digest)
             if slot is None:
-                return False
+                return None
             try:
-                replay_parity(
-                    parity,
-                    self.runner.prompt_runner(slot, top_k, pages),
-                    slack=self.runner.parity_slack,
-                )
+                run = self.runner.prompt_runner(slot, top_k, pages)
+                return replay_prompt(parity, index, run, slack=self.runner.parity_slack)
             finally:
                 self.bank.release(digest)
         finally:
             self.scheduler.pool.give_back(pages)
-        return True
 
     @property
     def has_work(self) -> bool:

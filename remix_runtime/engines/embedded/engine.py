@@ -12,13 +12,11 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from remix_runtime.checkpoint import read_checkpoint, read_parity
 from remix_runtime.contracts import (
     AdapterInfo,
     EngineStats,
@@ -28,12 +26,14 @@ from remix_runtime.contracts import (
     TokenEvent,
     Tokenizer,
 )
+from remix_runtime.engines.embedded.adapters import Adapters
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore, Output
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    ConfigError,
     EngineBusyError,
     EngineDeadError,
     InvalidRequestError,
@@ -66,10 +66,8 @@ class EmbeddedEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
-        self._adapters: dict[str, AdapterInfo] = {}
-        self._users: Counter[str] = Counter()
+        self._adapters = Adapters(self._in_engine)
         self._pending: set[Future[Any]] = set()
-        self._unused = asyncio.Condition()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -80,13 +78,23 @@ class EmbeddedEngine:
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        if self._loop is not None:
+            raise ConfigError("an engine is started once; make a new one")
         self._loop = asyncio.get_running_loop()
         started: Future[EngineCore] = Future()
         thread = threading.Thread(
             target=self._run, args=(started,), name="remix-engine", daemon=True
         )
         thread.start()
-        self._core = await asyncio.wrap_future(started)
+        try:
+            self._core = await asyncio.shield(asyncio.wrap_future(started))
+        except asyncio.CancelledError:
+            self._stopping = True
+            self._inbox.put(lambda: None)
+            raise
+        except BaseException:
+            self._loop = None  # it may be tried again
+            raise
         self._thread = thread
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
@@ -105,6 +113,7 @@ class EmbeddedEngine:
         await asyncio.to_thread(self._thread.join, _STALL_SECONDS)
         self._thread = None
         self._core = None
+        self._fail_pending(EngineDeadError("the engine was stopped"))
 
     @property
     def model(self) -> ModelInfo:
@@ -117,37 +126,10 @@ class EmbeddedEngine:
     # -- adapters -----------------------------------------------------------------------------
 
     async def load_adapter(self, folder: Path) -> AdapterInfo:
-        core = self._running_core()
-        base_shapes = core.runner.base_shapes
-        checkpoint = await _in_thread(lambda: read_checkpoint(folder, base=base_shapes))
-        if checkpoint.digest not in self._adapters:
-            vocab_size = core.runner.model.vocab_size
-            parity = await _in_thread(lambda: read_parity(folder, vocab_size=vocab_size))
-            adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
-            # The replay needs a slot and some KV pages; running requests may hold all of them.
-            while not await self._in_engine(  # noqa: ASYNC110 - freed in the other thread
-                lambda: core.load(adapter, checkpoint.config.top_k, parity)
-            ):
-                await asyncio.sleep(_REPLAY_RETRY_SECONDS)
-            self._adapters[checkpoint.digest] = AdapterInfo(
-                digest=checkpoint.digest,
-                num_layers=len(checkpoint.layers),
-                num_experts=checkpoint.config.num_experts,
-                top_k=checkpoint.config.top_k,
-                r=checkpoint.config.r,
-                num_bytes=checkpoint.num_bytes,
-            )
-        return self._adapters[checkpoint.digest]
+        return await self._adapters.load(self._running_core(), folder)
 
     async def unload_adapter(self, digest: str) -> None:
-        if self._adapters.pop(digest, None) is None:
-            return
-        core = self._running_core()
-        async with self._unused:
-            await self._unused.wait_for(lambda: self._users[digest] == 0)
-        # Loaded again while the last requests ended: then it stays.
-        if digest not in self._adapters:
-            await self._in_engine(lambda: core.bank.remove(digest))
+        await self._adapters.unload(self._running_core(), digest)
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -157,7 +139,7 @@ class EmbeddedEngine:
         self._streams[request.request_id] = stream
         self._idle.clear()
         if request.adapter is not None:
-            self._users[request.adapter] += 1
+            self._adapters.pin(request.adapter)
         self._inbox.put(lambda: core.add(request))
         try:
             while True:
@@ -247,18 +229,20 @@ class EmbeddedEngine:
         started.set_result(core)
         try:
             while not self._stopping:
-                self._take_commands(block=not core.has_work)
+                if not core.has_work:
+                    self._busy_since = None
+                    command = self._inbox.get()
+                    self._busy_since = time.monotonic()
+                    command()
+                self._take_commands()
                 self._busy_since = time.monotonic()
                 self._send(core.step())
-                self._busy_since = None
         except BaseException as error:
             log.exception("the engine thread ended")
             self._death = error
             self._call_in_loop(self._fail_all)
 
-    def _take_commands(self, *, block: bool) -> None:
-        if block:
-            self._inbox.get()()
+    def _take_commands(self) -> None:
         while True:
             try:
                 command = self._inbox.get_nowait()
@@ -293,23 +277,18 @@ class EmbeddedEngine:
         del self._streams[stream.request.request_id]
         if not self._streams:
             self._idle.set()
-        adapter = stream.request.adapter
-        if adapter is not None:
-            self._users[adapter] -= 1
-            if self._users[adapter] == 0:
-                del self._users[adapter]
-                assert self._loop is not None
-                self._notifying = self._loop.create_task(self._notify_unused())
-
-    async def _notify_unused(self) -> None:
-        async with self._unused:
-            self._unused.notify_all()
+        if stream.request.adapter is not None:
+            self._adapters.release(stream.request.adapter)
 
     def _fail_all(self) -> None:
         error = EngineDeadError(f"the engine stopped: {self._death}")
         for stream in list(self._streams.values()):
             stream.outputs.put_nowait(error)
             self._close(stream)
+        self._fail_pending(error)
+
+    def _fail_pending(self, error: EngineDeadError) -> None:
+        """Commands that nobody will run any more."""
         for future in self._pending:
             if not future.done():
                 future.set_exception(error)
@@ -317,6 +296,8 @@ class EmbeddedEngine:
     async def _in_engine(self, action: Callable[[], T]) -> T:
         """Runs `action` in the engine's thread, between two steps."""
         self._running_core()
+        if self._stopping:
+            raise EngineDeadError("the engine was stopped")
         future: Future[T] = Future()
 
         def command() -> None:
@@ -334,12 +315,3 @@ class EmbeddedEngine:
             return await asyncio.wrap_future(future)
         finally:
             self._pending.discard(future)
-
-
-async def _in_thread(action: Callable[[], T]) -> T:
-    """Runs `action` in a thread that ends with it, and its OpenMP pool with the thread."""
-    executor = ThreadPoolExecutor(max_workers=1)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(executor, action)
-    finally:
-        executor.shutdown(wait=False)

@@ -14,6 +14,9 @@ from typing import Protocol
 
 from remix_runtime.engines.embedded.sequence import Sequence
 
+MAX_TIMES_OVERTAKEN = 64
+"""So many younger sequences may begin while an older one waits for its adapter's slot."""
+
 
 class AdapterSlots(Protocol):
     """What the scheduler needs of the adapter bank."""
@@ -71,6 +74,8 @@ class Scheduler:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.admits = True
+        """False holds new sequences back, for one who waits for what the running ones hold."""
         self._adapters = adapters
         self._max_running = max_running
         self._max_tokens = max_tokens_per_step
@@ -107,11 +112,17 @@ class Scheduler:
         """Moves waiting sequences in, oldest first.
 
         A sequence short of KV pages holds back those behind it, or a large one would starve;
-        one whose adapter finds no slot does not, since others' adapters may be there already.
+        one whose adapter finds no slot does not, since others' adapters may be there already;
+        but overtaken too often, it holds back all that would keep a slot in use.
         """
+        overtaken: list[Sequence] = []
         for sequence in list(self.waiting):
-            if len(self.running) >= self._max_running:
+            if len(self.running) >= self._max_running or not self.admits:
                 return
+            if sequence.request.adapter is not None and any(
+                waiting.times_overtaken >= MAX_TIMES_OVERTAKEN for waiting in overtaken
+            ):
+                continue
             pages = self.pool.take(self.pool.pages_for(sequence.max_len))
             if pages is None:
                 return
@@ -119,12 +130,15 @@ class Scheduler:
                 slot = self._adapters.acquire(sequence.request.adapter)
                 if slot is None:
                     self.pool.give_back(pages)
+                    overtaken.append(sequence)
                     continue
                 sequence.slot = slot
             sequence.pages = pages
             sequence.scheduled = time.monotonic()
             self.waiting.remove(sequence)
             self.running.append(sequence)
+            for waiting in overtaken:
+                waiting.times_overtaken += 1
 
 
 def _remaining_is_prompt(sequence: Sequence) -> bool:

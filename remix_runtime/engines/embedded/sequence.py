@@ -24,6 +24,8 @@ class Sequence:
         self.pages: list[int] = []
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""
+        self.times_overtaken = 0
+        """Younger sequences that began while this one waited for its adapter's slot."""
         self.arrived = time.monotonic()
         self.scheduled: float | None = None
         # Its own source of randomness: a seeded request draws the same in any batch.

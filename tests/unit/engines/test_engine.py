@@ -1,34 +1,248 @@
-"""What crosses between the event loop and the engine's thread."""
+"""What crosses between the event loop and the engine's thread, and what goes wrong there."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from remix_runtime.checkpoint import Checkpoint, write_checkpoint
+from remix_runtime.contracts import FinishReason
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.embedded import adapters as adapters_module
+from remix_runtime.engines.embedded import engine as engine_module
+from remix_runtime.engines.embedded.core import EngineCore
+from remix_runtime.engines.embedded.scheduler import Chunk
+from remix_runtime.errors import ConfigError, EngineDeadError, InvalidRequestError, RemixError
+from remix_runtime.layers import attach_checkpoint
+from remix_runtime.parity import record_parity
 from tests.engines import complete, request
-from tests.models import save_tiny_base
+from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
 
-async def test_a_command_whose_caller_left_does_not_end_the_engine(tmp_path: Path) -> None:
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[EmbeddedEngine]:
+    save_tiny_base(tmp_path / "base", "llama")
+    engine = EmbeddedEngine(
+        EmbeddedConfig(
+            model=str(tmp_path / "base"), kv_cache_bytes=1 << 20, adapter_slots=1, max_running=4
+        )
+    )
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def core_of(engine: EmbeddedEngine) -> EngineCore:
+    assert engine._core is not None
+    return engine._core
+
+
+def adapter(folder: Path, seed: int) -> Path:
+    """A random adapter with a parity file."""
+    model = tiny_model("llama")
+    checkpoint: Checkpoint = random_checkpoint(model, n=4, k=2, r=4, seed=seed)
+    parity = record_parity(model, attach_checkpoint(model, checkpoint), [[1, 2, 3], [4, 5]])
+    write_checkpoint(folder, checkpoint.config, checkpoint.layers, readme="x", parity=parity)
+    return folder
+
+
+async def test_a_command_whose_caller_left_does_not_end_the_engine(engine: EmbeddedEngine) -> None:
+    hold = threading.Event()
+    holding = asyncio.create_task(engine._in_engine(hold.wait))
+    leaving = asyncio.create_task(engine._in_engine(lambda: 1))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    hold.set()
+    assert await holding
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await engine._in_engine(lambda: 2) == 2
+    assert engine.health().ready
+    assert len((await complete(engine, request([1, 2], max_tokens=3))).token_ids) == 3
+
+
+async def test_a_stall_is_seen_in_a_command_and_over_when_it_ends(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_STALL_SECONDS", 0.05)
+    hold = threading.Event()
+    holding = asyncio.create_task(engine._in_engine(hold.wait))
+    await asyncio.sleep(0.2)
+    health = engine.health()
+    assert (health.alive, health.ready) == (False, False)
+    assert "no progress" in health.reason
+    hold.set()
+    await holding
+    await complete(engine, request([1], max_tokens=1))
+    await asyncio.sleep(0.2)  # idle is no stall
+    assert engine.health().ready
+
+
+def fail_steps(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    runner = core_of(engine).runner
+    run, left = runner.run, times
+
+    def failing(chunks: Sequence[Chunk], *options: Any) -> Tensor:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("no memory")
+        return run(chunks, *options)
+
+    monkeypatch.setattr(runner, "run", failing)
+
+
+async def test_a_step_that_fails_takes_its_own_requests_with_it(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_steps(engine, monkeypatch, 1)
+    with pytest.raises(RemixError, match="could not compute"):
+        await complete(engine, request([1, 2]))
+    assert (await complete(engine, request([1, 2]))).token_ids
+    assert engine.stats().kv_tokens_used == 0
+
+
+async def test_an_engine_whose_every_step_fails_is_dead_and_says_so_to_all(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_steps(engine, monkeypatch, 10**6)
+    requests = [complete(engine, request([i], max_tokens=2)) for i in range(1, 13)]
+    ends = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 20)
+    assert all(isinstance(end, RemixError) for end in ends)
+    assert isinstance(ends[-1], EngineDeadError)
+    assert not engine.health().alive
+    with pytest.raises(EngineDeadError):
+        await complete(engine, request([1]))
+
+
+async def test_a_row_that_is_not_finite_fails_alone(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = core_of(engine).runner
+    run = runner.run
+
+    def poisoned(chunks: Sequence[Chunk], *options: Any) -> Tensor:
+        logits_SV = run(chunks, *options).clone()
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        for row, sequence in enumerate(sampling):
+            if sequence.tokens[0] == 7:
+                logits_SV[row] = torch.nan
+        return logits_SV
+
+    monkeypatch.setattr(runner, "run", poisoned)
+    bad, good = await asyncio.gather(
+        complete(engine, request([7, 1])), complete(engine, request([8, 1])), return_exceptions=True
+    )
+    assert isinstance(bad, RemixError)
+    assert not isinstance(good, BaseException)
+    assert good.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+async def test_the_context_is_what_the_kv_budget_holds(tmp_path: Path) -> None:
     save_tiny_base(tmp_path, "llama")
-    engine = EmbeddedEngine(EmbeddedConfig(model=str(tmp_path), kv_cache_bytes=1 << 20))
+    config = EmbeddedConfig(model=str(tmp_path), kv_cache_bytes=40_000)
+    engine = EmbeddedEngine(config)
     await engine.start()
     try:
-        hold = threading.Event()
-        holding = asyncio.create_task(engine._in_engine(hold.wait))
-        leaving = asyncio.create_task(engine._in_engine(lambda: 1))
-        await asyncio.sleep(0.05)
-        leaving.cancel()
-        hold.set()
-        assert await holding
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
-        assert await engine._in_engine(lambda: 2) == 2
-        assert engine.health().ready
-        assert len((await complete(engine, request([1, 2], max_tokens=3))).token_ids) == 3
+        room = engine.stats().kv_tokens_total
+        assert engine.model.max_model_len == room < 512
+        done = await complete(engine, request([1] * (room - 1), max_tokens=1))
+        assert len(done.token_ids) == 1
+        with pytest.raises(InvalidRequestError) as caught:
+            await complete(engine, request([1] * room, max_tokens=1))
+        assert caught.value.code == "context_length_exceeded"
     finally:
         await engine.stop()
+    more = EmbeddedEngine(
+        EmbeddedConfig(model=str(tmp_path), kv_cache_bytes=40_000, max_model_len=room + 1)
+    )
+    with pytest.raises(ConfigError, match=f"max_model_len: found {room + 1}, kv_cache_bytes"):
+        await more.start()
+
+
+async def test_a_load_that_fails_unexpectedly_leaves_nothing_and_is_checked_again(
+    engine: EmbeddedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = adapter(tmp_path / "a", 1)
+    runner = core_of(engine).runner
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(runner, "prompt_runner", broken)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            await engine.load_adapter(folder)
+        assert core_of(engine).bank.host_bytes_used == 0
+    monkeypatch.undo()
+    assert await engine.load_adapter(folder)
+
+
+async def test_a_cancelled_load_or_unload_is_not_half_done(
+    engine: EmbeddedEngine, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / "a", 1)
+    for ticks in range(0, 60, 3):
+        load = asyncio.create_task(engine.load_adapter(folder))
+        for _ in range(ticks):
+            await asyncio.sleep(0.001)
+        load.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await load
+        digest = (await engine.load_adapter(folder)).digest
+        unload = asyncio.create_task(engine.unload_adapter(digest))
+        await asyncio.sleep(0)
+        unload.cancel()
+        await engine.unload_adapter(digest)
+        assert core_of(engine).bank.host_bytes_used == 0
+
+
+async def test_a_load_gets_its_slot_although_requests_keep_coming(
+    engine: EmbeddedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters_module, "_PATIENCE_SECONDS", 0.2)
+    digest = (await engine.load_adapter(adapter(tmp_path / "a", 1))).digest
+    over = False
+
+    async def client() -> None:
+        while not over:
+            await complete(engine, request([1, 2], digest, max_tokens=10, ignore_eos=True))
+
+    clients = [asyncio.create_task(client()) for _ in range(6)]
+    await asyncio.sleep(0.05)
+    other = await asyncio.wait_for(engine.load_adapter(adapter(tmp_path / "b", 2)), 20)
+    # And so does a request for it, under the same pressure.
+    assert (await asyncio.wait_for(complete(engine, request([3], other.digest)), 20)).token_ids
+    over = True
+    await asyncio.wait_for(asyncio.gather(*clients), 20)
+
+
+async def test_an_engine_is_started_once(engine: EmbeddedEngine) -> None:
+    with pytest.raises(ConfigError, match="started once"):
+        await engine.start()
+    await engine.stop()
+    with pytest.raises(ConfigError, match="started once"):
+        await engine.start()
+
+
+async def test_a_start_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
+    save_tiny_base(tmp_path, "llama")
+    engine = EmbeddedEngine(EmbeddedConfig(model=str(tmp_path), kv_cache_bytes=1 << 20))
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0)
+    threads = [thread for thread in threading.enumerate() if thread.name == "remix-engine"]
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 20)
+        assert not thread.is_alive()
+    await engine.stop()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.contracts import GenerationRequest, SamplingParams
-from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.scheduler import MAX_TIMES_OVERTAKEN, PagePool, Scheduler
 from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.text import TextStream
 
@@ -85,6 +85,37 @@ def test_decodes_come_before_prompts_that_arrived_earlier() -> None:
     s.add(sequence(1, 5, name="late"))
     advance(s)
     assert dict(advance(s))["late"] == 1
+
+
+def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:
+    s, _ = scheduler(slots=1, running=4)
+    s.add(sequence(1, 3, "hot", name="0"))
+    advance(s)
+    s.add(sequence(1, 3, "cold", name="cold"))
+    overtook = 0
+    for number in range(1, 3 * MAX_TIMES_OVERTAKEN):
+        # Always another one for the resident adapter, and one for the base, which needs no slot.
+        s.add(sequence(1, 3, "hot", name=str(number)))
+        s.add(sequence(1, 1, None, name=f"base{number}"))
+        ran = [name for name, _ in advance(s)]
+        assert any(name.startswith("base") for name in ran)
+        overtook += str(number) in ran
+        if "cold" in ran:
+            break
+    else:
+        pytest.fail("the cold adapter never ran")
+    assert 0 < overtook <= MAX_TIMES_OVERTAKEN
+
+
+def test_nothing_is_admitted_while_admission_is_held_back() -> None:
+    s, _ = scheduler()
+    s.add(sequence(1, 5, name="running"))
+    advance(s)
+    s.admits = False
+    s.add(sequence(1, 1, name="new"))
+    assert [name for name, _ in advance(s)] == ["running"]
+    s.admits = True
+    assert {name for name, _ in advance(s)} == {"running", "new"}
 
 
 def test_admission_waits_for_all_pages_a_request_can_ever_need() -> None:
