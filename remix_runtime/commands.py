@@ -49,10 +49,11 @@ def check(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for row in as_rows(facts):
-        table.add_row(*row)
+    for name, value in as_rows(facts):
+        table.add_row(name, Text(value))  # a stranger's text is no markup
     Console().print(table)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -65,11 +66,17 @@ def _read_on(folder: Path, base: str) -> tuple[Checkpoint, Parity | None, PreTra
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         hint = "" if Path(base).is_dir() else " (there is no folder of that name)"
         raise ConfigError(f"base: {base!r} cannot be loaded{hint}: {reason}") from None
-    return read_checkpoint(folder, base=base_shapes(model)), read_parity(folder), model
+    checkpoint = read_checkpoint(folder, base=base_shapes(model))
+    parity = read_parity(
+        folder,
+        vocab_size=model.config.vocab_size,
+        max_tokens=model.config.max_position_embeddings,
+    )
+    return checkpoint, parity, model
 
 
 def _replay(model: PreTrainedModel, checkpoint: Checkpoint, parity: Parity) -> str:

@@ -155,14 +155,16 @@ def _forward(
     try:
         device = next(model.parameters()).device
         with torch.no_grad(), trace_routes(dict(layers)) as trace:
-            logits_1TV = model(input_ids=token_ids_T.to(device)[None], use_cache=False).logits
+            logits_11V = model(
+                input_ids=token_ids_T.to(device)[None], use_cache=False, logits_to_keep=1
+            ).logits
     finally:
         model.train(was_training)
         for name, layer in layers.items():
             layer.select = selects[name]
     logits = {name: z[0].flatten(0, -2).float().cpu() for name, z in trace.logits.items()}
     routes = {name: s[0].flatten(0, -2).cpu() for name, s in trace.selections.items()}
-    return logits, routes, logits_1TV[0, -1].float().cpu()
+    return logits, routes, logits_11V[0, -1].float().cpu()
 
 
 def _record(

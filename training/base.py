@@ -6,6 +6,7 @@ from logging import ERROR, getLogger
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -41,8 +42,15 @@ def load_base(
         model = AutoModelForCausalLM.from_pretrained(
             base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         hint = "" if Path(base).is_dir() else " (there is no folder of that name; set the base)"
         raise ConfigError(f"base: {base!r} cannot be loaded{hint}: {reason}") from None
     return model.eval().to(device or torch.device("cpu")), tokenizer
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer when the model is served: the tokenizer's and the model's."""
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    ids = found if isinstance(found, list) else [found]
+    return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)

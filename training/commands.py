@@ -76,10 +76,13 @@ def train(
     if result.adapter is None:
         console.print(
             f"trained; see {run.output} (a softmax mixture is a baseline: it is not servable, "
-            "so no adapter was written)"
+            "so no adapter was written)",
+            markup=False,
         )
     else:
-        console.print(f"adapter {result.digest} written to {result.adapter}", soft_wrap=True)
+        console.print(
+            f"adapter {result.digest} written to {result.adapter}", markup=False, soft_wrap=True
+        )
 
 
 def evaluate(
@@ -107,6 +110,7 @@ def evaluate(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from training.evaluation import compare_with_base
 
@@ -121,7 +125,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps({name: asdict(score) for name, score in scores.items()}))
         return
-    table = Table("", "loss", "exact match", title=f"{data.name}, {scores['base'].rows} rows")
+    table = Table("", "loss", "exact match", title=Text(f"{data.name}, {scores['base'].rows} rows"))
     for name, score in scores.items():
         table.add_row(name, f"{score.loss:.4f}", f"{score.exact_match:.1%}")
     Console().print(table)

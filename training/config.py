@@ -11,14 +11,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from remix_runtime.checkpoint.types import AdapterConfig, Scaling, routing_weight
 from remix_runtime.errors import ConfigError
 from training.losses import Credit
 
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
 # YAML has no paths or tuples and reads 3e-2 as a string: these convert, the rest is strict.
-Rate = Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)]
+Rate = Annotated[
+    float, Field(strict=False, ge=0, allow_inf_nan=False), BeforeValidator(_no_boolean)
+]
 File = Annotated[Path, Field(strict=False)]
 Names = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)
@@ -74,7 +83,9 @@ class TrainConfig(BaseModel):
     expert_learning_rate: Rate = 3e-3
     """AdamW's rate for A and B."""
     router_learning_rate: Rate = 3e-2
-    """AdamW's rate for the routers, about ten times that of the experts."""
+    """AdamW's rate for the routers. 3e-2 suits small widths. Where a layer's inputs are large, as
+    those of a real model's down projections, 1e-3 and less did better: the entropy of the routers
+    should not be near 0 after some tens of steps (docs/LOG.md, Training)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How both rates fall after the warm-up, to 0 at the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
@@ -88,11 +99,11 @@ class TrainConfig(BaseModel):
     too_long: Literal["refuse", "truncate"] = "refuse"
     """A longer row stops the run, or loses its end (the number of such rows is printed)."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Of initial weights, data order and selections."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is CUDA where there is one."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU threads; runs are bit-identical at a fixed number. None: torch's own choice."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """What the adapter is written in; training is in float32. bfloat16 halves the file and what
@@ -139,7 +150,7 @@ def load_config(path: Path) -> TrainConfig:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = str(error).replace("\n", " ")
         raise ConfigError(f"{path}: found no valid YAML, expected settings: {problem}") from None
     if not isinstance(found, dict):
@@ -150,7 +161,9 @@ def load_config(path: Path) -> TrainConfig:
     if config.eval_data is not None:
         moved["eval_data"] = here / config.eval_data
     base = here / config.base
-    return config.model_copy(update={**moved, "base": str(base) if base.is_dir() else config.base})
+    # Resolved: a run is the same one from whatever folder it is started.
+    resolved = str(base.resolve()) if base.is_dir() else config.base
+    return config.model_copy(update={**moved, "base": resolved})
 
 
 def parse_config(settings: dict[str, Any], *, where: str = "") -> TrainConfig:
@@ -170,5 +183,5 @@ def parse_config(settings: dict[str, Any], *, where: str = "") -> TrainConfig:
         if first["type"] == "missing":
             raise ConfigError(f"{where}{field}: found nothing, expected a value") from None
         found = first["input"]
-        expected = first["msg"].removeprefix("Input should be ")
+        expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         raise ConfigError(f"{where}{field}: found {found!r}, expected {expected}") from None

@@ -127,8 +127,12 @@ def read_examples(
     *,
     max_length: int,
     too_long: TooLong = "refuse",
+    end_ids: frozenset[int] = frozenset(),
 ) -> tuple[list[Example], int]:
     """All rows of a JSONL file, and how many of them were truncated.
+
+    A chat's answer is learned up to the first of `end_ids`, the tokens that end it when it is
+    served; the tokenizer's own end token is always one of them.
 
     Raises `DataError` with file, line and field, also for a row of more than `max_length`
     tokens, unless `too_long` is "truncate": then the row loses its end.
@@ -139,7 +143,7 @@ def read_examples(
     truncated = 0
     for line, row in _rows(path):
         try:
-            example = _encode(row, tokenizer)
+            example = _encode(row, tokenizer, end_ids | {tokenizer.eos_token_id})
         except DataError as error:
             raise DataError(f"{path}:{line}: {error}") from None
         if len(example.tokens) > max_length:
@@ -173,19 +177,21 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(raw.decode("utf-8"))
         except UnicodeDecodeError:
             raise DataError(f"{path}:{number}: found bytes that are not UTF-8") from None
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # of JSON, or a number of 5,000 digits
             raise DataError(f"{path}:{number}: expected one JSON object, found {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: expected a JSON object, found {_kind(row)}")
         yield number, row
 
 
-def _encode(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
+def _encode(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
+) -> Example:
     """Raises `DataError` without file and line."""
     if "messages" in row and ("prompt" in row or "completion" in row):
         raise DataError("expected prompt and completion, or messages; found both")
     if "messages" in row:
-        return _encode_chat(row["messages"], tokenizer)
+        return _encode_chat(row["messages"], tokenizer, end_ids)
     prompt, completion = (_text(row, key, key) for key in ("prompt", "completion"))
     prompt_ids: list[int] = tokenizer.encode(prompt)
     if not prompt_ids:
@@ -193,16 +199,19 @@ def _encode(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Example:
     completion_ids: list[int] = tokenizer.encode(completion, add_special_tokens=False)
     if not completion_ids:
         raise DataError("completion: found no tokens, expected at least one")
-    completion_ids.append(tokenizer.eos_token_id)
+    if completion_ids[-1] != tokenizer.eos_token_id:
+        completion_ids.append(tokenizer.eos_token_id)
     return Example(
         tokens=(*prompt_ids, *completion_ids),
         is_target=(False,) * len(prompt_ids) + (True,) * len(completion_ids),
         prompt_length=len(prompt_ids),
-        reference=completion,
+        reference=completion.removesuffix(tokenizer.eos_token),
     )
 
 
-def _encode_chat(messages: Any, tokenizer: PreTrainedTokenizerBase) -> Example:
+def _encode_chat(
+    messages: Any, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
+) -> Example:
     turns = _checked_turns(messages)
     if tokenizer.chat_template is None:
         raise DataError("messages: the base has no chat template; use prompt and completion")
@@ -223,9 +232,8 @@ def _encode_chat(messages: Any, tokenizer: PreTrainedTokenizerBase) -> Example:
         context_ids = tokenizer.encode(prompt[len(done) :], add_special_tokens=False)
         answer_ids = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
         # What the template writes after the end token is never generated: no loss on it.
-        learned = len(answer_ids)
-        if tokenizer.eos_token_id in answer_ids:
-            learned = answer_ids.index(tokenizer.eos_token_id) + 1
+        ends = (at for at, token in enumerate(answer_ids, start=1) if token in end_ids)
+        learned = next(ends, len(answer_ids))
         tokens += context_ids
         prompt_length = len(tokens)
         tokens += answer_ids

@@ -5,7 +5,9 @@ Loss is the training objective: the mean over rows of their mean completion-toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.errors import DataError
 from remix_runtime.layers import attach_checkpoint, base_shapes
-from training.base import load_base
+from training.base import end_token_ids, load_base
 from training.data import Example, collate, read_examples
 from training.objective import completion_shares
 
@@ -60,6 +62,18 @@ def held_out_loss(
     return sum(losses) / len(losses)
 
 
+@contextmanager
+def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills what is not set from the model's own file: a repetition penalty, say. The
+    server does not, and greedy is greedy."""
+    defaults = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
+
+
 @torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel,
@@ -72,8 +86,9 @@ def greedy_answers(
 
     An answer is cut a little after its batch's longest reference: it can no longer match.
     """
-    end = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    ends = end_token_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if pad is None else pad
     answers = [""] * len(examples)
     for indices in _by_length(examples, batch_size):
         prompts = [examples[i].tokens[: examples[i].prompt_length] for i in indices]
@@ -82,18 +97,19 @@ def greedy_answers(
         settings = GenerationConfig(
             do_sample=False,
             max_new_tokens=longest + SPARE_TOKENS,
-            eos_token_id=end,
+            eos_token_id=sorted(ends),
             pad_token_id=pad,
         )
         inputs = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
         attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        output = model.generate(
-            inputs.to(model.device),
-            attention_mask=attention.to(model.device),
-            generation_config=settings,
-        )
+        with _without_defaults(model):
+            output = model.generate(
+                inputs.to(model.device),
+                attention_mask=attention.to(model.device),
+                generation_config=settings,
+            )
         for index, row in zip(indices, output[:, width:].tolist(), strict=True):
-            answer = row[: row.index(end)] if end in row else row
+            answer = list(itertools.takewhile(lambda token: token not in ends, row))
             answers[index] = tokenizer.decode(answer, skip_special_tokens=True)
     return answers
 
@@ -133,7 +149,9 @@ def compare_with_base(
         raise DataError(f"{data}: there is no such file")
     model, tokenizer = load_base(base or config.base_model_name_or_path)
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
-    examples, _ = read_examples(data, tokenizer, max_length=max_length)
+    examples, _ = read_examples(
+        data, tokenizer, max_length=max_length, end_ids=end_token_ids(model, tokenizer)
+    )
     rows = examples[:limit]
     scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}
     attach_checkpoint(model, checkpoint)

@@ -63,9 +63,8 @@ def model_card(config: TrainConfig, *, rows: Sequence[Row], num_examples: int) -
     adapter = config.adapter
     kind = "plain LoRA, stored as one ReMix expert" if config.method == "lora" else "ReMix adapter"
     tail = [row["loss"] for row in rows[-10:]]
-    metrics = [
-        f"| training loss, mean of the last {len(tail)} steps | {sum(tail) / len(tail):.4f} |"
-    ]
+    mean = f"{sum(tail) / len(tail):.4f}" if tail else "not recorded"
+    metrics = [f"| training loss, mean of the last {len(tail)} steps | {mean} |"]
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
     if held_out:
         metrics.append(f"| held-out loss | {held_out[-1]:.4f} |")

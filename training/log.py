@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -44,12 +45,17 @@ def row_of(report: StepReport) -> Row:
 
 
 def read_metrics(folder: Path) -> list[Row]:
-    """The rows of metrics.jsonl; a half-written last line is left out."""
+    """The rows of metrics.jsonl; lines that a crash left half-written are left out."""
     path = folder / METRICS
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
 
 
 class RunLog:
@@ -62,9 +68,10 @@ class RunLog:
         self.rows = [row for row in read_metrics(folder) if row["step"] <= start]
         self.last: StepReport | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / METRICS).open("w", encoding="utf-8")
-        for row in self.rows:
-            self._put(row)
+        kept = folder / f"{METRICS}.unfinished"
+        kept.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
+        kept.replace(folder / METRICS)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._progress = Progress(
             TextColumn("training"),

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from remix_runtime.errors import ConfigError
-from training.base import load_base, pick_device
+from remix_runtime.checkpoint.config import emit_config
+from remix_runtime.errors import CheckpointFormatError, ConfigError
+from training.base import end_token_ids, load_base, pick_device
 from training.config import TrainConfig
 from training.data import Example, read_examples
 from training.export import export_adapter
@@ -53,7 +54,8 @@ def run_training(
     """
     console = console or Console(quiet=True)
     output = config.output
-    _claim(output, resume=resume, overwrite=overwrite)
+    _require_free(output, resume=resume, overwrite=overwrite)
+    _require_writable(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     model, tokenizer = load_base(config.base, pick_device(config.device))
@@ -62,13 +64,24 @@ def run_training(
     for path, into in ((config.data, examples), (config.eval_data, held_out)):
         if path is not None:
             rows, truncated = read_examples(
-                path, tokenizer, max_length=config.max_length, too_long=config.too_long
+                path,
+                tokenizer,
+                max_length=config.max_length,
+                too_long=config.too_long,
+                end_ids=end_token_ids(model, tokenizer),
             )
             into += rows
             if truncated:
-                console.print(f"{path}: {truncated} rows cut to {config.max_length} tokens")
+                cut = f"{path}: {truncated} rows cut to {config.max_length} tokens"
+                console.print(cut, markup=False)
     trainer = Trainer(config, model, examples, held_out)
     start = trainer.resume(output / STATE) if resume else 0
+    if start > config.steps:
+        raise ConfigError(
+            f"steps: found {config.steps}, expected at least {start}, the step of the saved state"
+        )
+    if overwrite:  # nothing can be wrong with the new run's settings and data any more
+        _clear(output)
     if start:
         console.print(f"going on from step {start} of {config.steps}")
     with RunLog(output, start=start, steps=config.steps, console=console) as log:
@@ -89,15 +102,28 @@ def run_training(
     return RunResult(rows=log.rows, adapter=output / ADAPTER, digest=digest)
 
 
-def _claim(output: Path, *, resume: bool, overwrite: bool) -> None:
+def _require_writable(config: TrainConfig) -> None:
+    """Raises `ConfigError` for settings that no adapter folder can hold: now, not at the end."""
+    if config.method != "softmax":
+        try:
+            emit_config(config.adapter)
+        except CheckpointFormatError as error:
+            raise ConfigError(f"the settings make no valid adapter: {error}") from None
+
+
+def _clear(output: Path) -> None:
+    for name in (STATE, ADAPTER, BOARD):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in (METRICS, CURVE, LOAD):
+        (output / name).unlink(missing_ok=True)
+
+
+def _require_free(output: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ConfigError("found --resume and --overwrite, expected at most one of them")
-    if overwrite:
-        for name in (STATE, ADAPTER, BOARD):
-            shutil.rmtree(output / name, ignore_errors=True)
-        for name in (METRICS, CURVE, LOAD):
-            (output / name).unlink(missing_ok=True)
-    elif not resume and (state_files(output / STATE) or (output / ADAPTER).exists()):
+    if resume or overwrite:
+        return
+    if state_files(output / STATE) or (output / ADAPTER).exists():
         raise ConfigError(
             f"output: {output} holds a run already; go on with --resume, "
             "start again with --overwrite, or name another folder"

@@ -32,6 +32,13 @@ def state_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*.safetensors"))
 
 
+def drop_states(folder: Path, *, after: int) -> None:
+    """Deletes the states of later steps."""
+    for path in state_files(folder):
+        if int(path.stem.rpartition("-")[2]) > after:
+            path.unlink()
+
+
 def save_state(
     folder: Path,
     *,

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remix_runtime.errors import TrainingError
@@ -23,7 +23,7 @@ from training.data import BatchOrder, Example, collate
 from training.evaluation import held_out_loss
 from training.objective import RoutingStats, attach_method, pass_loss
 from training.seeds import generator
-from training.state import load_state, save_state
+from training.state import drop_states, load_state, save_state
 
 # Settings that a resumed run may change: where, how long and how fast. The bits of the end are
 # those of an uninterrupted run only when the second and third kind stay as they were.
@@ -66,6 +66,15 @@ class StepReport:
     held_out_loss: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a step starts from."""
+
+    step: int
+    weights: dict[str, Tensor]
+    moments: dict[Tensor, dict[str, Tensor]]
+
+
 class Trainer:
     """One run in memory. `run` goes from the current step to the last."""
 
@@ -101,18 +110,26 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._good = self._snapshot()
 
     def run(
         self, *, state_folder: Path | None = None, on_step: Callable[[StepReport], None]
     ) -> None:
         """Trains to the last step and saves on the way.
 
-        Raises `TrainingError` at the first loss or gradient that is not finite; weights and
-        saved states are then those of the last good step.
+        Raises `TrainingError` at the first loss, gradient or weight that is not finite. Weights
+        and the newest saved state are then those of the last step from which loss and gradients
+        were finite: a state saved after it may already be what made them infinite.
         """
         config = self.config
         while self.step < config.steps:
-            report = self.train_step()
+            try:
+                report = self.train_step()
+            except TrainingError:
+                if state_folder and self.step:
+                    drop_states(state_folder, after=self.step)
+                    self.save(state_folder)
+                raise
             last = self.step == config.steps
             if state_folder and (last or self.step % config.checkpoint_every == 0):
                 self.save(state_folder)
@@ -144,11 +161,14 @@ class Trainer:
         ]
         self._require_finite("gradient of the experts", norms[0])
         self._require_finite("gradient of the routers", norms[1])
+        self._good = self._snapshot()
         factor = learning_rate_factor(self.step, config)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
+        for name, parameter in self.parameters.items():
+            self._require_finite(f"largest weight of {name}", parameter.abs().max().item())
         self.step += 1
         seconds = time.perf_counter() - started
         due = self.step % config.eval_every == 0 or self.step == config.steps
@@ -191,6 +211,7 @@ class Trainer:
             optimizer=self.optimizer,
             run=self._identity(),
         )
+        self._good = self._snapshot()
         return self.step
 
     def _identity(self) -> dict[str, str]:
@@ -202,12 +223,37 @@ class Trainer:
         }
 
     def _require_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"step {self.step + 1}: the {what} is {value}, expected a finite number; the last "
-                "saved state is kept: lower the learning rates, or set steps to its step for its "
-                "adapter, and --resume"
-            )
+        if math.isfinite(value):
+            return
+        failed = self.step + 1
+        self._restore(self._good)
+        advice = (
+            f"the state of step {self.step}, the last good one, is kept: lower the learning rates, "
+            f"or set steps to {self.step} for its adapter, and --resume"
+            if self.step
+            else "no step before it was good: lower the learning rates"
+        )
+        raise TrainingError(
+            f"step {failed}: the {what} is {value}, expected a finite number; {advice}"
+        )
+
+    def _snapshot(self) -> Snapshot:
+        """Weights and moments as they are now, copied."""
+        moments = {
+            parameter: {key: value.clone() for key, value in state.items()}
+            for parameter, state in self.optimizer.state.items()
+        }
+        weights = {name: p.detach().clone() for name, p in self.parameters.items()}
+        return Snapshot(self.step, weights, moments)
+
+    def _restore(self, good: Snapshot) -> None:
+        self.step = good.step
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+        self.optimizer.state.update(good.moments)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(good.weights[name])
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

@@ -181,12 +181,15 @@ class RemixLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return y_TO
 
     def _addition(self, x_TD: Tensor, name: str) -> Tensor:
-        z_Tn = F.linear(x_TD.detach().float(), _tensor(self.remix_router, name))
+        # A model that was cast as a whole took these along; the sums stay in float32.
+        router_nD, a_nrD, b_nOr = (
+            _tensor(parts, name).float()
+            for parts in (self.remix_router, self.remix_A, self.remix_B)
+        )
+        z_Tn = F.linear(x_TD.detach().float(), router_nD)
         mask_Tn = expert_mask(top_k_experts(z_Tn, self.top_k[name]), z_Tn.shape[-1])
         gate_Tn = self.routing_weight[name] * mask_Tn
-        return weighted_experts(
-            x_TD, _tensor(self.remix_A, name), _tensor(self.remix_B, name), gate_Tn
-        )
+        return weighted_experts(x_TD, a_nrD, b_nOr, gate_Tn)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         _refuse_merge()

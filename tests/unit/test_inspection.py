@@ -13,7 +13,12 @@ from typer.testing import CliRunner
 
 from remix_runtime.checkpoint import AdapterConfig, read_checkpoint, write_checkpoint
 from remix_runtime.cli import build_app
-from remix_runtime.errors import CheckpointMismatchError, ConfigError, ParityError
+from remix_runtime.errors import (
+    CheckpointFormatError,
+    CheckpointMismatchError,
+    ConfigError,
+    ParityError,
+)
 from remix_runtime.inspection import inspect_adapter
 from remix_runtime.layers import attach
 from remix_runtime.parity import record_parity
@@ -124,3 +129,35 @@ def test_command_on_a_bad_folder_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_strangers_text_is_shown_as_it_is(adapter: Path) -> None:
+    config = adapter / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "base_model_name_or_path": "x[/b][red]y"}))
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(build_app(), ["check", str(adapter)])
+    assert result.exit_code == 0, result.output
+    assert "x[/b][red]y" in result.stdout
+
+
+def test_a_parity_prompt_over_the_context_is_refused(
+    tmp_path: Path, base: Path, adapter: Path
+) -> None:
+    model = make_base(base)
+    config = read_checkpoint(adapter).config
+    layers = attach(model, config)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.b_nOr.normal_(std=0.5)
+    parity = record_parity(model, layers, [[1] * 65])
+    weights = {name: layer.weights() for name, layer in layers.items()}
+    write_checkpoint(tmp_path / "long", config, weights, readme="long", parity=parity)
+    with pytest.raises(CheckpointFormatError, match="found 65 tokens, expected at most 64"):
+        inspect_adapter(tmp_path / "long", str(base))
+
+
+def test_a_truncated_base_is_a_config_error(base: Path, adapter: Path) -> None:
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        inspect_adapter(adapter, str(base))

@@ -139,6 +139,16 @@ def test_low_memory_loading_into_bfloat16_keeps_float32_weights(tmp_path):
     assert torch.equal(logits(model), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_that_is_cast_with_its_adapter_still_computes(tmp_path, dtype):
+    adapter = written(tmp_path / "a", tiny_model("llama"), seed=3)
+    exact = logits(PeftModel.from_pretrained(tiny_model("llama"), adapter))
+    cast = logits(PeftModel.from_pretrained(tiny_model("llama"), adapter).to(dtype))
+    plain = logits(tiny_model("llama").to(dtype))
+    assert cast.dtype == dtype
+    assert (cast - exact).abs().mean() < 0.2 * (plain - exact).abs().mean()
+
+
 def test_adapters_switch_add_up_and_go(tmp_path):
     model = tiny_model("qwen3")
     one = written(tmp_path / "one", model, seed=1)

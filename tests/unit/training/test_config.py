@@ -68,6 +68,9 @@ def test_a_file_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
         ({"method": "lora", "selections": 8}, "selections: found with method lora, expected only"),
         ({"method": "softmax", "credit": "causal"}, "credit: found with method softmax"),
         ({"data": None}, "data: found None, expected"),
+        ({"expert_learning_rate": True}, "expert_learning_rate: found True, expected a number"),
+        ({"seed": 1 << 64}, "seed: found 18446744073709551616, expected"),
+        ({"threads": 1 << 40}, "threads: found 1099511627776, expected"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(
@@ -94,6 +97,8 @@ def test_a_missing_setting_is_named() -> None:
         ("- a\n- b\n", "found list, expected a mapping"),
         ("", "found NoneType, expected a mapping"),
         ("base: [unclosed\n", "found no valid YAML"),
+        ("seed: 2020-13-45\n", "found no valid YAML"),
+        ("[" * 20_000, "found no valid YAML"),
         ("nonsense: 1\n", r"run\.yaml: unknown setting 'nonsense'"),
     ],
 )

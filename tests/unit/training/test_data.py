@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -66,6 +67,35 @@ def test_chat_targets_are_the_assistant_turns_up_to_their_end_token(
     assert tokenizer.decode(example.tokens[: example.prompt_length]) == prompt
     assert example.reference == "so long"
     assert example.tokens[-1] == EOS_ID
+
+
+def test_a_chat_is_learned_to_the_first_token_that_ends_it_when_served(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """A base whose own end token is another than the one that its template ends turns with."""
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]
+    path = write_rows(tmp_path / "a.jsonl", [{"messages": messages}])
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|im_start|>"
+    (example,) = read(path, other, end_ids=frozenset({turn_end}))
+    assert targets(example, other) == "hello you<|im_end|>"
+
+
+def test_an_end_token_that_a_completion_has_is_not_doubled(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    row = {"prompt": "the north", "completion": " is cold<|im_end|>"}
+    (example,) = read(write_rows(tmp_path / "a.jsonl", [row]), tokenizer)
+    assert targets(example, tokenizer) == " is cold<|im_end|>"
+    assert example.reference == " is cold"
+
+
+def test_a_number_of_endless_digits_is_named_by_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "n": ' + "9" * 5000 + "}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: "):
+        read(path, tokenizer)
 
 
 def test_labels_are_the_next_tokens_and_padding_counts_nowhere() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +147,64 @@ def test_an_output_folder_with_a_run_is_not_overwritten_by_accident(
     changed = make_config(steps=2, seed=1)
     assert run_training(changed, overwrite=True).digest != first.digest
     assert kept.read_text() == "mine"
+
+
+def test_a_run_is_deleted_only_for_one_that_can_begin(make_config: MakeConfig) -> None:
+    first = run_training(make_config(steps=2))
+    assert first.adapter is not None
+    for settings in ({"data": "missing.jsonl"}, {"base": "no/such/base"}, {"num_experts": 300}):
+        with pytest.raises((ConfigError, DataError)):
+            run_training(make_config(steps=2, **settings), overwrite=True)
+        assert read_checkpoint(first.adapter).digest == first.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_experts": 300}, "num_experts"),
+        ({"target_modules": ["up_proj", "up_proj"]}, "expected every name once"),
+        ({"base_name": "x\ty"}, "base_model_name_or_path"),
+        ({"r": 5000}, r"\br\b"),
+    ],
+)
+def test_settings_that_no_adapter_can_hold_are_refused_before_training(
+    make_config: MakeConfig, settings: dict[str, Any], message: str
+) -> None:
+    config = make_config(**settings)
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_training(config)
+    assert "\n" not in str(caught.value)
+    assert not config.output.exists()
+
+
+def test_fewer_steps_than_the_saved_state_has_are_refused(make_config: MakeConfig) -> None:
+    run_training(make_config(steps=4))
+    with pytest.raises(ConfigError, match="steps: found 3, expected at least 4"):
+        run_training(make_config(steps=3), resume=True)
+
+
+def test_a_broken_log_does_not_stop_a_resume(make_config: MakeConfig) -> None:
+    config = make_config(steps=4)
+    first = run_training(config)
+    metrics = config.output / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([lines[0], '{"step": 2, "lo', *lines[2:], "null"]) + "\n")
+    again = run_training(config, resume=True)
+    assert again.digest == first.digest
+    assert [row["step"] for row in again.rows] == [1, 3, 4]
+    metrics.unlink()
+    assert run_training(config, resume=True).digest == first.digest
+    assert "not recorded" in (config.output / "adapter" / "README.md").read_text()
+
+
+def test_greedy_answers_know_no_defaults_of_the_model(make_config: MakeConfig) -> None:
+    model, tokenizer = load_base(make_config().base)
+    examples = run_examples(make_config(), tokenizer)
+    plain = greedy_answers(model, tokenizer, examples)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.no_repeat_ngram_size = 1
+    assert greedy_answers(model, tokenizer, examples) == plain
+    assert model.generation_config.repetition_penalty == 5.0
 
 
 def test_the_settings_are_listed_with_their_defaults() -> None:

@@ -329,6 +329,35 @@ def test_nan_stops_with_a_clear_error_and_the_last_good_state_stays(
     assert again.step == 6
 
 
+@pytest.mark.parametrize("checkpoint_every", [1, 100])
+@pytest.mark.parametrize("rate", [1e37, 3e38])
+def test_the_newest_state_is_one_that_can_go_on(
+    make_config: MakeConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    checkpoint_every: int,
+    rate: float,
+) -> None:
+    """A rate so high that the first step at it ruins the weights: what was saved right after that
+    step is no good, and what came before must be there even if no save was due."""
+    settings = {"steps": 12, "checkpoint_every": checkpoint_every, "warmup_steps": 0}
+    examples, _ = read_examples(make_config().data, tokenizer, max_length=64)
+    good = Trainer(make_config(**settings), tiny_model("llama"), examples)
+    for _ in range(3):
+        good.train_step()
+    good.save(tmp_path)
+    ruined = make_config(**settings, expert_learning_rate=rate)
+    trainer = Trainer(ruined, tiny_model("llama"), examples)
+    assert trainer.resume(tmp_path) == 3
+    with pytest.raises(TrainingError, match=r"the state of step 3, the last good one"):
+        trainer.run(state_folder=tmp_path, on_step=lambda _: None)
+    again = Trainer(make_config(**settings), tiny_model("llama"), examples)
+    assert again.resume(tmp_path) == 3
+    assert all(torch.equal(p, good.parameters[key]) for key, p in again.parameters.items())
+    again.run(on_step=lambda _: None)
+    assert again.step == 12
+
+
 def test_an_infinite_gradient_stops_before_the_weights_move(
     make_config: MakeConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
