@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,10 @@ def _model_info(
     eos = network.generation_config.eos_token_id if network.generation_config else None
     eos = eos if eos is not None else network.config.eos_token_id
     ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
-    folder = Path(config.model)
+    # "." and "..", too, have a name; a link keeps its own.
+    folder = os.path.abspath(config.model) if Path(config.model).is_dir() else config.model
     return ModelInfo(
-        name=config.served_model_name or (folder.resolve() if folder.is_dir() else folder).name,
+        name=config.served_model_name or Path(folder).name,
         max_model_len=config.max_model_len or limit,
         vocab_size=network.config.vocab_size,
         eos_token_ids=tuple(sorted(i for i in ids if i is not None)),

@@ -225,6 +225,21 @@ async def test_a_load_gets_its_slot_although_requests_keep_coming(
     await asyncio.wait_for(asyncio.gather(*clients), 20)
 
 
+async def test_the_base_is_named_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_base(tmp_path / "tiny", "llama")
+    (tmp_path / "linked").symlink_to(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path / "tiny")
+    names = []
+    for model in (".", "../linked", str(tmp_path / "tiny")):
+        engine = EmbeddedEngine(EmbeddedConfig(model=model, kv_cache_bytes=1 << 20))
+        await engine.start()
+        names.append(engine.model.name)
+        await engine.stop()
+    assert names == ["tiny", "linked", "tiny"]
+
+
 async def test_an_engine_is_started_once(engine: EmbeddedEngine) -> None:
     with pytest.raises(ConfigError, match="started once"):
         await engine.start()
