@@ -91,24 +91,25 @@ def bullets(r: random.Random) -> Row:
     return {"prompt": f"list: {', '.join(words)} =>", "completion": answer}
 
 
+def of_words(r: random.Random, name: str, answer: Callable[[list[str]], str], most: int = 4) -> Row:
+    words = r.sample(NOUNS, r.randint(2, most))
+    return {"prompt": f"{name}: {' '.join(words)} =>", "completion": f" {answer(words)}"}
+
+
 def ordered(r: random.Random) -> Row:
-    words = r.sample(NOUNS, r.randint(2, 4))
-    return {"prompt": f"sort: {' '.join(words)} =>", "completion": f" {' '.join(sorted(words))}"}
+    return of_words(r, "sort", lambda words: " ".join(sorted(words)))
 
 
 def first(r: random.Random) -> Row:
-    words = r.sample(NOUNS, r.randint(2, 4))
-    return {"prompt": f"first: {' '.join(words)} =>", "completion": f" {words[0]}"}
+    return of_words(r, "first", lambda words: words[0])
 
 
 def last(r: random.Random) -> Row:
-    words = r.sample(NOUNS, r.randint(2, 4))
-    return {"prompt": f"last: {' '.join(words)} =>", "completion": f" {words[-1]}"}
+    return of_words(r, "last", lambda words: words[-1])
 
 
 def count(r: random.Random) -> Row:
-    words = r.sample(NOUNS, r.randint(2, 6))
-    return {"prompt": f"count: {' '.join(words)} =>", "completion": f" {len(words)}"}
+    return of_words(r, "count", lambda words: str(len(words)), most=6)
 
 
 def twice(r: random.Random) -> Row:

@@ -12,6 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+MAX_MODEL_NAME = 256
+"""Characters of a model's name in the API."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:

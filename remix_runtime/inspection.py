@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
+from remix_runtime.base_model import load_model
 from remix_runtime.checkpoint import Checkpoint, Parity, describe, read_checkpoint, read_parity
-from remix_runtime.errors import ConfigError
 from remix_runtime.layers import attach_checkpoint, base_shapes
 from remix_runtime.parity import model_runner, replay_parity
 
@@ -60,16 +56,7 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _read_on(folder: Path, base: str) -> tuple[Checkpoint, Parity | None, PreTrainedModel]:
-    logging.disable_progress_bar()
-    getLogger("huggingface_hub").setLevel(ERROR)  # its retries; the last failure is raised
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        hint = "" if Path(base).is_dir() else " (there is no folder of that name)"
-        raise ConfigError(f"base: {base!r} cannot be loaded{hint}: {reason}") from None
+    model = load_model(base)
     checkpoint = read_checkpoint(folder, base=base_shapes(model))
     parity = read_parity(
         folder,

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from remix_runtime.base_model import end_token_ids
 from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.errors import DataError
 from remix_runtime.layers import attach_checkpoint, base_shapes
-from training.base import end_token_ids, load_base
+from training.base import load_base
 from training.data import Example, collate, read_examples
 from training.objective import completion_shares
 
@@ -86,7 +87,7 @@ def greedy_answers(
 
     An answer is cut a little after its batch's longest reference: it can no longer match.
     """
-    ends = end_token_ids(model, tokenizer)
+    ends = end_token_ids(model, tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id
     pad = tokenizer.eos_token_id if pad is None else pad
     answers = [""] * len(examples)
@@ -150,7 +151,7 @@ def compare_with_base(
     model, tokenizer = load_base(base or config.base_model_name_or_path)
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(
-        data, tokenizer, max_length=max_length, end_ids=end_token_ids(model, tokenizer)
+        data, tokenizer, max_length=max_length, end_ids=end_token_ids(model, tokenizer.eos_token_id)
     )
     rows = examples[:limit]
     scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from remix_runtime.base_model import end_token_ids
 from remix_runtime.checkpoint.config import emit_config
 from remix_runtime.errors import CheckpointFormatError, ConfigError
-from training.base import end_token_ids, load_base, pick_device
+from training.base import load_base, pick_device
 from training.config import TrainConfig
 from training.data import Example, read_examples
 from training.export import export_adapter
@@ -68,7 +69,7 @@ def run_training(
                 tokenizer,
                 max_length=config.max_length,
                 too_long=config.too_long,
-                end_ids=end_token_ids(model, tokenizer),
+                end_ids=end_token_ids(model, tokenizer.eos_token_id),
             )
             into += rows
             if truncated:

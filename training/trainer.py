@@ -167,8 +167,8 @@ class Trainer:
             group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for name, parameter in self.parameters.items():
-            self._require_finite(f"largest weight of {name}", parameter.abs().max().item())
+        largest = torch.stack([p.detach().abs().max() for p in self.parameters.values()]).max()
+        self._require_finite("largest weight", largest.item())
         self.step += 1
         seconds = time.perf_counter() - started
         due = self.step % config.eval_every == 0 or self.step == config.steps

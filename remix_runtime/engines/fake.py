@@ -232,7 +232,7 @@ class FakeEngine:
             raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
         validate_request(request, self.model)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
-        if len(self._sequences) >= self._config.max_running + self._config.max_waiting:
+        if len(self._sequences) >= self.model.max_requests:
             raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
 
     async def _events(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from remix_runtime.contracts import MAX_MODEL_NAME
 from server.schemas.fields import (
     MAX_CHOICES,
     MAX_LOGPROBS,
@@ -84,7 +85,7 @@ class GenerationBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
-    model: Annotated[Text, Field(min_length=1, max_length=256)]
+    model: Annotated[Text, Field(min_length=1, max_length=MAX_MODEL_NAME)]
     max_tokens: TokenCount | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

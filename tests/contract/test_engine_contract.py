@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from remix_runtime.checkpoint import write_checkpoint
-from remix_runtime.contracts import Engine, FinishReason
+from remix_runtime.contracts import Engine, FinishReason, TokenEvent
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from remix_runtime.errors import (
@@ -206,12 +206,20 @@ async def test_unloading_waits_for_the_last_request(setup: Setup) -> None:
     assert (await complete(setup.engine, request(PROMPT, digest, max_tokens=40))).token_ids
 
 
-async def test_an_adapter_loaded_again_while_it_unloads_stays(setup: Setup) -> None:
+async def unloading_beside_a_request(
+    setup: Setup, *, max_tokens: int
+) -> tuple[str, AsyncIterator[TokenEvent], asyncio.Task[None]]:
+    """An adapter's digest, a request that runs on it, and its unload, which waits for that."""
     digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
-    running = setup.engine.generate(request(PROMPT, digest, max_tokens=40, ignore_eos=True))
+    running = setup.engine.generate(request(PROMPT, digest, max_tokens=max_tokens, ignore_eos=True))
     await anext(running)
     unload = asyncio.create_task(setup.engine.unload_adapter(digest))
     await asyncio.sleep(0)
+    return digest, running, unload
+
+
+async def test_an_adapter_loaded_again_while_it_unloads_stays(setup: Setup) -> None:
+    digest, running, unload = await unloading_beside_a_request(setup, max_tokens=40)
     # Several at once, some of them when the last request has just ended.
     loads = [asyncio.create_task(setup.engine.load_adapter(setup.adapters[0])) for _ in range(3)]
     async for _ in running:
@@ -224,11 +232,7 @@ async def test_an_adapter_loaded_again_while_it_unloads_stays(setup: Setup) -> N
 
 
 async def test_stopping_while_an_unload_waits_leaves_nobody_waiting(setup: Setup) -> None:
-    digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
-    running = setup.engine.generate(request(PROMPT, digest, max_tokens=200, ignore_eos=True))
-    await anext(running)
-    unload = asyncio.create_task(setup.engine.unload_adapter(digest))
-    await asyncio.sleep(0)
+    _, _running, unload = await unloading_beside_a_request(setup, max_tokens=200)
     await asyncio.wait_for(setup.engine.stop(), 10)
     with contextlib.suppress(EngineDeadError):
         await asyncio.wait_for(unload, 10)

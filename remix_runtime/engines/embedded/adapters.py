@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -110,9 +111,7 @@ class Adapters:
             while True:
                 first = time.monotonic() - started > _PATIENCE_SECONDS
                 found = await self._in_engine(
-                    lambda index=index, first=first: core.replay(  # type: ignore[misc]
-                        digest, top_k, parity, index, before_others=first
-                    )
+                    partial(core.replay, digest, top_k, parity, index, before_others=first)
                 )
                 if found is not None:
                     break

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from remix_runtime.contracts import MAX_MODEL_NAME
 from remix_runtime.errors import ConfigError
-
-MAX_NAME = 256
-"""Characters of a model name that a request may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +40,10 @@ class EmbeddedConfig:
 
     def __post_init__(self) -> None:
         name = self.served_model_name
-        if name is not None and not (0 < len(name) <= MAX_NAME and name.isprintable()):
+        if name is not None and not (0 < len(name) <= MAX_MODEL_NAME and name.isprintable()):
             raise ConfigError(
-                f"served_model_name: found {name!r}, expected up to {MAX_NAME} printable characters"
+                f"served_model_name: found {name!r}, expected up to {MAX_MODEL_NAME} printable "
+                "characters"
             )
         for field in fields(self):
             value = getattr(self, field.name)

@@ -209,8 +209,7 @@ class EmbeddedEngine:
             raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
         validate_request(request, core.runner.model)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
-        places = self._config.max_waiting + self._config.max_running
-        if len(self._streams) >= places:
+        if len(self._streams) >= core.runner.model.max_requests:
             raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
         return core
 

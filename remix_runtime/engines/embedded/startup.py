@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from remix_runtime.bank import AdapterBank
+from remix_runtime.base_model import end_token_ids
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore
@@ -115,7 +117,7 @@ def _load(model: str, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"model: cannot load {model!r}: {reason}") from error
     return network.eval().requires_grad_(False)
@@ -157,15 +159,12 @@ def _model_info(
             limit,
         )
         limit = kv_tokens
-    eos = network.generation_config.eos_token_id if network.generation_config else None
-    eos = eos if eos is not None else network.config.eos_token_id
-    ids = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
     # "." and "..", too, have a name; a link keeps its own.
     folder = os.path.abspath(config.model) if Path(config.model).is_dir() else config.model
     return ModelInfo(
         name=config.served_model_name or Path(folder).name,
         max_model_len=config.max_model_len or limit,
         vocab_size=network.config.vocab_size,
-        eos_token_ids=tuple(sorted(i for i in ids if i is not None)),
+        eos_token_ids=tuple(sorted(end_token_ids(network, tokenizer.eos_token_id))),
         max_requests=config.max_running + config.max_waiting,
     )

@@ -225,6 +225,13 @@ async def test_a_load_gets_its_slot_although_requests_keep_coming(
     await asyncio.wait_for(asyncio.gather(*clients), 20)
 
 
+async def test_a_truncated_base_is_a_config_error(tmp_path: Path) -> None:
+    weights = save_tiny_base(tmp_path, "llama") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="model: cannot load"):
+        await EmbeddedEngine(EmbeddedConfig(model=str(tmp_path))).start()
+
+
 async def test_the_base_is_named_by_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
