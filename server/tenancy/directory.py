@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.tenancy import keys as api_keys
@@ -38,6 +38,7 @@ from server.tenancy.records import (
     check_name,
     now,
 )
+from server.tenancy.tables import find
 
 
 class Directory:
@@ -67,7 +68,7 @@ class Directory:
         check_name("tenant", tenant)
         created = now()
         async with self._database.write() as connection:
-            row = await _one(connection, tables.tenants, tables.tenants.c.id == tenant)
+            row = await find(connection, tables.tenants.c.id, tenant)
             if row is None:
                 values = {"id": tenant, "created": created}
                 await connection.execute(insert(tables.tenants).values(values))
@@ -125,7 +126,7 @@ class Directory:
     async def revoke_key(self, key_id: str, *, actor: str) -> None:
         table = tables.api_keys
         async with self._database.write() as connection:
-            row = await _one(connection, table, table.c.id == key_id)
+            row = await find(connection, table.c.id, key_id)
             if row is None:
                 raise UnknownKeyError(key_id)
             if row.revoked is None:
@@ -187,7 +188,7 @@ class Directory:
         """The record under this digest: the one that was there, or else the given one."""
         table = tables.adapters
         async with self._database.write() as connection:
-            row = await _one(connection, table, table.c.digest == adapter.digest)
+            row = await find(connection, table.c.digest, adapter.digest)
             if row is not None:
                 return _adapter(row)
             await connection.execute(insert(table).values(asdict(adapter)))
@@ -210,7 +211,7 @@ class Directory:
         """Raises `AdapterNotFoundError`."""
         table = tables.adapters
         async with self._database.read() as connection:
-            row = await _one(connection, table, table.c.digest == digest)
+            row = await find(connection, table.c.digest, digest)
         if row is None:
             raise AdapterNotFoundError(digest)
         return _adapter(row)
@@ -219,7 +220,7 @@ class Directory:
         """Raises `ReferencedError` while a tenant's newest set names it, `AdapterNotFoundError`."""
         table = tables.adapters
         async with self._database.write() as connection:
-            if await _one(connection, table, table.c.digest == digest) is None:
+            if await find(connection, table.c.digest, digest) is None:
                 raise AdapterNotFoundError(digest)
             live = await sets.newest_of_all(connection)
             users = [tenant for tenant, item in live.items() if digest in item.entries.values()]
@@ -284,6 +285,7 @@ class Directory:
         table = tables.audit
         query = select(table).order_by(table.c.id.desc()).limit(limit)
         if tenant is not None:
+            check_name("tenant", tenant)
             query = query.where(table.c.tenant == tenant)
         if before is not None:
             query = query.where(table.c.id < before)
@@ -334,7 +336,7 @@ async def _replace(
 
 
 async def _quota(connection: AsyncConnection, tenant: str) -> Quota:
-    row = await _one(connection, tables.quotas, tables.quotas.c.tenant == tenant)
+    row = await find(connection, tables.quotas.c.tenant, tenant)
     if row is None:
         return Quota()
     return Quota(
@@ -353,9 +355,3 @@ def _adapter(row: Row[Any]) -> AdapterRecord:
         description=row.description,
         created=row.created,
     )
-
-
-async def _one(
-    connection: AsyncConnection, table: Table, where: ColumnElement[bool]
-) -> Row[Any] | None:
-    return (await connection.execute(select(table).where(where))).one_or_none()

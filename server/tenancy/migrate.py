@@ -6,6 +6,7 @@ import alembic.util
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
+from sqlalchemy.exc import ProgrammingError
 
 from remix_runtime.errors import ConfigError
 from server.tenancy.database import Database
@@ -31,3 +32,5 @@ def _upgrade(connection: Connection) -> None:
         raise ConfigError(
             f"the database was made by a newer release of remix-serve: {error}"
         ) from error
+    except ProgrammingError as error:
+        raise ConfigError(f"the database cannot be migrated: {error.orig}") from error

@@ -10,13 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.tenancy.errors import UnknownAdapterError, UnknownRevisionError, UnknownTenantError
 from server.tenancy.records import SetRevision, now
-from server.tenancy.tables import adapters, set_revisions, tenants
+from server.tenancy.tables import adapters, find, set_revisions, tenants
 
 
 async def require_tenant(connection: AsyncConnection, tenant: str) -> Row[Any]:
-    query = select(tenants).where(tenants.c.id == tenant, tenants.c.deleted.is_(None))
-    row = (await connection.execute(query)).one_or_none()
-    if row is None:
+    row = await find(connection, tenants.c.id, tenant)
+    if row is None or row.deleted is not None:
         raise UnknownTenantError(tenant)
     return row
 

@@ -16,10 +16,13 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Row,
     Table,
     Text,
     TypeDecorator,
+    select,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -115,3 +118,12 @@ audit = Table(
     Column("detail", JSON, nullable=False),
     Index("ix_audit_tenant", "tenant", "id"),
 )
+
+
+async def find(connection: AsyncConnection, column: Column[str], value: str) -> Row[Any] | None:
+    """The row of `column`'s table that has `value` in this unique column."""
+    # Nothing unprintable is ever stored, and drivers fail on it: NUL characters, lone surrogates.
+    if not value.isprintable():
+        return None
+    query = select(column.table).where(column == value)
+    return (await connection.execute(query)).one_or_none()

@@ -18,12 +18,15 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Of an empty database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/directory.db"
+        yield f"sqlite:///{tmp_path}/directory.db"
+        return
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.fresh_database()
+    made = server.fresh_database()
+    yield made
+    server.drop(made)
 
 
 @pytest.fixture

@@ -106,9 +106,7 @@ async def test_a_tenant_that_is_made_again_inherits_nothing_but_its_revision_num
 async def test_unknown_tenants_are_refused_by_every_method(directory: Directory) -> None:
     await with_tenant(directory, tenant="gone")
     await directory.delete_tenant("gone", actor="test")
-    for tenant in ("gone", "never", "x' OR 1=1 --", "a\0b"):
-        if tenant == "a\0b" and not directory._database.is_sqlite:
-            continue  # the driver refuses it before the database could
+    for tenant in ("gone", "never", "x' OR 1=1 --", "a\0b", "\ud800"):
         for call in (
             directory.delete_tenant(tenant, actor="test"),
             directory.create_key(tenant, actor="test"),
@@ -147,8 +145,9 @@ async def test_revoking_twice_is_one_change_and_an_unknown_key_none(directory: D
     (before,) = await directory.keys("a")
     await directory.revoke_key(key.id, actor="test")
     assert await directory.keys("a") == [before]
-    with pytest.raises(UnknownKeyError):
-        await directory.revoke_key("0" * 16, actor="test")
+    for key_id in ("0" * 16, "\0"):
+        with pytest.raises(UnknownKeyError):
+            await directory.revoke_key(key_id, actor="test")
     actions = [row.action for row in await directory.audit(limit=10)]
     assert actions == ["key.revoke", "key.create", "tenant.create"]
 
@@ -257,6 +256,7 @@ async def test_an_adapter_goes_when_no_newest_set_names_it(directory: Directory)
     await directory.delete_adapter(digest("a"), actor="test")
     assert [item.digest for item in await directory.adapters()] == [digest("b")]
     for call in (
+        directory.adapter("\0"),
         directory.adapter(digest("a")),
         directory.delete_adapter(digest("a"), actor="test"),
     ):
