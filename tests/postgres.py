@@ -85,7 +85,7 @@ class PostgresServer:
 def postgres_server() -> Iterator[PostgresServer]:
     """A running server; everything of it is gone afterwards."""
     # Not the test's own temporary folder: a socket's path may have 107 characters only.
-    folder = Path(tempfile.mkdtemp(prefix="remix-pg-", dir=_memory()))
+    folder = Path(tempfile.mkdtemp(prefix="remix-pg-", dir=memory_folder()))
     server: PostgresServer | None = None
     try:
         account, installed = _account(folder)
@@ -109,8 +109,9 @@ def postgres_server() -> Iterator[PostgresServer]:
         shutil.rmtree(folder)
 
 
-def _memory() -> Path | None:
-    """A file system in memory, where there is one: every database is 8 MB of small files."""
+def memory_folder() -> Path | None:
+    """A file system in memory, where there is one: every database is 8 MB of small files, and every
+    commit of SQLite waits for the disk."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or os.statvfs(memory).f_flag & os.ST_NOEXEC:
         return None

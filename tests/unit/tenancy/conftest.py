@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from server.tenancy import Directory
-from tests.postgres import PostgresServer, postgres_server
+from tests.postgres import PostgresServer, memory_folder, postgres_server
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +18,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of an empty database."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/directory.db"
+        with TemporaryDirectory(prefix="remix-sqlite-", dir=memory_folder()) as folder:
+            yield f"sqlite:///{folder}/directory.db"
         return
     server: PostgresServer = request.getfixturevalue("postgres")
     made = server.fresh_database()

@@ -119,6 +119,7 @@ async def test_an_account_that_may_not_make_tables_is_a_setting_that_is_wrong(
 ) -> None:
     url = postgres.fresh_database()
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS guest")
         connection.execute("CREATE ROLE guest LOGIN")
     with pytest.raises(ConfigError, match="permission denied"):
         await Directory.open(url.replace("postgres@", "guest@"))
