@@ -7,12 +7,14 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 from remix_runtime import errors
+from server.tenancy import errors as tenancy
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("remix_runtime", "training", "server", "benchmarks")
@@ -32,22 +34,23 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_error_tree_in_the_docstring_is_the_real_tree() -> None:
+@pytest.mark.parametrize(("module", "root"), [(errors, "Exception"), (tenancy, "RemixError")])
+def test_error_tree_in_the_docstring_is_the_real_tree(module: ModuleType, root: str) -> None:
     classes = {
         name: found
-        for name, found in inspect.getmembers(errors, inspect.isclass)
-        if found.__module__ == errors.__name__
+        for name, found in inspect.getmembers(module, inspect.isclass)
+        if found.__module__ == module.__name__
     }
-    assert errors.__doc__ is not None
+    assert module.__doc__ is not None
     parents: list[tuple[int, str]] = []
     documented: dict[str, str] = {}
-    for line in errors.__doc__.splitlines():
+    for line in module.__doc__.splitlines():
         match = re.match(r"^((?:│   |    )*)(├── |└── )?(\w+Error)\b", line)
         if match is None:
             continue
         depth = len(match[1]) // 4 + bool(match[2])
         parents = [(level, name) for level, name in parents if level < depth]
-        documented[match[3]] = parents[-1][1] if parents else "Exception"
+        documented[match[3]] = parents[-1][1] if parents else root
         parents.append((depth, match[3]))
     assert documented == {name: found.__bases__[0].__name__ for name, found in classes.items()}
 

@@ -1,0 +1,149 @@
+"""The database under the directory: SQLite by default, PostgreSQL by URL.
+
+Writes are rare and come one at a time, whatever process they come from: SQLite's BEGIN IMMEDIATE,
+an advisory lock on PostgreSQL. So a write transaction may read and then decide, no two of them can
+deadlock, and audit rows are numbered in the order in which their changes took effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy.exc
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from remix_runtime.errors import ConfigError
+from server.tenancy.errors import DatabaseUnavailableError
+
+CONNECT_SECONDS = 5
+WRITE_SECONDS = 5
+"""How long a write waits for those before it."""
+IDLE_SECONDS = 15
+"""After this, PostgreSQL ends a write whose process is silent, so that it blocks no other."""
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+_LOCK = 0x72656D6978  # "remix"
+
+
+class Database:
+    """Connections and transactions. Raises `ConfigError` for a URL that cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _parse(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction that only reads."""
+        async with self._available(), self.engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self, wait_seconds: float = WRITE_SECONDS) -> AsyncIterator[AsyncConnection]:
+        """One transaction, the only writing one; committed at the end, undone by an exception."""
+        engine = self.engine.execution_options(wait_ms=round(wait_seconds * 1000))
+        async with self._available(), engine.begin() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def _available(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except _OUR_MISTAKES:
+            raise
+        except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
+            cause = getattr(error, "orig", None) or error
+            place = self.url.render_as_string(hide_password=True)
+            raise DatabaseUnavailableError(
+                f"the database {place} is not available: {cause}"
+            ) from error
+
+
+# What a driver says of a wrong statement; all else it says is of the database's state.
+_OUR_MISTAKES = (
+    sqlalchemy.exc.DataError,
+    sqlalchemy.exc.IntegrityError,
+    sqlalchemy.exc.NotSupportedError,
+    sqlalchemy.exc.ProgrammingError,
+)
+
+
+def _parse(text: str) -> URL:
+    expected = "expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
+    try:
+        url = make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise ConfigError(f"the database URL cannot be read; {expected}") from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise ConfigError(f"database URL: found {url.drivername!r}; {expected}")
+    if driver.startswith("sqlite") and url.database in (None, "", ":memory:"):
+        raise ConfigError(f"database URL: SQLite needs a file to remember anything in; {expected}")
+    return url.set(drivername=driver)
+
+
+def _sqlite_engine(url: URL) -> AsyncEngine:
+    # The driver's own BEGINs are off: they come too late to lock what a transaction reads.
+    engine = create_async_engine(
+        url, connect_args={"isolation_level": None, "timeout": CONNECT_SECONDS}
+    )
+    try:
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of the database {url.database} cannot be made: {error}"
+        ) from error
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        wait_ms = connection.get_execution_options().get("wait_ms")
+        if wait_ms is not None:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {wait_ms}")
+        connection.exec_driver_sql("BEGIN" if wait_ms is None else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgres_engine(url: URL) -> AsyncEngine:
+    try:
+        engine = create_async_engine(
+            url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS}
+        )
+    except ImportError:
+        raise ConfigError(
+            "PostgreSQL needs a driver: pip install 'remix-serve[postgres]'"
+        ) from None
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        wait_ms = connection.get_execution_options().get("wait_ms")
+        if wait_ms is not None:
+            connection.exec_driver_sql(
+                f"SET LOCAL lock_timeout = {wait_ms};"
+                f"SET LOCAL idle_in_transaction_session_timeout = {round(IDLE_SECONDS * 1000)};"
+                f"SELECT pg_advisory_xact_lock({_LOCK})"
+            )
+
+    return engine

@@ -1,0 +1,357 @@
+"""The directory: tenants, their keys, quotas and adapter sets, and every change to them.
+
+Every change is one write transaction that also writes its audit row; a change that would change
+nothing writes nothing, so all of them can be repeated after a lost answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.tenancy import keys as api_keys
+from server.tenancy import sets, tables
+from server.tenancy.changes import changes, record
+from server.tenancy.database import Database
+from server.tenancy.errors import (
+    AdapterNotFoundError,
+    ReferencedError,
+    StaleRevisionError,
+    TenantExistsError,
+    UnknownKeyError,
+)
+from server.tenancy.migrate import migrate
+from server.tenancy.records import (
+    AdapterRecord,
+    AuditRow,
+    KeyInfo,
+    NewKey,
+    Quota,
+    SetRevision,
+    Tenant,
+    check_entries,
+    check_name,
+    now,
+)
+from server.tenancy.tables import find
+
+
+class Directory:
+    """All that is remembered. Any method may raise `DatabaseUnavailableError`, and every one that
+    names a tenant `UnknownTenantError`; `actor` is who the audit says did it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    async def open(cls, url: str) -> Directory:
+        """Connects and migrates. Raises `ConfigError`, `DatabaseUnavailableError`."""
+        database = Database(url)
+        try:
+            await migrate(database)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    # Tenants
+
+    async def create_tenant(self, tenant: str, *, actor: str) -> Tenant:
+        check_name("tenant", tenant)
+        created = now()
+        async with self._database.write() as connection:
+            row = await find(connection, tables.tenants.c.id, tenant)
+            if row is None:
+                values = {"id": tenant, "created": created}
+                await connection.execute(insert(tables.tenants).values(values))
+            elif row.deleted is not None:
+                of_tenant = tables.tenants.c.id == tenant
+                revived = update(tables.tenants).where(of_tenant)
+                await connection.execute(revived.values(created=created, deleted=None))
+            else:
+                raise TenantExistsError(tenant)
+            await record(connection, actor, "tenant.create", tenant)
+        return Tenant(id=tenant, created=created)
+
+    async def delete_tenant(self, tenant: str, *, actor: str) -> None:
+        """Its keys, quota and set go with it; the audit stays."""
+        async with self._database.write() as connection:
+            current = await sets.newest(connection, tenant)
+            for table in (tables.api_keys, tables.quotas, tables.set_revisions):
+                await connection.execute(delete(table).where(table.c.tenant == tenant))
+            of_tenant = tables.tenants.c.id == tenant
+            await connection.execute(update(tables.tenants).where(of_tenant).values(deleted=now()))
+            if current.revision:
+                await sets.append(connection, current, {}, actor=actor)
+            await record(connection, actor, "tenant.delete", tenant)
+
+    async def tenants(self) -> list[Tenant]:
+        table = tables.tenants
+        async with self._database.read() as connection:
+            rows = await connection.execute(select(table).where(table.c.deleted.is_(None)))
+            # Sorted here: databases differ in how they order text.
+            return sorted(
+                (Tenant(id=row.id, created=row.created) for row in rows), key=lambda item: item.id
+            )
+
+    # Keys
+
+    async def create_key(self, tenant: str, *, actor: str) -> NewKey:
+        """The only moment when the secret is known."""
+        key = NewKey(id=secrets.token_hex(8), secret=api_keys.new_secret())
+        prefix = api_keys.prefix_of(key.secret)
+        async with self._database.write() as connection:
+            await sets.require_tenant(connection, tenant)
+            await connection.execute(
+                insert(tables.api_keys).values(
+                    id=key.id,
+                    tenant=tenant,
+                    prefix=prefix,
+                    hash=api_keys.hash_of(key.secret),
+                    created=now(),
+                )
+            )
+            detail = {"key": key.id, "prefix": prefix}
+            await record(connection, actor, "key.create", tenant, detail)
+        return key
+
+    async def revoke_key(self, key_id: str, *, actor: str) -> None:
+        table = tables.api_keys
+        async with self._database.write() as connection:
+            row = await find(connection, table.c.id, key_id)
+            if row is None:
+                raise UnknownKeyError(key_id)
+            if row.revoked is None:
+                revoked = update(table).where(table.c.id == key_id).values(revoked=now())
+                await connection.execute(revoked)
+                detail = {"key": key_id, "prefix": row.prefix}
+                await record(connection, actor, "key.revoke", row.tenant, detail)
+
+    async def keys(self, tenant: str) -> list[KeyInfo]:
+        """Oldest first, revoked ones too."""
+        table = tables.api_keys
+        async with self._database.read() as connection:
+            await sets.require_tenant(connection, tenant)
+            query = select(table).where(table.c.tenant == tenant)
+            rows = await connection.execute(query.order_by(table.c.created, table.c.id))
+            return [
+                KeyInfo(
+                    id=row.id,
+                    tenant=row.tenant,
+                    prefix=row.prefix,
+                    created=row.created,
+                    revoked=row.revoked,
+                )
+                for row in rows
+            ]
+
+    async def authenticate(self, secret: str) -> str | None:
+        """The tenant that the key belongs to; None for anything else."""
+        prefix = api_keys.prefix_of(secret)
+        if prefix is None:
+            return None
+        table = tables.api_keys
+        query = select(table).where(table.c.prefix == prefix, table.c.revoked.is_(None))
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return next((row.tenant for row in rows if api_keys.matches(secret, row.hash)), None)
+
+    # Quotas
+
+    async def quota(self, tenant: str) -> Quota:
+        async with self._database.read() as connection:
+            await sets.require_tenant(connection, tenant)
+            return await _quota(connection, tenant)
+
+    async def set_quota(self, tenant: str, quota: Quota, *, actor: str) -> None:
+        table = tables.quotas
+        async with self._database.write() as connection:
+            await sets.require_tenant(connection, tenant)
+            if await _quota(connection, tenant) == quota:
+                return
+            values = asdict(quota)
+            await connection.execute(delete(table).where(table.c.tenant == tenant))
+            await connection.execute(insert(table).values(tenant=tenant, **values))
+            await record(connection, actor, "quota.set", tenant, values)
+
+    # Adapters
+
+    async def add_adapter(self, adapter: AdapterRecord, *, actor: str) -> AdapterRecord:
+        """The record under this digest: the one that was there, or else the given one."""
+        table = tables.adapters
+        async with self._database.write() as connection:
+            row = await find(connection, table.c.digest, adapter.digest)
+            if row is not None:
+                return _adapter(row)
+            await connection.execute(insert(table).values(asdict(adapter)))
+            detail = {
+                "digest": adapter.digest,
+                "source": adapter.source,
+                "num_bytes": adapter.num_bytes,
+            }
+            await record(connection, actor, "adapter.add", None, detail)
+        return adapter
+
+    async def adapters(self) -> list[AdapterRecord]:
+        """Oldest first."""
+        table = tables.adapters
+        async with self._database.read() as connection:
+            rows = await connection.execute(select(table).order_by(table.c.created, table.c.digest))
+            return [_adapter(row) for row in rows]
+
+    async def adapter(self, digest: str) -> AdapterRecord:
+        """Raises `AdapterNotFoundError`."""
+        table = tables.adapters
+        async with self._database.read() as connection:
+            row = await find(connection, table.c.digest, digest)
+        if row is None:
+            raise AdapterNotFoundError(digest)
+        return _adapter(row)
+
+    async def delete_adapter(self, digest: str, *, actor: str) -> None:
+        """Raises `ReferencedError` while a tenant's newest set names it, `AdapterNotFoundError`."""
+        table = tables.adapters
+        async with self._database.write() as connection:
+            if await find(connection, table.c.digest, digest) is None:
+                raise AdapterNotFoundError(digest)
+            live = await sets.newest_of_all(connection)
+            users = [tenant for tenant, item in live.items() if digest in item.entries.values()]
+            if users:
+                raise ReferencedError(digest, users)
+            await connection.execute(delete(table).where(table.c.digest == digest))
+            await record(connection, actor, "adapter.delete", None, {"digest": digest})
+
+    # Sets
+
+    async def current_set(self, tenant: str) -> SetRevision:
+        async with self._database.read() as connection:
+            return await sets.newest(connection, tenant)
+
+    async def current_sets(self) -> dict[str, SetRevision]:
+        """Of every tenant, as of one moment."""
+        async with self._database.read() as connection:
+            return await sets.newest_of_all(connection)
+
+    async def live_digests(self) -> set[str]:
+        """What some tenant's newest set names; garbage collection must keep it."""
+        live = await self.current_sets()
+        return {digest for item in live.values() for digest in item.entries.values()}
+
+    async def revisions(self, tenant: str, *, limit: int) -> list[SetRevision]:
+        """Newest first."""
+        async with self._database.read() as connection:
+            await sets.require_tenant(connection, tenant)
+            return await sets.history(connection, tenant, limit=limit)
+
+    async def put_set(
+        self, tenant: str, entries: Mapping[str, str], *, expected: int | None, actor: str
+    ) -> SetRevision:
+        """Makes `entries` the newest set if the current revision is `expected` (None: any).
+
+        Where the current set has these very entries it is returned and nothing is written, stale
+        `expected` or not: a repeated call after a lost answer succeeds. Raises
+        `StaleRevisionError`, `UnknownAdapterError`, `InvalidValueError`.
+        """
+        check_entries(entries)
+        async with self._database.write() as connection:
+            return await _replace(connection, tenant, entries, expected=expected, actor=actor)
+
+    async def rollback_set(
+        self, tenant: str, to: int, *, expected: int | None, actor: str
+    ) -> SetRevision:
+        """Writes a new revision with the entries of revision `to`, under the rules of `put_set`.
+        Raises `UnknownRevisionError` too."""
+        async with self._database.write() as connection:
+            await sets.require_tenant(connection, tenant)
+            entries = await sets.entries_of(connection, tenant, to)
+            return await _replace(
+                connection, tenant, entries, expected=expected, actor=actor, rolled_back_from=to
+            )
+
+    # Changes
+
+    async def audit(
+        self, *, tenant: str | None = None, limit: int, before: int | None = None
+    ) -> list[AuditRow]:
+        """Newest first; `before` is the id to go on from. Deleted tenants have theirs still."""
+        table = tables.audit
+        query = select(table).order_by(table.c.id.desc()).limit(limit)
+        if tenant is not None:
+            check_name("tenant", tenant)
+            query = query.where(table.c.tenant == tenant)
+        if before is not None:
+            query = query.where(table.c.id < before)
+        async with self._database.read() as connection:
+            return [
+                AuditRow(
+                    id=row.id,
+                    at=row.at,
+                    actor=row.actor,
+                    action=row.action,
+                    tenant=row.tenant,
+                    detail=row.detail,
+                )
+                for row in await connection.execute(query)
+            ]
+
+    def changes(self, poll_seconds: float) -> AsyncGenerator[None, None]:
+        """Yields once at the start and whenever something changed, by this process or another:
+        at once on PostgreSQL, within `poll_seconds` on SQLite. Close it (`aclosing`)."""
+        return changes(self._database, poll_seconds)
+
+
+async def _replace(
+    connection: AsyncConnection,
+    tenant: str,
+    entries: Mapping[str, str],
+    *,
+    expected: int | None,
+    actor: str,
+    rolled_back_from: int | None = None,
+) -> SetRevision:
+    current = await sets.newest(connection, tenant)
+    if current.entries == dict(entries):
+        return current
+    if expected is not None and expected != current.revision:
+        raise StaleRevisionError(tenant, found=current.revision, expected=expected)
+    await sets.require_adapters(connection, entries)
+    new = await sets.append(
+        connection, current, entries, actor=actor, rolled_back_from=rolled_back_from
+    )
+    detail: dict[str, object] = {"revision": new.revision, "entries": new.entries}
+    if rolled_back_from is None:
+        await record(connection, actor, "set.put", tenant, detail)
+    else:
+        detail["rolled_back_from"] = rolled_back_from
+        await record(connection, actor, "set.rollback", tenant, detail)
+    return new
+
+
+async def _quota(connection: AsyncConnection, tenant: str) -> Quota:
+    row = await find(connection, tables.quotas.c.tenant, tenant)
+    if row is None:
+        return Quota()
+    return Quota(
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        max_concurrent=row.max_concurrent,
+        may_use_base=row.may_use_base,
+    )
+
+
+def _adapter(row: Row[Any]) -> AdapterRecord:
+    return AdapterRecord(
+        digest=row.digest,
+        source=row.source,
+        num_bytes=row.num_bytes,
+        description=row.description,
+        created=row.created,
+    )

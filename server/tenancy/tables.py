@@ -1,0 +1,129 @@
+"""The tables as the code of this release sees them; `migrations` makes them so in a database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    TypeDecorator,
+    select,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, with its zone also where the database keeps none (SQLite)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+
+def _tenant(**kwargs: Any) -> Column[str]:
+    return Column("tenant", Text, ForeignKey("tenants.id"), nullable=False, **kwargs)
+
+
+# A deleted tenant keeps its row: were it made again, its revisions go on where they ended, so an
+# ETag never stands for two sets.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created", UtcDateTime, nullable=False),
+    Column("deleted", UtcDateTime),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _tenant(index=True),
+    Column("prefix", Text, nullable=False, index=True),
+    Column("hash", Text, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("revoked", UtcDateTime),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    _tenant(primary_key=True),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("max_concurrent", BigInteger),
+    Column("may_use_base", Boolean, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("created", UtcDateTime, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("description", JSON, nullable=False),
+)
+
+# Append-only; the newest row of a tenant is what it wants to have live.
+set_revisions = Table(
+    "set_revisions",
+    metadata,
+    _tenant(primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("entries", JSON, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("rolled_back_from", Integer),
+)
+
+# No foreign key: the audit outlives what it tells of.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("tenant", Text),
+    Column("detail", JSON, nullable=False),
+    Index("ix_audit_tenant", "tenant", "id"),
+)
+
+
+async def find(connection: AsyncConnection, column: Column[str], value: str) -> Row[Any] | None:
+    """The row of `column`'s table that has `value` in this unique column."""
+    # Nothing unprintable is ever stored, and drivers fail on it: NUL characters, lone surrogates.
+    if not value.isprintable():
+        return None
+    query = select(column.table).where(column == value)
+    return (await connection.execute(query)).one_or_none()

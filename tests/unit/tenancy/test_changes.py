@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from server.tenancy import Directory
+from server.tenancy.errors import DatabaseUnavailableError
+from tests.postgres import PostgresServer, postgres_server
+from tests.unit.tenancy import processes
+
+NEVER = 3600.0
+"""So long that only a notification can be what woke the feed."""
+
+
+def poll_seconds(directory: Directory) -> float:
+    return 0.1 if directory._database.is_sqlite else NEVER
+
+
+async def test_a_change_in_another_process_wakes_the_feed_within_a_second(
+    url: str, directory: Directory
+) -> None:
+    async with aclosing(directory.changes(poll_seconds(directory))) as feed:
+        await anext(feed)
+        for number in range(3):
+            waiting = asyncio.ensure_future(anext(feed))
+            process = processes.context.Process(
+                target=processes.announce_tenant, args=(url, f"t{number}")
+            )
+            process.start()
+            while len(await directory.tenants()) == number:
+                assert process.exitcode in (None, 0)
+            seen = time.monotonic()
+            await asyncio.wait_for(waiting, 10)
+            assert time.monotonic() - seen < 1
+            process.join()
+
+
+async def test_a_change_between_two_looks_is_not_lost(url: str, directory: Directory) -> None:
+    other = await Directory.open(url)
+    async with aclosing(directory.changes(poll_seconds(directory))) as feed:
+        await anext(feed)
+        await other.create_tenant("a", actor="test")
+        await other.create_tenant("b", actor="test")
+        await asyncio.wait_for(anext(feed), 10)
+        assert len(await directory.tenants()) == 2
+        await other.create_tenant("c", actor="test")
+        await asyncio.wait_for(anext(feed), 10)
+        assert len(await directory.tenants()) == 3
+    await other.close()
+
+
+async def test_the_feed_is_silent_while_nothing_changes(url: str, directory: Directory) -> None:
+    await directory.create_tenant("a", actor="test")
+    async with aclosing(directory.changes(0.01)) as feed:
+        await anext(feed)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(feed), 0.3)
+
+
+async def test_a_refused_change_and_a_read_wake_nobody(url: str, directory: Directory) -> None:
+    await directory.create_tenant("a", actor="test")
+    other = await Directory.open(url)
+    async with aclosing(directory.changes(0.01)) as feed:
+        await anext(feed)
+        waiting = asyncio.ensure_future(anext(feed))
+        await other.current_sets()
+        await other.put_set("a", {}, expected=0, actor="test")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting, 0.3)
+    await other.close()
+
+
+async def test_polling_is_enough_where_notifications_do_not_come(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a pooler that hands every transaction to another connection."""
+    url = postgres.fresh_database()
+    directory, other = await Directory.open(url), await Directory.open(url)
+    monkeypatch.setattr("server.tenancy.changes._CHANNEL", "other_channel")
+    async with aclosing(directory.changes(0.1)) as feed:
+        await anext(feed)
+        monkeypatch.undo()
+        await other.create_tenant("a", actor="test")
+        await asyncio.wait_for(anext(feed), 10)
+    await directory.close()
+    await other.close()
+
+
+async def test_a_broken_listening_connection_is_replaced(postgres: PostgresServer) -> None:
+    url = postgres.fresh_database()
+    directory = await Directory.open(url)
+    async with aclosing(directory.changes(NEVER)) as feed:
+        await anext(feed)
+        waiting = asyncio.ensure_future(anext(feed))
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as admin:
+            listening = "pid <> pg_backend_pid() AND query LIKE 'LISTEN%'"
+            ended = await admin.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {listening}"
+                " AND datname = current_database()"
+            )
+            assert len(await ended.fetchall()) == 1
+        await directory.create_tenant("a", actor="test")
+        await asyncio.wait_for(waiting, 10)
+    await directory.close()
+
+
+async def test_the_feed_and_the_directory_survive_a_restart_of_the_database(
+    tmp_path: Path,
+) -> None:
+    with postgres_server() as server:
+        directory = await Directory.open(server.fresh_database())
+        await directory.create_tenant("a", actor="test")
+        async with aclosing(directory.changes(0.05)) as feed:
+            await anext(feed)
+            waiting = asyncio.ensure_future(anext(feed))
+            server.stop()
+            for call in (
+                directory.tenants(),
+                directory.create_tenant("b", actor="test"),
+                directory.authenticate(f"rk-{'0' * 8}-{'a' * 43}"),
+            ):
+                with pytest.raises(DatabaseUnavailableError, match="postgresql") as refused:
+                    await call
+                assert refused.value.retry_after > 0
+            with pytest.raises(DatabaseUnavailableError):
+                await Directory.open(server.url("test_0"))
+            assert not waiting.done()
+            server.start()
+            assert [item.id for item in await directory.tenants()] == ["a"]
+            await directory.create_tenant("c", actor="test")
+            await asyncio.wait_for(waiting, 10)
+        await directory.close()
