@@ -88,12 +88,8 @@ def reading(address: str) -> Iterator[None]:
     except (RemixError, RangeRefusedError):
         raise
     except Exception as error:
-        # The HTTP file system calls every failure "not found"; the cause tells.
-        cause = error.__cause__ or error
-        status = getattr(cause, "status", None)
-        what = f"{address}: {type(cause).__name__}: {cause}"[:500]
-        if isinstance(cause, FileNotFoundError | PermissionError | NotADirectoryError):
-            raise SourceError(what) from error
-        if status in (401, 403, 404, 410):
+        what = f"{address}: {type(error).__name__}: {error}"[:500]
+        refused = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        if refused or getattr(error, "status", None) in (401, 403, 404, 410):
             raise SourceError(what) from error
         raise SourceUnavailableError(what) from error

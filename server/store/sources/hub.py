@@ -21,14 +21,11 @@ class HubSource:
 
     def __init__(self, repository: str, revision: str | None) -> None:
         name = f"hf://{repository}" + (f"@{revision}" if revision else "")
-        try:
-            with reading(name):
-                try:
-                    info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-                except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-                    raise SourceError(f"{name}: {str(error)[:500]}") from error
-        except SourceError:
-            raise
+        with reading(name):
+            try:
+                info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+                raise SourceError(f"{name}: {str(error)[:500]}") from error
         if info.sha is None:
             raise SourceError(f"{name}: the hub names no commit")
         self.address = f"hf://{repository}@{info.sha}"

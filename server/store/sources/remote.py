@@ -50,9 +50,9 @@ class RemoteSource:
         for name in MAX_BYTES:
             try:
                 with reading(self.address):
-                    info = self._fs.info(f"{self._root}/{name}")
+                    info = self._info(f"{self._root}/{name}")
             except SourceError as error:
-                if _is_missing(error.__cause__):
+                if isinstance(error.__cause__, FileNotFoundError):
                     continue
                 raise
             found.append(self._describe(name, info))
@@ -79,6 +79,16 @@ class RemoteSource:
                     stream.seek(offset)
                     yield stream
 
+    def _info(self, path: str) -> Mapping[str, object]:
+        try:
+            return cast(Mapping[str, object], self._fs.info(path))
+        except FileNotFoundError as error:
+            # The HTTP file system says so of every failure; the cause tells which one it was.
+            cause = error.__cause__
+            if cause is None or getattr(cause, "status", None) in (404, 410) or not self._web:
+                raise
+            raise cause from None
+
     def _describe(self, name: str, info: Mapping[str, object]) -> SourceFile:
         size = info.get("size")
         if info.get("type") != "file" or info.get("islink") or not isinstance(size, int):
@@ -93,12 +103,6 @@ class RemoteSource:
             version=repr(sorted((key, str(value)) for key, value in marks.items())),
             resumable=any(not mark.startswith("W/") for mark in strong),
         )
-
-
-def _is_missing(error: BaseException | None) -> bool:
-    cause = error.__cause__ if error is not None and error.__cause__ is not None else error
-    status = getattr(cause, "status", None)
-    return status in (404, 410) or isinstance(cause, FileNotFoundError)
 
 
 def _timeout() -> object:
