@@ -54,7 +54,7 @@ class Quarantine:
         for folder in sorted(self._root.iterdir(), reverse=True):
             try:
                 found.append(Quarantined(**json.loads((folder / REASON_FILE).read_text())))
-            except OSError:  # being removed
+            except (OSError, ValueError):  # being removed; or cut short by a power failure
                 continue
         return found
 

@@ -17,8 +17,6 @@ __all__ = ["PROTOCOLS", "Source", "SourceFile", "open_source"]
 
 PROTOCOLS = frozenset({"file", "s3", "gs", "az", "http", "https", "hf"})
 
-# fsspec chains file systems with "::"; nothing here goes through that parser.
-_URL = re.compile(r"([a-z][a-z0-9]*)://(.+)", re.DOTALL)
 _HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)
 
 
@@ -27,15 +25,19 @@ def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
     of an allowed protocol. Raises `SourceError`, and for the hub `SourceUnavailableError`."""
     if not text or not text.isprintable():  # also NUL and line ends, which no log should hold
         raise SourceError(f"source: found {text[:100]!r}, expected a path or URL")
-    if "://" not in text:
-        return LocalSource(Path(text))
-    match = _URL.fullmatch(text)
-    if match is None or match[1] not in protocols:
-        found = text.partition("://")[0][:50]
+    protocol, is_url, rest = text.partition("://")
+    if not is_url:
+        protocol = "file"
+    # fsspec would chain file systems at "::"; such a protocol is on no list.
+    if protocol not in protocols:
         raise SourceError(
-            f"source: found the protocol {found!r}, expected one of {', '.join(sorted(protocols))}"
+            f"source: found the protocol {protocol[:50]!r}, "
+            f"expected one of {', '.join(sorted(protocols))}"
         )
-    protocol, rest = match[1], match[2]
+    if not is_url:
+        return LocalSource(Path(text))
+    if not rest:
+        raise SourceError(f"source: found {text!r}, expected an address after it")
     if protocol == "file":
         return LocalSource(_path_of(text))
     if protocol == "hf":

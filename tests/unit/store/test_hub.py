@@ -26,7 +26,7 @@ from tests.unit.store.web import Hub
 
 ROOT = Path(__file__).parents[3]
 OLD, NEW = "a" * 40, "b" * 40
-CHUNK = 256
+CHUNK = 512
 
 
 @pytest.fixture

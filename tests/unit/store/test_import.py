@@ -291,6 +291,7 @@ def test_only_digests_lead_to_folders(store: AdapterStore, digest: str) -> None:
         "sftp://host/a",
         "jupyter://host/a",
         "://x",
+        "s3://",
         "hf://gpt2",
         "hf://owner/name/folder",
         "hf://datasets/owner/name",
@@ -313,6 +314,11 @@ async def test_a_protocol_that_is_not_on_the_list_is_refused(tmp_path: Path) -> 
     store = AdapterStore(tmp_path / "store", base=None)
     with pytest.raises(SourceError, match=r"'memory'.*az, file, gs, hf, http, https, s3"):
         await store.import_from("memory://adapter")
+    store.close()
+    store = AdapterStore(tmp_path / "store", base=None, protocols={"s3"})
+    for source in ("file:///adapter", str(tmp_path)):
+        with pytest.raises(SourceError, match="'file', expected one of s3"):
+            await store.import_from(source)
     store.close()
 
 

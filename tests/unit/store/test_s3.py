@@ -18,7 +18,7 @@ from tests.unit.checkpoint.adapters import TENSOR_FILE
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.web import Proxy
 
-CHUNK = 256
+CHUNK = 512
 
 
 @pytest.fixture(scope="module")
