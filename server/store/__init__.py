@@ -1,0 +1,27 @@
+"""Adapters on disk by digest: imported, verified, found, collected."""
+
+from server.store.errors import (
+    ImportStoppedError,
+    RejectedAdapterError,
+    SourceError,
+    SourceUnavailableError,
+    StoreError,
+    StoreFullError,
+    UnknownDigestError,
+)
+from server.store.quarantine import Quarantined
+from server.store.store import AdapterStore, Progress, StoredAdapter
+
+__all__ = [
+    "AdapterStore",
+    "ImportStoppedError",
+    "Progress",
+    "Quarantined",
+    "RejectedAdapterError",
+    "SourceError",
+    "SourceUnavailableError",
+    "StoreError",
+    "StoreFullError",
+    "StoredAdapter",
+    "UnknownDigestError",
+]

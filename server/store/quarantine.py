@@ -1,0 +1,71 @@
+"""What came and was no valid adapter: kept for a look, with the reason, oldest out first."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+REASON_FILE = "reason.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantined:
+    """The content of `reason.json`."""
+
+    id: str
+    at: str
+    """UTC, ISO 8601."""
+    source: str
+    error: str
+    """Name of the error's class."""
+    reason: str
+
+
+class Quarantine:
+    def __init__(self, root: Path, *, max_entries: int, max_bytes: int) -> None:
+        self._root = root
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        root.mkdir(parents=True, exist_ok=True)
+
+    def put(self, files: Path, *, source: str, error: Exception) -> Quarantined:
+        """Moves the folder `files` here, whole, in one step."""
+        now = time.time_ns()
+        entry = Quarantined(
+            id=f"{now:020}-{secrets.token_hex(4)}",  # sorts by time
+            at=datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="seconds"),
+            source=source,
+            error=type(error).__name__,
+            reason=str(error),
+        )
+        (files / REASON_FILE).write_text(json.dumps(asdict(entry), indent=2) + "\n")
+        files.rename(self._root / entry.id)
+        self._trim()
+        return entry
+
+    def entries(self) -> list[Quarantined]:
+        """The newest first."""
+        found = []
+        for folder in sorted(self._root.iterdir(), reverse=True):
+            try:
+                found.append(Quarantined(**json.loads((folder / REASON_FILE).read_text())))
+            except (OSError, ValueError):  # being removed; or cut short by a power failure
+                continue
+        return found
+
+    def _trim(self) -> None:
+        """The newest one always stays."""
+        num_bytes = 0
+        for index, folder in enumerate(sorted(self._root.iterdir(), reverse=True)):
+            num_bytes += sum(path.lstat().st_size for path in _files(folder))
+            if index and (index >= self._max_entries or num_bytes > self._max_bytes):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

@@ -1,0 +1,71 @@
+"""Where adapters come from: a local folder, an fsspec URL, the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from server.store.errors import SourceError
+from server.store.sources.base import Source, SourceFile
+from server.store.sources.hub import HubSource
+from server.store.sources.local import LocalSource
+from server.store.sources.remote import RemoteSource
+
+__all__ = ["PROTOCOLS", "Source", "SourceFile", "open_source"]
+
+PROTOCOLS = frozenset({"file", "s3", "gs", "az", "http", "https", "hf"})
+
+_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)
+
+
+def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
+    """The source that `text` names: a path, `file://`, `hf://OWNER/NAME[@REVISION]` or another URL
+    of an allowed protocol. Raises `SourceError`, and for the hub `SourceUnavailableError`."""
+    if not text or not text.isprintable():  # also NUL and line ends, which no log should hold
+        raise SourceError(f"source: found {text[:100]!r}, expected a path or URL")
+    protocol, is_url, rest = text.partition("://")
+    if not is_url:
+        protocol = "file"
+    # fsspec would chain file systems at "::"; such a protocol is on no list.
+    if protocol not in protocols:
+        raise SourceError(
+            f"source: found the protocol {protocol[:50]!r}, "
+            f"expected one of {', '.join(sorted(protocols))}"
+        )
+    if not is_url:
+        return LocalSource(Path(text))
+    if not rest:
+        raise SourceError(f"source: found {text!r}, expected an address after it")
+    if protocol == "file":
+        return LocalSource(_path_of(text))
+    if protocol == "hf":
+        hub = _HUB.fullmatch(rest)
+        if hub is None or ".." in rest:
+            raise SourceError(f"source: found {text[:200]!r}, expected hf://OWNER/NAME[@REVISION]")
+        return HubSource(hub[1], hub[2])
+    if protocol in ("http", "https"):
+        _check_web_address(text)
+    return RemoteSource(protocol, text.rstrip("/"))
+
+
+def _path_of(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise SourceError(f"source: found {url[:200]!r}, expected file:///ABSOLUTE/PATH")
+    return Path(unquote(parts.path))
+
+
+def _check_web_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError as error:
+        raise SourceError(f"source: not a URL ({error})") from None
+    # The address is written down and logged: no place for a password or a signed query.
+    if not host or "@" in parts.netloc or "?" in url or "#" in url:
+        raise SourceError(
+            "source: found a web address with a query, a fragment, a user name or no host, "
+            "expected the plain address of a folder"
+        )

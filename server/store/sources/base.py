@@ -1,0 +1,95 @@
+"""What every source answers: which files there are, and their bytes from an offset on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from remix_runtime.checkpoint import DEFAULT_LIMITS
+from remix_runtime.checkpoint.config import CONFIG_FILE
+from remix_runtime.checkpoint.parity_file import PARITY_FILE
+from remix_runtime.checkpoint.reader import TENSOR_FILE
+from remix_runtime.checkpoint.writer import README_FILE
+from remix_runtime.errors import RemixError
+from server.store.errors import SourceError, SourceUnavailableError
+
+MAX_BYTES = {
+    CONFIG_FILE: DEFAULT_LIMITS.config_bytes,
+    README_FILE: 4 << 20,
+    PARITY_FILE: DEFAULT_LIMITS.parity_bytes,
+    TENSOR_FILE: DEFAULT_LIMITS.header_bytes + DEFAULT_LIMITS.tensor_bytes,
+}
+"""The only names that are ever asked for, small ones first, and how large they may be."""
+
+REQUIRED = (CONFIG_FILE, TENSOR_FILE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file as its source describes it."""
+
+    name: str
+    size: int
+    version: str
+    """Another one when the content is another; as good as the source's own word."""
+    resumable: bool
+    """Whether an equal `version` means equal bytes for sure, and reading may begin anywhere."""
+    checksum: tuple[str, str] | None = None
+    """Algorithm (`sha256` or `git-blob`) and hexadecimal digits, where the source states one."""
+
+
+class Readable(Protocol):
+    def read(self, length: int, /) -> bytes:
+        """At most `length` bytes; none at the end."""
+        ...
+
+
+class RangeRefusedError(Exception):
+    """The source gives this file only from its start."""
+
+
+class Source(Protocol):
+    """All methods block, and raise `SourceError` or `SourceUnavailableError`."""
+
+    @property
+    def address(self) -> str:
+        """What is written down of where an adapter came from; without secrets."""
+        ...
+
+    def files(self) -> list[SourceFile]:
+        """Those of `MAX_BYTES` that are there, in its order. Asks the source every time."""
+        ...
+
+    def open(self, file: SourceFile, offset: int) -> AbstractContextManager[Readable]:
+        """The bytes from `offset` on. Raises `RangeRefusedError` too where `offset` is not 0."""
+        ...
+
+
+def check_files(files: list[SourceFile], address: str) -> None:
+    """Before anything is copied: all that is needed is there, and nothing is too large."""
+    for name in REQUIRED:
+        if all(file.name != name for file in files):
+            raise SourceError(f"{address}: {name} is missing")
+    for file in files:
+        if file.size > MAX_BYTES[file.name]:
+            raise SourceError(
+                f"{address}: {file.name}: found {file.size} bytes, "
+                f"expected at most {MAX_BYTES[file.name]}"
+            )
+
+
+@contextmanager
+def reading(address: str) -> Iterator[None]:
+    """Turns what a client library raises into our two errors: every one has a tree of its own."""
+    try:
+        yield
+    except (RemixError, RangeRefusedError):
+        raise
+    except Exception as error:
+        what = f"{address}: {type(error).__name__}: {error}"[:500]
+        refused = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        if refused or getattr(error, "status", None) in (401, 403, 404, 410):
+            raise SourceError(what) from error
+        raise SourceUnavailableError(what) from error

@@ -1,0 +1,112 @@
+"""A folder behind an fsspec URL: object stores and web servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import fsspec
+
+from server.store.errors import SourceError
+from server.store.sources.base import (
+    MAX_BYTES,
+    RangeRefusedError,
+    Readable,
+    SourceFile,
+    reading,
+)
+
+BLOCK_BYTES = 8 << 20
+"""Of one request to an object store."""
+
+_EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
+
+# What the file systems call the two kinds of marks. Only the first kind proves equal bytes.
+_STRONG = ("ETag", "etag", "generation", "VersionId", "version_id", "md5Hash")
+_WEAK = ("Last-Modified", "LastModified", "last_modified", "modified", "created", "mtime")
+
+
+class RemoteSource:
+    """Asks for the allowed names one by one and lists nothing: what else is there never matters."""
+
+    def __init__(self, protocol: str, url: str) -> None:
+        self.address = url
+        self._web = protocol in ("http", "https")
+        options: dict[str, Any] = {"client_kwargs": {"timeout": _timeout()}} if self._web else {}
+        try:
+            # A cached instance would remember what the files were at the last import.
+            self._fs = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+        except ImportError:
+            package = _EXTRAS.get(protocol, protocol)
+            raise SourceError(
+                f"{protocol}:// needs the package {package}, which is not installed"
+            ) from None
+        self._root = self._fs._strip_protocol(url).rstrip("/")
+
+    def files(self) -> list[SourceFile]:
+        self._fs.invalidate_cache()
+        found = []
+        for name in MAX_BYTES:
+            try:
+                with reading(self.address):
+                    info = self._info(f"{self._root}/{name}")
+            except SourceError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    continue
+                raise
+            found.append(self._describe(name, info))
+        return found
+
+    @contextmanager
+    def open(self, file: SourceFile, offset: int) -> Iterator[Readable]:
+        path = f"{self._root}/{file.name}"
+        with reading(self.address):
+            if self._web:
+                # One request, read as it comes: a server that sends more than it was asked for
+                # costs no memory. The size given here saves a question.
+                headers = {"Accept-Encoding": "identity"}
+                if offset:
+                    headers["Range"] = f"bytes={offset}-"
+                with self._fs.open(
+                    path, "rb", block_size=0, size=file.size, headers=headers
+                ) as stream:
+                    if offset and stream.r.status != 206:
+                        raise RangeRefusedError
+                    yield stream
+            else:
+                with self._fs.open(path, "rb", block_size=BLOCK_BYTES, cache_type="none") as stream:
+                    stream.seek(offset)
+                    yield stream
+
+    def _info(self, path: str) -> Mapping[str, object]:
+        try:
+            return cast(Mapping[str, object], self._fs.info(path))
+        except FileNotFoundError as error:
+            # The HTTP file system says so of every failure; the cause tells which one it was.
+            cause = error.__cause__
+            if cause is None or getattr(cause, "status", None) in (404, 410) or not self._web:
+                raise
+            raise cause from None
+
+    def _describe(self, name: str, info: Mapping[str, object]) -> SourceFile:
+        size = info.get("size")
+        if info.get("type") != "file" or info.get("islink") or not isinstance(size, int):
+            raise SourceError(
+                f"{self.address}: {name}: found no plain file of a known size, expected one"
+            )
+        marks = {key: info[key] for key in (*_STRONG, *_WEAK) if info.get(key)}
+        strong = [str(marks[key]) for key in _STRONG if key in marks]
+        return SourceFile(
+            name=name,
+            size=size,
+            version=repr(sorted((key, str(value)) for key, value in marks.items())),
+            resumable=any(not mark.startswith("W/") for mark in strong),
+        )
+
+
+def _timeout() -> object:
+    """No limit on a whole download, as aiohttp has it, but on silence."""
+    import aiohttp
+
+    return cast(object, aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60))

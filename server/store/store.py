@@ -1,0 +1,278 @@
+"""Adapters on disk by digest: a folder under `adapters/` is whole, verified and never changes.
+
+    adapters/<digest>/   what is served
+    incoming/            imports that are not done, see `server/store/incoming.py`
+    quarantine/          what was refused, see `server/store/quarantine.py`
+    lock                 held for the moment in which adapters/ changes
+
+Many processes may share one root. An adapter comes into sight by one rename, after everything is
+on the disk, and goes out of sight by one rename, before anything is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from remix_runtime.checkpoint import (
+    BaseShapes,
+    Checkpoint,
+    Description,
+    describe,
+    read_checkpoint,
+    read_parity,
+)
+from remix_runtime.errors import CheckpointError, CheckpointFormatError
+from server.store.download import download, verify
+from server.store.errors import (
+    ImportStoppedError,
+    RejectedAdapterError,
+    SourceUnavailableError,
+    StoreFullError,
+    UnknownDigestError,
+)
+from server.store.incoming import Incoming
+from server.store.locks import locked
+from server.store.quarantine import Quarantine, Quarantined
+from server.store.sources import PROTOCOLS, Source, SourceFile, open_source
+from server.store.sources.base import check_files
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_THREADS = 8
+_TRIES = 3
+"""How often a source may change while it is read."""
+_KEEP_PARTIAL_SECONDS = 24 * 3600
+_FREE_BYTES = 64 << 20
+"""Left on the disk for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAdapter:
+    """What an import ended with."""
+
+    digest: str
+    folder: Path
+    source: str
+    """Where it came from, to the commit for the hub; without secrets."""
+    num_bytes: int
+    """Of its files on disk."""
+    description: Description
+    created: bool
+    """False where the store had it already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a download is, in bytes of all files; what an earlier import left counts."""
+
+    done: int
+    total: int
+
+
+class AdapterStore:
+    """The adapters under `root`, which is made. `base` is what imported adapters must fit."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        base: BaseShapes | None,
+        protocols: Set[str] = PROTOCOLS,
+        quarantine_entries: int = 32,
+        quarantine_bytes: int = 8 << 30,
+    ) -> None:
+        self._root = Path(os.path.abspath(root))
+        self._base = base
+        self._protocols = protocols
+        self._adapters = self._root / "adapters"
+        self._adapters.mkdir(parents=True, exist_ok=True)
+        self._incoming = Incoming(self._root / "incoming")
+        self._quarantine = Quarantine(
+            self._root / "quarantine", max_entries=quarantine_entries, max_bytes=quarantine_bytes
+        )
+        self._lock = self._root / "lock"
+        self._validating = threading.Lock()  # it takes twice an adapter's size in memory
+        self._closed = threading.Event()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="remix-store")
+        self._incoming.sweep(max_age_seconds=_KEEP_PARTIAL_SECONDS)
+
+    async def import_from(
+        self, source: str, *, progress: Callable[[Progress], None] | None = None
+    ) -> StoredAdapter:
+        """Copies the adapter at `source` into the store and verifies it.
+
+        `source` is a path, an fsspec URL or `hf://OWNER/NAME[@REVISION]`. What is there already
+        is a success too, and counts as fresh for the garbage collector. `progress` is called on
+        the event loop. When this is cancelled, it returns after the thread's last read, and the
+        next import continues. Raises `StoreError`.
+        """
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+
+        def advanced(total: int, done: int) -> None:
+            if stop.is_set() or self._closed.is_set():
+                raise ImportStoppedError(f"the import of {source} was stopped")
+            if progress is not None and total:
+                loop.call_soon_threadsafe(progress, Progress(done=done, total=total))
+
+        work = loop.run_in_executor(self._threads, self._import, source, advanced)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            with suppress(Exception):
+                await work
+            raise
+
+    def folder(self, digest: str) -> Path:
+        """The folder of a digest. Raises `UnknownDigestError`, also for what is no digest."""
+        path = self._adapters / digest
+        if not _DIGEST.fullmatch(digest) or not path.is_dir():
+            raise UnknownDigestError(f"no adapter of digest {digest[:80]!r} is in the store")
+        return path
+
+    def digests(self) -> list[str]:
+        """Of all adapters, sorted."""
+        return sorted(name for name in os.listdir(self._adapters) if _DIGEST.fullmatch(name))
+
+    def quarantined(self) -> list[Quarantined]:
+        """What was refused lately and why, the newest first."""
+        return self._quarantine.entries()
+
+    async def collect_garbage(self, keep: Set[str], *, min_age_seconds: float) -> list[str]:
+        """Removes the adapters that are not in `keep` and that nothing imported for
+        `min_age_seconds`, and unfinished imports of that age that no process works on.
+
+        Returns the digests that were removed. The age covers the time between an import and its
+        first reference: who puts an old digest to use again imports it again.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._threads, self._collect_garbage, frozenset(keep), min_age_seconds
+        )
+
+    def close(self) -> None:
+        """Ends running imports at their next read; they can be continued."""
+        self._closed.set()
+        self._threads.shutdown(wait=False)
+
+    def _import(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
+        advanced(0, 0)
+        source = open_source(text, protocols=self._protocols)
+        for _ in range(_TRIES):
+            files = source.files()
+            check_files(files, source.address)
+            total = sum(file.size for file in files)
+            self._check_room(total)
+            with self._incoming.claim(source.address, files) as folder:
+                download(source, files, folder, advanced=partial(advanced, total))
+                if source.files() == files:
+                    return self._admit(folder, source, files)
+        raise SourceUnavailableError(
+            f"{source.address}: changed while it was read, {_TRIES} times in a row"
+        )
+
+    def _check_room(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self._root).free
+        if num_bytes + _FREE_BYTES > free:
+            raise StoreFullError(
+                f"{self._root}: found {free} bytes free, expected at least "
+                f"{num_bytes + _FREE_BYTES} for this adapter"
+            )
+
+    def _admit(self, files: Path, source: Source, listed: Sequence[SourceFile]) -> StoredAdapter:
+        try:
+            with self._validating:
+                verify(listed, files)
+                checkpoint = self._validate(files)
+        except CheckpointError as error:
+            entry = self._quarantine.put(files, source=source.address, error=error)
+            raise RejectedAdapterError(
+                f"{source.address}: {error}", quarantine_id=entry.id
+            ) from error
+        created = self._publish(files, checkpoint.digest)
+        return StoredAdapter(
+            digest=checkpoint.digest,
+            folder=self._adapters / checkpoint.digest,
+            source=source.address,
+            num_bytes=sum(file.size for file in listed),
+            description=describe(checkpoint),
+            created=created,
+        )
+
+    def _validate(self, files: Path) -> Checkpoint:
+        checkpoint = read_checkpoint(files, base=self._base)
+        read_parity(files)
+        return checkpoint
+
+    def _publish(self, files: Path, digest: str) -> bool:
+        """Puts a verified folder in its place. Whether the place was free, or held a damaged one,
+        which goes to quarantine: importing an adapter again repairs it."""
+        target = self._adapters / digest
+        damage = self._damage(target, digest)
+        _sync(files)
+        os.utime(files)  # its age begins now
+        with locked(self._lock):
+            if damage is not None and target.exists():
+                self._quarantine.put(target, source=str(target), error=damage)
+            if target.exists():
+                os.utime(target)
+                return False
+            files.rename(target)
+            _sync_folder(self._adapters)
+            return True
+
+    def _damage(self, folder: Path, digest: str) -> CheckpointError | None:
+        if not folder.exists():
+            return None
+        try:
+            with self._validating:
+                found = read_checkpoint(folder).digest
+        except CheckpointError as error:
+            # Or the collector took it away meanwhile.
+            return error if folder.exists() else None
+        if found != digest:
+            return CheckpointFormatError(f"found digest {found}, expected the folder's name")
+        return None
+
+    def _collect_garbage(self, keep: Set[str], min_age_seconds: float) -> list[str]:
+        removed = []
+        for digest in self.digests():
+            if digest in keep:
+                continue
+            path = self._adapters / digest
+            # An import that finds the folder freshens it under the same lock.
+            with locked(self._lock), suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= min_age_seconds:
+                    self._incoming.hide(path)
+                    removed.append(digest)
+        self._incoming.sweep(max_age_seconds=min_age_seconds)
+        return removed
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

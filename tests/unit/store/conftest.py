@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from remix_runtime.checkpoint import write_checkpoint
+from server.store import AdapterStore
+from tests.unit.checkpoint.adapters import BASE, CONFIG, make_layers, make_parity
+from tests.unit.store.web import FileWeb
+
+MakeAdapter = Callable[..., Path]
+
+
+def write_adapter(path: Path, seed: int = 0) -> str:
+    """A whole adapter folder; its digest."""
+    return write_checkpoint(
+        path, CONFIG, make_layers(seed), readme=f"# {seed}\n", parity=make_parity()
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    path = tmp_path / "adapter"
+    write_adapter(path)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[AdapterStore]:
+    store = AdapterStore(
+        tmp_path / "store",
+        base=BASE,
+        protocols={"file", "http", "s3", "hf", "memory"},
+        quarantine_entries=3,
+    )
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def root(store: AdapterStore, tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def web(adapter: Path) -> Iterator[FileWeb]:
+    """Serves the adapter under /adapter."""
+    web = FileWeb({f"/adapter/{name}": data for name, data in contents(adapter).items()})
+    yield web
+    web.close()
+
+
+def leftovers(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "incoming").iterdir())
