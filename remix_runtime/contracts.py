@@ -52,6 +52,8 @@ class GenerationRequest:
     params: SamplingParams
     adapter: str | None = None
     """Digest of a loaded adapter; None is the base model alone."""
+    tenant: str = ""
+    """Whose request it is: engines share their work fairly between tenants."""
 
 
 class FinishReason(StrEnum):

@@ -14,15 +14,18 @@ from starlette.exceptions import HTTPException
 
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    AdapterUnavailableError,
     CapacityError,
     EngineBusyError,
     EngineDeadError,
     InvalidRequestError,
     RemixError,
 )
-from server.registry import UnknownModelError
+from server.live.sets import UnknownModelError
+from server.quotas import RateLimitedError
 from server.schemas.responses import ErrorBody, ErrorDetail
 from server.state import label_error
+from server.tenancy.errors import DatabaseUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +86,25 @@ def as_api_error(error: Exception) -> ApiError:
         case UnknownModelError():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), param="model", code="model_not_found")
         case AdapterNotLoadedError():
-            log.error("the registry names an adapter that the engine does not have: %s", error)
+            log.error("a live set names an adapter that the engine does not have: %s", error)
             message = "The model does not exist or you do not have access to it."
             return ApiError(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")
+        case AdapterUnavailableError():
+            log.error("an adapter cannot be served: %s", error)
+            message = "The model is not available on this server at the moment."
+            return unavailable(message, code="model_unavailable", retry_after=10)
+        case RateLimitedError():
+            return ApiError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                str(error),
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={**error.headers, "Retry-After": str(max(1, math.ceil(error.retry_after)))},
+            )
+        case DatabaseUnavailableError():
+            log.error("the directory cannot be asked: %s", error)
+            message = "The server cannot check this at the moment."
+            return unavailable(message, code="directory_unavailable", retry_after=error.retry_after)
         case InvalidRequestError():
             status = HTTPStatus.BAD_REQUEST
             return ApiError(status, str(error), param=error.param, code=error.code)

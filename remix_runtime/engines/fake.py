@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.contracts import (
     AdapterInfo,
     EngineStats,
@@ -92,7 +93,7 @@ class _Sequence:
 
 
 class FakeEngine:
-    """See `contracts.Engine`. Any folder with an `adapter_config.json` is an adapter.
+    """See `contracts.Engine`. A folder with an `adapter_config.json` alone is an adapter too.
 
     For tests: `aborted` lists the ids of requests that ended early, `fail_next_after` makes the
     next request raise after that many tokens, `kill` makes the engine dead.
@@ -153,18 +154,9 @@ class FakeEngine:
 
     async def load_adapter(self, folder: Path) -> AdapterInfo:
         self._check_alive()
-        config = folder / "adapter_config.json"
-        if not config.is_file():
-            raise CheckpointFormatError(
-                f"{config}: not found, expected the adapter's configuration"
-            )
-        weights = folder / "adapter_model.safetensors"
-        content = config.read_bytes() + (weights.read_bytes() if weights.is_file() else b"")
-        digest = hashlib.sha256(content).hexdigest()
-        self._adapters[digest] = AdapterInfo(
-            digest=digest, num_layers=1, num_experts=2, top_k=1, r=1, num_bytes=len(content)
-        )
-        return self._adapters[digest]
+        info = _read(folder)
+        self._adapters[info.digest] = info
+        return info
 
     async def unload_adapter(self, digest: str) -> None:
         if self._adapters.pop(digest, None) is not None:
@@ -345,3 +337,18 @@ class _HashModel:
                 for z in scores
             ]
         return max(range(VOCAB_SIZE), key=lambda i: (scores[i], -i))
+
+
+def _read(folder: Path) -> AdapterInfo:
+    if (folder / "adapter_model.safetensors").exists():
+        return _info(read_checkpoint(folder).digest)
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        raise CheckpointFormatError(f"{config}: not found, expected the adapter's configuration")
+    return _info(hashlib.sha256(config.read_bytes()).hexdigest())
+
+
+def _info(digest: str) -> AdapterInfo:
+    return AdapterInfo(
+        digest=digest, num_layers=1, num_experts=2, top_k=1, r=1, num_bytes=len(digest)
+    )

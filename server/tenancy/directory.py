@@ -251,6 +251,11 @@ class Directory:
             await sets.require_tenant(connection, tenant)
             return await sets.history(connection, tenant, limit=limit)
 
+    async def revision(self, tenant: str, revision: int) -> SetRevision:
+        """Raises `UnknownRevisionError`."""
+        async with self._database.read() as connection:
+            return await sets.revision_of(connection, tenant, revision)
+
     async def put_set(
         self, tenant: str, entries: Mapping[str, str], *, expected: int | None, actor: str
     ) -> SetRevision:
@@ -270,8 +275,7 @@ class Directory:
         """Writes a new revision with the entries of revision `to`, under the rules of `put_set`.
         Raises `UnknownRevisionError` too."""
         async with self._database.write() as connection:
-            await sets.require_tenant(connection, tenant)
-            entries = await sets.entries_of(connection, tenant, to)
+            entries = (await sets.revision_of(connection, tenant, to)).entries
             return await _replace(
                 connection, tenant, entries, expected=expected, actor=actor, rolled_back_from=to
             )
