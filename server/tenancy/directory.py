@@ -38,6 +38,7 @@ from server.tenancy.records import (
     check_name,
     now,
 )
+from server.tenancy.snapshot import Snapshot, quota_of, take
 from server.tenancy.tables import find
 
 
@@ -306,9 +307,15 @@ class Directory:
                 for row in await connection.execute(query)
             ]
 
-    def changes(self, poll_seconds: float) -> AsyncGenerator[None, None]:
-        """Yields once at the start and whenever something changed, by this process or another:
-        at once on PostgreSQL, within `poll_seconds` on SQLite. Close it (`aclosing`)."""
+    async def snapshot(self) -> Snapshot:
+        """All that the data path needs, as of one moment."""
+        async with self._database.read() as connection:
+            return await take(connection)
+
+    def changes(self, poll_seconds: float) -> AsyncGenerator[int, None]:
+        """Yields the newest change's id (`Snapshot.change`) after every look at the database: at
+        the start, at least every `poll_seconds` while it answers, and on PostgreSQL at once after
+        a change, by this process or another. Close it (`aclosing`)."""
         return changes(self._database, poll_seconds)
 
 
@@ -341,14 +348,7 @@ async def _replace(
 
 async def _quota(connection: AsyncConnection, tenant: str) -> Quota:
     row = await find(connection, tables.quotas.c.tenant, tenant)
-    if row is None:
-        return Quota()
-    return Quota(
-        requests_per_minute=row.requests_per_minute,
-        tokens_per_minute=row.tokens_per_minute,
-        max_concurrent=row.max_concurrent,
-        may_use_base=row.may_use_base,
-    )
+    return Quota() if row is None else quota_of(row)
 
 
 def _adapter(row: Row[Any]) -> AdapterRecord:
