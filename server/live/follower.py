@@ -124,7 +124,7 @@ class Follower:
                     await asyncio.gather(*map(self._adapters.load, digests))
                     break
                 except RemixError as error:
-                    log.error(  # noqa: TRY400 - the message says all
+                    log.error(
                         "revision %d of the set of %s is not live on this server; the old one "
                         "goes on, next try in %g s: %s",
                         wanted.revision,

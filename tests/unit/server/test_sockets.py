@@ -205,7 +205,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     [
         (["--adapter", "pirate"], "expected NAME=DIR"),
         (["--adapter", "a b=x"], "expected up to 64 letters"),
-        (["--adapter", "=x"], "found the name ''"),
+        (["--adapter", "=x"], "name: found ''"),
         (["--adapter", "a=x", "--adapter", "a=y"], "given twice"),
         (["--adapter", "small=x"], "the base model's name"),
         (["--adapter", "pirate=/nowhere"], "adapter 'pirate' in /nowhere"),
