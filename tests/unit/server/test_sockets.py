@@ -80,7 +80,7 @@ async def test_half_a_request_holds_nothing(tmp_path: Path) -> None:
         await server.expect_good_request()
         assert len(server.engine.requests) == 1
         metrics = (await server.client.get("/metrics")).text
-        assert 'endpoint="completions",status="disconnected"} 1.0' in metrics
+        assert 'endpoint="completions",status="disconnected",tenant=""} 1.0' in metrics
         assert 'type="client_disconnected"} 1.0' in metrics
 
 
