@@ -21,11 +21,29 @@ from remix_runtime.errors import (
     InvalidRequestError,
     RemixError,
 )
+from server.live.errors import BadSetError
 from server.live.sets import UnknownModelError
 from server.quotas import RateLimitedError
-from server.schemas.responses import ErrorBody, ErrorDetail
+from server.schemas.responses import BadSetBody, BadSetDetail, ErrorBody, ErrorDetail
 from server.state import label_error
-from server.tenancy.errors import DatabaseUnavailableError
+from server.store import (
+    ImportStoppedError,
+    RejectedAdapterError,
+    SourceError,
+    SourceUnavailableError,
+    StoreError,
+    StoreFullError,
+    UnknownDigestError,
+)
+from server.tenancy.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    NotFoundError,
+    StaleRevisionError,
+    TenancyError,
+    UnknownAdapterError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +62,22 @@ class ApiError(HTTPException):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message[:_MAX_MESSAGE], headers=headers)
         self.type = type
         self.param = param
         self.code = code
+        self.reasons = reasons
+        """Of a refused set, by the names in it."""
 
     @property
-    def body(self) -> ErrorBody:
+    def body(self) -> ErrorBody | BadSetBody:
         detail = ErrorDetail(message=self.detail, type=self.type, param=self.param, code=self.code)
-        return ErrorBody(error=detail)
+        if self.reasons is None:
+            return ErrorBody(error=detail)
+        reasons = {name: reason[:_MAX_MESSAGE] for name, reason in self.reasons.items()}
+        return BadSetBody(error=BadSetDetail(**detail.model_dump(), reasons=reasons))
 
     def response(self) -> JSONResponse:
         return JSONResponse(
@@ -116,12 +140,71 @@ def as_api_error(error: Exception) -> ApiError:
             log.error("a request met a dead engine: %s", error)
             message = "The model is not available on this server at the moment."
             return unavailable(message, code="engine_dead", retry_after=10)
+        case BadSetError():
+            return _unprocessable(error, "bad_set", reasons=error.reasons)
+        case TenancyError():
+            return _from_tenancy(error)
+        case StoreError():
+            return _from_store(error)
         case RequestValidationError():
             return _from_validation(error)
         case HTTPException():
             return _from_http(error)
     log.error("request failed", exc_info=error)
     return internal_error()
+
+
+def _from_tenancy(error: TenancyError) -> ApiError:
+    """The statuses that `server/tenancy/errors.py` states."""
+    match error:
+        case NotFoundError():
+            return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
+        case ConflictError():
+            return ApiError(HTTPStatus.CONFLICT, str(error), code="conflict")
+        case StaleRevisionError():
+            status = HTTPStatus.PRECONDITION_FAILED
+            headers = {"ETag": f'"{error.found}"'}
+            return ApiError(status, str(error), code="stale_revision", headers=headers)
+        case UnknownAdapterError():
+            reasons = {
+                name: f"{digest} is not registered" for name, digest in error.entries.items()
+            }
+            return _unprocessable(error, "unknown_adapter", reasons=reasons)
+        case InvalidValueError():
+            return _unprocessable(error, "invalid_value", param=error.field)
+    log.error("request failed", exc_info=error)
+    return internal_error()
+
+
+def _from_store(error: StoreError) -> ApiError:
+    match error:
+        case UnknownDigestError():
+            return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
+        case SourceError():
+            return _unprocessable(error, "source_refused", param="source")
+        case RejectedAdapterError():
+            return _unprocessable(error, "adapter_rejected", param="source")
+        case ImportStoppedError():
+            return unavailable(str(error), code="import_stopped", retry_after=5)
+        case SourceUnavailableError():
+            status, kind = HTTPStatus.BAD_GATEWAY, "server_error"
+            return ApiError(status, str(error), type=kind, code="source_unavailable")
+        case StoreFullError():
+            status, kind = HTTPStatus.INSUFFICIENT_STORAGE, "server_error"
+            return ApiError(status, str(error), type=kind, code="store_full")
+    log.error("request failed", exc_info=error)
+    return internal_error()
+
+
+def _unprocessable(
+    error: RemixError,
+    code: str,
+    *,
+    param: str | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> ApiError:
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return ApiError(status, str(error), param=param, code=code, reasons=reasons)
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:

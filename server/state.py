@@ -95,7 +95,8 @@ def open_state(scope: MutableMapping[str, Any]) -> RequestState:
 
 
 def state_of(scope: MutableMapping[str, Any]) -> RequestState:
-    state: RequestState = scope[_STATE]
+    """The request's state; made where nobody counts requests (the admin API)."""
+    state: RequestState = scope.setdefault(_STATE, RequestState())
     return state
 
 
