@@ -273,7 +273,11 @@ def request(name: str) -> dict[str, object]:
 
 
 async def prepare(
-    admin: httpx.AsyncClient, data_url: str, num_tenants: int, good: Sequence[str], bad: Sequence[str]
+    admin: httpx.AsyncClient,
+    data_url: str,
+    num_tenants: int,
+    good: Sequence[str],
+    bad: Sequence[str],
 ) -> tuple[list[Tenant], dict[str, str], list[str]]:
     """Tenants with keys, the texts of the adapters at the sources `good`, digests of `bad` ones.
     The first two good adapters are every tenant's first set."""

@@ -53,9 +53,7 @@ class TenantAccess:
     can say whether they exist.
     """
 
-    def __init__(
-        self, directory: Directory, follower: Follower, *, grace_seconds: float
-    ) -> None:
+    def __init__(self, directory: Directory, follower: Follower, *, grace_seconds: float) -> None:
         self._directory = directory
         self._follower = follower
         self._grace_seconds = grace_seconds

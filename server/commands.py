@@ -111,7 +111,6 @@ def serve(
     from server.runner import bind, run, url_of
     from server.settings import load_settings
     from server.single_user import parse_adapters
-    from server.tenants import create_tenant_apps
 
     settings = load_settings(
         host=host,
@@ -158,6 +157,8 @@ def serve(
             app = create_app(backend, settings, folders)
             asyncio.run(run(app, settings, listener, on_ready=_announce))
             return
+        from server.tenants import create_tenant_apps
+
         apps = create_tenant_apps(backend, settings, settings.data_dir)
         admin_listener = stack.enter_context(bind(settings.admin_host, settings.admin_port))
         admin_url = url_of(admin_listener)

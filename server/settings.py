@@ -39,7 +39,7 @@ class ServerSettings(BaseSettings):
     """Adapters in local folders are imported from under it only."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
     """How soon a change by another server is seen, where the database does not tell at once."""
-    key_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
+    key_grace_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 300.0
     """How long known keys stay good while the database does not answer."""
 
     @field_validator("api_key", "admin_key")

@@ -74,9 +74,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             services = Services(
                 settings=settings,
                 engine=engine,
-                access=TenantAccess(
-                    directory, follower, grace_seconds=settings.key_grace_seconds
-                ),
+                access=TenantAccess(directory, follower, grace_seconds=settings.key_grace_seconds),
                 quotas=Quotas(),
                 sets=sets,
                 adapters=adapters,

@@ -55,6 +55,8 @@ class Follower:
         self._confirmed = time.monotonic()
         for tenant, state in self.snapshot.tenants.items():
             self._sets.flip(tenant, state.set.revision, state.set.entries)
+        self._metrics.behind.set_function(lambda: len(self.set_lag()))
+        self._metrics.directory_age.set_function(lambda: self.age_seconds)
         self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
@@ -124,7 +126,7 @@ class Follower:
                     await asyncio.gather(*map(self._adapters.load, digests))
                     break
                 except RemixError as error:
-                    log.error(  # noqa: TRY400 - the message says all
+                    log.error(
                         "revision %d of the set of %s is not live on this server; the old one "
                         "goes on, next try in %g s: %s",
                         wanted.revision,

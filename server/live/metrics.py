@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
 
@@ -33,3 +33,13 @@ class LiveMetrics:
             "adapter_load", "Disk to servable: reading, checking and replaying an adapter."
         )
         self.cold_wait = histogram("cold_start_wait", "What requests waited for such a load.")
+        self.behind = Gauge(
+            "remix_sets_behind",
+            "Tenants whose newest set is not live on this server yet.",
+            registry=registry,
+        )
+        self.directory_age = Gauge(
+            "remix_directory_age_seconds",
+            "Since the database last answered this server; it grows while the database is down.",
+            registry=registry,
+        )

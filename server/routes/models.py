@@ -25,9 +25,7 @@ async def get_model(model: str, http: Request) -> Model:
     """One model by its name."""
     services, tenant = services_of(http), state_of(http.scope).tenant
     may_use_base = services.access.quota(tenant).may_use_base
-    return _model(
-        services, tenant, services.sets.resolve(tenant, model, may_use_base=may_use_base)
-    )
+    return _model(services, tenant, services.sets.resolve(tenant, model, may_use_base=may_use_base))
 
 
 def _model(services: Services, tenant: str, target: Target) -> Model:

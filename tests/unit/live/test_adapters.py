@@ -133,7 +133,7 @@ async def test_any_order_of_events_ends_with_what_is_referred_to(
     engine: WatchedEngine, adapters: LiveAdapters, shelf: Shelf
 ) -> None:
     """Tasks hold adapters for random times; none may find its adapter gone while it holds it."""
-    digests = [shelf.put(f"adapter-{i}") for i in range(4)]
+    digests = [shelf.put(f"adapter-{i}") for i in range(8)]
     choose = random.Random(20261125)
     for digest in digests[:2]:
         adapters.retain(digest)
@@ -147,8 +147,10 @@ async def test_any_order_of_events_ends_with_what_is_referred_to(
                     assert digest in engine.loaded
                     await asyncio.sleep(0)
                 assert digest in engine.loaded
+            for _ in range(choose.randrange(6)):
+                await asyncio.sleep(0)
 
-    await asyncio.gather(*(hold() for _ in range(8)))
+    await asyncio.gather(*(hold() for _ in range(4)))
     await adapters.settle()
     assert engine.loaded == {d for d in digests[:2] if engine.loads[d]}
     assert adapters.digests == set(digests[:2])

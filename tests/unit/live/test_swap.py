@@ -200,9 +200,7 @@ async def test_an_adapter_that_is_deleted_while_it_loads_is_refused(
     digests: list[str],
 ) -> None:
     engine.may_load.clear()
-    putting = asyncio.create_task(
-        swaps.put("acme", {"x": digests[0]}, expected=None, actor="test")
-    )
+    putting = asyncio.create_task(swaps.put("acme", {"x": digests[0]}, expected=None, actor="test"))
     await asyncio.sleep(0.05)
     await directory.delete_adapter(digests[0], actor="test")
     engine.may_load.set()
