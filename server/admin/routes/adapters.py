@@ -58,14 +58,14 @@ async def import_adapter_from_source(body: schemas.ImportAdapter, http: Request)
     continues where it was when it is asked for again."""
     services = admin_services(http)
     if NDJSON in http.headers.get("accept", ""):
-        return StreamingResponse(_import_lines(services, body.source), media_type=NDJSON)
+        return StreamingResponse(import_lines(services, body.source), media_type=NDJSON)
     record, created = await import_adapter(services, body.source)
     (adapter,) = await describe_adapters(services, [record])
     status = HTTPStatus.CREATED if created else HTTPStatus.OK
     return JSONResponse(adapter.model_dump(mode="json"), status_code=status)
 
 
-async def _import_lines(services: AdminServices, source: str) -> AsyncGenerator[str, None]:
+async def import_lines(services: AdminServices, source: str) -> AsyncGenerator[str, None]:
     news: asyncio.Queue[Progress | None] = asyncio.Queue()
     importing = asyncio.ensure_future(import_adapter(services, source, progress=news.put_nowait))
     importing.add_done_callback(lambda _: news.put_nowait(None))

@@ -1,0 +1,142 @@
+"""A server with tenants around a fake engine, for the tests of its admin API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from remix_runtime.contracts import AdapterInfo
+from remix_runtime.engines.fake import FakeEngine
+from remix_runtime.errors import ParityError
+from server.admin.services import AdminServices
+from server.runner import bind, url_of
+from server.settings import ServerSettings
+from server.tenants import TenantApps, create_tenant_apps
+from tests.unit.store.conftest import write_adapter
+
+KEY = "admin-sesame"
+API = "/admin/v1"
+
+
+class PickyEngine(FakeEngine):
+    """Refuses the digests in `refused`, as an engine does after their replay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+
+    async def load_adapter(self, folder: Path) -> AdapterInfo:
+        if folder.name in self.refused:
+            raise ParityError("replayed to other routes")
+        return await super().load_adapter(folder)
+
+
+@dataclass
+class Admin:
+    apps: TenantApps
+    engine: PickyEngine
+    client: httpx.AsyncClient
+    """With the admin key."""
+    root: Path
+    url: str = "http://admin"
+
+    @property
+    def app(self) -> FastAPI:
+        return self.apps.admin
+
+    @property
+    def services(self) -> AdminServices:
+        services: AdminServices = self.apps.admin.state.services
+        return services
+
+    def adapter_folder(self, seed: int) -> str:
+        """Its name under the import root."""
+        folder = self.root / f"adapter-{seed}"
+        if not folder.exists():
+            write_adapter(folder, seed)
+        return folder.name
+
+    async def add_adapter(self, seed: int = 0) -> str:
+        source = self.adapter_folder(seed)
+        answer = await self.client.post(f"{API}/adapters", json={"source": source})
+        return str(answer.raise_for_status().json()["digest"])
+
+    async def add_tenant(self, tenant: str = "acme") -> str:
+        (await self.client.post(f"{API}/tenants", json={"id": tenant})).raise_for_status()
+        return tenant
+
+    async def add_key(self, tenant: str = "acme") -> str:
+        answer = await self.client.post(f"{API}/tenants/{tenant}/keys")
+        return str(answer.raise_for_status().json()["secret"])
+
+    async def put_set(
+        self,
+        adapters: dict[str, str],
+        tenant: str = "acme",
+        *,
+        if_match: str | None = None,
+        dry_run: bool = False,
+    ) -> httpx.Response:
+        return await self.client.put(
+            f"{API}/tenants/{tenant}/set",
+            json={"adapters": adapters},
+            headers={} if if_match is None else {"If-Match": if_match},
+            params={"dry_run": "true"} if dry_run else {},
+        )
+
+    @asynccontextmanager
+    async def as_tenant(self, key: str) -> AsyncIterator[httpx.AsyncClient]:
+        """A client of the data API."""
+        transport = httpx.ASGITransport(self.apps.data, raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://data", headers=headers
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def administering(root: Path, **settings: Any) -> AsyncIterator[Admin]:
+    """The apps without sockets. Adapters may be imported from under `root`/sources."""
+    sources = root / "sources"
+    sources.mkdir()
+    server_settings = ServerSettings(
+        **{"admin_key": KEY, "import_root": sources, "log_level": "error", **settings}
+    )
+    engine = PickyEngine()
+    apps = create_tenant_apps(engine, server_settings, root / "data")
+    transport = httpx.ASGITransport(apps.admin, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with (
+        apps.data.router.lifespan_context(apps.data),
+        httpx.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client,
+    ):
+        yield Admin(apps, engine, client, sources)
+
+
+@asynccontextmanager
+async def listening(root: Path, **settings: Any) -> AsyncIterator[Admin]:
+    """The admin app on a real socket."""
+    async with administering(root, **settings) as admin:
+        config = uvicorn.Config(
+            admin.app, lifespan="off", log_level="error", timeout_graceful_shutdown=2
+        )
+        server = uvicorn.Server(config)
+        with bind("127.0.0.1", 0) as listener:
+            # Connections wait in the socket's queue from here on.
+            listener.listen()
+            admin.url = url_of(listener)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                yield admin
+            finally:
+                server.should_exit = True
+                await serving

@@ -1,0 +1,214 @@
+"""Adapters over HTTP: import, progress, inspection, deletion, garbage, quarantine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.admin.imports import readable_source
+from server.store import SourceError, SourceUnavailableError
+from tests.unit.admin.harness import API, Admin
+from tests.unit.server.harness import eventually
+from tests.unit.server.test_bad_input import check_error
+from tests.unit.store.conftest import write_adapter
+from tests.unit.tenancy.samples import digest as digest_of
+
+URL = f"{API}/adapters"
+
+
+async def post(admin: Admin, source: str) -> Any:
+    return await admin.client.post(URL, json={"source": source})
+
+
+async def test_import_is_201_and_again_200(admin: Admin) -> None:
+    folder = admin.root / "pirate"
+    digest = write_adapter(folder)
+    first = await post(admin, "pirate")
+    adapter = first.json()
+    assert (first.status_code, adapter["digest"]) == (201, digest)
+    assert adapter["source"] == str(folder)
+    assert adapter["description"]["num_experts"] == 3
+    assert (adapter["tenants"], adapter["replica"]) == ([], None)
+    for source in (str(folder), f"file://{folder}", "./pirate", "pirate/../pirate"):
+        again = await post(admin, source)
+        assert (again.status_code, again.json()) == (200, adapter)
+    assert (await admin.client.get(URL)).json() == {"data": [adapter]}
+    assert (await admin.client.get(f"{URL}/{digest}")).json() == adapter
+
+
+async def test_state_on_this_server(admin: Admin) -> None:
+    digest = await admin.add_adapter()
+    for tenant in ("acme", "zoo"):
+        await admin.add_tenant(tenant)
+        await admin.put_set({"x": digest}, tenant)
+    adapter = (await admin.client.get(f"{URL}/{digest}")).json()
+    assert adapter["tenants"] == ["acme", "zoo"]
+    replica = adapter["replica"]
+    assert replica["references"] == 2
+    assert replica["tier"] in ("host", "device", "disk")
+    assert replica["load_seconds"] > 0
+    await admin.client.delete(f"{API}/tenants/zoo")
+    replica = (await admin.client.get(URL)).json()["data"][0]["replica"]
+    assert replica["references"] == 1
+    await admin.put_set({})
+    await admin.services.adapters.settle()
+    assert (await admin.client.get(f"{URL}/{digest}")).json()["replica"] is None
+
+
+async def test_import_with_progress(admin: Admin) -> None:
+    source = admin.adapter_folder(0)
+    for created in (True, False):
+        async with admin.client.stream(
+            "POST", URL, json={"source": source}, headers={"Accept": "application/x-ndjson"}
+        ) as answer:
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == "application/x-ndjson"
+            *steps, last = [json.loads(line) async for line in answer.aiter_lines()]
+        done = [step["progress"]["done"] for step in steps]
+        assert done == sorted(done)
+        assert done[-1] == steps[-1]["progress"]["total"] == last["adapter"]["num_bytes"]
+        assert last["created"] is created
+        found = await admin.client.get(f"{URL}/{last['adapter']['digest']}")
+        assert found.json() == last["adapter"]
+
+
+async def test_failures_with_progress_are_the_last_line(admin: Admin) -> None:
+    answer = await admin.client.post(
+        URL, json={"source": "nowhere"}, headers={"Accept": "application/x-ndjson"}
+    )
+    *_, last = [json.loads(line) for line in answer.text.splitlines()]
+    assert last["error"]["code"] == "source_refused"
+    # What is wrong with the request itself is known before the first line.
+    answer = await admin.client.post(
+        URL, json={"source": ""}, headers={"Accept": "application/x-ndjson"}
+    )
+    check_error(answer, 400)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("..", "../data", "/", "/etc", "file:///etc", "link", "link/inside", "pirate/../../data"),
+        *(
+            "file://localhost/etc",
+            "file:///",
+            "file://",
+            "ftp://host/x",
+            "a\nb",
+            "hf://x",
+            "http://",
+        ),
+        *("gopher://x", "file://elsewhere/etc", "local::file:///etc", "http://u:p@host/x"),
+    ],
+)
+async def test_refused_sources(admin: Admin, tmp_path: Path, source: str) -> None:
+    write_adapter(tmp_path / "outside" / "inside")
+    (admin.root / "link").symlink_to(tmp_path / "outside")
+    assert check_error(await post(admin, source), 422)["code"] == "source_refused"
+    assert (await admin.client.get(URL)).json() == {"data": []}
+
+
+def test_links_inside_the_root_are_followed_before_the_store_sees_them(tmp_path: Path) -> None:
+    (tmp_path / "root" / "real").mkdir(parents=True)
+    (tmp_path / "root" / "alias").symlink_to("real")
+    (tmp_path / "entrance").symlink_to("root")
+    for root in (tmp_path / "root", tmp_path / "entrance"):
+        assert readable_source("alias", root) == str(tmp_path / "root" / "real")
+        assert readable_source(str(tmp_path / "entrance" / "real"), root) == str(
+            tmp_path / "root" / "real"
+        )
+    with pytest.raises(SourceError):
+        readable_source(str(tmp_path / "rootless"), tmp_path / "root")
+    assert readable_source("s3://bucket/../x", tmp_path) == "s3://bucket/../x"
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"source": None}, {"source": "x" * 3000}, {"source": "x", "force": True}, "x"]
+)
+async def test_malformed_imports(admin: Admin, body: Any) -> None:
+    check_error(await admin.client.post(URL, json=body), 400)
+
+
+async def test_what_is_no_adapter_goes_to_quarantine(admin: Admin) -> None:
+    folder = admin.root / "broken"
+    write_adapter(folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 100)
+    error = check_error(await post(admin, "broken"), 422)
+    assert error["code"] == "adapter_rejected"
+    (entry,) = (await admin.client.get(f"{API}/quarantine")).json()["data"]
+    assert entry["source"] == str(folder)
+    assert entry["reason"] in error["message"]
+    assert (await admin.client.get(URL)).json() == {"data": []}
+
+
+async def test_a_source_that_fails_is_502(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(source: str, *, progress: object) -> None:
+        raise SourceUnavailableError(f"{source}: reset by peer")
+
+    monkeypatch.setattr(admin.services.store, "import_from", fail)
+    assert check_error(await post(admin, "s3://x/y"), 502)["code"] == "source_unavailable"
+
+
+async def test_delete(admin: Admin) -> None:
+    await admin.add_tenant()
+    digest = await admin.add_adapter()
+    await admin.put_set({"x": digest})
+    refused = await admin.client.delete(f"{URL}/{digest}")
+    error = check_error(refused, 409)
+    assert "acme" in error["message"]
+    await admin.put_set({})
+    gone = await admin.client.delete(f"{URL}/{digest}")
+    assert (gone.status_code, gone.content) == (204, b"")
+    check_error(await admin.client.delete(f"{URL}/{digest}"), 404)
+    check_error(await admin.client.get(f"{URL}/{digest}"), 404)
+
+
+@pytest.mark.parametrize("digest", [digest_of("x"), "x", "%00", "..%2F..", "A" * 64])
+async def test_unknown_digests(admin: Admin, digest: str) -> None:
+    for method in ("GET", "DELETE"):
+        assert (await admin.client.request(method, f"{URL}/{digest}")).status_code == 404
+
+
+async def test_garbage_is_what_nobody_refers_to(admin: Admin) -> None:
+    await admin.add_tenant()
+    used, kept, orphan, young = [await admin.add_adapter(seed) for seed in range(4)]
+    await admin.put_set({"x": used})
+    for digest in (orphan, young):
+        assert (await admin.client.delete(f"{URL}/{digest}")).status_code == 204
+    store = admin.services.store
+    for digest in (used, kept, orphan):
+        os.utime(store.folder(digest), (0, 0))
+    answer = await admin.client.post(f"{URL}/collect-garbage")
+    assert (answer.status_code, answer.json()) == (200, {"removed": [orphan]})
+    assert set(store.digests()) == {used, kept, young}
+    for age in ("0", "59", "-1", "nan", "inf", "x"):
+        check_error(await admin.client.post(f"{URL}/collect-garbage?min_age_seconds={age}"), 400)
+
+
+async def test_an_import_ends_with_its_client(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With progress: nobody would see its end."""
+    import asyncio
+
+    from server.admin.routes.adapters import import_lines
+    from server.store import Progress
+
+    ended = asyncio.Event()
+
+    async def slow(source: str, *, progress: Any) -> None:
+        progress(Progress(done=1, total=2))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(admin.services.store, "import_from", slow)
+    lines = import_lines(admin.services, "s3://x/y")
+    assert json.loads(await anext(lines)) == {"progress": {"done": 1, "total": 2}}
+    await lines.aclose()
+    await eventually(ended.is_set)
