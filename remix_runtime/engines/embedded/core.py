@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from remix_runtime.bank import AdapterBank, HostAdapter
 from remix_runtime.checkpoint import Parity
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
 from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.sampler import Sample, sample
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.errors import CapacityError, EngineDeadError, RemixError
-from remix_runtime.parity import replay_parity
+from remix_runtime.engines.embedded.tiers import Tiers
+from remix_runtime.errors import AdapterUnavailableError, CapacityError, EngineDeadError, RemixError
 from remix_runtime.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -43,66 +45,92 @@ class EngineCore:
             max_running=config.max_running,
             max_tokens_per_step=config.max_tokens_per_step,
         )
+        self.tiers = Tiers(bank, self.scheduler)
         self._sequences: dict[str, Sequence] = {}
         self._failed_steps = 0
 
-    def load(self, adapter: HostAdapter, top_k: int, parity: Parity | None) -> bool:
-        """Takes an adapter in and replays its parity file; one that fails is out again.
+    # -- adapters -----------------------------------------------------------------------------
 
-        False, and nothing changed, when the replay finds neither slot nor KV pages free now.
-        Raises `CapacityError` and `ParityError`.
-        """
-        digest = adapter.digest
-        if digest in self.bank:
-            return True
+    def load(self, adapter: HostAdapter, top_k: int, parity: Parity | None) -> Future[None]:
+        """Takes an adapter in. Done when its parity file was replayed; where that fails with an
+        error, it is out again. Raises `CapacityError`."""
+        done: Future[None] = Future()
+        if adapter.digest in self.bank:
+            done.set_result(None)
+            return done
+        replay = None if parity is None else Replay(adapter.digest, top_k, parity, done)
+        if replay is not None:
+            self._require_room(replay)
         self.bank.add(adapter)
-        try:
-            loaded = parity is None or self._replay(digest, top_k, parity)
-        except RemixError:
-            self.bank.remove(digest)
-            raise
-        if not loaded:
-            self.bank.remove(digest)
-        return loaded
+        if replay is None:
+            done.set_result(None)
+        else:
+            self._take(replay)
+        return done
 
-    def _replay(self, digest: str, top_k: int, parity: Parity) -> bool:
-        longest = max(len(prompt.token_ids_T) for prompt in parity.prompts)
-        count = self.scheduler.pool.pages_for(longest)
+    def _require_room(self, replay: Replay) -> None:
+        count = self.scheduler.pool.pages_for(replay.max_len)
         if count > self.runner.num_pages:
             raise CapacityError(
                 f"kv_cache_bytes: replaying a parity prompt needs {count} pages, "
                 f"there are {self.runner.num_pages}"
             )
-        pages = self.scheduler.pool.take(count)
-        if pages is None:
-            return False
+
+    def _replay(self, replay: Replay) -> None:
+        error: Exception | None = None
         try:
-            slot = self.bank.acquire(digest)
-            if slot is None:
-                return False
-            try:
-                replay_parity(
-                    parity,
-                    self.runner.prompt_runner(slot, top_k, pages),
-                    slack=self.runner.parity_slack,
-                )
-            finally:
-                self.bank.release(digest)
-        finally:
-            self.scheduler.pool.give_back(pages)
-        return True
+            replay.run(self.runner)
+        except Exception as caught:
+            error = caught
+        self._forget(replay)
+        self._end_replay(replay, error)
+
+    def _end_replay(self, replay: Replay, error: Exception | None) -> None:
+        if error is None:
+            replay.done.set_result(None)
+        else:
+            assert replay.request.adapter is not None
+            self.bank.remove(replay.request.adapter)
+            replay.done.set_exception(error)
+
+    def next_read(self) -> str | None:
+        """An adapter that must be read from its folder now; one at a time, answered with
+        `finish_read`."""
+        return self.tiers.next_read()
+
+    def finish_read(self, digest: str, result: HostAdapter | Exception) -> list[Output]:
+        """Takes the copy in host memory, or fails the requests that waited for it."""
+        if isinstance(result, HostAdapter):
+            self.bank.fill(result)
+            self.tiers.read(digest)
+            return []
+        error = AdapterUnavailableError(f"adapter {digest} cannot be read again: {result}")
+        outputs = []
+        for sequence in self.tiers.failed(digest):
+            del self._sequences[sequence.request.request_id]
+            if isinstance(sequence, Replay):
+                self._end_replay(sequence, result)
+            else:
+                outputs.append(Output(sequence.request.request_id, error))
+        return outputs
+
+    # -- requests -----------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        """False also while all requests wait for an adapter that is being read."""
+        return self.scheduler.has_work
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: GenerationRequest) -> list[Output]:
         text = TextStream(
             self.runner.tokenizer.decode, request.prompt_token_ids, request.params.stop
         )
-        sequence = Sequence(request, text)
-        self._sequences[request.request_id] = sequence
-        self.scheduler.add(sequence)
+        self._take(Sequence(request, text))
+        return []
+
+    def _take(self, sequence: Sequence) -> None:
+        self._sequences[sequence.request.request_id] = sequence
+        self.tiers.add(sequence)
 
     def abort(self, request_id: str) -> list[Output]:
         """Ends a request now; what it held is free before the next step."""
@@ -113,7 +141,12 @@ class EngineCore:
 
     def step(self) -> list[Output]:
         """Computes one batch and returns what became of its requests."""
-        chunks = self.scheduler.schedule()
+        chunks = []
+        for chunk in self.scheduler.schedule():
+            if isinstance(chunk.sequence, Replay):
+                self._replay(chunk.sequence)
+            else:
+                chunks.append(chunk)
         if not chunks:
             return []
         try:
@@ -179,7 +212,7 @@ class EngineCore:
         return [Output(sequence.request.request_id, failure) for sequence in sequences]
 
     def _forget(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
+        self.tiers.finish(sequence)
         del self._sequences[sequence.request.request_id]
 
 

@@ -1,26 +1,17 @@
-"""`EmbeddedEngine`: the async face of the engine core, which runs in a thread of its own.
-
-The event loop puts commands into an inbox; the thread takes them between steps and sends all
-outputs of a step back in one call. Nothing else crosses the border.
-"""
+"""`EmbeddedEngine`: the async face of the engine. The core runs in a thread of its own
+(`thread.py`); the adapters and their folders are `adapters.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import queue
-import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-from remix_runtime.checkpoint import read_checkpoint, read_parity
 from remix_runtime.contracts import (
     AdapterInfo,
+    AdapterState,
     EngineStats,
     GenerationRequest,
     Health,
@@ -28,9 +19,10 @@ from remix_runtime.contracts import (
     TokenEvent,
     Tokenizer,
 )
+from remix_runtime.engines.embedded.adapters import ServedAdapters
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore, Output
-from remix_runtime.engines.embedded.startup import build_core
+from remix_runtime.engines.embedded.thread import EngineThread
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -38,11 +30,6 @@ from remix_runtime.errors import (
     EngineDeadError,
     InvalidRequestError,
 )
-
-T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-_REPLAY_RETRY_SECONDS = 0.02
 
 _STALL_SECONDS = 60.0
 """A step that takes longer than this counts as a hung device."""
@@ -61,91 +48,51 @@ class EmbeddedEngine:
 
     def __init__(self, config: EmbeddedConfig) -> None:
         self._config = config
-        self._core: EngineCore | None = None
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = EngineThread(
+            config, on_outputs=self._deliver, on_read=self._read, on_death=self._fail_all
+        )
+        self._adapters = ServedAdapters(self._thread)
         self._streams: dict[str, _Stream] = {}
-        self._adapters: dict[str, AdapterInfo] = {}
-        self._users: Counter[str] = Counter()
-        self._pending: set[Future[Any]] = set()
-        self._unused = asyncio.Condition()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        self._stopping = False
-        self._death: BaseException | None = None
-        self._busy_since: float | None = None
 
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        started: Future[EngineCore] = Future()
-        thread = threading.Thread(
-            target=self._run, args=(started,), name="remix-engine", daemon=True
-        )
-        thread.start()
-        self._core = await asyncio.wrap_future(started)
-        self._thread = thread
+        await self._thread.start()
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         self._draining = True
-        if self._thread is None:
+        if not self._thread.is_started:
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
         for request_id in list(self._streams):
             await self.abort(request_id)
         await self._idle.wait()
-        self._stopping = True
-        self._inbox.put(lambda: None)
-        await asyncio.to_thread(self._thread.join)
-        self._thread = None
-        self._core = None
+        await self._adapters.settle()
+        await self._thread.stop()
 
     @property
     def model(self) -> ModelInfo:
-        return self._running_core().runner.model
+        return self._thread.running_core().runner.model
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._running_core().runner.tokenizer
+        return self._thread.running_core().runner.tokenizer
 
     # -- adapters -----------------------------------------------------------------------------
 
     async def load_adapter(self, folder: Path) -> AdapterInfo:
-        core = self._running_core()
-        base_shapes = core.runner.base_shapes
-        checkpoint = await _in_thread(lambda: read_checkpoint(folder, base=base_shapes))
-        if checkpoint.digest not in self._adapters:
-            vocab_size = core.runner.model.vocab_size
-            parity = await _in_thread(lambda: read_parity(folder, vocab_size=vocab_size))
-            adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
-            # The replay needs a slot and some KV pages; running requests may hold all of them.
-            while not await self._in_engine(  # noqa: ASYNC110 - freed in the other thread
-                lambda: core.load(adapter, checkpoint.config.top_k, parity)
-            ):
-                await asyncio.sleep(_REPLAY_RETRY_SECONDS)
-            self._adapters[checkpoint.digest] = AdapterInfo(
-                digest=checkpoint.digest,
-                num_layers=len(checkpoint.layers),
-                num_experts=checkpoint.config.num_experts,
-                top_k=checkpoint.config.top_k,
-                r=checkpoint.config.r,
-                num_bytes=checkpoint.num_bytes,
-            )
-        return self._adapters[checkpoint.digest]
+        self._thread.running_core()
+        return await self._adapters.load(folder)
 
     async def unload_adapter(self, digest: str) -> None:
-        if self._adapters.pop(digest, None) is None:
-            return
-        core = self._running_core()
-        async with self._unused:
-            await self._unused.wait_for(lambda: self._users[digest] == 0)
-        # Loaded again while the last requests ended: then it stays.
-        if digest not in self._adapters:
-            await self._in_engine(lambda: core.bank.remove(digest))
+        await self._adapters.unload(digest)
+
+    async def adapter_states(self) -> list[AdapterState]:
+        return await self._adapters.states()
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -155,8 +102,8 @@ class EmbeddedEngine:
         self._streams[request.request_id] = stream
         self._idle.clear()
         if request.adapter is not None:
-            self._users[request.adapter] += 1
-        self._inbox.put(lambda: core.add(request))
+            self._adapters.use(request.adapter)
+        self._thread.post(lambda: core.add(request))
         try:
             while True:
                 output = await stream.outputs.get()
@@ -170,16 +117,16 @@ class EmbeddedEngine:
                 await self.abort(request.request_id)
 
     async def abort(self, request_id: str) -> None:
-        core = self._core
+        core = self._thread.core
         if core is not None:
-            self._inbox.put(lambda: self._send(core.abort(request_id)))
+            self._thread.post(lambda: core.abort(request_id))
 
     def health(self) -> Health:
-        if self._death is not None:
-            return Health(alive=False, ready=False, reason=f"engine stopped: {self._death}")
-        if self._thread is None or self._core is None:
+        if self._thread.death is not None:
+            return Health(alive=False, ready=False, reason=f"engine stopped: {self._thread.death}")
+        if not self._thread.is_started:
             return Health(alive=not self._draining, ready=False, reason="not started")
-        busy_since = self._busy_since
+        busy_since = self._thread.busy_since
         if busy_since is not None and time.monotonic() - busy_since > _STALL_SECONDS:
             return Health(alive=False, ready=False, reason=f"no progress for {_STALL_SECONDS:g} s")
         if self._draining:
@@ -187,36 +134,31 @@ class EmbeddedEngine:
         return Health(alive=True, ready=True)
 
     def stats(self) -> EngineStats:
-        core = self._core
+        core = self._thread.core
         if core is None:
-            return EngineStats(
-                running=0,
-                waiting=0,
-                kv_tokens_used=0,
-                kv_tokens_total=0,
-                adapter_slots_used=0,
-                adapter_slots_total=0,
-            )
+            return EngineStats(adapters_loaded=len(self._adapters))
         pool, running = core.scheduler.pool, len(core.scheduler.running)
         return EngineStats(
             running=running,
             waiting=max(0, len(self._streams) - running),
+            waiting_for_read=core.tiers.num_cold,
             kv_tokens_used=(pool.num_pages - pool.num_free) * pool.page_tokens,
             kv_tokens_total=pool.num_pages * pool.page_tokens,
             adapter_slots_used=core.bank.slots_used,
             adapter_slots_total=core.bank.num_slots,
+            adapter_slot_fills=core.bank.slot_fills,
+            adapters_loaded=len(self._adapters),
+            adapters_on_host=core.bank.host_count,
+            adapter_reads=core.tiers.num_reads,
+            device_adapter_bytes_used=core.bank.device_bytes_used,
+            device_adapter_bytes_total=self._config.adapter_bytes,
+            host_adapter_bytes_used=core.bank.host_bytes_used,
+            host_adapter_bytes_total=self._config.host_adapter_bytes,
         )
-
-    def _running_core(self) -> EngineCore:
-        if self._death is not None:
-            raise EngineDeadError(f"the engine stopped: {self._death}")
-        if self._core is None:
-            raise EngineDeadError("the engine is not started")
-        return self._core
 
     def _admit(self, request: GenerationRequest) -> EngineCore:
         """Refuses what cannot or must not run, before anything is allocated."""
-        core = self._running_core()
+        core = self._thread.running_core()
         if self._draining:
             raise EngineBusyError("the server is shutting down", retry_after=5.0)
         if request.request_id in self._streams:
@@ -231,53 +173,7 @@ class EmbeddedEngine:
             raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
         return core
 
-    # -- the engine's thread --------------------------------------------------------------------
-
-    def _run(self, started: Future[EngineCore]) -> None:
-        # The model is built here too. OpenMP keeps a pool for every thread that ever computed,
-        # and with more pool threads than cores its barriers stop spinning and sleep instead:
-        # two thirds of the speed of small batches.
-        started.set_running_or_notify_cancel()
-        try:
-            core = build_core(self._config)
-        except BaseException as error:
-            started.set_exception(error)
-            return
-        started.set_result(core)
-        try:
-            while not self._stopping:
-                self._take_commands(block=not core.has_work)
-                self._busy_since = time.monotonic()
-                self._send(core.step())
-                self._busy_since = None
-        except BaseException as error:
-            log.exception("the engine thread ended")
-            self._death = error
-            self._call_in_loop(self._fail_all)
-
-    def _take_commands(self, *, block: bool) -> None:
-        if block:
-            self._inbox.get()()
-        while True:
-            try:
-                command = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            command()
-
-    def _send(self, outputs: list[Output]) -> None:
-        if outputs:
-            self._call_in_loop(lambda: self._deliver(outputs))
-
-    def _call_in_loop(self, callback: Callable[[], None]) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            log.warning("the event loop closed before the engine was stopped")
-            self._stopping = True
-
-    # -- back on the event loop ---------------------------------------------------------------
+    # -- called by the thread, on the event loop ----------------------------------------------
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -294,51 +190,13 @@ class EmbeddedEngine:
             self._idle.set()
         adapter = stream.request.adapter
         if adapter is not None:
-            self._users[adapter] -= 1
-            if self._users[adapter] == 0:
-                del self._users[adapter]
-                assert self._loop is not None
-                self._notifying = self._loop.create_task(self._notify_unused())
+            self._adapters.unuse(adapter)
 
-    async def _notify_unused(self) -> None:
-        async with self._unused:
-            self._unused.notify_all()
+    def _read(self, digest: str) -> None:
+        self._adapters.read(digest)
 
     def _fail_all(self) -> None:
-        error = EngineDeadError(f"the engine stopped: {self._death}")
+        error = EngineDeadError(f"the engine stopped: {self._thread.death}")
         for stream in list(self._streams.values()):
             stream.outputs.put_nowait(error)
             self._close(stream)
-        for future in self._pending:
-            if not future.done():
-                future.set_exception(error)
-
-    async def _in_engine(self, action: Callable[[], T]) -> T:
-        """Runs `action` in the engine's thread, between two steps."""
-        self._running_core()
-        future: Future[T] = Future()
-
-        def command() -> None:
-            # Its caller may have gone away; a cancelled future takes no result.
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(action())
-            except Exception as error:
-                future.set_exception(error)
-
-        self._pending.add(future)
-        try:
-            self._inbox.put(command)
-            return await asyncio.wrap_future(future)
-        finally:
-            self._pending.discard(future)
-
-
-async def _in_thread(action: Callable[[], T]) -> T:
-    """Runs `action` in a thread that ends with it, and its OpenMP pool with the thread."""
-    executor = ThreadPoolExecutor(max_workers=1)
-    try:
-        return await asyncio.get_running_loop().run_in_executor(executor, action)
-    finally:
-        executor.shutdown(wait=False)

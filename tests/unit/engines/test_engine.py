@@ -19,15 +19,15 @@ async def test_a_command_whose_caller_left_does_not_end_the_engine(tmp_path: Pat
     await engine.start()
     try:
         hold = threading.Event()
-        holding = asyncio.create_task(engine._in_engine(hold.wait))
-        leaving = asyncio.create_task(engine._in_engine(lambda: 1))
+        holding = asyncio.create_task(engine._thread.call(hold.wait))
+        leaving = asyncio.create_task(engine._thread.call(lambda: 1))
         await asyncio.sleep(0.05)
         leaving.cancel()
         hold.set()
         assert await holding
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        assert await engine._in_engine(lambda: 2) == 2
+        assert await engine._thread.call(lambda: 2) == 2
         assert engine.health().ready
         assert len((await complete(engine, request([1, 2], max_tokens=3))).token_ids) == 3
     finally:

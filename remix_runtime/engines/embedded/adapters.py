@@ -1,0 +1,210 @@
+"""The adapters that an embedded engine serves: loaded, read again from their folders, unloaded.
+
+Lives on the event loop. Files are read in threads of their own, so that neither the loop nor the
+engine's thread waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from remix_runtime.bank import HostAdapter
+from remix_runtime.checkpoint import Checkpoint, read_checkpoint, read_parity
+from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.engines.embedded.core import EngineCore
+from remix_runtime.engines.embedded.thread import EngineThread
+from remix_runtime.errors import CheckpointMismatchError
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Served:
+    folder: Path
+    info: AdapterInfo
+    read_seconds: float
+    requests: int = 0
+    last_used: float | None = None
+    unloading: bool = False
+
+
+class ServedAdapters:
+    """By digest. A folder must stay where it is as long as its adapter is loaded."""
+
+    def __init__(self, thread: EngineThread) -> None:
+        self._thread = thread
+        self._served: dict[str, _Served] = {}
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        # What reading takes comes on top of the memory budget: one load at a time.
+        self._loading = asyncio.Lock()
+        self._unused = asyncio.Condition()
+
+    def __contains__(self, digest: str) -> bool:
+        served = self._served.get(digest)
+        return served is not None and digest not in self._loads and not served.unloading
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    async def load(self, folder: Path) -> AdapterInfo:
+        # In a task of its own: a caller that goes away leaves no half of a load behind.
+        return await asyncio.shield(self._task(self._load(folder)))
+
+    async def unload(self, digest: str) -> None:
+        if digest not in self:
+            return
+        served, core = self._served[digest], self._thread.running_core()
+        served.unloading = True
+        async with self._unused:
+            await self._unused.wait_for(lambda: not served.requests)
+        # Loaded again while the last requests ended: then it stays.
+        if served.unloading and self._served.get(digest) is served:
+            del self._served[digest]
+            await self._thread.call(lambda: core.bank.remove(digest))
+
+    def use(self, digest: str) -> None:
+        self._served[digest].requests += 1
+
+    def unuse(self, digest: str) -> None:
+        served = self._served[digest]
+        served.requests -= 1
+        served.last_used = time.monotonic()
+        if not served.requests:
+            self._task(self._notify_unused())
+
+    def read(self, digest: str) -> None:
+        """The engine has requests for an adapter that is not in host memory."""
+        self._task(self._read(digest))
+
+    async def states(self) -> list[AdapterState]:
+        core = self._thread.running_core()
+        digests = [digest for digest in self._served if digest in self]
+        places = await self._thread.call(lambda: {d: _place(core, d) for d in digests})
+        return [
+            self._state(digest, *places[digest]) for digest in digests if digest in self._served
+        ]
+
+    async def settle(self) -> None:
+        """Waits for the loads and reads that have begun."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _load(self, folder: Path) -> AdapterInfo:
+        core = self._thread.running_core()
+        base_shapes = core.runner.base_shapes
+        async with self._loading:
+            started = time.monotonic()
+            checkpoint = await _in_thread(lambda: read_checkpoint(folder, base=base_shapes))
+            digest = checkpoint.digest
+            served = self._served.get(digest)
+            if served is None:
+                vocab_size = core.runner.model.vocab_size
+                parity = await _in_thread(lambda: read_parity(folder, vocab_size=vocab_size))
+                adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
+                top_k = checkpoint.config.top_k
+                replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
+                seconds = time.monotonic() - started
+                self._served[digest] = _Served(folder, _info(checkpoint), seconds)
+                self._loads[digest] = self._task(self._finish_load(digest, replayed))
+            else:
+                served.folder, served.unloading = folder, False
+        if digest in self._loads:
+            await asyncio.shield(self._loads[digest])
+        return self._served[digest].info
+
+    async def _finish_load(self, digest: str, replayed: Any) -> None:
+        try:
+            await self._thread.result(replayed)
+        except BaseException:
+            del self._served[digest]
+            raise
+        finally:
+            del self._loads[digest]
+
+    async def _read(self, digest: str) -> None:
+        core = self._thread.running_core()
+        folder = self._served[digest].folder
+        started = time.monotonic()
+        result: HostAdapter | Exception
+        try:
+            result = await _in_thread(lambda: _read_again(core, folder, digest))
+        except Exception as error:
+            result = error
+        else:
+            self._served[digest].read_seconds = time.monotonic() - started
+        self._thread.post(lambda: core.finish_read(digest, result))
+
+    async def _notify_unused(self) -> None:
+        async with self._unused:
+            self._unused.notify_all()
+
+    def _task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever waits for the task gets it, and nobody may
+
+    def _state(self, digest: str, tier: AdapterTier, slot: int | None) -> AdapterState:
+        served = self._served[digest]
+        idle = None
+        if served.requests:
+            idle = 0.0
+        elif served.last_used is not None:
+            idle = time.monotonic() - served.last_used
+        return AdapterState(
+            digest=digest,
+            tier=tier,
+            slot=slot,
+            requests=served.requests,
+            idle_seconds=idle,
+            read_seconds=served.read_seconds,
+        )
+
+
+def _read_again(core: EngineCore, folder: Path, digest: str) -> HostAdapter:
+    checkpoint = read_checkpoint(folder, base=core.runner.base_shapes)
+    if checkpoint.digest != digest:
+        raise CheckpointMismatchError(
+            f"{folder}: found an adapter with digest {checkpoint.digest}, expected {digest}, "
+            "which was loaded from there"
+        )
+    return core.bank.prepare(checkpoint)
+
+
+def _place(core: EngineCore, digest: str) -> tuple[AdapterTier, int | None]:
+    slot = core.bank.slot(digest)
+    if slot is not None:
+        return AdapterTier.DEVICE, slot
+    return AdapterTier.HOST if core.bank.is_ready(digest) else AdapterTier.DISK, None
+
+
+def _info(checkpoint: Checkpoint) -> AdapterInfo:
+    return AdapterInfo(
+        digest=checkpoint.digest,
+        num_layers=len(checkpoint.layers),
+        num_experts=checkpoint.config.num_experts,
+        top_k=checkpoint.config.top_k,
+        r=checkpoint.config.r,
+        num_bytes=checkpoint.num_bytes,
+    )
+
+
+async def _in_thread(action: Callable[[], T]) -> T:
+    """Runs `action` in a thread that ends with it, and its OpenMP pool with the thread."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, action)
+    finally:
+        executor.shutdown(wait=False)
