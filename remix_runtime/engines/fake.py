@@ -1,8 +1,6 @@
 """A deterministic engine without a model, for the tests of everything above the border.
 
-Its "language model" is a hash: the logits of a position are a function of the adapter's digest
-and all tokens before it. One token is one byte; completions are printable ASCII, and about one
-token in a hundred is the end of text. Of the sampling parameters it honours temperature, seed,
+Its "language model" is a hash (`fake_model.py`). Of the sampling parameters it honours temperature, seed,
 logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others are accepted.
 """
 
@@ -10,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
-import random
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from remix_runtime.contracts import (
     AdapterInfo,
@@ -29,12 +24,11 @@ from remix_runtime.contracts import (
     GenerationRequest,
     Health,
     ModelInfo,
-    PositionLogprobs,
     TokenEvent,
     Tokenizer,
-    TokenLogprob,
 )
 from remix_runtime.engines.fairness import FairQueue
+from remix_runtime.engines.fake_model import EOS_ID, VOCAB_SIZE, ByteTokenizer, HashModel
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -47,11 +41,6 @@ from remix_runtime.errors import (
     InvalidRequestError,
 )
 from remix_runtime.text import TextStream
-
-EOS_ID = 256
-VOCAB_SIZE = 257
-_PRINTABLE = range(32, 127)
-_UNLIKELY = -30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +55,6 @@ class FakeConfig:
     """Adapters in memory at once, those in use apart; others are read from their folders again."""
     prefill_seconds: float = 0.0
     token_seconds: float = 0.0
-
-
-class ByteTokenizer:
-    """One token per UTF-8 byte."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(i for i in token_ids if i < EOS_ID).decode(errors="replace")
-
-    def token_text(self, token_id: int) -> str:
-        return "<eos>" if token_id == EOS_ID else self.decode([token_id])
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        return self.encode("".join([*lines, "assistant: "]), add_special_tokens=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +142,10 @@ class FakeEngine:
     def _into_memory(self, digest: str) -> None:
         self._host.pop(digest, None)
         self._host[digest] = None
-        for other in [d for d in self._host if not self._users[d] and d != digest]:
+        self._shrink(digest)
+
+    def _shrink(self, keep: str) -> None:
+        for other in [d for d in self._host if not self._users[d] and d != keep]:
             if len(self._host) > self._config.host_adapters:
                 del self._host[other]
 
@@ -284,7 +259,7 @@ class FakeEngine:
         queue_seconds: float | None = monotonic() - sequence.arrival
         await self._pause(sequence, self._config.prefill_seconds)
         text = TextStream(self._tokenizer.decode, request.prompt_token_ids, params.stop)
-        model = _HashModel(request)
+        model = HashModel(request)
         while True:
             await self._pause(sequence, self._config.token_seconds)
             if sequence.aborted:
@@ -347,6 +322,7 @@ class FakeEngine:
         self._fill_slots()
         if request.adapter is not None:
             self._users[request.adapter] -= 1
+            self._shrink(request.adapter)
         async with self._changed:
             self._changed.notify_all()
 
@@ -365,40 +341,3 @@ def _read(folder: Path) -> AdapterInfo:
         r=1,
         num_bytes=len(content),
     )
-
-
-class _HashModel:
-    """Logits from a running hash of everything before the position."""
-
-    def __init__(self, request: GenerationRequest) -> None:
-        self._params = request.params
-        self._context = hashlib.sha256(f"{request.adapter}".encode())
-        for token_id in request.prompt_token_ids:
-            self._context.update(token_id.to_bytes(2, "big"))
-        self._sampler = random.Random(request.params.seed)  # noqa: S311
-
-    def next_token(self) -> tuple[int, PositionLogprobs | None]:
-        noise = random.Random(self._context.digest())  # noqa: S311
-        logits = [_UNLIKELY] * VOCAB_SIZE
-        for token_id in (*_PRINTABLE, EOS_ID):
-            logits[token_id] = noise.uniform(0.0, 8.0)
-        total = math.log(sum(math.exp(z) for z in logits))
-        token_id = self._choose(logits)
-        self._context.update(token_id.to_bytes(2, "big"))
-        if self._params.logprobs is None:
-            return token_id, None
-        order = sorted(range(VOCAB_SIZE), key=lambda i: (-logits[i], i))[: self._params.logprobs]
-        chosen, *top = (
-            TokenLogprob(token_id=i, logprob=logits[i] - total) for i in (token_id, *order)
-        )
-        return token_id, PositionLogprobs(chosen=chosen, top=tuple(top))
-
-    def _choose(self, logits: Sequence[float]) -> int:
-        scores = [z + self._params.logit_bias.get(i, 0.0) for i, z in enumerate(logits)]
-        if self._params.temperature > 0:
-            # Gumbel noise makes the argmax a draw from the softmax.
-            scores = [
-                z / self._params.temperature - math.log(self._sampler.expovariate(1.0) or 1e-300)
-                for z in scores
-            ]
-        return max(range(VOCAB_SIZE), key=lambda i: (scores[i], -i))

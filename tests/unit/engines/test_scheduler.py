@@ -1,71 +1,19 @@
 """The scheduler alone, with no model: budgets, admission, and that everything comes back."""
 
-from collections import Counter
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
-from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.text import TextStream
-
-PAGE = 4
-
-
-class Slots:
-    """A bank of `count` slots that counts its pins."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.slots: dict[str, int] = {}
-        self.pins: Counter[str] = Counter()
-
-    def acquire(self, digest: str) -> int | None:
-        if self.pins[digest] == 0:
-            used = {self.slots[d] for d, n in self.pins.items() if n}
-            free = [slot for slot in range(self.count) if slot not in used]
-            if not free:
-                return None
-            self.slots[digest] = free[0]
-        self.pins[digest] += 1
-        return self.slots[digest]
-
-    def release(self, digest: str) -> None:
-        self.pins[digest] -= 1
-        assert self.pins[digest] >= 0
-
-
-def sequence(prompt: int, new: int, adapter: str | None = None, name: str = "r") -> Sequence:
-    request = GenerationRequest(
-        request_id=name,
-        prompt_token_ids=tuple(range(prompt)),
-        params=SamplingParams(max_tokens=new),
-        adapter=adapter,
-    )
-    return Sequence(request, TextStream(lambda ids: "", ()))
+from tests.unit.engines.scheduling import PAGE, Slots, advance, sequence
 
 
 def scheduler(
     pages: int = 100, slots: int = 4, running: int = 8, budget: int = 16
 ) -> tuple[Scheduler, Slots]:
     bank = Slots(slots)
-    return Scheduler(
-        PagePool(pages, PAGE), bank, max_running=running, max_tokens_per_step=budget
-    ), bank
-
-
-def advance(s: Scheduler) -> list[tuple[str, int]]:
-    """One step as the engine does it; finished sequences leave."""
-    chunks = s.schedule()
-    for chunk in chunks:
-        chunk.sequence.num_computed += chunk.count
-        if chunk.samples:
-            chunk.sequence.append(0)
-            if chunk.sequence.num_generated == chunk.sequence.params.max_tokens:
-                s.finish(chunk.sequence)
-    return [(chunk.sequence.request.request_id, chunk.count) for chunk in chunks]
+    pool = PagePool(pages, PAGE)
+    return Scheduler(pool, bank, max_running=running, max_tokens_per_step=budget), bank
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
@@ -107,7 +55,7 @@ def test_a_request_without_a_free_slot_lets_others_pass() -> None:
     assert sorted(n for n, _ in advance(s)) == ["a", "c", "d"]
     advance(s)
     assert advance(s) == [("b", 2)]
-    assert bank.slots["y"] == 0
+    assert bank.table.slot("y") == 0
 
 
 def test_tokens_of_one_adapter_are_side_by_side() -> None:
@@ -142,7 +90,7 @@ def test_every_request_ends_once_and_everything_comes_back(
         s.add(item)
     aborted = data.draw(st.sets(st.sampled_from(sequences), max_size=3))
     steps = 0
-    while s.running or s.waiting:
+    while s.has_work:
         counts = advance(s)
         assert counts, "work waits but nothing is scheduled"
         assert sum(n for _, n in counts) <= budget
@@ -154,7 +102,7 @@ def test_every_request_ends_once_and_everything_comes_back(
                 s.finish(item)
         steps += 1
     assert s.pool.num_free == pages
-    assert not +bank.pins
+    assert not any(bank.table.pins(d) for d in "xyz")
     for item in set(sequences) - aborted:
         assert item.num_generated == item.params.max_tokens
 
@@ -167,7 +115,7 @@ def test_finishing_twice_frees_once() -> None:
     s.finish(item)
     s.finish(item)
     assert s.pool.num_free == 100
-    assert bank.pins["x"] == 0
+    assert bank.table.pins("x") == 0
 
 
 @pytest.mark.parametrize("count", [0, 3])
