@@ -1,7 +1,8 @@
 """A deterministic engine without a model, for the tests of everything above the border.
 
-Its "language model" is a hash (`fake_model.py`). Of the sampling parameters it honours temperature, seed,
-logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others are accepted.
+Its "language model" is a hash (`fake_model.py`). Of the sampling parameters it honours
+temperature, seed, logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others
+are accepted.
 """
 
 from __future__ import annotations
