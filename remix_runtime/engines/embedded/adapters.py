@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from remix_runtime.checkpoint import Checkpoint, read_checkpoint, read_parity
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.thread import EngineThread
-from remix_runtime.errors import CheckpointMismatchError
+from remix_runtime.errors import AdapterNotLoadedError, CheckpointMismatchError
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ class _Served:
     read_seconds: float
     requests: int = 0
     last_used: float | None = None
-    unloading: bool = False
+    is_open: bool = False
+    """Takes new requests: not before its load is complete, nor while it is unloaded."""
 
 
 class ServedAdapters:
@@ -48,7 +49,7 @@ class ServedAdapters:
 
     def __contains__(self, digest: str) -> bool:
         served = self._served.get(digest)
-        return served is not None and digest not in self._loads and not served.unloading
+        return served is not None and served.is_open
 
     def __len__(self) -> int:
         return len(self._served)
@@ -61,11 +62,11 @@ class ServedAdapters:
         if digest not in self:
             return
         served, core = self._served[digest], self._thread.running_core()
-        served.unloading = True
+        served.is_open = False
         async with self._unused:
             await self._unused.wait_for(lambda: not served.requests)
         # Loaded again while the last requests ended: then it stays.
-        if served.unloading and self._served.get(digest) is served:
+        if not served.is_open and self._served.get(digest) is served:
             del self._served[digest]
             await self._thread.call(lambda: core.bank.remove(digest))
 
@@ -109,19 +110,25 @@ class ServedAdapters:
                 parity = await _in_thread(lambda: read_parity(folder, vocab_size=vocab_size))
                 adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
                 top_k = checkpoint.config.top_k
-                replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
                 seconds = time.monotonic() - started
-                self._served[digest] = _Served(folder, _info(checkpoint), seconds)
+                self._served[digest] = served = _Served(folder, _info(checkpoint), seconds)
+                try:
+                    replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
+                except BaseException:
+                    del self._served[digest]
+                    raise
                 self._loads[digest] = self._task(self._finish_load(digest, replayed))
             else:
-                served.folder, served.unloading = folder, False
+                served.folder = folder
+                served.is_open = digest not in self._loads
         if digest in self._loads:
             await asyncio.shield(self._loads[digest])
-        return self._served[digest].info
+        return served.info
 
-    async def _finish_load(self, digest: str, replayed: Any) -> None:
+    async def _finish_load(self, digest: str, replayed: Future[None]) -> None:
         try:
             await self._thread.result(replayed)
+            self._served[digest].is_open = True
         except BaseException:
             del self._served[digest]
             raise
@@ -130,15 +137,19 @@ class ServedAdapters:
 
     async def _read(self, digest: str) -> None:
         core = self._thread.running_core()
-        folder = self._served[digest].folder
+        served = self._served.get(digest)
         started = time.monotonic()
         result: HostAdapter | Exception
-        try:
-            result = await _in_thread(lambda: _read_again(core, folder, digest))
-        except Exception as error:
-            result = error
+        if served is None:  # all its requests were aborted, and it was unloaded since
+            result = AdapterNotLoadedError(f"adapter {digest} is not loaded")
         else:
-            self._served[digest].read_seconds = time.monotonic() - started
+            folder = served.folder
+            try:
+                result = await _in_thread(lambda: _read_again(core, folder, digest))
+            except Exception as error:
+                result = error
+            served.read_seconds = time.monotonic() - started
+        # Whatever came, the engine must hear of it: it asks for no other read before.
         self._thread.post(lambda: core.finish_read(digest, result))
 
     async def _notify_unused(self) -> None:
