@@ -9,6 +9,7 @@ RemixError
 ├── RequestError             one generation request is refused; others go on
 │   ├── InvalidRequestError      a field of the request is wrong (`param` names it)
 │   ├── AdapterNotLoadedError    the digest is not loaded in this engine
+│   ├── AdapterUnavailableError  the adapter's folder is gone or has changed since it was loaded
 │   └── EngineBusyError          the queue is full or the engine drains; try again (`retry_after`)
 ├── CapacityError            an adapter or a request can never fit the stated memory budget
 ├── EngineDeadError          the engine stopped working; the process should be replaced
@@ -61,6 +62,10 @@ class InvalidRequestError(RequestError):
 
 class AdapterNotLoadedError(RequestError):
     """The digest that the request names is not loaded in this engine."""
+
+
+class AdapterUnavailableError(RequestError):
+    """The adapter left memory, and its folder is gone or holds something else now."""
 
 
 class EngineBusyError(RequestError):

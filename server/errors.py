@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    AdapterUnavailableError,
     CapacityError,
     EngineBusyError,
     EngineDeadError,
@@ -86,6 +87,10 @@ def as_api_error(error: Exception) -> ApiError:
             log.error("the registry names an adapter that the engine does not have: %s", error)
             message = "The model does not exist or you do not have access to it."
             return ApiError(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")
+        case AdapterUnavailableError():
+            log.error("an adapter's folder cannot be read any more: %s", error)
+            message = "The model is not available on this server at the moment."
+            return unavailable(message, code="model_unavailable", retry_after=10)
         case InvalidRequestError():
             status = HTTPStatus.BAD_REQUEST
             return ApiError(status, str(error), param=error.param, code=error.code)
