@@ -1,41 +1,63 @@
-"""One API key for the whole server; every path wants it but the probes and the static page."""
+"""No key, no answer: every path wants one but the probes and, in single-user mode, the page."""
 
 from __future__ import annotations
 
-import hmac
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import ApiError
-from server.state import label_error
+from server.errors import ApiError, as_api_error
+from server.state import label_error, state_of
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+PROBES = frozenset({"/health", "/ready"})
+
+Authenticate = Callable[[Scope, str | None], Awaitable[str | None]]
+"""The tenant that a bearer key (None: no key) stands for, None to refuse. Raises `RemixError`."""
 
 
-class ApiKeyMiddleware:
-    """Denied by default: what is not in `OPEN_PATHS` needs the key, unknown paths too."""
+class KeyMiddleware:
+    """Denied by default: what is not in `open_paths` needs a key, unknown paths too."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticate: Authenticate, open_paths: Collection[str]
+    ) -> None:
         self._app = app
-        self._api_key = api_key.encode()
+        self._authenticate = authenticate
+        self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._authorized(scope):
-            await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # there are none
             return
-        label_error(scope, "invalid_api_key")
-        error = ApiError(
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            error = await self._refusal(scope)
+            if error is not None:
+                label_error(scope, error.code or error.type)
+                await error.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> ApiError | None:
+        try:
+            tenant = await self._authenticate(scope, _bearer(scope))
+        except Exception as error:
+            return as_api_error(error)
+        if tenant is not None:
+            state_of(scope).tenant = tenant
+            return None
+        return ApiError(
             HTTPStatus.UNAUTHORIZED,
             "No valid API key was given; send it as `Authorization: Bearer <key>`.",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error.response()(scope, receive, send)
 
-    def _authorized(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Header text is latin-1; the comparison takes the same time wherever the keys differ.
-        given = key.strip().encode("latin-1")
-        return hmac.compare_digest(given, self._api_key) and scheme.lower() == "bearer"
+
+def _bearer(scope: Scope) -> str | None:
+    given = Headers(scope=scope).getlist("authorization")
+    if len(given) != 1:  # two keys: proxies and we might each believe another one
+        return None
+    scheme, _, key = given[0].partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None

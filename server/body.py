@@ -13,7 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ApiError, as_api_error
-from server.state import label_error, services_of
+from server.settings import ServerSettings
+from server.state import label_error
 
 
 class ClientGoneError(BaseException):
@@ -26,7 +27,8 @@ class StrictRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             self._check_content_type()
-            limit = services_of(self).settings.max_body_bytes
+            settings: ServerSettings = self.app.state.services.settings
+            limit = settings.max_body_bytes
             # The announced length is refused before a byte of it is read.
             announced = self.headers.get("content-length", "")
             if announced.isdecimal() and int(announced[:20]) > limit:

@@ -6,10 +6,13 @@ import contextlib
 import json
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from remix_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from remix_runtime.contracts import Engine
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 def _http(text: str, default: str) -> Any:
     return typer.Option(help=text, show_default=default, rich_help_panel="HTTP")
+
+
+def _tenants(text: str, default: str) -> Any:
+    return typer.Option(help=text, show_default=default, rich_help_panel="Tenants")
 
 
 def _engine(text: str, default: str | bool = True) -> Any:
@@ -50,6 +57,18 @@ def serve(
     log_level: Annotated[
         str | None, _http("critical, error, warning, info or debug.", "info")
     ] = None,
+    data_dir: Annotated[
+        Path | None,
+        _tenants("Serve tenants, and keep them, their adapters and sets here.", "no tenants"),
+    ] = None,
+    database_url: Annotated[
+        str | None, _tenants("postgresql://… or sqlite:///…, for what is not adapters.", "SQLite")
+    ] = None,
+    admin_host: Annotated[str | None, _tenants("Address of the admin API.", "127.0.0.1")] = None,
+    admin_port: Annotated[int | None, _tenants("Its port; 0 takes a free one.", "8001")] = None,
+    import_root: Annotated[
+        Path | None, _tenants("Local adapters are imported from under it only.", "this folder")
+    ] = None,
     served_model_name: Annotated[
         str | None, _engine("The base's name in the API.", "last part of --base")
     ] = None,
@@ -80,16 +99,18 @@ def serve(
 ) -> None:
     """Serve a base model and its adapters through the OpenAI API.
 
-    A request's `model` is an adapter's name, or the base model's for the base alone. Every HTTP
-    setting can also be an environment variable: REMIX_PORT, REMIX_API_KEY and so on.
+    A request's `model` is an adapter's name, or the base model's for the base alone. Every setting
+    but the engine's can also be an environment variable: REMIX_PORT, REMIX_API_KEY and so on.
+    With --data-dir there is an admin API beside, whose key is REMIX_ADMIN_KEY; `remix tenant`,
+    `remix adapter` and `remix set` use it.
     """
     import asyncio
     import logging
 
     from server.app import create_app
-    from server.registry import parse_adapters
-    from server.runner import bind, run
+    from server.runner import bind, run, url_of
     from server.settings import load_settings
+    from server.single_user import parse_adapters
 
     settings = load_settings(
         host=host,
@@ -100,12 +121,20 @@ def serve(
         max_choices=max_choices,
         drain_seconds=drain_seconds,
         log_level=log_level,
+        data_dir=data_dir,
+        database_url=database_url,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        import_root=import_root,
     )
     logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s")
     for room in ("server", "remix_runtime"):
         logging.getLogger(room).setLevel(settings.log_level.upper())
     folders = parse_adapters(adapter or ())
-    with bind(settings.host, settings.port) as listener:
+    if folders and settings.data_dir is not None:
+        raise ConfigError("--adapter: with --data-dir adapters belong to tenants: remix set apply")
+    with ExitStack() as stack:
+        listener = stack.enter_context(bind(settings.host, settings.port))
         if engine == "fake":
             backend = _fake_engine(served_model_name or Path(base).name)
         else:
@@ -124,8 +153,24 @@ def serve(
                 host_adapter_bytes=host_adapter_bytes,
                 threads=threads,
             )
-        app = create_app(backend, settings, folders)
-        asyncio.run(run(app, settings, listener, on_ready=_announce))
+        if settings.data_dir is None:
+            app = create_app(backend, settings, folders)
+            asyncio.run(run(app, settings, listener, on_ready=_announce))
+            return
+        from server.tenants import create_tenant_apps
+
+        apps = create_tenant_apps(backend, settings, settings.data_dir)
+        admin_listener = stack.enter_context(bind(settings.admin_host, settings.admin_port))
+        admin_url = url_of(admin_listener)
+        asyncio.run(
+            run(
+                apps.data,
+                settings,
+                listener,
+                on_ready=lambda services, url: _announce_tenants(services, url, admin_url),
+                admin=(apps.admin, admin_listener),
+            )
+        )
 
 
 def _embedded_engine(**given: Any) -> Engine:
@@ -145,9 +190,19 @@ def _fake_engine(name: str) -> Engine:
     return FakeEngine(FakeConfig(model_name=name, token_seconds=0.02))
 
 
+def _announce_tenants(services: Services, url: str, admin_url: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads, and that is no reason not to serve
+        tenants = len(services.sets.all)
+        typer.echo(f"Serving {tenants} tenants at {url}, the admin API at {admin_url}")
+        if not tenants:
+            typer.echo("Try: remix tenant create NAME, then remix tenant key NAME")
+
+
 def _announce(services: Services, url: str) -> None:
     """The line that says where, and one to try at once."""
-    names = [target.name for target in services.registry.targets]
+    from server.access import SINGLE_USER
+
+    names = [t.name for t in services.sets.targets(SINGLE_USER, may_use_base=True)]
     key = '-H "Authorization: Bearer $REMIX_API_KEY" ' if services.settings.api_key else ""
     body = shlex.quote(json.dumps({"model": names[-1], "prompt": "Hello", "max_tokens": 32}))
     with contextlib.suppress(OSError):  # nobody reads, and that is no reason not to serve

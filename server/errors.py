@@ -21,9 +21,29 @@ from remix_runtime.errors import (
     InvalidRequestError,
     RemixError,
 )
-from server.registry import UnknownModelError
-from server.schemas.responses import ErrorBody, ErrorDetail
+from server.live.errors import BadSetError
+from server.live.sets import UnknownModelError
+from server.quotas import RateLimitedError
+from server.schemas.responses import BadSetBody, BadSetDetail, ErrorBody, ErrorDetail
 from server.state import label_error
+from server.store import (
+    ImportStoppedError,
+    RejectedAdapterError,
+    SourceError,
+    SourceUnavailableError,
+    StoreError,
+    StoreFullError,
+    UnknownDigestError,
+)
+from server.tenancy.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    InvalidValueError,
+    NotFoundError,
+    StaleRevisionError,
+    TenancyError,
+    UnknownAdapterError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +62,22 @@ class ApiError(HTTPException):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message[:_MAX_MESSAGE], headers=headers)
         self.type = type
         self.param = param
         self.code = code
+        self.reasons = reasons
+        """Of a refused set, by the names in it."""
 
     @property
-    def body(self) -> ErrorBody:
+    def body(self) -> ErrorBody | BadSetBody:
         detail = ErrorDetail(message=self.detail, type=self.type, param=self.param, code=self.code)
-        return ErrorBody(error=detail)
+        if self.reasons is None:
+            return ErrorBody(error=detail)
+        reasons = {name: reason[:_MAX_MESSAGE] for name, reason in self.reasons.items()}
+        return BadSetBody(error=BadSetDetail(**detail.model_dump(), reasons=reasons))
 
     def response(self) -> JSONResponse:
         return JSONResponse(
@@ -84,13 +110,25 @@ def as_api_error(error: Exception) -> ApiError:
         case UnknownModelError():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), param="model", code="model_not_found")
         case AdapterNotLoadedError():
-            log.error("the registry names an adapter that the engine does not have: %s", error)
+            log.error("a live set names an adapter that the engine does not have: %s", error)
             message = "The model does not exist or you do not have access to it."
             return ApiError(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")
         case AdapterUnavailableError():
-            log.error("an adapter's folder cannot be read any more: %s", error)
+            log.error("an adapter cannot be served: %s", error)
             message = "The model is not available on this server at the moment."
             return unavailable(message, code="model_unavailable", retry_after=10)
+        case RateLimitedError():
+            return ApiError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                str(error),
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={**error.headers, "Retry-After": str(max(1, math.ceil(error.retry_after)))},
+            )
+        case DatabaseUnavailableError():
+            log.error("the directory cannot be asked: %s", error)
+            message = "The server cannot check this at the moment."
+            return unavailable(message, code="directory_unavailable", retry_after=error.retry_after)
         case InvalidRequestError():
             status = HTTPStatus.BAD_REQUEST
             return ApiError(status, str(error), param=error.param, code=error.code)
@@ -102,12 +140,71 @@ def as_api_error(error: Exception) -> ApiError:
             log.error("a request met a dead engine: %s", error)
             message = "The model is not available on this server at the moment."
             return unavailable(message, code="engine_dead", retry_after=10)
+        case BadSetError():
+            return _unprocessable(error, "bad_set", reasons=error.reasons)
+        case TenancyError():
+            return _from_tenancy(error)
+        case StoreError():
+            return _from_store(error)
         case RequestValidationError():
             return _from_validation(error)
         case HTTPException():
             return _from_http(error)
     log.error("request failed", exc_info=error)
     return internal_error()
+
+
+def _from_tenancy(error: TenancyError) -> ApiError:
+    """The statuses that `server/tenancy/errors.py` states."""
+    match error:
+        case NotFoundError():
+            return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
+        case ConflictError():
+            return ApiError(HTTPStatus.CONFLICT, str(error), code="conflict")
+        case StaleRevisionError():
+            status = HTTPStatus.PRECONDITION_FAILED
+            headers = {"ETag": f'"{error.found}"'}
+            return ApiError(status, str(error), code="stale_revision", headers=headers)
+        case UnknownAdapterError():
+            reasons = {
+                name: f"{digest} is not registered" for name, digest in error.entries.items()
+            }
+            return _unprocessable(error, "unknown_adapter", reasons=reasons)
+        case InvalidValueError():
+            return _unprocessable(error, "invalid_value", param=error.field)
+    log.error("request failed", exc_info=error)
+    return internal_error()
+
+
+def _from_store(error: StoreError) -> ApiError:
+    match error:
+        case UnknownDigestError():
+            return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
+        case SourceError():
+            return _unprocessable(error, "source_refused", param="source")
+        case RejectedAdapterError():
+            return _unprocessable(error, "adapter_rejected", param="source")
+        case ImportStoppedError():
+            return unavailable(str(error), code="import_stopped", retry_after=5)
+        case SourceUnavailableError():
+            status, kind = HTTPStatus.BAD_GATEWAY, "server_error"
+            return ApiError(status, str(error), type=kind, code="source_unavailable")
+        case StoreFullError():
+            status, kind = HTTPStatus.INSUFFICIENT_STORAGE, "server_error"
+            return ApiError(status, str(error), type=kind, code="store_full")
+    log.error("request failed", exc_info=error)
+    return internal_error()
+
+
+def _unprocessable(
+    error: RemixError,
+    code: str,
+    *,
+    param: str | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> ApiError:
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return ApiError(status, str(error), param=param, code=code, reasons=reasons)
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:

@@ -1,4 +1,9 @@
-"""Prometheus metrics. Label values come from fixed sets: no client can add a series."""
+"""Prometheus metrics of requests and of the engine.
+
+Label values are tenants and names of their sets, never what a client sent, and at most
+`MAX_SERIES` pairs of them; what comes after those is counted as `other`. A server without tenants
+has the empty tenant, which is no label at all to Prometheus.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,19 @@ from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 from time import monotonic
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remix_runtime.contracts import Engine, TokenEvent
-from server.state import open_labels
+from server.live.sets import LiveSets
+from server.state import OTHER, RequestState, open_state
 
 ENDPOINTS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 DISCONNECTED = "disconnected"
+MAX_SERIES = 2000
+"""Pairs of tenant and adapter that have series of their own."""
 
 _SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LONG = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -24,59 +32,87 @@ _LONG = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 class Metrics:
     """All series of one server, in a registry of its own."""
 
-    def __init__(self, engine: Engine, base_name: str, adapters: dict[str, str]) -> None:
-        """`adapters` maps names to digests."""
-        self.registry = CollectorRegistry()
+    def __init__(
+        self, registry: CollectorRegistry, engine: Engine, sets: LiveSets, *, max_series: int
+    ) -> None:
+        self._registry = registry
+        self._sets = sets
+        self._max_series = max_series
+        self._seen: set[tuple[str, str]] = set()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"remix_{name}", text, labels, registry=self.registry)
+            labels = ("tenant", "adapter", *labels)
+            return Counter(f"remix_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: Iterable[float]) -> Histogram:
             return Histogram(
                 f"remix_{name}_seconds",
                 text,
-                ("adapter",),
+                ("tenant", "adapter"),
                 buckets=tuple(buckets),
-                registry=self.registry,
+                registry=registry,
             )
 
         self._requests = counter(
-            "requests_total", "HTTP requests by outcome.", "adapter", "endpoint", "status"
+            "requests_total", "HTTP requests by outcome.", "endpoint", "status"
         )
-        self._errors = counter("request_errors_total", "Failed requests.", "adapter", "type")
-        self._prompt_tokens = counter("prompt_tokens_total", "Tokens in.", "adapter")
-        self._generated = counter("generated_tokens_total", "Tokens out.", "adapter")
+        self._errors = counter("request_errors_total", "Failed requests.", "type")
+        self._prompt_tokens = counter("prompt_tokens_total", "Tokens in.")
+        self._generated = counter("generated_tokens_total", "Tokens out.")
         self._queue = histogram("queue_time", "Arrival to first scheduled step.", _LONG)
         self._first = histogram("time_to_first_token", "Arrival to first token.", _LONG)
         self._between = histogram("inter_token_latency", "Between two tokens.", _SHORT)
         self._duration = histogram("request_duration", "Whole request.", _LONG)
-        for name in (base_name, *adapters):  # so that rates start from a known zero
-            self._prompt_tokens.labels(name)
-            self._generated.labels(name)
-        self.registry.register(_EngineCollector(engine, adapters))
+        registry.register(_EngineCollector(engine, sets, max_series))
 
-    def watch(self, adapter: str, *, prompt_tokens: int) -> SequenceWatch:
+    def text(self) -> bytes:
+        """All series in Prometheus' text format."""
+        for tenant, live in self._sets.all.items():  # so that rates start from a known zero
+            for name in (self._sets.base_name, *live.entries):
+                labels = self._labels(tenant, name)
+                self._prompt_tokens.labels(*labels)
+                self._generated.labels(*labels)
+        return generate_latest(self._registry)
+
+    def watch(self, tenant: str, adapter: str, *, prompt_tokens: int) -> SequenceWatch:
         """An observer for one sequence that is handed to the engine now.
 
         `prompt_tokens` are counted with its first event: a refused request read none.
         """
+        labels = self._labels(tenant, adapter)
         return SequenceWatch(
-            self._prompt_tokens.labels(adapter),
+            self._prompt_tokens.labels(*labels),
             prompt_tokens,
-            self._queue.labels(adapter),
-            self._first.labels(adapter),
-            self._between.labels(adapter),
-            self._generated.labels(adapter),
+            self._queue.labels(*labels),
+            self._first.labels(*labels),
+            self._between.labels(*labels),
+            self._generated.labels(*labels),
         )
 
     def count_request(
-        self, *, adapter: str, endpoint: str, status: str, error: str | None, seconds: float
+        self,
+        *,
+        tenant: str,
+        adapter: str,
+        endpoint: str,
+        status: str,
+        error: str | None,
+        seconds: float,
     ) -> None:
-        """`adapter` is a served name or `OTHER`: see `RequestLabels`."""
-        self._requests.labels(adapter, endpoint, status).inc()
-        self._duration.labels(adapter).observe(seconds)
+        """`adapter` is a name of the tenant's set or `OTHER`: see `RequestState`."""
+        labels = self._labels(tenant, adapter)
+        self._requests.labels(*labels, endpoint, status).inc()
+        self._duration.labels(*labels).observe(seconds)
         if error is not None:
-            self._errors.labels(adapter, error).inc()
+            self._errors.labels(*labels, error).inc()
+
+    def _labels(self, tenant: str, adapter: str) -> tuple[str, str]:
+        pair = (tenant, adapter)
+        if pair not in self._seen:
+            if len(self._seen) >= self._max_series:
+                return (OTHER, OTHER)
+            self._seen.add(pair)
+        return pair
 
 
 class SequenceWatch:
@@ -116,11 +152,12 @@ class SequenceWatch:
 
 
 class _EngineCollector(Collector):
-    """Gauges that are read from the engine at every scrape."""
+    """Gauges that are read from the engine and the live sets at every scrape."""
 
-    def __init__(self, engine: Engine, adapters: dict[str, str]) -> None:
+    def __init__(self, engine: Engine, sets: LiveSets, max_series: int) -> None:
         self._engine = engine
-        self._adapters = adapters
+        self._sets = sets
+        self._max_series = max_series
 
     def collect(self) -> Iterator[Metric]:
         stats, health = self._engine.stats(), self._engine.health()
@@ -134,29 +171,49 @@ class _EngineCollector(Collector):
             ("engine_alive", "1 while the engine makes progress.", health.alive),
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))
-        info = GaugeMetricFamily(
-            "remix_adapter_info", "Served adapters, always 1.", labels=("adapter", "digest")
+        served = [
+            (tenant, name, digest)
+            for tenant, live in self._sets.all.items()
+            for name, digest in live.entries.items()
+        ]
+        yield GaugeMetricFamily(
+            "remix_served_adapters", "Names in all live sets.", value=float(len(served))
         )
-        for name, digest in self._adapters.items():
-            info.add_metric((name, digest), 1.0)
+        info = GaugeMetricFamily(
+            "remix_adapter_info",
+            "Served adapters, always 1.",
+            labels=("tenant", "adapter", "digest"),
+        )
+        for labels in served[: self._max_series]:
+            info.add_metric(labels, 1.0)
         yield info
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
 
-class MetricsMiddleware:
-    """Counts every request of the generating endpoints, whatever its end is."""
+class RequestMiddleware:
+    """Gives every request its state, and back what it held; counts those of the generating
+    endpoints, whatever their end is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = ENDPOINTS.get(scope["path"]) if scope["type"] == "http" else None
-        if endpoint is None or scope["method"] != "POST":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        labels = open_labels(scope)
+        state = open_state(scope)
+        with state.holds:
+            endpoint = ENDPOINTS.get(scope["path"])
+            if endpoint is None or scope["method"] != "POST":
+                await self._app(scope, receive, send)
+            else:
+                await self._counted(endpoint, state, scope, receive, send)
+
+    async def _counted(
+        self, endpoint: str, state: RequestState, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         status = DISCONNECTED
         start = monotonic()
 
@@ -171,9 +228,10 @@ class MetricsMiddleware:
         finally:
             metrics: Metrics = scope["app"].state.services.metrics
             metrics.count_request(
-                adapter=labels.adapter,
+                tenant=state.tenant,
+                adapter=state.adapter,
                 endpoint=endpoint,
                 status=status,
-                error=labels.error,
+                error=state.error,
                 seconds=monotonic() - start,
             )

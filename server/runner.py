@@ -56,24 +56,49 @@ async def run(
     listener: socket.socket,
     *,
     on_ready: Callable[[Services, str], None],
+    admin: tuple[FastAPI, socket.socket] | None = None,
 ) -> None:
     """Serves until a signal has drained the server. Raises `RemixError` if it cannot start.
 
-    `on_ready` is called with the URL once requests can come.
+    `on_ready` is called with the URL once requests can come. `admin` is an app that is served
+    beside, within the lifespan of `app`, and until it has drained.
     """
     async with app.router.lifespan_context(app):
-        config = uvicorn.Config(
-            app,
-            lifespan="off",  # entered here, so that its errors reach the command line
-            log_level=settings.log_level,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_CLOSE_SECONDS,
-        )
         services: Services = app.state.services
-        server = _DrainingServer(config, services, lambda: on_ready(services, _url(listener)))
-        await server.serve(sockets=[listener])
+        server = _DrainingServer(
+            _config(app, settings), services, lambda: on_ready(services, url_of(listener))
+        )
+        if admin is None:
+            await server.serve(sockets=[listener])
+            return
+        admin_app, admin_listener = admin
+        beside = _SilentServer(_config(admin_app, settings))
+        serving = asyncio.create_task(beside.serve(sockets=[admin_listener]))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            beside.should_exit = True
+            await serving
+
+
+def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",  # entered by `run`, so that its errors reach the command line
+        log_level=settings.log_level,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+
+
+class _SilentServer(uvicorn.Server):
+    """A uvicorn server that leaves signals to the one it stands beside."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class _DrainingServer(uvicorn.Server):
@@ -129,7 +154,7 @@ class _DrainingServer(uvicorn.Server):
             self.should_exit = True
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         host = "127.0.0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -27,7 +28,21 @@ class ServerSettings(BaseSettings):
     """How long requests in flight may go on after SIGTERM."""
     log_level: str = "info"
 
-    @field_validator("api_key")
+    # What follows is for servers with tenants.
+    data_dir: Path | None = None
+    """Where adapters, and without `database_url` the database too, are kept."""
+    database_url: SecretStr | None = None
+    admin_host: str = "127.0.0.1"
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    admin_key: SecretStr | None = None
+    import_root: Path = Path()
+    """Adapters in local folders are imported from under it only."""
+    poll_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """How soon a change by another server is seen, where the database does not tell at once."""
+    key_grace_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 300.0
+    """How long known keys stay good while the database does not answer."""
+
+    @field_validator("api_key", "admin_key")
     @classmethod
     def _usable_key(cls, key: SecretStr | None) -> SecretStr | None:
         # An empty variable must not open a server that its owner believes closed.

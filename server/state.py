@@ -1,10 +1,10 @@
-"""What lives as long as the app, and what a request tells the metrics."""
+"""What lives as long as the app, and what one request holds and tells the metrics."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,15 @@ from remix_runtime.contracts import Engine
 from remix_runtime.errors import EngineBusyError
 
 if TYPE_CHECKING:
+    from server.access import Access
+    from server.live.adapters import LiveAdapters
+    from server.live.sets import LiveSets
     from server.metrics import Metrics
-    from server.registry import Registry
+    from server.quotas import Quotas
     from server.settings import ServerSettings
 
 OTHER = "other"
-_LABELS = "remix.labels"
+_STATE = "remix.request"
 
 
 class Gate:
@@ -48,13 +51,16 @@ class Gate:
         await self._idle.wait()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """`app.state.services`, present while the app's lifespan is open."""
 
     settings: ServerSettings
     engine: Engine
-    registry: Registry
+    access: Access
+    quotas: Quotas
+    sets: LiveSets
+    adapters: LiveAdapters
     metrics: Metrics
     gate: Gate = field(default_factory=Gate)
 
@@ -70,24 +76,30 @@ def services_of(request: Request) -> Services:
 
 
 @dataclass(slots=True)
-class RequestLabels:
-    """Filled in while a request is handled, read by the metrics at its end."""
+class RequestState:
+    """Filled in while a request is handled; the metrics read it at the end."""
 
+    tenant: str = ""
+    """Whom the key belongs to; `SINGLE_USER` too."""
     adapter: str = OTHER
-    """A name that the registry resolved, so the set of values is bounded."""
+    """A name that the tenant's set resolved, so the set of values is bounded."""
     error: str | None = None
+    holds: ExitStack = field(default_factory=ExitStack)
+    """What is given back after the last byte of the answer, whatever the end is."""
 
 
-def open_labels(scope: MutableMapping[str, Any]) -> RequestLabels:
-    labels = RequestLabels()
-    scope[_LABELS] = labels
-    return labels
+def open_state(scope: MutableMapping[str, Any]) -> RequestState:
+    state = RequestState()
+    scope[_STATE] = state
+    return state
 
 
-def label_adapter(scope: MutableMapping[str, Any], adapter: str) -> None:
-    scope[_LABELS].adapter = adapter
+def state_of(scope: MutableMapping[str, Any]) -> RequestState:
+    """The request's state; made where nobody counts requests (the admin API)."""
+    state: RequestState = scope.setdefault(_STATE, RequestState())
+    return state
 
 
 def label_error(scope: MutableMapping[str, Any], error: str) -> None:
-    if _LABELS in scope:
-        scope[_LABELS].error = error
+    if _STATE in scope:
+        scope[_STATE].error = error

@@ -14,8 +14,10 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from remix_runtime.contracts import GenerationRequest, TokenEvent
+from server.calls import Call
 from server.errors import as_api_error
 from server.generation import Choice, Fanout
+from server.metrics import SequenceWatch
 from server.state import Services, label_error
 
 _SSE_HEADERS = [
@@ -45,17 +47,17 @@ class GenerationResponse(Response):
     def __init__(
         self,
         services: Services,
+        call: Call,
         requests: Sequence[GenerationRequest],
         writer: Writer,
         *,
-        adapter: str,
         stream: bool,
     ) -> None:
         super().__init__()
         self._services = services
+        self._call = call
         self._requests = requests
         self._writer = writer
-        self._adapter = adapter
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,35 +67,57 @@ class GenerationResponse(Response):
             raise as_api_error(error) from error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._services.gate.enter():
+            answered = await until_disconnect(receive, self._answer(scope, receive, send))
+            if not answered:
+                label_error(scope, "client_disconnected")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generated = 0
+        try:
+            target = self._call.target
+            if target.digest is not None:
+                await self._services.adapters.load_for_request(target.digest)
+            async with Fanout(self._services.engine, self._requests, self._watches()) as fanout:
+                try:
+                    if self._stream:
+                        await self._send_stream(fanout, scope, send)
+                    else:
+                        await self._send_whole(fanout, scope, receive, send)
+                finally:
+                    generated = sum(choice.num_tokens for choice in fanout.choices)
+        finally:
+            # What was refused costs no tokens.
+            used = self._writer.prompt_tokens + generated if generated else 0
+            self._call.admission.settle(used)
+
+    def _watches(self) -> list[SequenceWatch]:
         # All sequences are admitted or none: the first one stands for the prompts of all.
         prompt_tokens = [self._writer.prompt_tokens] + [0] * (len(self._requests) - 1)
-        watches = [
-            self._services.metrics.watch(self._adapter, prompt_tokens=tokens)
-            for tokens in prompt_tokens
-        ]
-        with self._services.gate.enter():
-            async with Fanout(self._services.engine, self._requests, watches) as fanout:
-                answer = self._send_stream if self._stream else self._send_whole
-                finished = await until_disconnect(receive, answer(fanout, scope, receive, send))
-                if not finished:
-                    label_error(scope, "client_disconnected")
+        tenant, name = self._call.tenant, self._call.target.name
+        metrics = self._services.metrics
+        return [metrics.watch(tenant, name, prompt_tokens=tokens) for tokens in prompt_tokens]
 
     async def _send_whole(self, fanout: Fanout, scope: Scope, receive: Receive, send: Send) -> None:
         async for _ in fanout.events():
             pass
-        response = Response(self._writer.whole(fanout.choices), media_type="application/json")
+        response = Response(
+            self._writer.whole(fanout.choices),
+            media_type="application/json",
+            headers=self._call.admission.headers,
+        )
         await response(scope, receive, send)
 
-    async def _send_stream(
-        self, fanout: Fanout, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _send_stream(self, fanout: Fanout, scope: Scope, send: Send) -> None:
         started = False
         try:
             async for index, event in fanout.events():
                 if not started:
                     # Only now: what the engine refuses is still an HTTP error of its own.
                     start = {"type": "http.response.start", "status": 200}
-                    await send({**start, "headers": _SSE_HEADERS})
+                    limits = self._call.admission.headers.items()
+                    headers = [(name.encode(), text.encode()) for name, text in limits]
+                    await send({**start, "headers": [*_SSE_HEADERS, *headers]})
                     started = True
                     await _send_events(send, self._writer.opening())
                 await _send_events(send, self._writer.chunks(index, event))

@@ -1,10 +1,12 @@
 """Fixtures that several rooms' tests share."""
 
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from remix_runtime.kernels import attention, cpu, elementwise, native
+from tests.postgres import PostgresServer, memory_folder, postgres_server
 
 
 @pytest.fixture
@@ -18,3 +20,22 @@ def without_native_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for cache in caches:
         cache.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of an empty database; every test that asks for it runs on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        with TemporaryDirectory(prefix="remix-sqlite-", dir=memory_folder()) as folder:
+            yield f"sqlite:///{folder}/directory.db"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    made = server.fresh_database()
+    yield made
+    server.drop(made)

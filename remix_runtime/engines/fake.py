@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
+from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.contracts import (
     AdapterInfo,
     AdapterState,
@@ -70,7 +71,7 @@ class _Sequence:
 
 
 class FakeEngine:
-    """See `contracts.Engine`. Any folder with an `adapter_config.json` is an adapter.
+    """See `contracts.Engine`. A folder with an `adapter_config.json` alone is an adapter too.
 
     For tests: `aborted` lists the ids of requests that ended early, `fail_next_after` makes the
     next request raise after that many tokens, `kill` makes the engine dead.
@@ -332,16 +333,15 @@ class FakeEngine:
 
 
 def _read(folder: Path) -> AdapterInfo:
+    if (folder / "adapter_model.safetensors").exists():
+        return _info(read_checkpoint(folder).digest)
     config = folder / "adapter_config.json"
     if not config.is_file():
         raise CheckpointFormatError(f"{config}: not found, expected the adapter's configuration")
-    weights = folder / "adapter_model.safetensors"
-    content = config.read_bytes() + (weights.read_bytes() if weights.is_file() else b"")
+    return _info(hashlib.sha256(config.read_bytes()).hexdigest())
+
+
+def _info(digest: str) -> AdapterInfo:
     return AdapterInfo(
-        digest=hashlib.sha256(content).hexdigest(),
-        num_layers=1,
-        num_experts=2,
-        top_k=1,
-        r=1,
-        num_bytes=len(content),
+        digest=digest, num_layers=1, num_experts=2, top_k=1, r=1, num_bytes=len(digest)
     )

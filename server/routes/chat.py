@@ -17,8 +17,9 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.errors import InvalidRequestError
 from server.body import StrictRoute
+from server.calls import open_call
 from server.generation import Choice, finished_by, sampling_params, tokens_to_generate
-from server.registry import Target
+from server.live.sets import Target
 from server.routes.completions import finite
 from server.routes.documentation import generation_responses
 from server.schemas.requests import ChatRequest
@@ -34,7 +35,7 @@ from server.schemas.responses import (
     TopLogprob,
     Usage,
 )
-from server.state import label_adapter, services_of
+from server.state import services_of
 from server.streaming import GenerationResponse
 from server.tokenizing import require_short, run_tokenizer
 
@@ -45,8 +46,7 @@ router = APIRouter(route_class=StrictRoute)
 async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
     """Answers a chat with the base model's chat template; OpenAI's API with vLLM's extras."""
     services = services_of(http)
-    target = services.registry.resolve(body.model)
-    label_adapter(http.scope, target.name)
+    call = open_call(http, body.model)
     engine, n = services.engine, body.choices_per_prompt
     if n > services.max_choices:
         raise InvalidRequestError(
@@ -69,21 +69,21 @@ async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
             request_id=f"{answer_id}-{choice}",
             prompt_token_ids=tuple(prompt),
             params=sampling_params(body, max_tokens=max_tokens, logprobs=logprobs, choice=choice),
-            adapter=target.digest,
+            adapter=call.target.digest,
+            tenant=call.tenant,
         )
         for choice in range(n)
     ]
+    call.admission.reserve_tokens(len(prompt) + n * max_tokens)
     writer = ChatWriter(
         answer_id,
-        target,
+        call.target,
         engine.tokenizer,
         prompt_tokens=len(prompt),
         num_choices=n,
         include_usage=body.include_usage,
     )
-    return GenerationResponse(
-        services, requests, writer, adapter=target.name, stream=bool(body.stream)
-    )
+    return GenerationResponse(services, call, requests, writer, stream=bool(body.stream))
 
 
 class ChatWriter:

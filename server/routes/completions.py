@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request, Response
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenEvent, Tokenizer
 from remix_runtime.errors import InvalidRequestError
 from server.body import StrictRoute
+from server.calls import open_call
 from server.generation import Choice, finished_by, sampling_params, tokens_to_generate
-from server.registry import Target
+from server.live.sets import Target
 from server.routes.documentation import generation_responses
 from server.schemas.requests import CompletionRequest
 from server.schemas.responses import Completion, CompletionChoice, CompletionLogprobs, Usage
-from server.state import label_adapter, services_of
+from server.state import services_of
 from server.streaming import GenerationResponse
 from server.tokenizing import require_short, run_tokenizer
 
@@ -30,8 +31,7 @@ DEFAULT_MAX_TOKENS = 16
 async def create_completion(body: CompletionRequest, http: Request) -> Response:
     """Completes each prompt; OpenAI's API with vLLM's extra sampling parameters."""
     services = services_of(http)
-    target = services.registry.resolve(body.model)
-    label_adapter(http.scope, target.name)
+    call = open_call(http, body.model)
     engine, n = services.engine, body.choices_per_prompt
     if len(body.prompt) * n > services.max_choices:
         raise InvalidRequestError(
@@ -66,21 +66,23 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
                     request_id=f"{answer_id}-{len(requests)}",
                     prompt_token_ids=tuple(prompt),
                     params=params,
-                    adapter=target.digest,
+                    adapter=call.target.digest,
+                    tenant=call.tenant,
                 )
             )
+    call.admission.reserve_tokens(
+        sum(map(len, prompts)) + sum(request.params.max_tokens for request in requests)
+    )
     echoes = [_text(engine.tokenizer, p) if body.echo else "" for p in body.prompt]
     writer = CompletionWriter(
         answer_id,
-        target,
+        call.target,
         engine.tokenizer,
         prompt_tokens=sum(map(len, prompts)),
         echoes=[echo for echo in echoes for _ in range(n)],
         include_usage=body.include_usage,
     )
-    return GenerationResponse(
-        services, requests, writer, adapter=target.name, stream=bool(body.stream)
-    )
+    return GenerationResponse(services, call, requests, writer, stream=bool(body.stream))
 
 
 def _encode(tokenizer: Tokenizer, prompt: str | list[int], special_tokens: bool) -> list[int]:

@@ -15,8 +15,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     415: {"description": "The body is not sent as application/json."},
     422: {"description": "Never sent; validation errors are 400."},
+    429: {"description": "Over the tenant's quota; see Retry-After and x-ratelimit-*."},
     500: {"description": "An error of the server."},
-    503: {"description": "The queue is full or the server stops; see Retry-After."},
+    503: {"description": "Not now: full, stopping, or the model is not at hand; see Retry-After."},
 }
 
 

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from server.registry import Target
+from server.live.sets import Target
 from server.schemas.responses import ErrorBody, Model, ModelList
-from server.state import Services, services_of
+from server.state import Services, services_of, state_of
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
 async def list_models(http: Request) -> ModelList:
-    """The base model and the adapters, all of them valid as `model` of a request."""
-    services = services_of(http)
-    return ModelList(data=[_model(services, target) for target in services.registry.targets])
+    """All that the key may use as `model` of a request: the base model, adapters."""
+    services, tenant = services_of(http), state_of(http.scope).tenant
+    may_use_base = services.access.quota(tenant).may_use_base
+    targets = services.sets.targets(tenant, may_use_base=may_use_base)
+    return ModelList(data=[_model(services, tenant, target) for target in targets])
 
 
 @router.get("/v1/models/{model:path}", responses={404: {"model": ErrorBody}})
 async def get_model(model: str, http: Request) -> Model:
     """One model by its name."""
-    services = services_of(http)
-    return _model(services, services.registry.resolve(model))
+    services, tenant = services_of(http), state_of(http.scope).tenant
+    may_use_base = services.access.quota(tenant).may_use_base
+    return _model(services, tenant, services.sets.resolve(tenant, model, may_use_base=may_use_base))
 
 
-def _model(services: Services, target: Target) -> Model:
-    registry = services.registry
+def _model(services: Services, tenant: str, target: Target) -> Model:
+    sets = services.sets
     return Model(
         id=target.name,
-        created=registry.created,
-        root=target.digest or registry.base_name,
-        parent=None if target.digest is None else registry.base_name,
+        created=sets.started if target.digest is None else sets.live(tenant).since,
+        root=target.digest or sets.base_name,
+        parent=None if target.digest is None else sets.base_name,
         max_model_len=services.engine.model.max_model_len,
     )

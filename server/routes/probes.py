@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.schemas.responses import Status
 from server.state import services_of
@@ -38,11 +38,14 @@ async def ready(http: Request) -> Response:
     return _answer(state.ready, "ready" if state.ready else "not ready")
 
 
-@router.get("/metrics", response_class=Response)
+metrics_router = APIRouter()
+"""Apart: with tenants, metrics tell of all of them, and are the operator's only."""
+
+
+@metrics_router.get("/metrics", response_class=Response)
 async def metrics(http: Request) -> Response:
     """Prometheus text format."""
-    text = generate_latest(services_of(http).metrics.registry)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Response(services_of(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _answer(good: bool, status: str) -> JSONResponse:

@@ -142,5 +142,16 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class BadSetDetail(ErrorDetail):
+    reasons: dict[str, str]
+    """Names of the wanted set to what is wrong with their adapters."""
+
+
+class BadSetBody(BaseModel):
+    """OpenAI's error shape, and why each adapter of a set was refused."""
+
+    error: BadSetDetail
+
+
 class Status(BaseModel):
     status: str

@@ -10,6 +10,7 @@ from server.store.errors import (
     UnknownDigestError,
 )
 from server.store.quarantine import Quarantined
+from server.store.sources import local_folder
 from server.store.store import AdapterStore, Progress, StoredAdapter
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "StoreFullError",
     "StoredAdapter",
     "UnknownDigestError",
+    "local_folder",
 ]

@@ -13,12 +13,13 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.tenancy.database import CONNECT_SECONDS, Database
+from server.tenancy.database import READ_SECONDS, Database
 from server.tenancy.errors import DatabaseUnavailableError
 from server.tenancy.records import check_text, now
+from server.tenancy.snapshot import newest_change
 from server.tenancy.tables import audit
 
 if TYPE_CHECKING:
@@ -44,33 +45,26 @@ async def record(
         await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
 
 
-async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[None, None]:
-    """Yields once at the start, then once after any number of changes, for ever.
+async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int, None]:
+    """Yields the newest change's id after every look, for ever.
 
-    What is read after a yield is never older than the change that caused it. While the database
-    is not available the feed waits; it does not fail.
+    What is read after a yield is never older than that change. While the database is not available
+    the feed is silent and goes on trying; it does not fail.
     """
     bell: Bell = PollingBell() if database.is_sqlite else NotifyBell(database)
-    seen: int | None = None
     async with AsyncExitStack() as stack:
         stack.push_async_callback(bell.close)
         while True:
+            await bell.arm()  # before the look: a change after it rings
             try:
-                await bell.arm()  # before the look: a change after it rings
-                newest = await _newest(database)
+                async with database.read() as connection:
+                    newest = await newest_change(connection)
             except DatabaseUnavailableError as error:
                 log.warning("the change feed waits: %s", error)
                 await asyncio.sleep(poll_seconds)
                 continue
-            if newest != seen:
-                seen = newest
-                yield
+            yield newest
             await bell.wait(poll_seconds)
-
-
-async def _newest(database: Database) -> int:
-    async with database.read() as connection:
-        return await connection.scalar(select(func.max(audit.c.id))) or 0
 
 
 class PollingBell:
@@ -87,7 +81,8 @@ class PollingBell:
 
 
 class NotifyBell:
-    """Rings when PostgreSQL notifies, at the latest when the time is over."""
+    """Rings when PostgreSQL notifies, at the latest when the time is over; only then while no
+    connection that listens can be had."""
 
     def __init__(self, database: Database) -> None:
         url = database.url.set(drivername="postgresql")
@@ -98,21 +93,24 @@ class NotifyBell:
         """Listens on a connection of its own; a broken one is replaced."""
         import psycopg
 
+        from server.tenancy.postgres import LeavableConnection
+
         if self._connection is not None:
             return
         try:
-            self._connection = await psycopg.AsyncConnection.connect(
-                self._conninfo, autocommit=True, connect_timeout=CONNECT_SECONDS
-            )
-            await self._connection.execute(f"LISTEN {_CHANNEL}")
-        except psycopg.Error as error:
+            async with asyncio.timeout(READ_SECONDS):
+                self._connection = await LeavableConnection.connect(self._conninfo, autocommit=True)
+                await self._connection.execute(f"LISTEN {_CHANNEL}")
+        except (psycopg.Error, TimeoutError) as error:
             await self.close()
-            raise DatabaseUnavailableError(f"cannot listen for changes: {error}") from error
+            log.warning("cannot listen for changes, polling for them: %s", error)
 
     async def wait(self, seconds: float) -> None:
         import psycopg
 
-        assert self._connection is not None
+        if self._connection is None:
+            await asyncio.sleep(seconds)
+            return
         try:
             async for _ in self._connection.notifies(timeout=seconds, stop_after=1):
                 pass

@@ -3,10 +3,14 @@
 Writes are rare and come one at a time, whatever process they come from: SQLite's BEGIN IMMEDIATE,
 an advisory lock on PostgreSQL. So a write transaction may read and then decide, no two of them can
 deadlock, and audit rows are numbered in the order in which their changes took effect.
+
+Every transaction has a time by which it has failed, whatever the database does: refuse, hang, hold
+locks or be silent.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,9 +24,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from remix_runtime.errors import ConfigError
 from server.tenancy.errors import DatabaseUnavailableError
 
-CONNECT_SECONDS = 5
+READ_SECONDS = 5
+"""A read has failed after this."""
 WRITE_SECONDS = 5
 """How long a write waits for those before it."""
+ANSWER_SECONDS = 5
+"""How long all the rest of a write may take."""
 IDLE_SECONDS = 15
 """After this, PostgreSQL ends a write whose process is silent, so that it blocks no other."""
 
@@ -46,32 +53,38 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction that only reads."""
-        async with self._available(), self.engine.begin() as connection:
+        """One transaction that only reads, as of one moment."""
+        engine = self.engine.execution_options(writes=False, wait_ms=_ms(READ_SECONDS / 2))
+        async with self._available(READ_SECONDS), engine.begin() as connection:
             yield connection
 
     @asynccontextmanager
-    async def write(self, wait_seconds: float = WRITE_SECONDS) -> AsyncIterator[AsyncConnection]:
+    async def write(
+        self, wait_seconds: float = WRITE_SECONDS, answer_seconds: float = ANSWER_SECONDS
+    ) -> AsyncIterator[AsyncConnection]:
         """One transaction, the only writing one; committed at the end, undone by an exception."""
-        engine = self.engine.execution_options(wait_ms=round(wait_seconds * 1000))
-        async with self._available(), engine.begin() as connection:
+        engine = self.engine.execution_options(writes=True, wait_ms=_ms(wait_seconds))
+        async with self._available(wait_seconds + answer_seconds), engine.begin() as connection:
             yield connection
 
     async def close(self) -> None:
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def _available(self) -> AsyncIterator[None]:
+    async def _available(self, seconds: float) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(seconds):
+                yield
         except _OUR_MISTAKES:
             raise
         except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
-            cause = getattr(error, "orig", None) or error
-            place = self.url.render_as_string(hide_password=True)
-            raise DatabaseUnavailableError(
-                f"the database {place} is not available: {cause}"
-            ) from error
+            raise self._unavailable(getattr(error, "orig", None) or error) from error
+        except TimeoutError as error:
+            raise self._unavailable(f"no answer in {seconds:g} seconds") from error
+
+    def _unavailable(self, cause: object) -> DatabaseUnavailableError:
+        place = self.url.render_as_string(hide_password=True)
+        return DatabaseUnavailableError(f"the database {place} is not available: {cause}")
 
 
 # What a driver says of a wrong statement; all else it says is of the database's state.
@@ -100,7 +113,7 @@ def _parse(text: str) -> URL:
 def _sqlite_engine(url: URL) -> AsyncEngine:
     # The driver's own BEGINs are off: they come too late to lock what a transaction reads.
     engine = create_async_engine(
-        url, connect_args={"isolation_level": None, "timeout": CONNECT_SECONDS}
+        url, connect_args={"isolation_level": None, "timeout": READ_SECONDS / 2}
     )
     try:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
@@ -118,19 +131,19 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
-        wait_ms = connection.get_execution_options().get("wait_ms")
-        if wait_ms is not None:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {wait_ms}")
-        connection.exec_driver_sql("BEGIN" if wait_ms is None else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {options['wait_ms']}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options["writes"] else "BEGIN")
 
     return engine
 
 
 def _postgres_engine(url: URL) -> AsyncEngine:
     try:
-        engine = create_async_engine(
-            url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS}
-        )
+        from server.tenancy.postgres import LeavableConnection
+
+        connect = {"async_creator_fn": LeavableConnection.connect}
+        engine = create_async_engine(url, pool_pre_ping=True, connect_args=connect)
     except ImportError:
         raise ConfigError(
             "PostgreSQL needs a driver: pip install 'remix-serve[postgres]'"
@@ -138,12 +151,19 @@ def _postgres_engine(url: URL) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
-        wait_ms = connection.get_execution_options().get("wait_ms")
-        if wait_ms is not None:
-            connection.exec_driver_sql(
-                f"SET LOCAL lock_timeout = {wait_ms};"
-                f"SET LOCAL idle_in_transaction_session_timeout = {round(IDLE_SECONDS * 1000)};"
+        options = connection.get_execution_options()
+        settings = f"SET LOCAL lock_timeout = {options['wait_ms']};"
+        if options["writes"]:
+            settings += (
+                f"SET LOCAL idle_in_transaction_session_timeout = {_ms(IDLE_SECONDS)};"
                 f"SELECT pg_advisory_xact_lock({_LOCK})"
             )
+        else:
+            settings += "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+        connection.exec_driver_sql(settings)
 
     return engine
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -38,6 +38,7 @@ from server.tenancy.records import (
     check_name,
     now,
 )
+from server.tenancy.snapshot import Snapshot, quota_of, take
 from server.tenancy.tables import find
 
 
@@ -251,6 +252,11 @@ class Directory:
             await sets.require_tenant(connection, tenant)
             return await sets.history(connection, tenant, limit=limit)
 
+    async def revision(self, tenant: str, revision: int) -> SetRevision:
+        """Raises `UnknownRevisionError`."""
+        async with self._database.read() as connection:
+            return await sets.revision_of(connection, tenant, revision)
+
     async def put_set(
         self, tenant: str, entries: Mapping[str, str], *, expected: int | None, actor: str
     ) -> SetRevision:
@@ -270,8 +276,7 @@ class Directory:
         """Writes a new revision with the entries of revision `to`, under the rules of `put_set`.
         Raises `UnknownRevisionError` too."""
         async with self._database.write() as connection:
-            await sets.require_tenant(connection, tenant)
-            entries = await sets.entries_of(connection, tenant, to)
+            entries = (await sets.revision_of(connection, tenant, to)).entries
             return await _replace(
                 connection, tenant, entries, expected=expected, actor=actor, rolled_back_from=to
             )
@@ -302,9 +307,15 @@ class Directory:
                 for row in await connection.execute(query)
             ]
 
-    def changes(self, poll_seconds: float) -> AsyncGenerator[None, None]:
-        """Yields once at the start and whenever something changed, by this process or another:
-        at once on PostgreSQL, within `poll_seconds` on SQLite. Close it (`aclosing`)."""
+    async def snapshot(self) -> Snapshot:
+        """All that the data path needs, as of one moment."""
+        async with self._database.read() as connection:
+            return await take(connection)
+
+    def changes(self, poll_seconds: float) -> AsyncGenerator[int, None]:
+        """Yields the newest change's id (`Snapshot.change`) after every look at the database: at
+        the start, at least every `poll_seconds` while it answers, and on PostgreSQL at once after
+        a change, by this process or another. Close it (`aclosing`)."""
         return changes(self._database, poll_seconds)
 
 
@@ -337,14 +348,7 @@ async def _replace(
 
 async def _quota(connection: AsyncConnection, tenant: str) -> Quota:
     row = await find(connection, tables.quotas.c.tenant, tenant)
-    if row is None:
-        return Quota()
-    return Quota(
-        requests_per_minute=row.requests_per_minute,
-        tokens_per_minute=row.tokens_per_minute,
-        max_concurrent=row.max_concurrent,
-        may_use_base=row.may_use_base,
-    )
+    return Quota() if row is None else quota_of(row)
 
 
 def _adapter(row: Row[Any]) -> AdapterRecord:

@@ -12,9 +12,13 @@ from server.tenancy.errors import InvalidValueError
 
 MAX_TEXT = 2048
 MAX_LIMIT = 10**12
+MAX_ENTRIES = 1000
+"""Of one set."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+_NAME = re.compile(NAME_PATTERN)
+_DIGEST = re.compile(DIGEST_PATTERN)
 
 
 def now() -> datetime:
@@ -124,6 +128,8 @@ def check_text(field_name: str, text: str) -> None:
 
 
 def check_entries(entries: Mapping[str, str]) -> None:
+    if len(entries) > MAX_ENTRIES:
+        raise InvalidValueError("set", f"{len(entries)} adapters", f"at most {MAX_ENTRIES}")
     for name, digest in entries.items():
         check_name("set", name)
         check_digest(f"set: {name}", digest)

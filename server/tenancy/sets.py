@@ -50,16 +50,17 @@ async def history(connection: AsyncConnection, tenant: str, *, limit: int) -> li
     return [_revision(row) for row in await connection.execute(query.limit(limit))]
 
 
-async def entries_of(connection: AsyncConnection, tenant: str, revision: int) -> dict[str, str]:
-    """Raises `UnknownRevisionError`."""
+async def revision_of(connection: AsyncConnection, tenant: str, revision: int) -> SetRevision:
+    """Raises `UnknownTenantError`, `UnknownRevisionError`."""
+    owner = await require_tenant(connection, tenant)
     if revision == 0:
-        return {}
+        return _before_first(owner)
     table = set_revisions
     query = select(table).where(table.c.tenant == tenant, table.c.revision == revision)
     row = (await connection.execute(query)).one_or_none()
     if row is None:
         raise UnknownRevisionError(tenant, revision)
-    return dict(row.entries)
+    return _revision(row)
 
 
 async def require_adapters(connection: AsyncConnection, entries: Mapping[str, str]) -> None:

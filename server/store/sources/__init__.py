@@ -13,7 +13,7 @@ from server.store.sources.hub import HubSource
 from server.store.sources.local import LocalSource
 from server.store.sources.remote import RemoteSource
 
-__all__ = ["PROTOCOLS", "Source", "SourceFile", "open_source"]
+__all__ = ["PROTOCOLS", "Source", "SourceFile", "local_folder", "open_source"]
 
 PROTOCOLS = frozenset({"file", "s3", "gs", "az", "http", "https", "hf"})
 
@@ -23,8 +23,8 @@ _HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)
 def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
     """The source that `text` names: a path, `file://`, `hf://OWNER/NAME[@REVISION]` or another URL
     of an allowed protocol. Raises `SourceError`, and for the hub `SourceUnavailableError`."""
-    if not text or not text.isprintable():  # also NUL and line ends, which no log should hold
-        raise SourceError(f"source: found {text[:100]!r}, expected a path or URL")
+    if (folder := local_folder(text)) is not None and "file" in protocols:
+        return LocalSource(folder)
     protocol, is_url, rest = text.partition("://")
     if not is_url:
         protocol = "file"
@@ -34,12 +34,8 @@ def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
             f"source: found the protocol {protocol[:50]!r}, "
             f"expected one of {', '.join(sorted(protocols))}"
         )
-    if not is_url:
-        return LocalSource(Path(text))
     if not rest:
         raise SourceError(f"source: found {text!r}, expected an address after it")
-    if protocol == "file":
-        return LocalSource(_path_of(text))
     if protocol == "hf":
         hub = _HUB.fullmatch(rest)
         if hub is None or ".." in rest:
@@ -48,6 +44,17 @@ def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
     if protocol in ("http", "https"):
         _check_web_address(text)
     return RemoteSource(protocol, text.rstrip("/"))
+
+
+def local_folder(text: str) -> Path | None:
+    """The folder that a path or a `file://` URL names; None for a source elsewhere.
+    Raises `SourceError` for what is no source at all."""
+    if not text or not text.isprintable():  # also NUL and line ends, which no log should hold
+        raise SourceError(f"source: found {text[:100]!r}, expected a path or URL")
+    protocol, is_url, rest = text.partition("://")
+    if not is_url:
+        return Path(text)
+    return _path_of(text) if protocol == "file" and rest else None
 
 
 def _path_of(url: str) -> Path:

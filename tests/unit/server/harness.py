@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, SamplingParams
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
+from server.access import SINGLE_USER
 from server.app import create_app
 from server.runner import bind, run
 from server.settings import ServerSettings
@@ -40,8 +41,7 @@ class Server:
 
     @property
     def digests(self) -> dict[str, str]:
-        adapters = self.services.registry.adapters
-        return {name: info.digest for name, info in adapters.items()}
+        return dict(self.services.sets.live(SINGLE_USER).entries)
 
     async def complete(self, **body: Any) -> httpx.Response:
         body = {"model": BASE, "prompt": "Hello", **body}

@@ -74,7 +74,8 @@ async def test_right_key(server: Server, scheme: str) -> None:
     del server.client.headers["Authorization"]
     await server.complete(model="pirate")
     metrics = await server.client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"})
-    counted = 'remix_request_errors_total{adapter="other",type="invalid_api_key"} 1.0'
+    labels = 'adapter="other",tenant="",type="invalid_api_key"'
+    counted = f"remix_request_errors_total{{{labels}}} 1.0"
     assert counted in metrics.text
 
 

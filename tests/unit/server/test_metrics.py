@@ -27,6 +27,8 @@ async def scrape(server: Server) -> Samples:
 
 
 def value(samples: Samples, name: str, **labels: str) -> float:
+    if labels:  # a server without tenants has the empty one
+        labels = {"tenant": "", **labels}
     return samples.get((f"remix_{name}", frozenset(labels.items())), 0.0)
 
 

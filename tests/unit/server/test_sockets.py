@@ -80,7 +80,7 @@ async def test_half_a_request_holds_nothing(tmp_path: Path) -> None:
         await server.expect_good_request()
         assert len(server.engine.requests) == 1
         metrics = (await server.client.get("/metrics")).text
-        assert 'endpoint="completions",status="disconnected"} 1.0' in metrics
+        assert 'endpoint="completions",status="disconnected",tenant=""} 1.0' in metrics
         assert 'type="client_disconnected"} 1.0' in metrics
 
 
@@ -205,7 +205,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     [
         (["--adapter", "pirate"], "expected NAME=DIR"),
         (["--adapter", "a b=x"], "expected up to 64 letters"),
-        (["--adapter", "=x"], "found the name ''"),
+        (["--adapter", "=x"], "name: found ''"),
         (["--adapter", "a=x", "--adapter", "a=y"], "given twice"),
         (["--adapter", "small=x"], "the base model's name"),
         (["--adapter", "pirate=/nowhere"], "adapter 'pirate' in /nowhere"),

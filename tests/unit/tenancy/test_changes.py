@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from server.tenancy import Directory
 from server.tenancy.errors import DatabaseUnavailableError
+from server.tenancy.postgres import LeavableConnection
 from tests.postgres import PostgresServer, postgres_server
 from tests.unit.tenancy import processes
 
@@ -21,13 +23,21 @@ def poll_seconds(directory: Directory) -> float:
     return 0.1 if directory._database.is_sqlite else NEVER
 
 
+async def newer(feed: AsyncGenerator[int, None], than: int) -> int:
+    """The next change that the feed tells of."""
+    async for change in feed:
+        if change > than:
+            return change
+    raise AssertionError("the feed ended")
+
+
 async def test_a_change_in_another_process_wakes_the_feed_within_a_second(
     url: str, directory: Directory
 ) -> None:
     async with aclosing(directory.changes(poll_seconds(directory))) as feed:
-        await anext(feed)
+        change = await anext(feed)
         for number in range(3):
-            waiting = asyncio.ensure_future(anext(feed))
+            waiting = asyncio.ensure_future(newer(feed, change))
             process = processes.context.Process(
                 target=processes.announce_tenant, args=(url, f"t{number}")
             )
@@ -35,44 +45,64 @@ async def test_a_change_in_another_process_wakes_the_feed_within_a_second(
             while len(await directory.tenants()) == number:
                 assert process.exitcode in (None, 0)
             seen = time.monotonic()
-            await asyncio.wait_for(waiting, 10)
+            change = await asyncio.wait_for(waiting, 10)
             assert time.monotonic() - seen < 1
+            assert change == (await directory.snapshot()).change
             process.join()
 
 
 async def test_a_change_between_two_looks_is_not_lost(url: str, directory: Directory) -> None:
     other = await Directory.open(url)
     async with aclosing(directory.changes(poll_seconds(directory))) as feed:
-        await anext(feed)
+        before = await anext(feed)
         await other.create_tenant("a", actor="test")
         await other.create_tenant("b", actor="test")
-        await asyncio.wait_for(anext(feed), 10)
-        assert len(await directory.tenants()) == 2
+        change = await asyncio.wait_for(newer(feed, before), 10)
+        assert change == (await directory.snapshot()).change
         await other.create_tenant("c", actor="test")
-        await asyncio.wait_for(anext(feed), 10)
-        assert len(await directory.tenants()) == 3
+        later = await asyncio.wait_for(newer(feed, change), 10)
+        assert later == (await directory.snapshot()).change
     await other.close()
 
 
-async def test_the_feed_is_silent_while_nothing_changes(url: str, directory: Directory) -> None:
+async def test_the_feed_tells_that_the_database_answers_while_nothing_changes(
+    url: str, directory: Directory
+) -> None:
     await directory.create_tenant("a", actor="test")
+    other = await Directory.open(url)
+    newest = (await directory.snapshot()).change
     async with aclosing(directory.changes(0.01)) as feed:
-        await anext(feed)
+        assert [await anext(feed) for _ in range(3)] == [newest] * 3
+        await other.current_sets()
+        await other.put_set("a", {}, expected=0, actor="test")  # changes nothing
+        assert [await anext(feed) for _ in range(3)] == [newest] * 3
+    await other.close()
+
+
+async def test_between_looks_the_feed_waits_for_the_time_that_it_was_given(
+    directory: Directory,
+) -> None:
+    async with aclosing(directory.changes(NEVER)) as feed:
+        assert await anext(feed) == 0
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(feed), 0.3)
 
 
-async def test_a_refused_change_and_a_read_wake_nobody(url: str, directory: Directory) -> None:
+async def test_polling_goes_on_while_no_connection_can_listen(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the database has only so many connections."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise psycopg.OperationalError("too many clients already")
+
+    url = postgres.fresh_database()
+    directory = await Directory.open(url)
     await directory.create_tenant("a", actor="test")
-    other = await Directory.open(url)
     async with aclosing(directory.changes(0.01)) as feed:
-        await anext(feed)
-        waiting = asyncio.ensure_future(anext(feed))
-        await other.current_sets()
-        await other.put_set("a", {}, expected=0, actor="test")
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(waiting, 0.3)
-    await other.close()
+        monkeypatch.setattr(LeavableConnection, "connect", refuse)
+        assert [await anext(feed) for _ in range(3)] == [1, 1, 1]
+    await directory.close()
 
 
 async def test_polling_is_enough_where_notifications_do_not_come(
@@ -83,10 +113,10 @@ async def test_polling_is_enough_where_notifications_do_not_come(
     directory, other = await Directory.open(url), await Directory.open(url)
     monkeypatch.setattr("server.tenancy.changes._CHANNEL", "other_channel")
     async with aclosing(directory.changes(0.1)) as feed:
-        await anext(feed)
+        before = await anext(feed)
         monkeypatch.undo()
         await other.create_tenant("a", actor="test")
-        await asyncio.wait_for(anext(feed), 10)
+        await asyncio.wait_for(newer(feed, before), 10)
     await directory.close()
     await other.close()
 
@@ -95,8 +125,8 @@ async def test_a_broken_listening_connection_is_replaced(postgres: PostgresServe
     url = postgres.fresh_database()
     directory = await Directory.open(url)
     async with aclosing(directory.changes(NEVER)) as feed:
-        await anext(feed)
-        waiting = asyncio.ensure_future(anext(feed))
+        before = await anext(feed)
+        waiting = asyncio.ensure_future(newer(feed, before))
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as admin:
             listening = "pid <> pg_backend_pid() AND query LIKE 'LISTEN%'"
             ended = await admin.execute(
@@ -116,8 +146,8 @@ async def test_the_feed_and_the_directory_survive_a_restart_of_the_database(
         directory = await Directory.open(server.fresh_database())
         await directory.create_tenant("a", actor="test")
         async with aclosing(directory.changes(0.05)) as feed:
-            await anext(feed)
-            waiting = asyncio.ensure_future(anext(feed))
+            before = await anext(feed)
+            waiting = asyncio.ensure_future(newer(feed, before))
             server.stop()
             for call in (
                 directory.tenants(),

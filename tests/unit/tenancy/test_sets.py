@@ -69,6 +69,16 @@ async def test_malformed_sets_are_refused(directory: Directory, entries: dict[st
         await directory.put_set("acme", entries, expected=0, actor="test")
 
 
+async def test_a_set_has_a_thousand_adapters_at_most(directory: Directory) -> None:
+    await with_tenant(directory, "a")
+    entries = {f"name{number}": digest("a") for number in range(1000)}
+    put = await directory.put_set("acme", entries, expected=0, actor="test")
+    assert put.entries == entries
+    with pytest.raises(InvalidValueError, match="1001 adapters"):
+        await directory.put_set("acme", entries | {"more": digest("a")}, expected=1, actor="test")
+    assert await check_history(directory, "acme") == 1
+
+
 async def test_a_rollback_is_a_new_revision_with_old_entries(directory: Directory) -> None:
     await with_tenant(directory, "a", "b")
     await directory.put_set("acme", A, expected=0, actor="test")

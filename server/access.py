@@ -1,0 +1,89 @@
+"""Who a request comes from: a bearer key becomes a tenant, or is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Protocol
+
+from server.live.follower import Follower
+from server.tenancy.directory import Directory
+from server.tenancy.errors import DatabaseUnavailableError
+from server.tenancy.records import Quota
+
+SINGLE_USER = ""
+"""The tenant of a server without tenants."""
+
+_UNKNOWN_KEYS_AT_ONCE = 4
+_LOOK_UP_SECONDS = 3.0
+
+
+class Access(Protocol):
+    async def tenant_of(self, key: str | None) -> str | None:
+        """The tenant that a request with this bearer key (None: without one) comes from; None
+        refuses it. Raises `DatabaseUnavailableError` where that cannot be known."""
+        ...
+
+    def quota(self, tenant: str) -> Quota:
+        """What the tenant may use at this moment."""
+        ...
+
+
+class SingleUserAccess:
+    """One key for the whole server, or none."""
+
+    def __init__(self, api_key: str | None) -> None:
+        self._api_key = None if api_key is None else api_key.encode()
+
+    async def tenant_of(self, key: str | None) -> str | None:
+        if self._api_key is None:
+            return SINGLE_USER
+        # Header text is latin-1; the comparison takes the same time wherever the keys differ.
+        given = (key or "").encode("latin-1")
+        return SINGLE_USER if hmac.compare_digest(given, self._api_key) else None
+
+    def quota(self, tenant: str) -> Quota:
+        return Quota(may_use_base=True)
+
+
+class TenantAccess:
+    """Keys of the directory, from this process's copy of it.
+
+    Without the database, keys of the copy are good for `grace_seconds` more; of others nobody
+    can say whether they exist.
+    """
+
+    def __init__(self, directory: Directory, follower: Follower, *, grace_seconds: float) -> None:
+        self._directory = directory
+        self._follower = follower
+        self._grace_seconds = grace_seconds
+        # Guesses must not take the database's connections from everybody else.
+        self._look_ups = asyncio.Semaphore(_UNKNOWN_KEYS_AT_ONCE)
+
+    async def tenant_of(self, key: str | None) -> str | None:
+        if key is None:
+            return None
+        tenant = self._follower.snapshot.authenticate(key)
+        if tenant is None:
+            return await self._look_up(key)
+        if self._follower.age_seconds > self._grace_seconds:
+            raise DatabaseUnavailableError(
+                f"no key could be confirmed for {self._grace_seconds:g} s"
+            )
+        return tenant
+
+    def quota(self, tenant: str) -> Quota:
+        state = self._follower.snapshot.tenants.get(tenant)
+        # Deleted since its key was seen.
+        return Quota() if state is None else state.quota
+
+    async def _look_up(self, key: str) -> str | None:
+        """For a key that another process made a moment ago."""
+        try:
+            async with asyncio.timeout(_LOOK_UP_SECONDS), self._look_ups:
+                tenant = await self._directory.authenticate(key)
+                if tenant is not None:
+                    await self._follower.refresh()
+                return tenant
+        except TimeoutError:
+            raise DatabaseUnavailableError("the database is too slow to confirm the key") from None

@@ -1,0 +1,43 @@
+"""The FastAPI application of the admin API, on a port and with a key of its own."""
+
+from __future__ import annotations
+
+import hmac
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import SecretStr
+from starlette.types import Scope
+
+from server import errors
+from server.admin.routes import adapters, audit, keys, lora, metrics, sets, tenants
+from server.admin.services import ACTOR
+from server.auth import KeyMiddleware
+
+
+def create_admin_app(admin_key: SecretStr) -> FastAPI:
+    """The app; whoever opens the data app's lifespan sets its `state.services`."""
+    key = admin_key.get_secret_value().encode()
+
+    async def authenticate(scope: Scope, given: str | None) -> str | None:
+        # Header text is latin-1; the comparison takes the same time wherever the keys differ.
+        matches = hmac.compare_digest((given or "").encode("latin-1"), key)
+        return ACTOR if matches else None
+
+    app = FastAPI(
+        title="remix-serve admin",
+        summary="Tenants and their adapter sets.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+    )
+    for module in (tenants, keys, sets, adapters, audit, lora, metrics):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=())
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,82 @@
+"""From a source to a registered adapter, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+from remix_runtime.contracts import AdapterState
+from server.admin import schemas
+from server.admin.services import ACTOR, AdminServices
+from server.store import Progress, SourceError, local_folder
+from server.tenancy.records import AdapterRecord, now
+
+
+async def import_adapter(
+    services: AdminServices, source: str, *, progress: Callable[[Progress], None] | None = None
+) -> tuple[AdapterRecord, bool]:
+    """The registered adapter, and whether it is new. Raises `StoreError`, `TenancyError`."""
+    stored = await services.store.import_from(
+        readable_source(source, services.settings.import_root), progress=progress
+    )
+    record = AdapterRecord(
+        digest=stored.digest,
+        source=stored.source,
+        num_bytes=stored.num_bytes,
+        description=asdict(stored.description),
+    )
+    registered = await services.directory.add_adapter(record, actor=ACTOR)
+    await services.follower.refresh()
+    return registered, registered is record
+
+
+def readable_source(source: str, import_root: Path) -> str:
+    """`source`; a folder on this machine resolved, relative to the root and only under it: who has
+    the admin key may not read the server's whole disk. Raises `SourceError`."""
+    folder = local_folder(source)
+    if folder is None:
+        return source
+    root = import_root.resolve()
+    resolved = (root / folder).resolve()  # links too
+    if not resolved.is_relative_to(root):
+        raise SourceError(f"source: found {source[:200]!r}, expected a folder under {root}")
+    return str(resolved)
+
+
+async def describe_adapters(
+    services: AdminServices, records: Sequence[AdapterRecord]
+) -> list[schemas.Adapter]:
+    """The records, with who uses them and their state on this server."""
+    sets = await services.directory.current_sets()
+    states = {state.digest: state for state in await services.engine.adapter_states()}
+    return [
+        schemas.Adapter(
+            digest=record.digest,
+            source=record.source,
+            num_bytes=record.num_bytes,
+            created=record.created,
+            description=dict(record.description),
+            tenants=[
+                tenant for tenant, item in sets.items() if record.digest in item.entries.values()
+            ],
+            replica=_replica(services, states.get(record.digest)),
+        )
+        for record in records
+    ]
+
+
+def _replica(services: AdminServices, state: AdapterState | None) -> schemas.ReplicaState | None:
+    if state is None:
+        return None
+    idle = state.idle_seconds
+    return schemas.ReplicaState(
+        tier=state.tier,
+        slot=state.slot,
+        references=services.adapters.references(state.digest),
+        requests=state.requests,
+        last_used=None if idle is None else now() - timedelta(seconds=idle),
+        load_seconds=services.adapters.load_seconds(state.digest),
+        read_seconds=state.read_seconds,
+    )

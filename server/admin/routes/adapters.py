@@ -1,0 +1,126 @@
+"""Adapters: import, look at, delete, collect what nobody refers to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from server.admin import schemas
+from server.admin.documentation import admin_router, failures
+from server.admin.imports import describe_adapters, import_adapter
+from server.admin.services import ACTOR, AdminServices, admin_services
+from server.errors import as_api_error
+from server.live.garbage import MIN_AGE_SECONDS, collect_garbage
+from server.store import Progress
+
+router = admin_router()
+
+NDJSON = "application/x-ndjson"
+
+_IMPORTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Imported before. With `Accept: application/x-ndjson` every answer is a "
+        '200 of lines: `{"progress": {"done": …, "total": …}}` in bytes, then '
+        '`{"adapter": …, "created": …}` or `{"error": …}`.',
+        "model": schemas.Adapter,
+        "content": {NDJSON: {}},
+    },
+    201: {"description": "Imported now.", "model": schemas.Adapter},
+}
+
+
+@router.get("/adapters", responses=failures())
+async def list_adapters(http: Request) -> schemas.AdapterList:
+    """All imported adapters, oldest first."""
+    services = admin_services(http)
+    records = await services.directory.adapters()
+    return schemas.AdapterList(data=await describe_adapters(services, records))
+
+
+@router.post(
+    "/adapters",
+    status_code=HTTPStatus.CREATED,
+    response_model=schemas.Adapter,
+    responses=_IMPORTED
+    | failures(
+        *(502, 507),
+        body=True,
+        unprocessable="The source is refused, or what it holds is no valid adapter.",
+    ),
+)
+async def import_adapter_from_source(body: schemas.ImportAdapter, http: Request) -> Response:
+    """Copies an adapter into the store, checks it and registers it. An import that broke off
+    continues where it was when it is asked for again."""
+    services = admin_services(http)
+    if NDJSON in http.headers.get("accept", ""):
+        return StreamingResponse(_import_lines(services, body.source), media_type=NDJSON)
+    record, created = await import_adapter(services, body.source)
+    (adapter,) = await describe_adapters(services, [record])
+    status = HTTPStatus.CREATED if created else HTTPStatus.OK
+    return JSONResponse(adapter.model_dump(mode="json"), status_code=status)
+
+
+async def _import_lines(services: AdminServices, source: str) -> AsyncGenerator[str, None]:
+    news: asyncio.Queue[Progress | None] = asyncio.Queue()
+    importing = asyncio.ensure_future(import_adapter(services, source, progress=news.put_nowait))
+    importing.add_done_callback(lambda _: news.put_nowait(None))
+    try:
+        while (progress := await news.get()) is not None:
+            yield schemas.ImportProgress.of(progress).model_dump_json() + "\n"
+        try:
+            record, created = importing.result()
+            (adapter,) = await describe_adapters(services, [record])
+        except Exception as error:
+            yield as_api_error(error).body.model_dump_json() + "\n"
+        else:
+            yield schemas.Imported(adapter=adapter, created=created).model_dump_json() + "\n"
+    finally:
+        importing.cancel()  # the client went away; importing again continues
+
+
+@router.get("/adapters/{digest}", responses=failures(404))
+async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
+    """One adapter: what it is, who uses it, its state on this server."""
+    services = admin_services(http)
+    record = await services.directory.adapter(digest)
+    (adapter,) = await describe_adapters(services, [record])
+    return adapter
+
+
+@router.delete(
+    "/adapters/{digest}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404, 409)
+)
+async def delete_adapter(digest: str, http: Request) -> None:
+    """Refused while a tenant's set names it. Its files go with the next collection of garbage."""
+    services = admin_services(http)
+    await services.directory.delete_adapter(digest, actor=ACTOR)
+    await services.follower.refresh()
+
+
+@router.post("/adapters/collect-garbage", responses=failures(400))
+async def collect_adapter_garbage(
+    http: Request,
+    min_age_seconds: Annotated[
+        # Below a minute an import could lose its folder before it is registered.
+        float, Query(ge=60, le=10**9, description="Younger folders stay.")
+    ] = MIN_AGE_SECONDS,
+) -> schemas.Collected:
+    """Removes from this server's store what is neither registered nor in use."""
+    services = admin_services(http)
+    removed = await collect_garbage(
+        services.directory, services.store, services.adapters, min_age_seconds=min_age_seconds
+    )
+    return schemas.Collected(removed=removed)
+
+
+@router.get("/quarantine", responses=failures())
+async def list_quarantine(http: Request) -> schemas.QuarantineList:
+    """What came and was no valid adapter, newest first."""
+    found = await asyncio.to_thread(admin_services(http).store.quarantined)
+    data = [schemas.Quarantined.model_validate(item) for item in found]
+    return schemas.QuarantineList(data=data)

@@ -1,0 +1,29 @@
+"""Who changed what, and when."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request
+
+from server.admin import schemas
+from server.admin.documentation import admin_router, failures
+from server.admin.services import admin_services
+
+router = admin_router()
+
+
+@router.get("/audit", responses=failures(400))
+async def list_audit(
+    http: Request,
+    tenant: Annotated[
+        schemas.Name | None, Query(description="Only this one's, deleted or not.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=schemas.MAX_PAGE)] = 100,
+    before: Annotated[
+        int | None, Query(ge=1, lt=1 << 63, description="Only rows older than this id.")
+    ] = None,
+) -> schemas.AuditList:
+    """A row for every change, newest first."""
+    rows = await admin_services(http).directory.audit(tenant=tenant, limit=limit, before=before)
+    return schemas.AuditList(data=[schemas.AuditRow.model_validate(row) for row in rows])

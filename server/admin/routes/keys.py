@@ -1,0 +1,40 @@
+"""API keys of tenants."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import Request
+
+from server.admin import schemas
+from server.admin.documentation import admin_router, failures
+from server.admin.services import ACTOR, admin_services
+from server.tenancy.errors import UnknownKeyError
+
+router = admin_router("/admin/v1/tenants/{tenant}")
+
+
+@router.get("/keys", responses=failures(404))
+async def list_keys(tenant: str, http: Request) -> schemas.KeyList:
+    """Oldest first, revoked ones too; never their secrets."""
+    found = await admin_services(http).directory.keys(tenant)
+    return schemas.KeyList(data=[schemas.Key.model_validate(key) for key in found])
+
+
+@router.post("/keys", status_code=HTTPStatus.CREATED, responses=failures(404))
+async def create_key(tenant: str, http: Request) -> schemas.NewKey:
+    """A new key. This answer is the only one that ever has its secret."""
+    services = admin_services(http)
+    key = await services.directory.create_key(tenant, actor=ACTOR)
+    await services.follower.refresh()
+    return schemas.NewKey.model_validate(key)
+
+
+@router.delete("/keys/{key_id}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))
+async def revoke_key(tenant: str, key_id: str, http: Request) -> None:
+    """Refused from now on, on every server within its poll interval. Revoking again is fine."""
+    services = admin_services(http)
+    if all(key.id != key_id for key in await services.directory.keys(tenant)):
+        raise UnknownKeyError(key_id)
+    await services.directory.revoke_key(key_id, actor=ACTOR)
+    await services.follower.refresh()

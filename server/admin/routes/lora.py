@@ -1,0 +1,110 @@
+"""vLLM's endpoints that load and unload one adapter, for tools that speak them.
+
+Each is a change of the tenant's whole set under the hood, so it is remembered, and nothing is
+replaced in the middle of a generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Query, Request
+from fastapi.responses import PlainTextResponse
+
+from server.admin import schemas
+from server.admin.documentation import Responses, admin_router, set_failures
+from server.admin.imports import import_adapter
+from server.admin.services import ACTOR, AdminServices, admin_services
+from server.errors import ApiError
+from server.tenancy.errors import StaleRevisionError
+
+router = admin_router("/v1")
+
+Entries = dict[str, str]
+Tenant = Annotated[
+    str | None, Query(description="Whose set; not needed where there is one tenant only.")
+]
+
+_TRIES = 100
+"""Of a change that lost its race against others: each time somebody else's was made."""
+
+_DONE: Responses = {200: {"description": "Done.", "content": {"text/plain": {}}}}
+
+
+@router.post(
+    "/load_lora_adapter",
+    response_class=PlainTextResponse,
+    responses=_DONE | set_failures(502, 507),
+)
+async def load_lora_adapter(body: schemas.LoadLora, http: Request, tenant: Tenant = None) -> str:
+    """Imports the adapter at `lora_path` and adds it to the tenant's set under `lora_name`."""
+    services = admin_services(http)
+    tenant = tenant or await _only_tenant(services)
+    await services.directory.current_set(tenant)  # no import for a tenant that is not there
+    record, _ = await import_adapter(services, body.lora_path)
+
+    def add(entries: Entries) -> Entries:
+        if not body.load_inplace and entries.get(body.lora_name, record.digest) != record.digest:
+            raise ApiError(
+                HTTPStatus.BAD_REQUEST,
+                f"The lora adapter '{body.lora_name}' has already been loaded. If you want to "
+                "load the adapter in place, set 'load_inplace' to True.",
+                type="InvalidUserInput",
+                param="lora_name",
+            )
+        return {**entries, body.lora_name: record.digest}
+
+    await _change(services, tenant, add)
+    return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+
+
+@router.post(
+    "/unload_lora_adapter", response_class=PlainTextResponse, responses=_DONE | set_failures()
+)
+async def unload_lora_adapter(
+    body: schemas.UnloadLora, http: Request, tenant: Tenant = None
+) -> str:
+    """Takes the adapter out of the tenant's set; requests in flight finish on it."""
+    services = admin_services(http)
+
+    def remove(entries: Entries) -> Entries:
+        if body.lora_name not in entries:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND,
+                f"The lora adapter '{body.lora_name}' cannot be found.",
+                type="NotFoundError",
+                param="lora_name",
+            )
+        return {name: digest for name, digest in entries.items() if name != body.lora_name}
+
+    await _change(services, tenant or await _only_tenant(services), remove)
+    return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+
+
+async def _only_tenant(services: AdminServices) -> str:
+    tenants = await services.directory.tenants()
+    if len(tenants) != 1:
+        raise ApiError(
+            HTTPStatus.BAD_REQUEST,
+            f"tenant: there are {len(tenants)} tenants; add ?tenant=NAME to the URL",
+            param="tenant",
+        )
+    return tenants[0].id
+
+
+async def _change(
+    services: AdminServices, tenant: str, change: Callable[[Entries], Entries]
+) -> None:
+    """Makes `change` of the tenant's set by compare-and-set: no change of others is lost."""
+    for tries_left in reversed(range(_TRIES)):
+        current = await services.directory.current_set(tenant)
+        wanted = change(dict(current.entries))
+        try:
+            await services.swaps.put(tenant, wanted, expected=current.revision, actor=ACTOR)
+            break
+        except StaleRevisionError:
+            if not tries_left:
+                raise
+    await services.follower.refresh()

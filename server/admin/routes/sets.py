@@ -1,0 +1,74 @@
+"""A tenant's adapter set: its names and digests, replaced as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from server.admin import schemas
+from server.admin.documentation import admin_router, failures, set_failures, with_etag
+from server.admin.preconditions import ExpectedRevision, etag
+from server.admin.services import ACTOR, admin_services
+
+router = admin_router("/admin/v1/tenants/{tenant}/set")
+
+
+@router.get("", responses={200: with_etag("The newest revision."), **failures(404)})
+async def get_set(tenant: str, http: Request, answer: Response) -> schemas.AdapterSet:
+    """What the tenant wants to have live, and what this server has live of it."""
+    services = admin_services(http)
+    newest = schemas.SetRevision.model_validate(await services.directory.current_set(tenant))
+    answer.headers.update(etag(newest.revision))
+    live = services.sets.live(tenant).revision
+    return schemas.AdapterSet(**newest.model_dump(), live_revision=live)
+
+
+@router.put("", responses={200: with_etag("The diff."), **set_failures()})
+async def put_set(
+    tenant: str,
+    body: schemas.PutSet,
+    http: Request,
+    answer: Response,
+    expected: ExpectedRevision,
+    dry_run: Annotated[
+        bool, Query(description="Load and check everything, tell the diff, change nothing.")
+    ] = False,
+) -> schemas.Swap:
+    """Makes these adapters the tenant's whole set, all or none of them, on this server before it
+    answers. Requests in flight finish on the adapter that they started with. The same set again
+    changes nothing and succeeds, whatever If-Match says: repeat it after a lost answer."""
+    services = admin_services(http)
+    result = await services.swaps.put(
+        tenant, body.adapters, expected=expected, actor=ACTOR, dry_run=dry_run
+    )
+    if not dry_run:
+        await services.follower.refresh()
+    answer.headers.update(etag(result.after.revision))
+    return schemas.Swap.of(result, dry_run=dry_run)
+
+
+@router.get("/revisions", responses=failures(400, 404))
+async def list_revisions(
+    tenant: str, http: Request, limit: Annotated[int, Query(ge=1, le=schemas.MAX_PAGE)] = 20
+) -> schemas.RevisionList:
+    """Newest first."""
+    found = await admin_services(http).directory.revisions(tenant, limit=limit)
+    data = [schemas.SetRevision.model_validate(revision) for revision in found]
+    return schemas.RevisionList(data=data)
+
+
+@router.post("/rollback", responses={200: with_etag("The diff."), **set_failures()})
+async def roll_back_set(
+    tenant: str,
+    body: schemas.RollBack,
+    http: Request,
+    answer: Response,
+    expected: ExpectedRevision,
+) -> schemas.Swap:
+    """Makes the adapters of an older revision the set again, under the rules of PUT."""
+    services = admin_services(http)
+    result = await services.swaps.rollback(tenant, body.revision, expected=expected, actor=ACTOR)
+    await services.follower.refresh()
+    answer.headers.update(etag(result.after.revision))
+    return schemas.Swap.of(result, dry_run=False)

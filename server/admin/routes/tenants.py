@@ -1,0 +1,63 @@
+"""Tenants and their quotas."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import Request
+
+from server.admin import schemas
+from server.admin.documentation import admin_router, failures
+from server.admin.services import ACTOR, admin_services
+from server.tenancy.errors import UnknownTenantError
+from server.tenancy.records import Quota
+
+router = admin_router()
+
+
+@router.get("/tenants", responses=failures())
+async def list_tenants(http: Request) -> schemas.TenantList:
+    """All tenants, by their ids."""
+    found = await admin_services(http).directory.tenants()
+    return schemas.TenantList(data=[schemas.Tenant.model_validate(item) for item in found])
+
+
+@router.post("/tenants", status_code=HTTPStatus.CREATED, responses=failures(409, body=True))
+async def create_tenant(body: schemas.CreateTenant, http: Request) -> schemas.Tenant:
+    """A tenant with no key, an empty set and the default quota."""
+    services = admin_services(http)
+    tenant = await services.directory.create_tenant(body.id, actor=ACTOR)
+    await services.follower.refresh()
+    return schemas.Tenant.model_validate(tenant)
+
+
+@router.get("/tenants/{tenant}", responses=failures(404))
+async def get_tenant(tenant: str, http: Request) -> schemas.Tenant:
+    """One tenant."""
+    for found in await admin_services(http).directory.tenants():
+        if found.id == tenant:
+            return schemas.Tenant.model_validate(found)
+    raise UnknownTenantError(tenant)
+
+
+@router.delete("/tenants/{tenant}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))
+async def delete_tenant(tenant: str, http: Request) -> None:
+    """Takes its keys, quota and set with it; its audit rows stay."""
+    services = admin_services(http)
+    await services.directory.delete_tenant(tenant, actor=ACTOR)
+    await services.follower.refresh()
+
+
+@router.get("/tenants/{tenant}/quota", responses=failures(404))
+async def get_quota(tenant: str, http: Request) -> schemas.Quota:
+    """What the tenant may use."""
+    return schemas.Quota.model_validate(await admin_services(http).directory.quota(tenant))
+
+
+@router.put("/tenants/{tenant}/quota", responses=failures(404, body=True))
+async def put_quota(tenant: str, body: schemas.Quota, http: Request) -> schemas.Quota:
+    """Replaces the quota; it holds from the next request on."""
+    services = admin_services(http)
+    await services.directory.set_quota(tenant, Quota(**body.model_dump()), actor=ACTOR)
+    await services.follower.refresh()
+    return body

@@ -1,0 +1,276 @@
+"""What the admin API takes and gives. Requests are strict: no unknown fields, no conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, WithJsonSchema
+
+from remix_runtime.contracts import AdapterTier
+from server.live.swap import SwapResult
+from server.schemas.fields import invalid
+from server.store import Progress
+from server.tenancy.errors import InvalidValueError
+from server.tenancy.records import (
+    DIGEST_PATTERN,
+    MAX_ENTRIES,
+    MAX_LIMIT,
+    MAX_TEXT,
+    NAME_PATTERN,
+    check_entries,
+)
+
+MAX_PAGE = 1000
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Source = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+
+
+def _check_entries(entries: dict[str, str]) -> dict[str, str]:
+    try:
+        check_entries(entries)
+    except InvalidValueError as error:
+        raise invalid(str(error)) from None
+    return entries
+
+
+Entries = Annotated[
+    dict[str, str],
+    AfterValidator(_check_entries),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": NAME_PATTERN},
+            "additionalProperties": {"type": "string", "pattern": DIGEST_PATTERN},
+            "maxProperties": MAX_ENTRIES,
+        }
+    ),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class CreateTenant(_Request):
+    id: Name
+
+
+class PutSet(_Request):
+    adapters: Entries
+    """Names to digests: the whole set."""
+
+
+class RollBack(_Request):
+    revision: Annotated[int, Field(ge=0, lt=1 << 31)]
+    """Whose adapters become the set again, as a new revision."""
+
+
+class ImportAdapter(_Request):
+    source: Source
+    """`hf://OWNER/NAME[@REVISION]`, an s3, gs, az or http(s) URL, or a folder under the server's
+    import root."""
+
+
+class LoadLora(BaseModel):
+    """vLLM's body; fields of it that mean nothing here are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    lora_name: Name
+    lora_path: Source
+    load_inplace: bool = False
+    """Whether a name that is in use may get another adapter."""
+
+
+class UnloadLora(BaseModel):
+    """vLLM's body."""
+
+    model_config = ConfigDict(strict=True)
+
+    lora_name: Name
+
+
+class Quota(BaseModel):
+    """null is no limit. A PUT replaces all of it: what is left out gets its default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", from_attributes=True)
+
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_concurrent: Limit | None = None
+    may_use_base: bool = False
+
+
+class Tenant(_Answer):
+    id: str
+    created: datetime
+
+
+class TenantList(BaseModel):
+    data: list[Tenant]
+
+
+class Key(_Answer):
+    id: str
+    tenant: str
+    prefix: str
+    """The beginning of the secret."""
+    created: datetime
+    revoked: datetime | None
+
+
+class KeyList(BaseModel):
+    data: list[Key]
+
+
+class NewKey(_Answer):
+    id: str
+    secret: str
+    """Shown this once: only its hash is kept."""
+
+
+class SetRevision(_Answer):
+    tenant: str
+    revision: int
+    """Also the ETag. 0 is the empty set before the first."""
+    adapters: Annotated[
+        Mapping[str, str], Field(validation_alias=AliasChoices("entries", "adapters"))
+    ]
+    """Names to digests."""
+    created: datetime
+    actor: str
+    rolled_back_from: int | None
+    """The older revision that a rollback took these adapters from."""
+
+
+class AdapterSet(SetRevision):
+    live_revision: int
+    """What this server serves; behind `revision` for as long as it loads what another server
+    made the tenant's set."""
+
+
+class RevisionList(BaseModel):
+    data: list[SetRevision]
+
+
+class Swap(BaseModel):
+    """The diff, by names, and both ends of it. `before` and `after` are one revision where nothing
+    was written: in a dry run, and where the set was as wanted already."""
+
+    before: SetRevision
+    after: SetRevision
+    added: list[str]
+    changed: list[str]
+    """Names that stand for another digest."""
+    removed: list[str]
+    dry_run: bool
+    seconds: float
+
+    @classmethod
+    def of(cls, result: SwapResult, *, dry_run: bool) -> Self:
+        return cls(
+            before=SetRevision.model_validate(result.before),
+            after=SetRevision.model_validate(result.after),
+            added=list(result.added),
+            changed=list(result.changed),
+            removed=list(result.removed),
+            dry_run=dry_run,
+            seconds=result.seconds,
+        )
+
+
+class ReplicaState(BaseModel):
+    """An adapter that this server's engine holds."""
+
+    tier: AdapterTier
+    slot: int | None
+    """On the device tier only."""
+    references: int
+    """Pins: live sets, running requests and running swaps that refer to it."""
+    requests: int
+    """Running and waiting ones in the engine."""
+    last_used: datetime | None
+    load_seconds: float | None
+    """What making it servable took: reading, checking and replaying it."""
+    read_seconds: float
+    """What its last read from disk took."""
+
+
+class Adapter(BaseModel):
+    digest: str
+    source: str
+    num_bytes: int
+    created: datetime
+    description: dict[str, Any]
+    """What the adapter is, as `remix check` says it."""
+    tenants: list[str]
+    """Those whose set names it."""
+    replica: ReplicaState | None
+    """null while this server's engine does not hold it."""
+
+
+class AdapterList(BaseModel):
+    data: list[Adapter]
+
+
+class Bytes(_Answer):
+    """Of all files of the adapter."""
+
+    done: int
+    total: int
+
+
+class ImportProgress(BaseModel):
+    """A line of an import with progress."""
+
+    progress: Bytes
+
+    @classmethod
+    def of(cls, progress: Progress) -> Self:
+        return cls(progress=Bytes.model_validate(progress))
+
+
+class Imported(BaseModel):
+    """The last line of an import with progress that succeeded."""
+
+    adapter: Adapter
+    created: bool
+
+
+class Collected(BaseModel):
+    removed: list[str]
+    """Digests."""
+
+
+class Quarantined(_Answer):
+    id: str
+    at: datetime
+    source: str
+    error: str
+    reason: str
+
+
+class QuarantineList(BaseModel):
+    data: list[Quarantined]
+
+
+class AuditRow(_Answer):
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    tenant: str | None
+    detail: dict[str, Any]
+
+
+class AuditList(BaseModel):
+    data: list[AuditRow]
+    """Newest first; `before` of the next page is the last one's id."""

@@ -1,0 +1,40 @@
+"""What the admin API works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from remix_runtime.contracts import Engine
+from server.live.adapters import LiveAdapters
+from server.live.follower import Follower
+from server.live.sets import LiveSets
+from server.live.swap import Swaps
+from server.metrics import Metrics
+from server.settings import ServerSettings
+from server.store import AdapterStore
+from server.tenancy import Directory
+
+ACTOR = "admin"
+"""Who the audit says did it: there is one admin key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminServices:
+    """`app.state.services` of the admin app, while the data app's lifespan is open."""
+
+    directory: Directory
+    store: AdapterStore
+    swaps: Swaps
+    follower: Follower
+    adapters: LiveAdapters
+    sets: LiveSets
+    engine: Engine
+    metrics: Metrics
+    settings: ServerSettings
+
+
+def admin_services(request: Request) -> AdminServices:
+    services: AdminServices = request.app.state.services
+    return services

@@ -1,0 +1,177 @@
+"""Which adapters the engine holds, and why: live sets, running requests and running swaps refer
+to a digest, and with the last reference its memory is freed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from remix_runtime.contracts import AdapterInfo, Engine
+from remix_runtime.errors import (
+    AdapterUnavailableError,
+    CapacityError,
+    CheckpointError,
+    EngineBusyError,
+    RemixError,
+)
+from server.live.metrics import LiveMetrics
+from server.store import StoreError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""After a load for a request failed, requests for the adapter are refused for so long."""
+
+FolderOf = Callable[[str], Awaitable[Path]]
+"""The folder of a digest. Raises `RemixError`."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    references: int = 0
+    info: AdapterInfo | None = None
+    """While the engine has the adapter and takes requests for it."""
+    load_seconds: float | None = None
+    loading: asyncio.Task[AdapterInfo] | None = None
+    failed: float | None = None
+    """When the last load failed, if nothing was loaded since."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Loading and unloading take turns."""
+
+
+class LiveAdapters:
+    """References to adapters by digest. Used on one event loop."""
+
+    def __init__(self, engine: Engine, folder_of: FolderOf, metrics: LiveMetrics) -> None:
+        self._engine = engine
+        self._folder_of = folder_of
+        self._metrics = metrics
+        self._entries: dict[str, _Entry] = {}
+        self._cold_waits = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def retain(self, digest: str) -> None:
+        """One more reference; nothing is loaded yet."""
+        self._entries.setdefault(digest, _Entry()).references += 1
+
+    def release(self, digest: str) -> None:
+        entry = self._entries[digest]
+        assert entry.references > 0, "released more often than retained"
+        entry.references -= 1
+        if not entry.references:
+            self._start(self._unload(digest, entry))
+
+    @contextmanager
+    def retained(self, digests: Iterable[str]) -> Iterator[None]:
+        held = list(digests)
+        for digest in held:
+            self.retain(digest)
+        try:
+            yield
+        finally:
+            for digest in held:
+                self.release(digest)
+
+    def adopt(self, info: AdapterInfo) -> None:
+        """Takes note of an adapter that the engine has loaded already."""
+        self._entries.setdefault(info.digest, _Entry()).info = info
+
+    async def load(self, digest: str) -> AdapterInfo:
+        """Has the engine load an adapter that the caller refers to; at once where it has it.
+
+        Many calls are one load. Raises `StoreError`, `CheckpointError`, `CapacityError`.
+        """
+        entry = self._entries[digest]
+        if entry.info is not None:
+            return entry.info
+        if entry.loading is None or entry.loading.done():
+            entry.loading = self._start(self._load(digest, entry))
+        return await asyncio.shield(entry.loading)
+
+    async def load_for_request(self, digest: str) -> None:
+        """`load`, as far as a request may know of it and wait for it.
+
+        Raises `AdapterUnavailableError` where the adapter cannot be loaded now, `EngineBusyError`
+        where as many requests wait for cold adapters as the engine would take altogether.
+        """
+        entry = self._entries[digest]
+        if entry.info is not None:
+            return
+        if entry.failed is not None and time.monotonic() - entry.failed < RETRY_SECONDS:
+            raise AdapterUnavailableError(f"adapter {digest} could not be loaded a moment ago")
+        if self._cold_waits >= self._engine.model.max_requests:
+            raise EngineBusyError("too many requests wait for adapters that are not loaded yet")
+        self._cold_waits += 1
+        try:
+            with self._metrics.cold_wait.time():
+                await self.load(digest)
+        except (StoreError, CheckpointError, CapacityError) as error:
+            raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
+        finally:
+            self._cold_waits -= 1
+
+    def references(self, digest: str) -> int:
+        entry = self._entries.get(digest)
+        return 0 if entry is None else entry.references
+
+    def load_seconds(self, digest: str) -> float | None:
+        """What the last load took, waiting for others' included."""
+        entry = self._entries.get(digest)
+        return None if entry is None else entry.load_seconds
+
+    @property
+    def digests(self) -> set[str]:
+        """Those in use: the store must keep their folders."""
+        return set(self._entries)
+
+    async def settle(self) -> None:
+        """Waits for the loads and unloads that have begun."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _load(self, digest: str, entry: _Entry) -> AdapterInfo:
+        async with entry.turn:
+            if entry.info is not None:
+                return entry.info
+            started = time.monotonic()
+            try:
+                info = await self._engine.load_adapter(await self._folder_of(digest))
+            except RemixError:
+                entry.failed = time.monotonic()
+                raise
+            assert info.digest == digest, "the store keeps folders by their digest"
+            entry.load_seconds = time.monotonic() - started
+            self._metrics.loads.observe(entry.load_seconds)
+            entry.info, entry.failed = info, None
+            return info
+
+    async def _unload(self, digest: str, entry: _Entry) -> None:
+        async with entry.turn:
+            if entry.references:  # somebody came back
+                return
+            if entry.info is not None:
+                entry.info = None
+                await self._engine.unload_adapter(digest)
+        if not entry.references and self._entries.get(digest) is entry:
+            del self._entries[digest]
+
+    def _start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()  # seen: whoever waits for the task gets it, and nobody may
+        if error is not None:
+            log.info("an adapter was not loaded or unloaded: %s", error)

@@ -1,0 +1,35 @@
+"""Where the folder of a registered adapter is: in this server's store, or fetched into it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from server.store import AdapterStore, UnknownDigestError
+from server.tenancy.directory import Directory
+
+log = logging.getLogger(__name__)
+
+
+class Folders:
+    """Servers that share a database need not share a disk: what another one imported is imported
+    here from the same source, and must have the same digest."""
+
+    def __init__(self, directory: Directory, store: AdapterStore) -> None:
+        self._directory = directory
+        self._store = store
+
+    async def __call__(self, digest: str) -> Path:
+        """Raises `AdapterNotFoundError` for what is not registered, `StoreError`."""
+        record = await self._directory.adapter(digest)
+        try:
+            return self._store.folder(digest)
+        except UnknownDigestError:
+            log.info("adapter %s is not in this store; importing %s", digest, record.source)
+        stored = await self._store.import_from(record.source)
+        if stored.digest != digest:
+            raise UnknownDigestError(
+                f"{record.source}: found adapter {stored.digest}, expected {digest}, which was "
+                "imported from there and is not in this server's store"
+            )
+        return stored.folder

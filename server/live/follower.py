@@ -1,0 +1,151 @@
+"""This process's copy of the directory, and what keeps it fresh.
+
+One task follows the directory's changes. Keys and quotas act from the copy, so requests touch no
+database; a set that another process wrote is loaded here and then made live, within the poll
+interval plus the time to load. While the database does not answer, what is known goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing
+
+from remix_runtime.errors import RemixError
+from server.live.adapters import LiveAdapters
+from server.live.metrics import LiveMetrics
+from server.live.sets import LiveSets
+from server.tenancy.directory import Directory
+from server.tenancy.errors import DatabaseUnavailableError
+from server.tenancy.records import SetRevision
+from server.tenancy.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+_FIRST_RETRY_SECONDS = 1.0
+_LAST_RETRY_SECONDS = 60.0
+
+
+class Follower:
+    """Entered, it has the first copy and every set in it is live; left, it follows no more."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        adapters: LiveAdapters,
+        sets: LiveSets,
+        metrics: LiveMetrics,
+        *,
+        poll_seconds: float,
+    ) -> None:
+        self._directory = directory
+        self._adapters = adapters
+        self._sets = sets
+        self._metrics = metrics
+        self._poll_seconds = poll_seconds
+        self._turn = asyncio.Lock()
+        self._confirmed = 0.0
+        self._activations: dict[str, asyncio.Task[None]] = {}
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises `DatabaseUnavailableError`. Adapters are loaded when they are first used."""
+        self.snapshot: Snapshot = await self._directory.snapshot()
+        self._confirmed = time.monotonic()
+        for tenant, state in self.snapshot.tenants.items():
+            self._sets.flip(tenant, state.set.revision, state.set.entries)
+        self._metrics.behind.set_function(lambda: len(self.set_lag()))
+        self._metrics.directory_age.set_function(lambda: self.age_seconds)
+        self._following = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        tasks = [*self._activations.values(), *([self._following] if self._following else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def age_seconds(self) -> float:
+        """Since the database last confirmed that the copy is right."""
+        return time.monotonic() - self._confirmed
+
+    async def refresh(self) -> None:
+        """After this, the copy has everything that was committed before, and sets that others
+        changed are on their way. Raises `DatabaseUnavailableError`."""
+        async with self._turn:  # or an older copy could come after a newer one
+            self.snapshot = await self._directory.snapshot()
+            self._confirmed = time.monotonic()
+        for tenant in self._sets.all.keys() - self.snapshot.tenants.keys():
+            self._sets.drop(tenant)
+        for tenant in self._activations.keys() - self.snapshot.tenants.keys():
+            self._activations[tenant].cancel()
+        for tenant, state in self.snapshot.tenants.items():
+            self._want(tenant, state.set)
+
+    def set_lag(self) -> dict[str, tuple[int, int]]:
+        """The (live, wanted) revisions of the tenants where they differ."""
+        return {
+            tenant: (self._sets.live(tenant).revision, state.set.revision)
+            for tenant, state in self.snapshot.tenants.items()
+            if self._sets.live(tenant).revision < state.set.revision
+        }
+
+    async def _follow(self) -> None:
+        async with aclosing(self._directory.changes(self._poll_seconds)) as looks:
+            async for newest in looks:
+                self._confirmed = time.monotonic()
+                if newest == self.snapshot.change:
+                    continue
+                try:
+                    await self.refresh()
+                except DatabaseUnavailableError as error:
+                    log.warning("changes of the directory are not read: %s", error)
+
+    def _want(self, tenant: str, wanted: SetRevision) -> None:
+        if not wanted.entries or self._sets.live(tenant).revision >= wanted.revision:
+            # Also revision 0 of a new tenant, so that it has a set at all.
+            self._sets.flip(tenant, wanted.revision, wanted.entries)
+            return
+        running = self._activations.get(tenant)
+        if running is not None:
+            if running.get_name() == _task_name(wanted):
+                return
+            running.cancel()
+        task = asyncio.create_task(self._activate(tenant, wanted), name=_task_name(wanted))
+        self._activations[tenant] = task
+        task.add_done_callback(lambda done: self._activated(tenant, done))
+
+    async def _activate(self, tenant: str, wanted: SetRevision) -> None:
+        """Loads what another process has found good; what fails here is tried again."""
+        retry_seconds = _FIRST_RETRY_SECONDS
+        with self._adapters.retained(wanted.entries.values()):
+            while True:
+                try:
+                    digests = set(wanted.entries.values())
+                    await asyncio.gather(*map(self._adapters.load, digests))
+                    break
+                except RemixError as error:
+                    log.error(
+                        "revision %d of the set of %s is not live on this server; the old one "
+                        "goes on, next try in %g s: %s",
+                        wanted.revision,
+                        tenant,
+                        retry_seconds,
+                        error,
+                    )
+                await asyncio.sleep(retry_seconds)
+                retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
+            if self._sets.live(tenant).revision < wanted.revision:
+                self._sets.flip(tenant, wanted.revision, wanted.entries)
+                self._metrics.followed.inc()
+
+    def _activated(self, tenant: str, task: asyncio.Task[None]) -> None:
+        if self._activations.get(tenant) is task:
+            del self._activations[tenant]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a set was not made live", exc_info=task.exception())
+
+
+def _task_name(wanted: SetRevision) -> str:
+    return f"activate {wanted.tenant} {wanted.revision}"

@@ -1,0 +1,42 @@
+"""Folders in the store that nobody registered: imports that crashed, adapters that were deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from remix_runtime.errors import RemixError
+from server.live.adapters import LiveAdapters
+from server.store import AdapterStore
+from server.tenancy.directory import Directory
+
+log = logging.getLogger(__name__)
+
+MIN_AGE_SECONDS = 3600.0
+"""More than an import needs from its folder to its registration."""
+_INTERVAL_SECONDS = 3600.0
+
+
+async def collect_garbage(
+    directory: Directory, store: AdapterStore, adapters: LiveAdapters, *, min_age_seconds: float
+) -> list[str]:
+    """Removes what is neither registered nor in use here, and returns those digests.
+    Raises `DatabaseUnavailableError`: what cannot be known to be an orphan stays."""
+    registered = {record.digest for record in await directory.adapters()}
+    keep = registered | adapters.digests
+    return await store.collect_garbage(keep, min_age_seconds=min_age_seconds)
+
+
+async def collect_garbage_forever(
+    directory: Directory, store: AdapterStore, adapters: LiveAdapters
+) -> None:
+    while True:
+        try:
+            removed = await collect_garbage(
+                directory, store, adapters, min_age_seconds=MIN_AGE_SECONDS
+            )
+            if removed:
+                log.info("collected %d folders that nobody refers to", len(removed))
+        except (RemixError, OSError) as error:
+            log.warning("garbage was not collected: %s", error)
+        await asyncio.sleep(_INTERVAL_SECONDS)

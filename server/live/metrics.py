@@ -1,0 +1,45 @@
+"""Prometheus metrics of swaps and loads."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
+
+OUTCOMES = ("applied", "unchanged", "stale", "refused", "failed")
+"""Of a swap: live now; live already; lost the race (412); bad (422, 404); the server's fault."""
+
+
+class LiveMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"remix_{name}_seconds", text, buckets=_SECONDS, registry=registry)
+
+        self.swaps = Counter(
+            "remix_set_swaps_total",
+            "Changes of adapter sets asked of this process, by outcome.",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in OUTCOMES:  # so that rates start from a known zero
+            self.swaps.labels(outcome)
+        self.followed = Counter(
+            "remix_sets_followed_total",
+            "Sets made live because the directory had them, not by a swap of this process.",
+            registry=registry,
+        )
+        self.swap = histogram("set_swap", "A swap from the request to live.")
+        self.loads = histogram(
+            "adapter_load", "Disk to servable: reading, checking and replaying an adapter."
+        )
+        self.cold_wait = histogram("cold_start_wait", "What requests waited for such a load.")
+        self.behind = Gauge(
+            "remix_sets_behind",
+            "Tenants whose newest set is not live on this server yet.",
+            registry=registry,
+        )
+        self.directory_age = Gauge(
+            "remix_directory_age_seconds",
+            "Since the database last answered this server; it grows while the database is down.",
+            registry=registry,
+        )

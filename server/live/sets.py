@@ -1,0 +1,93 @@
+"""The live sets: where a request's `model` becomes a digest, the only place that does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from remix_runtime.errors import RemixError
+from server.live.adapters import LiveAdapters
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a model name stands for while one request runs."""
+
+    name: str
+    digest: str | None
+    """None is the base model alone."""
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint` of the answers."""
+        return self.digest or f"base-{self.name}"
+
+
+class UnknownModelError(RemixError):
+    """No model of this name is served to this client."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSet:
+    """What one tenant has live: a revision of its set. It is replaced as a whole."""
+
+    revision: int = 0
+    entries: Mapping[str, str] = field(default_factory=dict)
+    """Names to digests."""
+    since: int = field(default_factory=lambda: int(time.time()))
+    """Unix seconds."""
+
+
+_EMPTY = LiveSet(since=0)
+
+
+class LiveSets:
+    """The live set of every tenant. Each refers to its adapters while it is live."""
+
+    def __init__(self, base_name: str, adapters: LiveAdapters) -> None:
+        self.base_name = base_name
+        self.started = int(time.time())
+        self._adapters = adapters
+        self._sets: dict[str, LiveSet] = {}
+
+    def resolve(self, tenant: str, model: str, *, may_use_base: bool) -> Target:
+        """Raises `UnknownModelError`: the same for what is another tenant's and what is nobody's;
+        a name never falls back to the base."""
+        digest = self.live(tenant).entries.get(model)
+        if digest is not None:
+            return Target(model, digest)
+        if may_use_base and model == self.base_name:
+            return Target(model, None)
+        raise UnknownModelError(
+            f"The model {model[:100]!r} does not exist or you do not have access to it."
+        )
+
+    def targets(self, tenant: str, *, may_use_base: bool) -> list[Target]:
+        """All that `resolve` knows: the base first, then the adapters as the set has them."""
+        base = [Target(self.base_name, None)] if may_use_base else []
+        return base + [Target(name, digest) for name, digest in self.live(tenant).entries.items()]
+
+    def live(self, tenant: str) -> LiveSet:
+        return self._sets.get(tenant, _EMPTY)
+
+    @property
+    def all(self) -> Mapping[str, LiveSet]:
+        return self._sets
+
+    def flip(self, tenant: str, revision: int, entries: Mapping[str, str]) -> None:
+        """Makes a revision live, unless that one or a newer one is. One moment: requests that
+        were resolved before keep what they refer to, all others get the new set."""
+        before = self.live(tenant)
+        if tenant in self._sets and revision <= before.revision:
+            return
+        for digest in entries.values():
+            self._adapters.retain(digest)
+        self._sets[tenant] = LiveSet(revision, dict(entries))
+        for digest in before.entries.values():
+            self._adapters.release(digest)
+
+    def drop(self, tenant: str) -> None:
+        """For a tenant that is no more."""
+        for digest in self._sets.pop(tenant, _EMPTY).entries.values():
+            self._adapters.release(digest)

@@ -1,0 +1,80 @@
+"""What the data path needs of the directory, as of one moment and in memory: it serves without
+asking the database."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Row, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.tenancy import keys as api_keys
+from server.tenancy import sets, tables
+from server.tenancy.records import Quota, SetRevision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantState:
+    set: SetRevision
+    """The newest revision: what the tenant wants to have live."""
+    quota: Quota
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    tenant: str
+    hash: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Every change up to `change` is in it and no later one."""
+
+    change: int
+    """The id of the newest audit row; 0 before the first."""
+    tenants: Mapping[str, TenantState]
+    """By id, in the order of the ids."""
+    keys: Mapping[str, Sequence[StoredKey]] = field(repr=False)
+    """Those that are not revoked, by their prefix."""
+
+    def authenticate(self, secret: str) -> str | None:
+        """The tenant that the key belongs to; None for anything else."""
+        found = self.keys.get(api_keys.prefix_of(secret) or "", ())
+        return next((key.tenant for key in found if api_keys.matches(secret, key.hash)), None)
+
+
+async def take(connection: AsyncConnection) -> Snapshot:
+    """Consistent where the connection's transaction is."""
+    change = await newest_change(connection)
+    live = await sets.newest_of_all(connection)
+    rows = await connection.execute(select(tables.quotas))
+    quotas = {row.tenant: quota_of(row) for row in rows}
+    table = tables.api_keys
+    keys: dict[str, list[StoredKey]] = defaultdict(list)
+    for row in await connection.execute(select(table).where(table.c.revoked.is_(None))):
+        keys[row.prefix].append(StoredKey(tenant=row.tenant, hash=row.hash))
+    return Snapshot(
+        change=change,
+        tenants={
+            tenant: TenantState(set=revision, quota=quotas.get(tenant, Quota()))
+            for tenant, revision in live.items()
+        },
+        keys=dict(keys),
+    )
+
+
+async def newest_change(connection: AsyncConnection) -> int:
+    """The id of the newest audit row; 0 before the first."""
+    return await connection.scalar(select(func.max(tables.audit.c.id))) or 0
+
+
+def quota_of(row: Row[Any]) -> Quota:
+    return Quota(
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        max_concurrent=row.max_concurrent,
+        may_use_base=row.may_use_base,
+    )
