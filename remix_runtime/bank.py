@@ -7,6 +7,7 @@ valid in the mixture table of every adapted layer; `slots.SlotTable` says who ha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class AdapterBank:
         self.host_count = 0
         self.slot_fills = 0
         """How often an adapter was put into a slot."""
+        self.slot_fill_seconds = 0.0
         self._tables = tables
         self._device = torch.device(device)
         self._slots = SlotTable(num_slots, device_bytes)
@@ -214,11 +216,13 @@ class AdapterBank:
             placement = self._slots.place(digest, entry.num_bytes, keep)
             if placement is None:
                 return None
+            started = time.monotonic()
             for other, slot in placement.evicted.items():
                 self._clear(other, slot)
-            self.slot_fills += 1
             for name, weights in entry.adapter.layers.items():
                 self._tables[name].set(placement.slot, weights.to(self._device))
+            self.slot_fills += 1
+            self.slot_fill_seconds += time.monotonic() - started
         return self._slots.pin(digest)
 
     def release(self, digest: str) -> None:

@@ -133,12 +133,17 @@ class EngineStats:
     adapter_slots_used: int = 0
     adapter_slots_total: int = 0
     adapter_slot_fills: int = 0
-    """How often an adapter was put into a slot, since the start."""
+    """How often an adapter was put into a slot (host to device), since the start."""
+    adapter_slot_fill_seconds: float = 0.0
+    """What that took, together."""
     adapters_loaded: int = 0
     adapters_on_host: int = 0
     """Of the loaded: those in host memory, the ones in slots included."""
     adapter_reads: int = 0
-    """How often requests made the engine read an adapter from disk again, since the start."""
+    """How often an adapter was read (disk to host) for its load or for a request, since the
+    start."""
+    adapter_read_seconds: float = 0.0
+    """What that took, together, validation and layout included."""
     device_adapter_bytes_used: int = 0
     device_adapter_bytes_total: int = 0
     host_adapter_bytes_used: int = 0

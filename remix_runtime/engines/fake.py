@@ -143,7 +143,10 @@ class FakeEngine:
         return info
 
     def _into_memory(self, digest: str) -> None:
-        self._host.pop(digest, None)
+        if digest in self._host:
+            del self._host[digest]
+        else:
+            self._reads += 1
         self._host[digest] = None
         self._shrink(digest)
 
@@ -153,7 +156,6 @@ class FakeEngine:
                 del self._host[other]
 
     def _read_again(self, digest: str) -> None:
-        self._reads += 1
         try:
             found = _read(self._folders[digest]).digest
         except CheckpointError as error:

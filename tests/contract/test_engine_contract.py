@@ -339,7 +339,8 @@ async def tiers(engine: Engine) -> dict[str, AdapterTier]:
 
 async def test_more_adapters_are_served_than_fit_in_memory(setup: Setup) -> None:
     digests = [(await setup.engine.load_adapter(f)).digest for f in setup.adapters]
-    assert setup.engine.stats().adapters_loaded == 3
+    loaded = setup.engine.stats()
+    assert (loaded.adapters_loaded, loaded.adapter_reads) == (3, 3)
     alone = [(await complete(setup.engine, request(PROMPT, d))).token_ids for d in digests]
     assert len({tuple(tokens) for tokens in alone}) == 3
     for _ in range(3):
@@ -347,7 +348,7 @@ async def test_more_adapters_are_served_than_fit_in_memory(setup: Setup) -> None
         assert [c.token_ids for c in crowd] == alone
     stats = setup.engine.stats()
     assert stats.adapters_on_host == HOST_ADAPTERS
-    assert stats.adapter_reads >= 1
+    assert stats.adapter_reads > loaded.adapter_reads
     assert stats.host_adapter_bytes_used <= stats.host_adapter_bytes_total
     states = await tiers(setup.engine)
     assert set(states) == set(digests)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ T = TypeVar("T")
 class _Served:
     folder: Path
     info: AdapterInfo
-    read_seconds: float
+    read_seconds: float = 0.0
     requests: int = 0
     last_used: float | None = None
     is_open: bool = False
@@ -41,6 +42,9 @@ class ServedAdapters:
     """By digest. A folder must stay where it is as long as its adapter is loaded."""
 
     def __init__(self, thread: EngineThread) -> None:
+        self.num_reads = 0
+        self.total_read_seconds = 0.0
+        """Of the reads that brought a copy, those of loads included."""
         self._thread = thread
         self._served: dict[str, _Served] = {}
         self._replays: dict[str, asyncio.Task[None]] = {}
@@ -65,6 +69,8 @@ class ServedAdapters:
         """New requests are refused from now on; returns when nothing of the adapter is left."""
         served = self._served.get(digest)
         if served is None:
+            # One that another caller unloads leaves with a command that is in the inbox already.
+            await self._thread.call(lambda: None)
             return
         if served.is_open:
             served.is_open = False
@@ -123,8 +129,8 @@ class ServedAdapters:
             )
             adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
             top_k = checkpoint.config.top_k
-            seconds = time.monotonic() - started
-            self._served[digest] = served = _Served(folder, _info(checkpoint), seconds)
+            self._served[digest] = served = _Served(folder, _info(checkpoint))
+            self._count_read(served, started)
             try:
                 replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
             except BaseException:
@@ -158,20 +164,26 @@ class ServedAdapters:
 
     async def _read(self, digest: str) -> None:
         core = self._thread.running_core()
-        served = self._served.get(digest)
-        started = time.monotonic()
-        result: HostAdapter | Exception
-        if served is None:  # all its requests were aborted, and it was unloaded since
-            result = AdapterNotLoadedError(f"adapter {digest} is not loaded")
-        else:
-            folder = served.folder
+        # Unless all its requests were aborted, and it was unloaded since.
+        result: HostAdapter | Exception = AdapterNotLoadedError(f"adapter {digest} is not loaded")
+        tried = None
+        # Loaded meanwhile from another folder, it is read from there.
+        while (served := self._served.get(digest)) is not None and served.folder != tried:
+            started, tried = time.monotonic(), served.folder
             try:
-                result = await _in_thread(lambda: _read_again(core, folder, digest))
+                result = await _in_thread(partial(_read_again, core, tried, digest))
             except Exception as error:
                 result = error
-            served.read_seconds = time.monotonic() - started
+            else:
+                self._count_read(served, started)
+                break
         # Whatever came, the engine must hear of it: it asks for no other read before.
         self._thread.post(lambda: core.finish_read(digest, result))
+
+    def _count_read(self, served: _Served, started: float) -> None:
+        served.read_seconds = time.monotonic() - started
+        self.num_reads += 1
+        self.total_read_seconds += served.read_seconds
 
     async def _notify_unused(self) -> None:
         async with self._unused:

@@ -92,7 +92,6 @@ class Tiers:
     """
 
     def __init__(self, memory: HostMemory, scheduler: Scheduler) -> None:
-        self.num_reads = 0
         self._memory = memory
         self._scheduler = scheduler
         self._cold = ColdRequests()
@@ -137,7 +136,6 @@ class Tiers:
                     self._blocked_since = self._scheduler.num_admitted
                 return None
             self._reading = digest
-            self.num_reads += 1
         self._blocked_since = None
         self._let_in()
         return self._reading

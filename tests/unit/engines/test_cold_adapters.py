@@ -19,19 +19,19 @@ from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
 
 class SlowDisk:
-    """Reads of adapters that went cold wait until `let` is set."""
+    """Reads of adapters that went cold wait until `let` is set; or those of loads."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, function: str = "_read_again") -> None:
         self.begun = threading.Event()
         self.let = threading.Event()
-        read = adapters._read_again
+        read = getattr(adapters, function)
 
-        def slow(*args: Any) -> Any:
+        def slow(*args: Any, **options: Any) -> Any:
             self.begun.set()
             assert self.let.wait(60)
-            return read(*args)
+            return read(*args, **options)
 
-        monkeypatch.setattr(adapters, "_read_again", slow)
+        monkeypatch.setattr(adapters, function, slow)
 
 
 @pytest.fixture
@@ -87,6 +87,68 @@ async def test_an_adapter_unloaded_while_it_is_read_leaves_the_engine_able_to_re
     assert engine.stats().host_adapter_bytes_used == 0, "what was set aside is given back"
     disk.let.set()
     await engine.load_adapter(folders[0])
+    reads = engine.stats().adapter_reads
     for digest in (*digests, *digests):
         assert (await complete(engine, request([1, 2], digest))).token_ids
-    assert engine.stats().adapter_reads >= 3
+    stats = engine.stats()
+    assert stats.adapter_reads >= 3 + reads
+
+
+async def test_requests_cold_ones_too_and_unloads_go_on_while_a_load_reads(
+    cold: tuple[EmbeddedEngine, list[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, folders, digests = cold
+    disk = SlowDisk(monkeypatch, "read_parity")
+    await engine.unload_adapter(digests[1])
+    load = asyncio.create_task(engine.load_adapter(folders[1]))
+    assert await asyncio.to_thread(disk.begun.wait, 60)
+    assert (await complete(engine, request([1, 2], digests[0]))).token_ids
+    await engine.unload_adapter(digests[0])
+    assert engine.stats().host_adapter_bytes_used == 0
+    assert not load.done()
+    disk.let.set()
+    assert (await load).digest == digests[1]
+
+
+async def test_others_go_on_while_an_unload_waits(
+    cold: tuple[EmbeddedEngine, list[Path], list[str]],
+) -> None:
+    engine, _, digests = cold
+    running = engine.generate(request([1], digests[1], max_tokens=200, ignore_eos=True))
+    await anext(running)
+    unload = asyncio.create_task(engine.unload_adapter(digests[1]))
+    for _ in range(3):
+        assert (await complete(engine, request([1, 2]))).token_ids
+    assert not unload.done()
+    await running.aclose()  # type: ignore[attr-defined]
+    await unload
+    assert (await complete(engine, request([1, 2], digests[0]))).token_ids
+
+
+async def test_a_lost_folder_loaded_from_elsewhere_while_it_is_read_fails_no_request(
+    cold: tuple[EmbeddedEngine, list[Path], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, folders, digests = cold
+    disk = SlowDisk(monkeypatch)
+    waiting = asyncio.create_task(complete(engine, request([1, 2], digests[0])))
+    assert await asyncio.to_thread(disk.begun.wait, 60)
+    elsewhere = folders[0].rename(folders[0].with_name("elsewhere"))
+    await engine.load_adapter(elsewhere)
+    disk.let.set()
+    assert (await waiting).token_ids
+
+
+async def test_the_time_of_reads_and_of_slot_fills_adds_up(
+    cold: tuple[EmbeddedEngine, list[Path], list[str]],
+) -> None:
+    engine, _, digests = cold
+    before = engine.stats()
+    assert (before.adapter_reads, before.adapter_slot_fills) == (2, 1)
+    for digest in digests:
+        await complete(engine, request([1, 2], digest))
+    after = engine.stats()
+    assert (after.adapter_reads, after.adapter_slot_fills) == (4, 3)
+    last = {state.digest: state.read_seconds for state in await engine.adapter_states()}
+    spent = after.adapter_read_seconds - before.adapter_read_seconds
+    assert spent == pytest.approx(sum(last.values()))
+    assert after.adapter_slot_fill_seconds > before.adapter_slot_fill_seconds > 0
