@@ -36,6 +36,15 @@ class Revision:
     """up to here."""
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What names stood for at one moment of a time."""
+
+    entries: Entries
+    since: float
+    until: float
+
+
 @dataclass(slots=True)
 class Tenant:
     name: str
@@ -43,13 +52,21 @@ class Tenant:
     """With the tenant's key."""
     history: list[Revision] = field(default_factory=list)
 
-    def possible(self, name: str, since: float, until: float) -> set[str]:
-        """Digests that `name` may have stood for at some moment of that time."""
-        return {
-            revision.entries[name]
-            for revision in self.history
-            if revision.asked <= until and revision.replaced >= since
-        }
+    seen: list[Observation] = field(default_factory=list)
+
+    def mixtures(self) -> list[str]:
+        """What was seen that no revision had at that time. To be asked at the end, when it is known
+        which revisions there were."""
+        return [
+            f"{self.name}: found {dict(seen.entries)}"
+            for seen in self.seen
+            if not any(
+                seen.entries.items() <= revision.entries.items()
+                and revision.asked <= seen.until
+                and revision.replaced >= seen.since
+                for revision in self.history
+            )
+        ]
 
 
 @dataclass(slots=True)
@@ -103,6 +120,8 @@ class Storm:
         finally:
             stop.set()
             await asyncio.gather(*clients)
+            for tenant in self._tenants:
+                self.report.mixed += tenant.mixtures()
 
     async def swap(self, count: int, num_bad: int, *, block: int, rest_seconds: float) -> None:
         """`count` swaps, `num_bad` of them bad, one after the other; tenants take turns in blocks
@@ -236,8 +255,8 @@ class Storm:
         if not done or first is None:
             self.report.failed.append(f"{tenant.name}/{name}: the stream broke off")
             return
-        possible = tenant.possible(name, began, ended)
-        if len(prints) != 1 or not prints <= possible or {self._texts[p] for p in prints} != {text}:
+        tenant.seen += [Observation({name: digest}, began, ended) for digest in prints]
+        if len(prints) != 1 or {self._texts.get(digest) for digest in prints} != {text}:
             self.report.mixed.append(f"{tenant.name}/{name}: {prints} said {text!r}")
         if others_swap == self._others_swap(tenant) is not None:
             (self.report.beside if others_swap else self.report.quiet).append(first - began)
@@ -246,12 +265,9 @@ class Storm:
         """The list of models is of one revision, never of two."""
         began = time.monotonic()
         models = (await tenant.data.get("/v1/models")).json()["data"]
-        ended = time.monotonic()
         found = {model["id"]: model["root"] for model in models}
-        if not any(
-            revision.entries == found and revision.asked <= ended and revision.replaced >= began
-            for revision in tenant.history
-        ):
+        tenant.seen.append(Observation(found, began, time.monotonic()))
+        if found.keys() != set(NAMES):
             self.report.mixed.append(f"{tenant.name}: the models are {found}")
 
     def _others_swap(self, tenant: Tenant) -> bool | None:

@@ -1,12 +1,14 @@
-"""Many adapters for one model: all of them in host memory, the ones in use in device slots.
+"""Many adapters for one model, in tiers: known by size, in host memory, in device slots.
 
-A slot is one index that is valid in the mixture table of every adapted layer. Requests pin the
-slot of their adapter; when a slot is needed, the adapter that was unpinned longest ago leaves.
+An adapter that is known may be *ready*, its tensors in host memory; the one unused longest ago is
+dropped when room is needed, and somebody reads it from disk again. A slot is one index that is
+valid in the mixture table of every adapted layer; `slots.SlotTable` says who has which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from remix_runtime.checkpoint.types import Checkpoint
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels import MixtureTable, MixtureWeights
 from remix_runtime.kernels.huge_pages import Arena
+from remix_runtime.slots import SlotTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +32,15 @@ class HostAdapter:
 
 @dataclass(slots=True)
 class _Entry:
-    adapter: HostAdapter
-    slot: int | None = None
-    pins: int = 0
-
-    @property
-    def num_bytes(self) -> int:
-        return self.adapter.num_bytes
+    num_bytes: int
+    adapter: HostAdapter | None = None
+    reserved: bool = False
+    """Host memory is set aside for a copy that is being read."""
+    users: int = 0
 
 
 class AdapterBank:
-    """Loaded adapters by digest. Used from one thread; nothing here waits.
+    """Adapters by digest. Used from one thread but for `prepare`; nothing here waits.
 
     `tables`: one mixture table for each linear that could be adapted, by module name.
     `device_bytes` and `host_bytes` are respected at all times.
@@ -54,29 +55,38 @@ class AdapterBank:
         device_bytes: int,
         host_bytes: int,
     ) -> None:
-        self.num_slots = num_slots
+        self.host_bytes = host_bytes
+        self.host_bytes_used = 0
+        self.host_count = 0
+        self.slot_fills = 0
+        """How often an adapter was put into a slot."""
+        self.slot_fill_seconds = 0.0
         self._tables = tables
         self._device = torch.device(device)
-        self._device_bytes = device_bytes
-        self._host_bytes = host_bytes
-        # Least recently unpinned first, in dict order.
+        self._slots = SlotTable(num_slots, device_bytes)
+        # Least recently used first, in dict order.
         self._entries: dict[str, _Entry] = {}
-        self._free_slots = list(range(num_slots - 1, -1, -1))
+
+    @property
+    def num_slots(self) -> int:
+        return self._slots.num_slots
 
     @property
     def slots_used(self) -> int:
-        return self.num_slots - len(self._free_slots)
-
-    @property
-    def host_bytes_used(self) -> int:
-        return sum(entry.num_bytes for entry in self._entries.values())
+        return len(self._slots)
 
     @property
     def device_bytes_used(self) -> int:
-        return sum(entry.num_bytes for entry in self._entries.values() if entry.slot is not None)
+        return self._slots.bytes_used
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def slot(self, digest: str) -> int | None:
+        return self._slots.slot(digest)
 
     def prepare(self, checkpoint: Checkpoint) -> HostAdapter:
         """Lays an adapter out for this bank. Slow, and safe in any thread."""
@@ -97,77 +107,146 @@ class AdapterBank:
             layers = {name: weights.moved(arena) for name, weights in layers.items()}
         return HostAdapter(checkpoint.digest, layers, num_bytes)
 
-    def add(self, adapter: HostAdapter) -> None:
-        """Takes an adapter into host memory; a digest that is there already stays as it is.
+    # -- host memory ----------------------------------------------------------------------------
 
-        Raises `CapacityError` when a budget cannot hold it.
+    def add(self, adapter: HostAdapter) -> bool:
+        """Makes an adapter known, and ready if there is room now. Returns whether it is ready.
+
+        One that is known already stays as it is. Raises `CapacityError` when a budget can never
+        hold it.
         """
-        if adapter.digest in self._entries:
-            return
-        num_bytes = adapter.num_bytes
-        if num_bytes > self._device_bytes:
-            raise CapacityError(
-                f"adapter_bytes: the adapter takes {num_bytes} bytes on the device, "
-                f"the budget is {self._device_bytes}"
-            )
-        if self.host_bytes_used + num_bytes > self._host_bytes:
-            raise CapacityError(
-                f"host_adapter_bytes: the adapter takes {num_bytes} bytes, "
-                f"{self._host_bytes - self.host_bytes_used} of {self._host_bytes} are free"
-            )
-        self._entries[adapter.digest] = _Entry(adapter)
+        if adapter.digest not in self._entries:
+            for name, budget in (
+                ("adapter_bytes", self._slots.num_bytes),
+                ("host_adapter_bytes", self.host_bytes),
+            ):
+                if adapter.num_bytes > budget:
+                    raise CapacityError(
+                        f"{name}: the adapter takes {adapter.num_bytes} bytes, "
+                        f"the budget is {budget}"
+                    )
+            self._entries[adapter.digest] = _Entry(adapter.num_bytes)
+            if self.reserve(adapter.digest):
+                self.fill(adapter)
+        return self.is_ready(adapter.digest)
 
-    def remove(self, digest: str) -> None:
-        """Frees an adapter that nothing pins; an unknown digest is a no-op."""
-        entry = self._entries.pop(digest, None)
-        if entry is not None:
-            assert entry.pins == 0, "an adapter in use must not be removed"
-            self._vacate(entry)
+    def is_ready(self, digest: str) -> bool:
+        entry = self._entries.get(digest)
+        return entry is not None and entry.adapter is not None
 
-    def acquire(self, digest: str) -> int | None:
-        """Pins the adapter on the device and returns its slot.
+    def reserve(self, digest: str) -> bool:
+        """Sets host memory aside for an adapter that is not ready, at the cost of unused ones.
 
-        None, and no change, when neither a free slot nor memory can be had now because what is
-        there is pinned.
+        False, and no change, when those in use leave too little.
         """
         entry = self._entries[digest]
-        if entry.slot is None:
-            if not self._make_room(entry.num_bytes):
-                return None
-            entry.slot = self._free_slots.pop()
-            self._fill(entry.slot, entry.adapter)
-        entry.pins += 1
-        return entry.slot
-
-    def release(self, digest: str) -> None:
-        entry = self._entries.pop(digest)
-        assert entry.pins > 0, "released more often than acquired"
-        entry.pins -= 1
-        self._entries[digest] = entry  # to the end: the last to be evicted
-
-    def _make_room(self, num_bytes: int) -> bool:
-        """Evicts until a slot and `num_bytes` are free; evicts nothing if that cannot be."""
-        used, slots, leaving = self.device_bytes_used, len(self._free_slots), []
-        for entry in self._entries.values():
-            if slots and used + num_bytes <= self._device_bytes:
+        assert entry.adapter is None
+        if entry.reserved:
+            return True
+        used, leaving = self.host_bytes_used, []
+        for other, candidate in self._entries.items():
+            if used + entry.num_bytes <= self.host_bytes:
                 break
-            if entry.slot is not None and not entry.pins:
-                leaving.append(entry)
-                used -= entry.num_bytes
-                slots += 1
-        if not slots or used + num_bytes > self._device_bytes:
+            if candidate.adapter is not None and self._is_unused(other):
+                leaving.append(other)
+                used -= candidate.num_bytes
+        if used + entry.num_bytes > self.host_bytes:
             return False
-        for entry in leaving:
-            self._vacate(entry)
+        for other in leaving:
+            self._drop(other)
+        entry.reserved = True
+        self.host_bytes_used += entry.num_bytes
         return True
 
-    def _fill(self, slot: int, adapter: HostAdapter) -> None:
-        for name, weights in adapter.layers.items():
-            self._tables[name].set(slot, weights.to(self._device))
+    def fill(self, adapter: HostAdapter) -> None:
+        """Brings the copy that memory was set aside for; without that it is not kept."""
+        entry = self._entries.get(adapter.digest)
+        if entry is not None and entry.reserved:
+            assert adapter.num_bytes == entry.num_bytes, "one digest, one size"
+            entry.adapter, entry.reserved = adapter, False
+            self.host_count += 1
 
-    def _vacate(self, entry: _Entry) -> None:
-        if entry.slot is not None:
-            for name in entry.adapter.layers:
-                self._tables[name].clear(entry.slot)
-            self._free_slots.append(entry.slot)
-            entry.slot = None
+    def cancel(self, digest: str) -> None:
+        """Gives back what was set aside for a copy that does not come."""
+        entry = self._entries.get(digest)
+        if entry is not None and entry.reserved:
+            entry.reserved = False
+            self.host_bytes_used -= entry.num_bytes
+
+    def use(self, digest: str) -> None:
+        """Keeps a ready adapter ready until `unuse`."""
+        assert self.is_ready(digest)
+        self._entries[digest].users += 1
+
+    def unuse(self, digest: str) -> None:
+        assert self._entries[digest].users > 0, "given up more often than used"
+        self._entries[digest].users -= 1
+        self._touch(digest)
+
+    def remove(self, digest: str) -> None:
+        """Forgets an adapter that nothing uses; an unknown digest is a no-op."""
+        if digest in self._entries:
+            assert self._is_unused(digest), "an adapter in use must not be removed"
+            self.cancel(digest)
+            self._drop(digest)
+            del self._entries[digest]
+
+    # -- device slots ---------------------------------------------------------------------------
+
+    def is_resident(self, digest: str) -> bool:
+        return digest in self._slots
+
+    @property
+    def residents(self) -> tuple[str, ...]:
+        return self._slots.residents
+
+    def fits(self, digests: Collection[str], without: Collection[str]) -> bool:
+        """Whether `digests` had slots and device memory, were those of `without` gone."""
+        return self._slots.fits([self._entries[d].num_bytes for d in digests], without)
+
+    def acquire(self, digest: str, keep: Collection[str] = ()) -> int | None:
+        """Pins a ready adapter on the device and returns its slot.
+
+        None, and no change, when neither a free slot nor memory can be had now because what is
+        there is pinned or in `keep`.
+        """
+        if digest not in self._slots:
+            entry = self._entries[digest]
+            assert entry.adapter is not None, "only what is in host memory gets a slot"
+            placement = self._slots.place(digest, entry.num_bytes, keep)
+            if placement is None:
+                return None
+            started = time.monotonic()
+            for other, slot in placement.evicted.items():
+                self._clear(other, slot)
+            for name, weights in entry.adapter.layers.items():
+                self._tables[name].set(placement.slot, weights.to(self._device))
+            self.slot_fills += 1
+            self.slot_fill_seconds += time.monotonic() - started
+        return self._slots.pin(digest)
+
+    def release(self, digest: str) -> None:
+        self._slots.unpin(digest)
+        self._touch(digest)
+
+    def _is_unused(self, digest: str) -> bool:
+        return not self._entries[digest].users and not self._slots.pins(digest)
+
+    def _touch(self, digest: str) -> None:
+        self._entries[digest] = self._entries.pop(digest)  # to the end: the last to leave
+
+    def _clear(self, digest: str, slot: int) -> None:
+        adapter = self._entries[digest].adapter
+        assert adapter is not None
+        for name in adapter.layers:
+            self._tables[name].clear(slot)
+
+    def _drop(self, digest: str) -> None:
+        """Frees the host copy of an unused adapter, and its slot: on the CPU they are one."""
+        entry = self._entries[digest]
+        if digest in self._slots:
+            self._clear(digest, self._slots.vacate(digest))
+        if entry.adapter is not None:
+            entry.adapter = None
+            self.host_count -= 1
+            self.host_bytes_used -= entry.num_bytes

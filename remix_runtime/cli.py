@@ -1,8 +1,9 @@
 """The `remix` command: it finds the commands that the rooms register and runs them.
 
 A command is an entry point of the group `remix.commands` that points to a function annotated
-for typer. The modules behind the entry points import nothing heavy at their top, so that
-`remix --help` stays quick. What a user can cause ends in one line on stderr and exit code 1.
+for typer, or to a `typer.Typer` with several of them. The modules behind the entry points import
+nothing heavy at their top, so that `remix --help` stays quick. What a user can cause ends in one
+line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -79,8 +80,16 @@ def build_app(commands: Iterable[EntryPoint] | None = None) -> typer.Typer:
         debug = debug_option
 
     for entry_point in sorted(commands, key=lambda entry_point: entry_point.name):
-        command = _errors_in_one_line(_load(entry_point), lambda: debug)
-        app.command(entry_point.name)(command)
+        loaded = _load(entry_point)
+        if isinstance(loaded, typer.Typer):
+            group = typer.Typer(help=loaded.info.help, no_args_is_help=True)
+            for command in loaded.registered_commands:
+                assert command.callback is not None
+                guarded = _errors_in_one_line(command.callback, lambda: debug)
+                group.command(command.name)(guarded)
+            app.add_typer(group, name=entry_point.name)
+        else:
+            app.command(entry_point.name)(_errors_in_one_line(loaded, lambda: debug))
     return app
 
 
@@ -90,9 +99,9 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
-def _load(entry_point: EntryPoint) -> Command:
+def _load(entry_point: EntryPoint) -> Command | typer.Typer:
     try:
-        command: Command = entry_point.load()
+        command: Command | typer.Typer = entry_point.load()
     except Exception as error:
         reason = f"command {entry_point.name!r} cannot be loaded: {error}"
 

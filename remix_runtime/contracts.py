@@ -124,12 +124,54 @@ class AdapterInfo:
 class EngineStats:
     """A snapshot of gauges; cheap to take at any moment from any thread."""
 
-    running: int
-    waiting: int
-    kv_tokens_used: int
-    kv_tokens_total: int
-    adapter_slots_used: int
-    adapter_slots_total: int
+    running: int = 0
+    waiting: int = 0
+    waiting_for_read: int = 0
+    """Of the waiting: those whose adapter is being read from disk, or will be."""
+    kv_tokens_used: int = 0
+    kv_tokens_total: int = 0
+    adapter_slots_used: int = 0
+    adapter_slots_total: int = 0
+    adapter_slot_fills: int = 0
+    """How often an adapter was put into a slot (host to device), since the start."""
+    adapter_slot_fill_seconds: float = 0.0
+    """What that took, together."""
+    adapters_loaded: int = 0
+    adapters_on_host: int = 0
+    """Of the loaded: those in host memory, the ones in slots included."""
+    adapter_reads: int = 0
+    """How often an adapter was read (disk to host) for its load or for a request, since the
+    start."""
+    adapter_read_seconds: float = 0.0
+    """What that took, together, validation and layout included."""
+    device_adapter_bytes_used: int = 0
+    device_adapter_bytes_total: int = 0
+    host_adapter_bytes_used: int = 0
+    host_adapter_bytes_total: int = 0
+
+
+class AdapterTier(StrEnum):
+    """Where the nearest copy of an adapter is."""
+
+    DISK = "disk"
+    HOST = "host"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterState:
+    """A loaded adapter at this moment, for operators."""
+
+    digest: str
+    tier: AdapterTier
+    slot: int | None
+    """On the device tier only."""
+    requests: int
+    """Running and waiting ones."""
+    idle_seconds: float | None
+    """Since its last request ended; 0 while it has some, None before the first."""
+    read_seconds: float
+    """What its last read from disk took, validation and layout included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +237,13 @@ class Engine(Protocol):
         """Validates a checkpoint folder, replays its parity file and makes it servable.
 
         Idempotent by digest. Other requests go on meanwhile. Raises `CheckpointError`,
-        `CapacityError`; a failed load leaves nothing behind.
+        `CapacityError`; a failed load leaves nothing behind, and a caller that goes away leaves
+        a whole one.
+
+        More adapters may be loaded than fit in memory. The folder must stay as it is until the
+        adapter is unloaded: a copy that was dropped is read from there again when a request needs
+        it, its digest is checked, and others' requests go on meanwhile. Loaded again from another
+        folder, an adapter is read from that one.
         """
         ...
 
@@ -204,11 +252,20 @@ class Engine(Protocol):
         request that uses it ends, and the call returns then. Unknown digests are a no-op."""
         ...
 
+    async def adapter_states(self) -> list[AdapterState]:
+        """Of all loaded adapters, in no order."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """Token events of one request, ended by an event with a `finish_reason`.
 
         Raises on the first `anext`: `InvalidRequestError`, `AdapterNotLoadedError`,
-        `EngineBusyError`, `EngineDeadError`. Closing the iterator early aborts the request.
+        `AdapterUnavailableError`, `EngineBusyError`, `EngineDeadError`. Closing the iterator
+        early aborts the request.
+
+        Requests that wait are taken fairly between tenants (`GenerationRequest.tenant`), in order
+        of arrival inside a tenant; one whose adapter is not at hand lets others pass for a
+        bounded time.
         """
         ...
 

@@ -66,17 +66,12 @@ def replay_parity(parity: Parity, run: RunPrompt, *, slack: float = 1.0) -> int:
     `slack` multiplies both tolerances: 1 for float32; an engine in a coarser type states how much
     coarser it is, and then no prompt has to be decisive. Raises `ParityError`.
     """
-    decisive = sum(
-        replay_prompt(parity, index, run, slack=slack) for index in range(len(parity.prompts))
-    )
+    decisive = 0
+    for index, prompt in enumerate(parity.prompts):
+        routes, logits_V = run(prompt.token_ids_T)
+        decisive += compare_parity(parity, index, routes, logits_V, slack=slack)
     require_decisive(parity, decisive, slack=slack)
     return decisive
-
-
-def replay_prompt(parity: Parity, index: int, run: RunPrompt, *, slack: float = 1.0) -> bool:
-    """Runs and compares one prompt; whether it was decisive. Raises `ParityError`."""
-    routes, logits_V = run(parity.prompts[index].token_ids_T)
-    return compare_parity(parity, index, routes, logits_V, slack=slack)
 
 
 def require_decisive(parity: Parity, decisive: int, *, slack: float = 1.0) -> None:

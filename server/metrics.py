@@ -12,7 +12,7 @@ from http import HTTPStatus
 from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -168,9 +168,34 @@ class _EngineCollector(Collector):
             ("kv_capacity_tokens", "KV memory, in tokens.", stats.kv_tokens_total),
             ("adapter_slots_used", "Adapters on the device.", stats.adapter_slots_used),
             ("adapter_slots", "Places for adapters on the device.", stats.adapter_slots_total),
+            ("adapters_loaded", "Adapters that requests may name.", stats.adapters_loaded),
+            ("adapters_on_host", "Of those, in host memory.", stats.adapters_on_host),
+            (
+                "host_adapter_used_bytes",
+                "Host memory of adapters in use.",
+                stats.host_adapter_bytes_used,
+            ),
+            ("host_adapter_bytes", "Host memory for adapters.", stats.host_adapter_bytes_total),
+            (
+                "device_adapter_used_bytes",
+                "Device memory of adapters in use.",
+                stats.device_adapter_bytes_used,
+            ),
+            (
+                "device_adapter_bytes",
+                "Device memory for adapters.",
+                stats.device_adapter_bytes_total,
+            ),
             ("engine_alive", "1 while the engine makes progress.", health.alive),
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))
+        for name, text, total in (
+            ("adapter_reads", "Adapters read from disk again for requests.", stats.adapter_reads),
+            ("adapter_read_seconds", "What those reads took.", stats.adapter_read_seconds),
+            ("adapter_slot_fills", "Adapters put into a slot.", stats.adapter_slot_fills),
+            ("adapter_slot_fill_seconds", "What that took.", stats.adapter_slot_fill_seconds),
+        ):
+            yield CounterMetricFamily(f"remix_{name}", text, value=float(total))
         served = [
             (tenant, name, digest)
             for tenant, live in self._sets.all.items()

@@ -17,6 +17,7 @@ from remix_runtime.contracts import GenerationRequest, TokenEvent
 from server.calls import Call
 from server.errors import as_api_error
 from server.generation import Choice, Fanout
+from server.metrics import SequenceWatch
 from server.state import Services, label_error
 
 _SSE_HEADERS = [
@@ -72,24 +73,30 @@ class GenerationResponse(Response):
                 label_error(scope, "client_disconnected")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        target = self._call.target
-        if target.digest is not None:
-            await self._services.adapters.load_for_request(target.digest)
+        generated = 0
+        try:
+            target = self._call.target
+            if target.digest is not None:
+                await self._services.adapters.load_for_request(target.digest)
+            async with Fanout(self._services.engine, self._requests, self._watches()) as fanout:
+                try:
+                    if self._stream:
+                        await self._send_stream(fanout, scope, send)
+                    else:
+                        await self._send_whole(fanout, scope, receive, send)
+                finally:
+                    generated = sum(choice.num_tokens for choice in fanout.choices)
+        finally:
+            # What was refused costs no tokens.
+            used = self._writer.prompt_tokens + generated if generated else 0
+            self._call.admission.settle(used)
+
+    def _watches(self) -> list[SequenceWatch]:
         # All sequences are admitted or none: the first one stands for the prompts of all.
         prompt_tokens = [self._writer.prompt_tokens] + [0] * (len(self._requests) - 1)
-        watches = [
-            self._services.metrics.watch(self._call.tenant, target.name, prompt_tokens=tokens)
-            for tokens in prompt_tokens
-        ]
-        async with Fanout(self._services.engine, self._requests, watches) as fanout:
-            try:
-                if self._stream:
-                    await self._send_stream(fanout, scope, send)
-                else:
-                    await self._send_whole(fanout, scope, receive, send)
-            finally:
-                generated = sum(choice.num_tokens for choice in fanout.choices)
-                self._call.admission.settle(self._writer.prompt_tokens + generated)
+        tenant, name = self._call.tenant, self._call.target.name
+        metrics = self._services.metrics
+        return [metrics.watch(tenant, name, prompt_tokens=tokens) for tokens in prompt_tokens]
 
     async def _send_whole(self, fanout: Fanout, scope: Scope, receive: Receive, send: Send) -> None:
         async for _ in fanout.events():

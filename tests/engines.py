@@ -29,7 +29,11 @@ class Completion:
 
 
 def request(
-    prompt: list[int] | tuple[int, ...], adapter: str | None = None, **params: Any
+    prompt: list[int] | tuple[int, ...],
+    adapter: str | None = None,
+    *,
+    tenant: str = "",
+    **params: Any,
 ) -> GenerationRequest:
     params = {"max_tokens": 8, "temperature": 0.0} | params
     return GenerationRequest(
@@ -37,6 +41,7 @@ def request(
         prompt_token_ids=tuple(prompt),
         params=SamplingParams(**params),
         adapter=adapter,
+        tenant=tenant,
     )
 
 

@@ -1,41 +1,41 @@
 """A deterministic engine without a model, for the tests of everything above the border.
 
-Its "language model" is a hash: the logits of a position are a function of the adapter's digest
-and all tokens before it. One token is one byte; completions are printable ASCII, and about one
-token in a hundred is the end of text. Of the sampling parameters it honours temperature, seed,
-logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others are accepted.
+Its "language model" is a hash (`fake_model.py`). Of the sampling parameters it honours
+temperature, seed, logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others
+are accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
-import random
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.contracts import (
     AdapterInfo,
+    AdapterState,
+    AdapterTier,
     EngineStats,
     FinishReason,
     GenerationRequest,
     Health,
     ModelInfo,
-    PositionLogprobs,
     TokenEvent,
     Tokenizer,
-    TokenLogprob,
 )
+from remix_runtime.engines.fairness import FairQueue
+from remix_runtime.engines.fake_model import EOS_ID, VOCAB_SIZE, ByteTokenizer, HashModel
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    AdapterUnavailableError,
+    CheckpointError,
     CheckpointFormatError,
     ConfigError,
     EngineBusyError,
@@ -43,11 +43,6 @@ from remix_runtime.errors import (
     InvalidRequestError,
 )
 from remix_runtime.text import TextStream
-
-EOS_ID = 256
-VOCAB_SIZE = 257
-_PRINTABLE = range(32, 127)
-_UNLIKELY = -30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,30 +53,13 @@ class FakeConfig:
     max_model_len: int = 512
     max_running: int = 4
     max_waiting: int = 8
+    host_adapters: int = 1000
+    """Adapters in memory at once, those in use apart; others are read from their folders again."""
     prefill_seconds: float = 0.0
     token_seconds: float = 0.0
 
 
-class ByteTokenizer:
-    """One token per UTF-8 byte."""
-
-    max_token_chars = 1
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return bytes(i for i in token_ids if i < EOS_ID).decode(errors="replace")
-
-    def token_text(self, token_id: int) -> str:
-        return "<eos>" if token_id == EOS_ID else self.decode([token_id])
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        return self.encode("".join([*lines, "assistant: "]), add_special_tokens=False)
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Sequence:
     request: GenerationRequest
     arrival: float = field(default_factory=monotonic)
@@ -103,8 +81,12 @@ class FakeEngine:
         self._config = config or FakeConfig()
         self._tokenizer = ByteTokenizer()
         self._adapters: dict[str, AdapterInfo] = {}
+        self._folders: dict[str, Path] = {}
+        self._host: dict[str, None] = {}
+        """Adapters in memory, the least recently used first."""
+        self._reads = 0
         self._sequences: dict[str, _Sequence] = {}
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting: FairQueue[_Sequence] = FairQueue()
         self._changed = asyncio.Condition()
         self._users: Counter[str] = Counter()
         self._started = False
@@ -156,20 +138,62 @@ class FakeEngine:
         self._check_alive()
         info = _read(folder)
         self._adapters[info.digest] = info
+        self._folders[info.digest] = folder
+        self._into_memory(info.digest)
         return info
+
+    def _into_memory(self, digest: str) -> None:
+        if digest in self._host:
+            del self._host[digest]
+        else:
+            self._reads += 1
+        self._host[digest] = None
+        self._shrink(digest)
+
+    def _shrink(self, keep: str) -> None:
+        for other in [d for d in self._host if not self._users[d] and d != keep]:
+            if len(self._host) > self._config.host_adapters:
+                del self._host[other]
+
+    def _read_again(self, digest: str) -> None:
+        try:
+            found = _read(self._folders[digest]).digest
+        except CheckpointError as error:
+            raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
+        if found != digest:
+            raise AdapterUnavailableError(f"adapter {digest}: found {found} in its folder")
+
+    async def adapter_states(self) -> list[AdapterState]:
+        return [
+            AdapterState(
+                digest=digest,
+                tier=AdapterTier.HOST if digest in self._host else AdapterTier.DISK,
+                slot=None,
+                requests=self._users[digest],
+                idle_seconds=None,
+                read_seconds=0.0,
+            )
+            for digest in self._adapters
+        ]
 
     async def unload_adapter(self, digest: str) -> None:
         if self._adapters.pop(digest, None) is not None:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._users[digest] == 0)
+            if digest not in self._adapters:
+                self._host.pop(digest, None)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         self._admit(request)
+        if request.adapter is not None:
+            if request.adapter not in self._host:
+                self._read_again(request.adapter)
+            self._into_memory(request.adapter)
         sequence = _Sequence(request)
         fail_after, self.fail_next_after = self.fail_next_after, None
         self.requests.append(request)
         self._sequences[request.request_id] = sequence
-        self._waiting.append(sequence)
+        self._waiting.add(request.tenant, sequence)
         if request.adapter is not None:
             self._users[request.adapter] += 1
         finished = False
@@ -204,8 +228,11 @@ class FakeEngine:
             waiting=len(self._sequences) - len(running),
             kv_tokens_used=sum(len(s.request.prompt_token_ids) + s.generated for s in running),
             kv_tokens_total=self._config.max_running * self._config.max_model_len,
-            adapter_slots_used=len(self._adapters),
-            adapter_slots_total=max(16, len(self._adapters)),
+            adapter_slots_used=len(self._host),
+            adapter_slots_total=max(16, len(self._host)),
+            adapters_loaded=len(self._adapters),
+            adapters_on_host=len(self._host),
+            adapter_reads=self._reads,
         )
 
     def _check_alive(self) -> None:
@@ -237,7 +264,7 @@ class FakeEngine:
         queue_seconds: float | None = monotonic() - sequence.arrival
         await self._pause(sequence, self._config.prefill_seconds)
         text = TextStream(self._tokenizer.decode, request.prompt_token_ids, params.stop)
-        model = _HashModel(request)
+        model = HashModel(request)
         while True:
             await self._pause(sequence, self._config.token_seconds)
             if sequence.aborted:
@@ -247,6 +274,7 @@ class FakeEngine:
                 raise RuntimeError("injected failure in /secret/path.py")
             token_id, logprobs = model.next_token()
             sequence.generated += 1
+            self._waiting.charge_output(request.tenant)
             reason: FinishReason | None = None
             stops = () if params.ignore_eos else (EOS_ID,)
             if token_id in (*stops, *params.stop_token_ids):
@@ -281,8 +309,10 @@ class FakeEngine:
 
     def _fill_slots(self) -> None:
         running = sum(s.running for s in self._sequences.values())
-        while self._waiting and running < self._config.max_running:
-            sequence = self._waiting.popleft()
+        while len(self._waiting) and running < self._config.max_running:
+            tenant, sequence = next(iter(self._waiting))
+            self._waiting.remove(tenant, sequence)
+            self._waiting.charge_prompt(tenant, len(sequence.request.prompt_token_ids))
             sequence.running = True
             sequence.wake.set()
             running += 1
@@ -293,50 +323,13 @@ class FakeEngine:
             return
         del self._sequences[request.request_id]
         sequence.running = False
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
+        self._waiting.remove(request.tenant, sequence)
         self._fill_slots()
         if request.adapter is not None:
             self._users[request.adapter] -= 1
+            self._shrink(request.adapter)
         async with self._changed:
             self._changed.notify_all()
-
-
-class _HashModel:
-    """Logits from a running hash of everything before the position."""
-
-    def __init__(self, request: GenerationRequest) -> None:
-        self._params = request.params
-        self._context = hashlib.sha256(f"{request.adapter}".encode())
-        for token_id in request.prompt_token_ids:
-            self._context.update(token_id.to_bytes(2, "big"))
-        self._sampler = random.Random(request.params.seed)  # noqa: S311
-
-    def next_token(self) -> tuple[int, PositionLogprobs | None]:
-        noise = random.Random(self._context.digest())  # noqa: S311
-        logits = [_UNLIKELY] * VOCAB_SIZE
-        for token_id in (*_PRINTABLE, EOS_ID):
-            logits[token_id] = noise.uniform(0.0, 8.0)
-        total = math.log(sum(math.exp(z) for z in logits))
-        token_id = self._choose(logits)
-        self._context.update(token_id.to_bytes(2, "big"))
-        if self._params.logprobs is None:
-            return token_id, None
-        order = sorted(range(VOCAB_SIZE), key=lambda i: (-logits[i], i))[: self._params.logprobs]
-        chosen, *top = (
-            TokenLogprob(token_id=i, logprob=logits[i] - total) for i in (token_id, *order)
-        )
-        return token_id, PositionLogprobs(chosen=chosen, top=tuple(top))
-
-    def _choose(self, logits: Sequence[float]) -> int:
-        scores = [z + self._params.logit_bias.get(i, 0.0) for i, z in enumerate(logits)]
-        if self._params.temperature > 0:
-            # Gumbel noise makes the argmax a draw from the softmax.
-            scores = [
-                z / self._params.temperature - math.log(self._sampler.expovariate(1.0) or 1e-300)
-                for z in scores
-            ]
-        return max(range(VOCAB_SIZE), key=lambda i: (scores[i], -i))
 
 
 def _read(folder: Path) -> AdapterInfo:

@@ -174,4 +174,4 @@ class LiveAdapters:
             return
         error = task.exception()  # seen: whoever waits for the task gets it, and nobody may
         if error is not None:
-            log.warning("an adapter was not loaded or unloaded: %s", error)
+            log.info("an adapter was not loaded or unloaded: %s", error)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from remix_runtime.checkpoint import write_checkpoint
-from remix_runtime.contracts import Engine, FinishReason, TokenEvent
+from remix_runtime.bank import AdapterBank
+from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.contracts import AdapterTier, Engine, FinishReason, TokenEvent
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    AdapterUnavailableError,
     CheckpointError,
     EngineBusyError,
     EngineDeadError,
@@ -25,6 +28,8 @@ from tests.engines import complete, complete_all, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
 MAX_WAITING = 4
+HOST_ADAPTERS = 2
+"""In memory at once; the tests load three."""
 PROMPT = [5, 17, 99, 3, 42]
 
 
@@ -48,11 +53,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def adapter_bytes(folder: Path) -> int:
+    """What the adapter in `folder` takes in the kernels' layout."""
+    bank = AdapterBank({}, num_slots=1, device_bytes=1, host_bytes=1)
+    return bank.prepare(read_checkpoint(folder)).num_bytes
+
+
 @pytest.fixture(params=["fake", "embedded"])
 async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[Setup]:
     engine: Engine
     if request.param == "fake":
-        engine = FakeEngine(FakeConfig(max_running=2, max_waiting=MAX_WAITING))
+        engine = FakeEngine(
+            FakeConfig(max_running=2, max_waiting=MAX_WAITING, host_adapters=HOST_ADAPTERS)
+        )
     else:
         engine = EmbeddedEngine(
             EmbeddedConfig(
@@ -62,6 +75,7 @@ async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[
                 max_tokens_per_step=8,
                 kv_cache_bytes=1 << 20,
                 adapter_slots=2,
+                host_adapter_bytes=HOST_ADAPTERS * adapter_bytes(folders / "a0"),
             )
         )
     assert not engine.health().ready
@@ -317,3 +331,87 @@ async def test_stopping_without_patience_aborts(setup: Setup) -> None:
     reasons = [event.finish_reason async for event in events]
     await asyncio.wait_for(stopping, 10)
     assert reasons[-1] == FinishReason.ABORT
+
+
+async def tiers(engine: Engine) -> dict[str, AdapterTier]:
+    return {state.digest: state.tier for state in await engine.adapter_states()}
+
+
+async def test_more_adapters_are_served_than_fit_in_memory(setup: Setup) -> None:
+    digests = [(await setup.engine.load_adapter(f)).digest for f in setup.adapters]
+    loaded = setup.engine.stats()
+    assert (loaded.adapters_loaded, loaded.adapter_reads) == (3, 3)
+    alone = [(await complete(setup.engine, request(PROMPT, d))).token_ids for d in digests]
+    assert len({tuple(tokens) for tokens in alone}) == 3
+    for _ in range(3):
+        crowd = await complete_all(setup.engine, [request(PROMPT, d) for d in digests])
+        assert [c.token_ids for c in crowd] == alone
+    stats = setup.engine.stats()
+    assert stats.adapters_on_host == HOST_ADAPTERS
+    assert stats.adapter_reads > loaded.adapter_reads
+    assert stats.host_adapter_bytes_used <= stats.host_adapter_bytes_total
+    states = await tiers(setup.engine)
+    assert set(states) == set(digests)
+    assert list(states.values()).count(AdapterTier.DISK) == 1
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+async def test_a_folder_that_is_gone_or_changed_fails_only_its_own_requests(
+    setup: Setup, tmp_path: Path, damage: str
+) -> None:
+    engine = setup.engine
+    copy = tmp_path / "copy"
+    shutil.copytree(setup.adapters[0], copy)
+    lost = (await engine.load_adapter(copy)).digest
+    tokens = (await complete(engine, request(PROMPT, lost))).token_ids
+    others = [(await engine.load_adapter(f)).digest for f in setup.adapters[1:]]
+    for digest in others:
+        await complete(engine, request(PROMPT, digest))
+    assert (await tiers(engine))[lost] == AdapterTier.DISK
+    shutil.rmtree(copy)
+    if damage == "changed":
+        shutil.copytree(setup.adapters[1], copy)
+    results = await asyncio.gather(
+        *(complete(engine, request(PROMPT, d)) for d in (lost, *others, lost, None)),
+        return_exceptions=True,
+    )
+    failed = [isinstance(result, AdapterUnavailableError) for result in results]
+    assert failed == [True, False, False, True, False]
+    assert engine.health().ready
+    # Back again, here or elsewhere, it is served without any further step.
+    assert (await engine.load_adapter(setup.adapters[0])).digest == lost
+    assert (await complete(engine, request(PROMPT, lost))).token_ids == tokens
+
+
+async def test_a_cold_request_can_be_aborted_and_its_adapter_unloaded(setup: Setup) -> None:
+    digests = [(await setup.engine.load_adapter(f)).digest for f in setup.adapters]
+    for digest in digests:
+        await complete(setup.engine, request(PROMPT, digest))
+    cold = next(d for d, tier in (await tiers(setup.engine)).items() if tier == AdapterTier.DISK)
+    item = request(PROMPT, cold)
+    waiting = asyncio.create_task(complete(setup.engine, item))
+    await asyncio.sleep(0)
+    await setup.engine.abort(item.request_id)
+    await waiting
+    await asyncio.wait_for(setup.engine.unload_adapter(cold), 10)
+    assert cold not in await tiers(setup.engine)
+    with pytest.raises(AdapterNotLoadedError):
+        await complete(setup.engine, request(PROMPT, cold))
+    await setup.engine.load_adapter(setup.adapters[digests.index(cold)])
+    assert (await complete(setup.engine, request(PROMPT, cold))).token_ids
+
+
+async def test_a_tenant_with_a_long_queue_does_not_hold_up_another(setup: Setup) -> None:
+    """All of the loud tenant's requests came first; the quiet one is served before its last."""
+    order: list[str] = []
+
+    async def run(tenant: str) -> None:
+        item = request(PROMPT, tenant=tenant, max_tokens=30, ignore_eos=True)
+        await complete(setup.engine, item)
+        order.append(tenant)
+
+    loud = [asyncio.create_task(run("loud")) for _ in range(2 + MAX_WAITING - 1)]
+    await asyncio.sleep(0)
+    await asyncio.gather(run("quiet"), *loud)
+    assert "loud" in order[order.index("quiet") + 1 :]
+    assert order.index("quiet") <= 3

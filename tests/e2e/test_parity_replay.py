@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from remix_runtime.checkpoint import Checkpoint, Parity, write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.embedded.scheduler import Chunk
+from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.errors import CheckpointFormatError, ParityError
 from remix_runtime.layers import attach_checkpoint
 from remix_runtime.parity import record_parity
@@ -17,6 +22,8 @@ from tests.engines import complete, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
 PROMPTS = [[5, 9, 200, 31], list(range(40))]
+BUDGET = 8
+"""Tokens of a step: a fifth of the long prompt."""
 
 
 def recorded(checkpoint: Checkpoint, family: str = "llama") -> Parity:
@@ -29,11 +36,17 @@ def write(folder: Path, checkpoint: Checkpoint, parity: Parity) -> Path:
     return folder
 
 
-@pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[EmbeddedEngine]:
+@pytest.fixture(params=[BUDGET, 512], ids=["in chunks", "in one piece"])
+async def engine(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[EmbeddedEngine]:
     base = save_tiny_base(tmp_path / "base")
     engine = EmbeddedEngine(
-        EmbeddedConfig(model=str(base), adapter_slots=1, kv_cache_bytes=1 << 20)
+        EmbeddedConfig(
+            model=str(base),
+            adapter_slots=1,
+            kv_cache_bytes=1 << 20,
+            max_running=4,
+            max_tokens_per_step=request.param,
+        )
     )
     await engine.start()
     yield engine
@@ -74,6 +87,48 @@ async def test_the_replay_waits_for_a_slot_that_a_request_holds(
         count += len(event.token_ids)
     assert count == 60
     assert (await asyncio.wait_for(load, 10)).digest != digest
+
+
+def test_running_requests_move_on_with_every_chunk_of_a_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_tiny_base(tmp_path / "base")
+    core = build_core(
+        EmbeddedConfig(
+            model=str(base), kv_cache_bytes=1 << 20, max_running=4, max_tokens_per_step=BUDGET
+        )
+    )
+    replayed: list[int] = []
+    run = core.runner.run
+
+    def counting(chunks: Sequence[Chunk], routes: dict[str, Tensor] | None = None) -> Tensor:
+        if routes is not None:
+            replayed.append(sum(chunk.count for chunk in chunks))
+        return run(chunks, routes)
+
+    monkeypatch.setattr(core.runner, "run", counting)
+    core.add(request([1, 2], max_tokens=100, ignore_eos=True))
+    core.step()
+    checkpoint = random_checkpoint(tiny_model("llama"))
+    done = core.load(core.bank.prepare(checkpoint), 2, recorded(checkpoint))
+    assert done is not None
+    while not done.done():
+        assert len(core.step()) == 1, "the running request has its token in each step"
+    assert done.exception() is None
+    assert replayed == [4, *[BUDGET - 1] * 5, 5]
+
+
+async def test_drift_in_the_last_chunk_is_seen(engine: EmbeddedEngine, tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tiny_model("llama"))
+    parity = recorded(checkpoint)
+    long = parity.prompts[1]
+    routes = long.routes_LTk.clone()
+    routes[0, -1] = (routes[0, -1] + 1) % 4  # of four experts
+    margins = torch.full_like(long.margins_LT, 1.0)
+    forged = replace(long, routes_LTk=routes.sort(-1).values, margins_LT=margins)
+    parity = replace(parity, prompts=(parity.prompts[0], forged))
+    with pytest.raises(ParityError, match="prompt 1: position 39"):
+        await engine.load_adapter(write(tmp_path / "a", checkpoint, parity))
 
 
 async def test_a_prompt_that_no_memory_can_hold_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Served:
 
     async def generated_tokens(self) -> float:
         """Tokens that the server has seen from the engine for the base model."""
-        line = f'remix_generated_tokens_total{{adapter="{BASE}"}} '
+        line = f'remix_generated_tokens_total{{adapter="{BASE}",tenant=""}} '
         text = (await self.http.get("/metrics")).text
         return float(text.partition(line)[2].partition("\n")[0])
 

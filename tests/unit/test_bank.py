@@ -109,14 +109,62 @@ def test_budgets_refuse_what_can_never_fit() -> None:
     adapter = small.prepare(checkpoint("a"))
     with pytest.raises(CapacityError, match="adapter_bytes"):
         small.add(adapter)
-    bank = make(host=size() + 1)
-    bank.add(bank.prepare(checkpoint("a")))
-    bank.add(bank.prepare(checkpoint("a")))
-    other = bank.prepare(checkpoint("b"))
+    assert "a" not in small
     with pytest.raises(CapacityError, match="host_adapter_bytes"):
-        bank.add(other)
-    bank.remove("a")
-    bank.add(other)
+        make(host=size() - 1).add(adapter)
+
+
+def test_the_copy_unused_longest_ago_leaves_host_memory_and_can_come_back() -> None:
+    bank, x_TD = make(host=2 * size()), torch.randn(2, D)
+    items = {name: checkpoint(name) for name in "abc"}
+    for name in "ab":
+        assert bank.add(bank.prepare(items[name]))
+    slot = bank.acquire("b")
+    assert slot is not None
+    bank.release("b")
+    bank.use("a")
+    bank.unuse("a")
+    assert bank.add(bank.prepare(items["c"]))
+    assert not bank.is_ready("b")
+    assert not effect(bank, slot, "x.up", x_TD).any()
+    assert "b" in bank
+    assert bank.reserve("b")
+    assert [bank.is_ready(name) for name in "abc"] == [False, False, True]
+    assert bank.host_bytes_used == 2 * size()
+    bank.fill(bank.prepare(items["b"]))
+    slot = bank.acquire("b")
+    assert slot is not None
+    torch.testing.assert_close(effect(bank, slot, "x.up", x_TD), expected(items["b"], x_TD))
+
+
+def test_copies_in_use_stay_and_what_is_set_aside_can_be_given_back() -> None:
+    bank = make(host=size())
+    assert bank.add(bank.prepare(checkpoint("a")))
+    bank.use("a")
+    assert not bank.add(bank.prepare(checkpoint("b"))), "known, but there is no room"
+    assert not bank.reserve("b")
+    bank.unuse("a")
+    assert bank.reserve("b")
+    bank.cancel("b")
+    assert bank.host_bytes_used == 0
+    bank.fill(bank.prepare(checkpoint("b")))
+    assert not bank.is_ready("b"), "nothing was set aside"
+    bank.remove("b")
+    bank.fill(bank.prepare(checkpoint("b")))
+    assert "b" not in bank
+
+
+def test_a_slot_is_not_taken_from_adapters_to_keep() -> None:
+    bank = make(slots=2)
+    for name in "abc":
+        bank.add(bank.prepare(checkpoint(name)))
+    for name in "ab":
+        bank.acquire(name)
+        bank.release(name)
+    assert bank.acquire("c", keep={"a", "b"}) is None
+    assert bank.residents == ("a", "b")
+    assert bank.acquire("c", keep={"a"}) is not None
+    assert set(bank.residents) == {"a", "c"}
 
 
 class BankMachine(RuleBasedStateMachine):
@@ -126,6 +174,7 @@ class BankMachine(RuleBasedStateMachine):
         super().__init__()
         self.device, self.host = 3 * size(2), 6 * size(2)
         self.bank = make(slots=3, device=self.device, host=self.host)
+        self.sizes: dict[str, int] = {}
         self.pins: dict[str, int] = {}
         self.slots: dict[str, int] = {}
 
@@ -134,16 +183,27 @@ class BankMachine(RuleBasedStateMachine):
         if name in self.pins:
             return
         try:
-            self.bank.add(self.bank.prepare(checkpoint(name, n)))
+            ready = self.bank.add(self.bank.prepare(checkpoint(name, n)))
         except CapacityError:
-            assert self.bank.host_bytes_used + size(n) > self.host
+            assert size(n) > self.device
         else:
-            self.pins[name] = 0
+            self.pins[name], self.sizes[name] = 0, n
+            pinned = sum(size(self.sizes[other]) for other, p in self.pins.items() if p)
+            assert ready == (pinned + size(n) <= self.host)
+
+    @rule(name=st.sampled_from("abcdef"))
+    def read_again(self, name: str) -> None:
+        if name in self.pins and not self.bank.is_ready(name) and self.bank.reserve(name):
+            self.bank.fill(self.bank.prepare(checkpoint(name, self.sizes[name])))
+            assert self.bank.is_ready(name)
 
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
     def acquire(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.pins)))
+        if not self.bank.is_ready(name):
+            assert not self.pins[name], "in use, but dropped"
+            return
         slot = self.bank.acquire(name)
         if slot is not None:
             if self.pins[name]:
@@ -169,7 +229,10 @@ class BankMachine(RuleBasedStateMachine):
     @invariant()
     def budgets_hold_and_pinned_slots_differ(self) -> None:
         assert self.bank.device_bytes_used <= self.device
-        assert self.bank.host_bytes_used <= self.host
+        ready = [name for name in self.pins if self.bank.is_ready(name)]
+        held_bytes = sum(size(self.sizes[name]) for name in ready)
+        assert held_bytes == self.bank.host_bytes_used <= self.host
+        assert self.bank.host_count == len(ready)
         held = [self.slots[name] for name, pins in self.pins.items() if pins]
         assert len(held) == len(set(held)) <= self.bank.slots_used <= 3
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -148,13 +148,25 @@ def test_every_command_has_help(name: str) -> None:
     assert len(described) > 6, "a command says what it does and what its options are"
 
 
-@pytest.mark.parametrize("name", sorted(point.name for point in entry_points(group=GROUP)))
+def callables() -> dict[str, Any]:
+    """Every command by its name, those of groups too."""
+    found = {}
+    for point in entry_points(group=GROUP):
+        loaded = point.load()
+        if isinstance(loaded, typer.Typer):
+            found |= {f"{point.name} {c.name}": c.callback for c in loaded.registered_commands}
+        else:
+            found[point.name] = loaded
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(callables()))
 def test_every_option_is_explained(name: str) -> None:
     import inspect
     import typing
 
-    (point,) = entry_points(group=GROUP, name=name)
-    command = point.load()
+    command = callables()[name]
+    assert command.__doc__
     hints = typing.get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters:
         settings = list(getattr(hints[parameter], "__metadata__", ()))

@@ -1,153 +1,251 @@
-"""The adapters that requests may name: loading and unloading them beside running requests.
+"""The adapters that an embedded engine serves: loaded, read again from their folders, unloaded.
 
-Lives on the event loop. What touches the bank is done in the engine's thread, between two steps,
-through `in_engine`; what only computes is done in a thread that ends with it.
+Lives on the event loop. Files are read in threads of their own, so that neither the loop nor the
+engine's thread waits for a disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from remix_runtime.checkpoint import Checkpoint, Parity, read_checkpoint, read_parity
-from remix_runtime.contracts import AdapterInfo
+from remix_runtime.bank import HostAdapter
+from remix_runtime.checkpoint import Checkpoint, read_checkpoint, read_parity
+from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.embedded.core import EngineCore
-from remix_runtime.parity import require_decisive
+from remix_runtime.engines.embedded.thread import EngineThread
+from remix_runtime.errors import AdapterNotLoadedError, CheckpointMismatchError
 
 T = TypeVar("T")
 
-_RETRY_SECONDS = 0.02
-_PATIENCE_SECONDS = 2.0
-"""After so long a replay stops waiting for a slot or KV pages to be free by chance."""
+
+@dataclass(slots=True)
+class _Served:
+    folder: Path
+    info: AdapterInfo
+    read_seconds: float = 0.0
+    requests: int = 0
+    last_used: float | None = None
+    is_open: bool = False
+    """Takes new requests: not before its load is complete, nor while it is unloaded."""
+    unload: asyncio.Task[None] | None = None
 
 
-class InEngine(Protocol):
-    """Runs an action in the engine's thread, between two steps."""
+class ServedAdapters:
+    """By digest. A folder must stay where it is as long as its adapter is loaded."""
 
-    def __call__(self, action: Callable[[], T], /) -> Awaitable[T]: ...
-
-
-class Adapters:
-    """Loaded adapters by digest, and how many requests use each."""
-
-    def __init__(self, in_engine: InEngine) -> None:
-        self._in_engine = in_engine
-        self._infos: dict[str, AdapterInfo] = {}
-        self._users: Counter[str] = Counter()
-        self._unused = asyncio.Condition()
-        # One change at a time: two copies of a digest never race, and memory holds one adapter
-        # that is not in the bank yet.
-        self._changing = asyncio.Lock()
+    def __init__(self, thread: EngineThread) -> None:
+        self.num_reads = 0
+        self.total_read_seconds = 0.0
+        """Of the reads that brought a copy, those of loads included."""
+        self._thread = thread
+        self._served: dict[str, _Served] = {}
+        self._replays: dict[str, asyncio.Task[None]] = {}
+        """Of loads that have still to finish."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        # What reading takes comes on top of the memory budget: one load at a time.
+        self._loading = asyncio.Lock()
+        self._unused = asyncio.Condition()
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._infos
+        served = self._served.get(digest)
+        return served is not None and served.is_open
 
-    async def load(self, core: EngineCore, folder: Path) -> AdapterInfo:
-        return await self._to_the_end(self._load(core, folder))
+    def __len__(self) -> int:
+        return len(self._served)
 
-    async def unload(self, core: EngineCore, digest: str) -> None:
+    async def load(self, folder: Path) -> AdapterInfo:
+        # In a task of its own, as every change: half of one is none when its caller goes away.
+        return await asyncio.shield(self._task(self._load(folder)))
+
+    async def unload(self, digest: str) -> None:
         """New requests are refused from now on; returns when nothing of the adapter is left."""
-        self._infos.pop(digest, None)
-        await self._to_the_end(self._unload(core, digest))
+        served = self._served.get(digest)
+        if served is None:
+            # One that another caller unloads leaves with a command that is in the inbox already.
+            await self._thread.call(lambda: None)
+            return
+        if served.is_open:
+            served.is_open = False
+            if served.unload is None or served.unload.done():
+                served.unload = self._task(self._unload(digest, served))
+        if served.unload is not None:
+            await asyncio.shield(served.unload)
 
-    def pin(self, digest: str) -> None:
-        self._users[digest] += 1
+    def use(self, digest: str) -> None:
+        self._served[digest].requests += 1
 
-    def release(self, digest: str) -> None:
-        self._users[digest] -= 1
-        if self._users[digest] == 0:
-            del self._users[digest]
-            self._start(self._notify())
+    def unuse(self, digest: str) -> None:
+        served = self._served[digest]
+        served.requests -= 1
+        served.last_used = time.monotonic()
+        if not served.requests:
+            self._task(self._notify_unused())
 
-    async def _load(self, core: EngineCore, folder: Path) -> AdapterInfo:
-        shapes = core.runner.base_shapes
-        checkpoint = await in_thread(lambda: read_checkpoint(folder, base=shapes))
-        digest, config = checkpoint.digest, checkpoint.config
-        async with self._changing:
-            # It may be there without a name: unloaded, with requests that have not ended.
-            if not await self._in_engine(lambda: digest in core.bank):
-                await self._take_in(core, checkpoint, folder)
-            self._infos[digest] = AdapterInfo(
-                digest=digest,
-                num_layers=len(checkpoint.layers),
-                num_experts=config.num_experts,
-                top_k=config.top_k,
-                r=config.r,
-                num_bytes=checkpoint.num_bytes,
-            )
-            return self._infos[digest]
+    def read(self, digest: str) -> None:
+        """The engine has requests for an adapter that is not in host memory."""
+        self._task(self._read(digest))
 
-    async def _take_in(self, core: EngineCore, checkpoint: Checkpoint, folder: Path) -> None:
-        """Into the bank and through its parity file; one that fails is out again."""
-        digest, model = checkpoint.digest, core.runner.model
-        parity = await in_thread(
-            lambda: read_parity(folder, vocab_size=model.vocab_size, max_tokens=model.max_model_len)
-        )
-        adapter = await in_thread(lambda: core.bank.prepare(checkpoint))
-        await self._in_engine(lambda: core.bank.add(adapter))
-        try:
-            if parity is not None:
-                await self._replay(core, digest, checkpoint.config.top_k, parity)
-        except BaseException:
-            await self._in_engine(lambda: core.bank.remove(digest))
-            raise
+    async def states(self) -> list[AdapterState]:
+        core = self._thread.running_core()
+        digests = [digest for digest in self._served if digest in self]
+        places = await self._thread.call(lambda: {d: _place(core, d) for d in digests})
+        return [
+            self._state(digest, *places[digest]) for digest in digests if digest in self._served
+        ]
 
-    async def _replay(self, core: EngineCore, digest: str, top_k: int, parity: Parity) -> None:
-        """Prompt by prompt, so that running requests move on in between.
+    async def settle(self, seconds: float) -> None:
+        """Waits for what has begun to end, at most that long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
 
-        A prompt needs a slot and some KV pages, and running requests may hold all of them. After
-        some patience no new ones are admitted until the prompt has run.
-        """
-        decisive = 0
-        for index in range(len(parity.prompts)):
+    async def _load(self, folder: Path) -> AdapterInfo:
+        core = self._thread.running_core()
+        base_shapes = core.runner.base_shapes
+        async with self._loading:
             started = time.monotonic()
-            while True:
-                first = time.monotonic() - started > _PATIENCE_SECONDS
-                found = await self._in_engine(
-                    partial(core.replay, digest, top_k, parity, index, before_others=first)
+            checkpoint = await _in_thread(lambda: read_checkpoint(folder, base=base_shapes))
+            digest, model = checkpoint.digest, core.runner.model
+            # Another load of the same may still fail, and this one's parity file be better.
+            while digest in self._replays:
+                await asyncio.wait([self._replays[digest]])
+            served = self._served.get(digest)
+            if served is not None:
+                served.folder, served.is_open = folder, True
+                return served.info
+            parity = await _in_thread(
+                lambda: read_parity(
+                    folder, vocab_size=model.vocab_size, max_tokens=model.max_model_len
                 )
-                if found is not None:
-                    break
-                await asyncio.sleep(_RETRY_SECONDS)
-            decisive += found
-        require_decisive(parity, decisive, slack=core.runner.parity_slack)
+            )
+            adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
+            top_k = checkpoint.config.top_k
+            self._served[digest] = served = _Served(folder, _info(checkpoint))
+            self._count_read(served, started)
+            try:
+                replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
+            except BaseException:
+                del self._served[digest]
+                raise
+            if replayed is None:
+                served.is_open = True
+                return served.info
+            replay = self._replays[digest] = self._task(self._finish_load(digest, replayed))
+        await replay  # without the lock, since it waits for others' requests
+        return served.info
 
-    async def _unload(self, core: EngineCore, digest: str) -> None:
+    async def _finish_load(self, digest: str, replayed: Future[None]) -> None:
+        try:
+            await self._thread.result(replayed)
+            self._served[digest].is_open = True
+        except BaseException:
+            del self._served[digest]
+            raise
+        finally:
+            del self._replays[digest]
+
+    async def _unload(self, digest: str, served: _Served) -> None:
         async with self._unused:
-            await self._unused.wait_for(lambda: self._users[digest] == 0)
-        async with self._changing:
-            # Loaded again while its last requests ended: then it stays.
-            if digest not in self._infos:
-                await self._in_engine(lambda: core.bank.remove(digest))
+            await self._unused.wait_for(lambda: not served.requests)
+        # Loaded again while the last requests ended: then it stays.
+        if not served.is_open:
+            core = self._thread.running_core()
+            del self._served[digest]
+            await self._thread.call(lambda: core.bank.remove(digest))
 
-    async def _notify(self) -> None:
+    async def _read(self, digest: str) -> None:
+        core = self._thread.running_core()
+        # Unless all its requests were aborted, and it was unloaded since.
+        result: HostAdapter | Exception = AdapterNotLoadedError(f"adapter {digest} is not loaded")
+        tried = None
+        # Loaded meanwhile from another folder, it is read from there.
+        while (served := self._served.get(digest)) is not None and served.folder != tried:
+            started, tried = time.monotonic(), served.folder
+            try:
+                result = await _in_thread(partial(_read_again, core, tried, digest))
+            except Exception as error:
+                result = error
+            else:
+                self._count_read(served, started)
+                break
+        # Whatever came, the engine must hear of it: it asks for no other read before.
+        self._thread.post(lambda: core.finish_read(digest, result))
+
+    def _count_read(self, served: _Served, started: float) -> None:
+        served.read_seconds = time.monotonic() - started
+        self.num_reads += 1
+        self.total_read_seconds += served.read_seconds
+
+    async def _notify_unused(self) -> None:
         async with self._unused:
             self._unused.notify_all()
 
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """`work`, which goes on when its caller is cancelled: half a change is none."""
-        return await asyncio.shield(self._start(work))
-
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._done)
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen, even where the caller has gone
+            task.exception()  # seen: whoever waits for the task gets it, and nobody may
+
+    def _state(self, digest: str, tier: AdapterTier, slot: int | None) -> AdapterState:
+        served = self._served[digest]
+        idle = None
+        if served.requests:
+            idle = 0.0
+        elif served.last_used is not None:
+            idle = time.monotonic() - served.last_used
+        return AdapterState(
+            digest=digest,
+            tier=tier,
+            slot=slot,
+            requests=served.requests,
+            idle_seconds=idle,
+            read_seconds=served.read_seconds,
+        )
 
 
-async def in_thread(action: Callable[[], T]) -> T:
+def _read_again(core: EngineCore, folder: Path, digest: str) -> HostAdapter:
+    checkpoint = read_checkpoint(folder, base=core.runner.base_shapes)
+    if checkpoint.digest != digest:
+        raise CheckpointMismatchError(
+            f"{folder}: found an adapter with digest {checkpoint.digest}, expected {digest}, "
+            "which was loaded from there"
+        )
+    return core.bank.prepare(checkpoint)
+
+
+def _place(core: EngineCore, digest: str) -> tuple[AdapterTier, int | None]:
+    slot = core.bank.slot(digest)
+    if slot is not None:
+        return AdapterTier.DEVICE, slot
+    return AdapterTier.HOST if core.bank.is_ready(digest) else AdapterTier.DISK, None
+
+
+def _info(checkpoint: Checkpoint) -> AdapterInfo:
+    return AdapterInfo(
+        digest=checkpoint.digest,
+        num_layers=len(checkpoint.layers),
+        num_experts=checkpoint.config.num_experts,
+        top_k=checkpoint.config.top_k,
+        r=checkpoint.config.r,
+        num_bytes=checkpoint.num_bytes,
+    )
+
+
+async def _in_thread(action: Callable[[], T]) -> T:
     """Runs `action` in a thread that ends with it, and its OpenMP pool with the thread."""
     executor = ThreadPoolExecutor(max_workers=1)
     try:

@@ -32,7 +32,8 @@ class EmbeddedConfig:
     adapter_bytes: int = 1 << 30
     """Device memory for adapters."""
     host_adapter_bytes: int = 4 << 30
-    """Host memory for all loaded adapters, those on the device included."""
+    """Host memory for adapters, those on the device included. More may be loaded than fit: the
+    one unused longest ago leaves, and is read from its folder again when a request needs it."""
     threads: int | None = None
     """CPU threads; None keeps PyTorch's choice."""
     max_model_len: int | None = None

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass
 
-from remix_runtime.bank import AdapterBank
+from remix_runtime.bank import AdapterBank, HostAdapter
 from remix_runtime.checkpoint import Parity
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
 from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.sampler import Sample, sample
-from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.scheduler import Chunk, PagePool, Scheduler
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.errors import EngineDeadError, RemixError
-from remix_runtime.parity import replay_prompt
+from remix_runtime.engines.embedded.tiers import Tiers
+from remix_runtime.errors import AdapterUnavailableError, EngineDeadError, RemixError
 from remix_runtime.text import TextStream
 
 log = logging.getLogger(__name__)
@@ -43,50 +45,74 @@ class EngineCore:
             max_running=config.max_running,
             max_tokens_per_step=config.max_tokens_per_step,
         )
+        self.tiers = Tiers(bank, self.scheduler)
         self._sequences: dict[str, Sequence] = {}
         self._failed_steps = 0
 
-    def replay(
-        self, digest: str, top_k: int, parity: Parity, index: int, *, before_others: bool
-    ) -> bool | None:
-        """Replays one prompt of an adapter's parity file; whether it was decisive.
+    # -- adapters -----------------------------------------------------------------------------
 
-        None when neither slot nor KV pages are free now; with `before_others` no new requests are
-        admitted until a later call finds them. Raises `ParityError`.
-        """
-        self.scheduler.admits = True
-        found = self._replay(digest, top_k, parity, index)
-        self.scheduler.admits = found is not None or not before_others
-        return found
-
-    def _replay(self, digest: str, top_k: int, parity: Parity, index: int) -> bool | None:
-        count = self.scheduler.pool.pages_for(len(parity.prompts[index].token_ids_T))
-        pages = self.scheduler.pool.take(count)
-        if pages is None:
+    def load(self, adapter: HostAdapter, top_k: int, parity: Parity | None) -> Future[None] | None:
+        """Takes an adapter in. Where it has a parity file, it must not be used before the future
+        is done, and is out again when that has an error. Raises `CapacityError`."""
+        self.bank.add(adapter)
+        if parity is None:
             return None
+        replay = Replay(adapter.digest, top_k, parity)
+        self.tiers.add(replay)
+        return replay.done
+
+    def _compute_replay(self, replay: Replay, chunk: Chunk) -> None:
         try:
-            slot = self.bank.acquire(digest)
-            if slot is None:
-                return None
-            try:
-                run = self.runner.prompt_runner(slot, top_k, pages)
-                return replay_prompt(parity, index, run, slack=self.runner.parity_slack)
-            finally:
-                self.bank.release(digest)
-        finally:
-            self.scheduler.pool.give_back(pages)
+            if not replay.compute(self.runner, chunk):
+                return
+            error = None
+        except Exception as caught:
+            error = caught
+        self.tiers.finish(replay)
+        self._end_replay(replay, error)
+
+    def _end_replay(self, replay: Replay, error: Exception | None) -> None:
+        if error is None:
+            replay.done.set_result(None)
+        else:
+            self.bank.remove(replay.digest)
+            replay.done.set_exception(error)
+
+    def next_read(self) -> str | None:
+        """An adapter that must be read from its folder now; one at a time, answered with
+        `finish_read`."""
+        return self.tiers.next_read()
+
+    def finish_read(self, digest: str, result: HostAdapter | Exception) -> list[Output]:
+        """Takes the copy in host memory, or fails the requests that waited for it."""
+        if isinstance(result, HostAdapter):
+            self.bank.fill(result)
+            self.tiers.read(digest)
+            return []
+        error = AdapterUnavailableError(f"adapter {digest} cannot be read again: {result}")
+        outputs = []
+        for sequence in self.tiers.failed(digest):
+            if isinstance(sequence, Replay):
+                self._end_replay(sequence, result)
+            else:
+                del self._sequences[sequence.request.request_id]
+                outputs.append(Output(sequence.request.request_id, error))
+        return outputs
+
+    # -- requests -----------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        """False also while all requests wait for an adapter that is being read."""
+        return self.scheduler.has_work
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: GenerationRequest) -> list[Output]:
         text = TextStream(
             self.runner.tokenizer.decode, request.prompt_token_ids, request.params.stop
         )
-        sequence = Sequence(request, text)
-        self._sequences[request.request_id] = sequence
-        self.scheduler.add(sequence)
+        sequence = self._sequences[request.request_id] = Sequence(request, text)
+        self.tiers.add(sequence)
+        return []
 
     def abort(self, request_id: str) -> list[Output]:
         """Ends a request now; what it held is free before the next step."""
@@ -97,7 +123,12 @@ class EngineCore:
 
     def step(self) -> list[Output]:
         """Computes one batch and returns what became of its requests."""
-        chunks = self.scheduler.schedule()
+        chunks = []
+        for chunk in self.scheduler.schedule():
+            if isinstance(chunk.sequence, Replay):
+                self._compute_replay(chunk.sequence, chunk)
+            else:
+                chunks.append(chunk)
         if not chunks:
             return []
         try:
@@ -163,7 +194,7 @@ class EngineCore:
         return [Output(sequence.request.request_id, failure) for sequence in sequences]
 
     def _forget(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
+        self.tiers.finish(sequence)
         del self._sequences[sequence.request.request_id]
 
 

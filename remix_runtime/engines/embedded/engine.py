@@ -1,24 +1,17 @@
-"""`EmbeddedEngine`: the async face of the engine core, which runs in a thread of its own.
-
-The event loop puts commands into an inbox; the thread takes them between steps and sends all
-outputs of a step back in one call. Nothing else crosses the border.
-"""
+"""`EmbeddedEngine`: the async face of the engine. The core runs in a thread of its own
+(`thread.py`); the adapters and their folders are `adapters.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import queue
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 from remix_runtime.contracts import (
     AdapterInfo,
+    AdapterState,
     EngineStats,
     GenerationRequest,
     Health,
@@ -26,23 +19,17 @@ from remix_runtime.contracts import (
     TokenEvent,
     Tokenizer,
 )
-from remix_runtime.engines.embedded.adapters import Adapters
+from remix_runtime.engines.embedded.adapters import ServedAdapters
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore, Output
-from remix_runtime.engines.embedded.startup import build_core
+from remix_runtime.engines.embedded.thread import EngineThread
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
-    ConfigError,
     EngineBusyError,
     EngineDeadError,
     InvalidRequestError,
 )
-
-T = TypeVar("T")
-log = logging.getLogger(__name__)
-
-_REPLAY_RETRY_SECONDS = 0.02
 
 _STALL_SECONDS = 60.0
 """A step that takes longer than this counts as a hung device."""
@@ -61,45 +48,23 @@ class EmbeddedEngine:
 
     def __init__(self, config: EmbeddedConfig) -> None:
         self._config = config
-        self._core: EngineCore | None = None
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = EngineThread(
+            config, on_outputs=self._deliver, on_read=self._read, on_death=self._fail_all
+        )
+        self._adapters = ServedAdapters(self._thread)
         self._streams: dict[str, _Stream] = {}
-        self._adapters = Adapters(self._in_engine)
-        self._pending: set[Future[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        self._stopping = False
-        self._death: BaseException | None = None
-        self._busy_since: float | None = None
 
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self._loop is not None:
-            raise ConfigError("an engine is started once; make a new one")
-        self._loop = asyncio.get_running_loop()
-        started: Future[EngineCore] = Future()
-        thread = threading.Thread(
-            target=self._run, args=(started,), name="remix-engine", daemon=True
-        )
-        thread.start()
-        try:
-            self._core = await asyncio.shield(asyncio.wrap_future(started))
-        except asyncio.CancelledError:
-            self._stopping = True
-            self._inbox.put(lambda: None)
-            raise
-        except BaseException:
-            self._loop = None  # it may be tried again
-            raise
-        self._thread = thread
+        await self._thread.start()
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         self._draining = True
-        if self._thread is None:
+        if not self._thread.is_started:
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
@@ -108,28 +73,29 @@ class EmbeddedEngine:
         # A step that hangs must not keep the process: its thread is a daemon.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), _STALL_SECONDS)
-        self._stopping = True
-        self._inbox.put(lambda: None)
-        await asyncio.to_thread(self._thread.join, _STALL_SECONDS)
-        self._thread = None
-        self._core = None
-        self._fail_pending(EngineDeadError("the engine was stopped"))
+        await self._thread.stop(_STALL_SECONDS)
+        await self._adapters.settle(_STALL_SECONDS)
 
     @property
     def model(self) -> ModelInfo:
-        return self._running_core().runner.model
+        return self._thread.running_core().runner.model
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self._running_core().runner.tokenizer
+        return self._thread.running_core().runner.tokenizer
 
     # -- adapters -----------------------------------------------------------------------------
 
     async def load_adapter(self, folder: Path) -> AdapterInfo:
-        return await self._adapters.load(self._running_core(), folder)
+        self._thread.running_core()
+        return await self._adapters.load(folder)
 
     async def unload_adapter(self, digest: str) -> None:
-        await self._adapters.unload(self._running_core(), digest)
+        self._thread.running_core()
+        await self._adapters.unload(digest)
+
+    async def adapter_states(self) -> list[AdapterState]:
+        return await self._adapters.states()
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -139,8 +105,8 @@ class EmbeddedEngine:
         self._streams[request.request_id] = stream
         self._idle.clear()
         if request.adapter is not None:
-            self._adapters.pin(request.adapter)
-        self._inbox.put(lambda: core.add(request))
+            self._adapters.use(request.adapter)
+        self._thread.post(lambda: core.add(request))
         try:
             while True:
                 output = await stream.outputs.get()
@@ -154,16 +120,16 @@ class EmbeddedEngine:
                 await self.abort(request.request_id)
 
     async def abort(self, request_id: str) -> None:
-        core = self._core
+        core = self._thread.core
         if core is not None:
-            self._inbox.put(lambda: self._send(core.abort(request_id)))
+            self._thread.post(lambda: core.abort(request_id))
 
     def health(self) -> Health:
-        if self._death is not None:
-            return Health(alive=False, ready=False, reason=f"engine stopped: {self._death}")
-        if self._thread is None or self._core is None:
+        if self._thread.death is not None:
+            return Health(alive=False, ready=False, reason=f"engine stopped: {self._thread.death}")
+        if not self._thread.is_started:
             return Health(alive=not self._draining, ready=False, reason="not started")
-        busy_since = self._busy_since
+        busy_since = self._thread.busy_since
         if busy_since is not None and time.monotonic() - busy_since > _STALL_SECONDS:
             return Health(alive=False, ready=False, reason=f"no progress for {_STALL_SECONDS:g} s")
         if self._draining:
@@ -171,36 +137,33 @@ class EmbeddedEngine:
         return Health(alive=True, ready=True)
 
     def stats(self) -> EngineStats:
-        core = self._core
+        core = self._thread.core
         if core is None:
-            return EngineStats(
-                running=0,
-                waiting=0,
-                kv_tokens_used=0,
-                kv_tokens_total=0,
-                adapter_slots_used=0,
-                adapter_slots_total=0,
-            )
+            return EngineStats(adapters_loaded=len(self._adapters))
         pool, running = core.scheduler.pool, len(core.scheduler.running)
         return EngineStats(
             running=running,
             waiting=max(0, len(self._streams) - running),
+            waiting_for_read=core.tiers.num_cold,
             kv_tokens_used=(pool.num_pages - pool.num_free) * pool.page_tokens,
             kv_tokens_total=pool.num_pages * pool.page_tokens,
             adapter_slots_used=core.bank.slots_used,
             adapter_slots_total=core.bank.num_slots,
+            adapter_slot_fills=core.bank.slot_fills,
+            adapter_slot_fill_seconds=core.bank.slot_fill_seconds,
+            adapters_loaded=len(self._adapters),
+            adapters_on_host=core.bank.host_count,
+            adapter_reads=self._adapters.num_reads,
+            adapter_read_seconds=self._adapters.total_read_seconds,
+            device_adapter_bytes_used=core.bank.device_bytes_used,
+            device_adapter_bytes_total=self._config.adapter_bytes,
+            host_adapter_bytes_used=core.bank.host_bytes_used,
+            host_adapter_bytes_total=self._config.host_adapter_bytes,
         )
-
-    def _running_core(self) -> EngineCore:
-        if self._death is not None:
-            raise EngineDeadError(f"the engine stopped: {self._death}")
-        if self._core is None:
-            raise EngineDeadError("the engine is not started")
-        return self._core
 
     def _admit(self, request: GenerationRequest) -> EngineCore:
         """Refuses what cannot or must not run, before anything is allocated."""
-        core = self._running_core()
+        core = self._thread.running_core()
         if self._draining:
             raise EngineBusyError("the server is shutting down", retry_after=5.0)
         if request.request_id in self._streams:
@@ -213,55 +176,7 @@ class EmbeddedEngine:
             raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
         return core
 
-    # -- the engine's thread --------------------------------------------------------------------
-
-    def _run(self, started: Future[EngineCore]) -> None:
-        # The model is built here too. OpenMP keeps a pool for every thread that ever computed,
-        # and with more pool threads than cores its barriers stop spinning and sleep instead:
-        # two thirds of the speed of small batches.
-        started.set_running_or_notify_cancel()
-        try:
-            core = build_core(self._config)
-        except BaseException as error:
-            started.set_exception(error)
-            return
-        started.set_result(core)
-        try:
-            while not self._stopping:
-                if not core.has_work:
-                    self._busy_since = None
-                    command = self._inbox.get()
-                    self._busy_since = time.monotonic()
-                    command()
-                self._take_commands()
-                self._busy_since = time.monotonic()
-                self._send(core.step())
-        except BaseException as error:
-            log.exception("the engine thread ended")
-            self._death = error
-            self._call_in_loop(self._fail_all)
-
-    def _take_commands(self) -> None:
-        while True:
-            try:
-                command = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            command()
-
-    def _send(self, outputs: list[Output]) -> None:
-        if outputs:
-            self._call_in_loop(lambda: self._deliver(outputs))
-
-    def _call_in_loop(self, callback: Callable[[], None]) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            log.warning("the event loop closed before the engine was stopped")
-            self._stopping = True
-
-    # -- back on the event loop ---------------------------------------------------------------
+    # -- called by the thread, on the event loop ----------------------------------------------
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
@@ -276,41 +191,15 @@ class EmbeddedEngine:
         del self._streams[stream.request.request_id]
         if not self._streams:
             self._idle.set()
-        if stream.request.adapter is not None:
-            self._adapters.release(stream.request.adapter)
+        adapter = stream.request.adapter
+        if adapter is not None:
+            self._adapters.unuse(adapter)
+
+    def _read(self, digest: str) -> None:
+        self._adapters.read(digest)
 
     def _fail_all(self) -> None:
-        error = EngineDeadError(f"the engine stopped: {self._death}")
+        error = EngineDeadError(f"the engine stopped: {self._thread.death}")
         for stream in list(self._streams.values()):
             stream.outputs.put_nowait(error)
             self._close(stream)
-        self._fail_pending(error)
-
-    def _fail_pending(self, error: EngineDeadError) -> None:
-        """Commands that nobody will run any more."""
-        for future in self._pending:
-            if not future.done():
-                future.set_exception(error)
-
-    async def _in_engine(self, action: Callable[[], T]) -> T:
-        """Runs `action` in the engine's thread, between two steps."""
-        self._running_core()
-        if self._stopping:
-            raise EngineDeadError("the engine was stopped")
-        future: Future[T] = Future()
-
-        def command() -> None:
-            # Its caller may have gone away; a cancelled future takes no result.
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(action())
-            except Exception as error:
-                future.set_exception(error)
-
-        self._pending.add(future)
-        try:
-            self._inbox.put(command)
-            return await asyncio.wrap_future(future)
-        finally:
-            self._pending.discard(future)

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from remix_runtime.checkpoint.types import BaseShapes
-from remix_runtime.contracts import GenerationRequest, ModelInfo, SamplingParams
-from remix_runtime.engines.embedded import sequence as engine_sequence
+from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
 from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
 from remix_runtime.kernels import Batch
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
-from remix_runtime.parity import RunPrompt
-from remix_runtime.text import TextStream
 
 _PARITY_SLACK = {torch.float32: 1.0, torch.float16: 2.0**8, torch.bfloat16: 2.0**11}
 """How much coarser a type is than float32, for the tolerances of parity files."""
@@ -92,30 +89,6 @@ class ModelRunner:
             )
             logits_SV: Tensor = output.logits[0].float()
         return logits_SV
-
-    def prompt_runner(self, slot: int, top_k: int, pages: list[int]) -> RunPrompt:
-        """What `parity.replay_parity` runs: whole prompts through the engine's own path, in KV
-        pages that nobody else uses."""
-
-        def run(token_ids_T: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            ids = token_ids_T.tolist()
-            routes: dict[str, Tensor] = {}
-            sequence = _prompt(ids, pages, slot)
-            logits_SV = self.run([Chunk(sequence, 0, len(ids))], routes)
-            # Layers that the adapter leaves alone route nothing.
-            routed = {n: r_Tk[:, :top_k] for n, r_Tk in routes.items() if int(r_Tk[0, 0]) >= 0}
-            return routed, logits_SV[0].cpu()
-
-        return run
-
-
-def _prompt(ids: list[int], pages: list[int], slot: int) -> engine_sequence.Sequence:
-    """A sequence that is computed once and never generates."""
-    params = SamplingParams(max_tokens=1)
-    request = GenerationRequest(request_id="parity", prompt_token_ids=tuple(ids), params=params)
-    sequence = engine_sequence.Sequence(request, TextStream(lambda _: "", ()))
-    sequence.pages, sequence.slot = pages, slot
-    return sequence
 
 
 def _page_table(pages: list[list[int]]) -> Tensor:

@@ -1,31 +1,22 @@
 """Who runs in the next step, and with how many tokens: pure Python, no tensors.
 
 Every running sequence with nothing but its newest token to compute decodes; what is left of the
-step's token budget goes to prompts, in order of arrival, in chunks. A sequence is admitted only
+step's token budget goes to prompts, in order of admission, in chunks. A sequence is admitted only
 when all the KV pages it can ever need and its adapter's slot are there, so nothing is preempted.
+Between tenants admission is fair (`engines/fairness.py`); which adapter gets a slot is decided in
+`admission.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
+from remix_runtime.engines.embedded.admission import PATIENCE, AdapterSlots, SlotRound
 from remix_runtime.engines.embedded.sequence import Sequence
-
-MAX_TIMES_OVERTAKEN = 64
-"""So many younger sequences may begin while an older one waits for its adapter's slot."""
-
-
-class AdapterSlots(Protocol):
-    """What the scheduler needs of the adapter bank."""
-
-    def acquire(self, digest: str) -> int | None:
-        """Pins the adapter on the device and returns its slot; None while all are pinned."""
-        ...
-
-    def release(self, digest: str) -> None: ...
+from remix_runtime.engines.fairness import OUTPUT_WEIGHT, FairQueue
 
 
 class PagePool:
@@ -72,20 +63,38 @@ class Scheduler:
         self, pool: PagePool, adapters: AdapterSlots, *, max_running: int, max_tokens_per_step: int
     ) -> None:
         self.pool = pool
-        self.waiting: deque[Sequence] = deque()
+        self.queue: FairQueue[Sequence] = FairQueue()
         self.running: list[Sequence] = []
-        self.admits = True
-        """False holds new sequences back, for one who waits for what the running ones hold."""
+        self.num_admitted = 0
+        self._wanted: Counter[str] = Counter()
+        """Adapters that sequences in the queue wait for."""
         self._adapters = adapters
         self._max_running = max_running
         self._max_tokens = max_tokens_per_step
+        # Where a tenant waits for a slot, others may go on, but only so far ahead: as far as the
+        # counters may lie apart anyway. So the bound of service at most doubles for want of slots.
+        self._max_lead = OUTPUT_WEIGHT * self.batch_tokens
+
+    @property
+    def batch_tokens(self) -> int:
+        """As many tokens as a batch can hold: in KV memory, and the newest of each sequence."""
+        return self.pool.num_pages * self.pool.page_tokens + self._max_running
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running) or len(self.queue) > 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.queue.add(sequence.request.tenant, sequence)
+        if sequence.request.adapter is not None:
+            self._wanted[sequence.request.adapter] += 1
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, tokens of the same adapter side by side."""
         self._admit()
+        if not self.running and len(self.queue):
+            self._lose_patience(sequence for _, sequence in self.queue)
+            self._admit()
         budget = self._max_tokens
         chunks = []
         # Decodes first: the budget is at least max_running, so each of them always fits.
@@ -94,6 +103,9 @@ class Scheduler:
             if count > 0:
                 chunks.append(Chunk(sequence, sequence.num_computed, count))
                 budget -= count
+        for chunk in chunks:
+            if chunk.samples:
+                self.queue.charge_output(chunk.sequence.request.tenant)
         chunks.sort(key=lambda chunk: chunk.sequence.slot)
         return chunks
 
@@ -105,40 +117,63 @@ class Scheduler:
             sequence.pages = []
             if sequence.request.adapter is not None:
                 self._adapters.release(sequence.request.adapter)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        else:
+            self._leave_queue(sequence)
 
     def _admit(self) -> None:
-        """Moves waiting sequences in, oldest first.
+        """Moves waiting sequences in, in fair order.
 
         A sequence short of KV pages holds back those behind it, or a large one would starve;
-        one whose adapter finds no slot does not, since others' adapters may be there already;
-        but overtaken too often, it holds back all that would keep a slot in use.
+        one whose adapter finds no slot does not, since others' adapters may be there already.
         """
-        overtaken: list[Sequence] = []
-        for sequence in list(self.waiting):
-            if len(self.running) >= self._max_running or not self.admits:
-                return
-            if sequence.request.adapter is not None and any(
-                waiting.times_overtaken >= MAX_TIMES_OVERTAKEN for waiting in overtaken
-            ):
+        slots = SlotRound(
+            self._adapters,
+            wanted=self._wanted,
+            running=self.running,
+            num_admitted=self.num_admitted,
+        )
+        waits: set[Sequence] = set()
+        while len(self.running) < self._max_running and self._admit_next(slots, waits):
+            pass
+
+    def _admit_next(self, slots: SlotRound, waits: set[Sequence]) -> bool:
+        """Admits the first that can be. `waits`: those that have found no slot in this round."""
+        for tenant, sequence in self.queue:
+            if self.queue.lead(tenant) > self._max_lead:
+                self._lose_patience(waits)
+                return False
+            if sequence in waits:
                 continue
             pages = self.pool.take(self.pool.pages_for(sequence.max_len))
             if pages is None:
-                return
+                return False
             if sequence.request.adapter is not None:
-                slot = self._adapters.acquire(sequence.request.adapter)
+                slot = slots.acquire(sequence)
                 if slot is None:
                     self.pool.give_back(pages)
-                    overtaken.append(sequence)
+                    waits.add(sequence)
                     continue
                 sequence.slot = slot
             sequence.pages = pages
             sequence.scheduled = time.monotonic()
-            self.waiting.remove(sequence)
+            self._leave_queue(sequence)
+            self.queue.charge_prompt(tenant, sequence.prompt_len)
             self.running.append(sequence)
-            for waiting in overtaken:
-                waiting.times_overtaken += 1
+            self.num_admitted += 1
+            return True
+        return False
+
+    def _lose_patience(self, sequences: Iterable[Sequence]) -> None:
+        """Nobody may pass them any more, so that waiting for slots saves nothing."""
+        for sequence in sequences:
+            sequence.turn_came = self.num_admitted - PATIENCE
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        adapter = sequence.request.adapter
+        if self.queue.remove(sequence.request.tenant, sequence) and adapter is not None:
+            self._wanted[adapter] -= 1
+            if not self._wanted[adapter]:
+                del self._wanted[adapter]
 
 
 def _remaining_is_prompt(sequence: Sequence) -> bool:

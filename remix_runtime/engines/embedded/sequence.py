@@ -24,8 +24,8 @@ class Sequence:
         self.pages: list[int] = []
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""
-        self.times_overtaken = 0
-        """Younger sequences that began while this one waited for its adapter's slot."""
+        self.turn_came: int | None = None
+        """How many requests had been admitted when it first was its turn and no slot was there."""
         self.arrived = time.monotonic()
         self.scheduled: float | None = None
         # Its own source of randomness: a seeded request draws the same in any batch.
@@ -40,6 +40,11 @@ class Sequence:
     def max_len(self) -> int:
         """KV rows it can ever need: the last token is never fed back."""
         return self.prompt_len + self.params.max_tokens - 1
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it has to compute at most until its end."""
+        return self.max_len - self.num_computed
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)

@@ -16,7 +16,6 @@ from torch import Tensor
 from remix_runtime.checkpoint import Checkpoint, write_checkpoint
 from remix_runtime.contracts import FinishReason
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
-from remix_runtime.engines.embedded import adapters as adapters_module
 from remix_runtime.engines.embedded import engine as engine_module
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.scheduler import Chunk
@@ -41,8 +40,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[EmbeddedEngine]:
 
 
 def core_of(engine: EmbeddedEngine) -> EngineCore:
-    assert engine._core is not None
-    return engine._core
+    return engine._thread.running_core()
 
 
 def adapter(folder: Path, seed: int) -> Path:
@@ -56,15 +54,15 @@ def adapter(folder: Path, seed: int) -> Path:
 
 async def test_a_command_whose_caller_left_does_not_end_the_engine(engine: EmbeddedEngine) -> None:
     hold = threading.Event()
-    holding = asyncio.create_task(engine._in_engine(hold.wait))
-    leaving = asyncio.create_task(engine._in_engine(lambda: 1))
+    holding = asyncio.create_task(engine._thread.call(hold.wait))
+    leaving = asyncio.create_task(engine._thread.call(lambda: 1))
     await asyncio.sleep(0.05)
     leaving.cancel()
     hold.set()
     assert await holding
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    assert await engine._in_engine(lambda: 2) == 2
+    assert await engine._thread.call(lambda: 2) == 2
     assert engine.health().ready
     assert len((await complete(engine, request([1, 2], max_tokens=3))).token_ids) == 3
 
@@ -74,7 +72,7 @@ async def test_a_stall_is_seen_in_a_command_and_over_when_it_ends(
 ) -> None:
     monkeypatch.setattr(engine_module, "_STALL_SECONDS", 0.05)
     hold = threading.Event()
-    holding = asyncio.create_task(engine._in_engine(hold.wait))
+    holding = asyncio.create_task(engine._thread.call(hold.wait))
     await asyncio.sleep(0.2)
     health = engine.health()
     assert (health.alive, health.ready) == (False, False)
@@ -172,12 +170,11 @@ async def test_a_load_that_fails_unexpectedly_leaves_nothing_and_is_checked_agai
     engine: EmbeddedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = adapter(tmp_path / "a", 1)
-    runner = core_of(engine).runner
 
     def broken(*_: object) -> object:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(runner, "prompt_runner", broken)
+    monkeypatch.setattr(core_of(engine).runner, "run", broken)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="not enough memory"):
             await engine.load_adapter(folder)
@@ -206,9 +203,8 @@ async def test_a_cancelled_load_or_unload_is_not_half_done(
 
 
 async def test_a_load_gets_its_slot_although_requests_keep_coming(
-    engine: EmbeddedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: EmbeddedEngine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(adapters_module, "_PATIENCE_SECONDS", 0.2)
     digest = (await engine.load_adapter(adapter(tmp_path / "a", 1))).digest
     over = False
 

@@ -1,71 +1,20 @@
 """The scheduler alone, with no model: budgets, admission, and that everything comes back."""
 
-from collections import Counter
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remix_runtime.contracts import GenerationRequest, SamplingParams
-from remix_runtime.engines.embedded.scheduler import MAX_TIMES_OVERTAKEN, PagePool, Scheduler
-from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.text import TextStream
-
-PAGE = 4
-
-
-class Slots:
-    """A bank of `count` slots that counts its pins."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.slots: dict[str, int] = {}
-        self.pins: Counter[str] = Counter()
-
-    def acquire(self, digest: str) -> int | None:
-        if self.pins[digest] == 0:
-            used = {self.slots[d] for d, n in self.pins.items() if n}
-            free = [slot for slot in range(self.count) if slot not in used]
-            if not free:
-                return None
-            self.slots[digest] = free[0]
-        self.pins[digest] += 1
-        return self.slots[digest]
-
-    def release(self, digest: str) -> None:
-        self.pins[digest] -= 1
-        assert self.pins[digest] >= 0
-
-
-def sequence(prompt: int, new: int, adapter: str | None = None, name: str = "r") -> Sequence:
-    request = GenerationRequest(
-        request_id=name,
-        prompt_token_ids=tuple(range(prompt)),
-        params=SamplingParams(max_tokens=new),
-        adapter=adapter,
-    )
-    return Sequence(request, TextStream(lambda ids: "", ()))
+from remix_runtime.engines.embedded.admission import PATIENCE
+from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from tests.unit.engines.scheduling import PAGE, Slots, advance, sequence
 
 
 def scheduler(
     pages: int = 100, slots: int = 4, running: int = 8, budget: int = 16
 ) -> tuple[Scheduler, Slots]:
     bank = Slots(slots)
-    return Scheduler(
-        PagePool(pages, PAGE), bank, max_running=running, max_tokens_per_step=budget
-    ), bank
-
-
-def advance(s: Scheduler) -> list[tuple[str, int]]:
-    """One step as the engine does it; finished sequences leave."""
-    chunks = s.schedule()
-    for chunk in chunks:
-        chunk.sequence.num_computed += chunk.count
-        if chunk.samples:
-            chunk.sequence.append(0)
-            if chunk.sequence.num_generated == chunk.sequence.params.max_tokens:
-                s.finish(chunk.sequence)
-    return [(chunk.sequence.request.request_id, chunk.count) for chunk in chunks]
+    pool = PagePool(pages, PAGE)
+    return Scheduler(pool, bank, max_running=running, max_tokens_per_step=budget), bank
 
 
 def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
@@ -93,7 +42,7 @@ def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:
     advance(s)
     s.add(sequence(1, 3, "cold", name="cold"))
     overtook = 0
-    for number in range(1, 3 * MAX_TIMES_OVERTAKEN):
+    for number in range(1, 3 * PATIENCE):
         # Always another one for the resident adapter, and one for the base, which needs no slot.
         s.add(sequence(1, 3, "hot", name=str(number)))
         s.add(sequence(1, 1, None, name=f"base{number}"))
@@ -104,18 +53,7 @@ def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:
             break
     else:
         pytest.fail("the cold adapter never ran")
-    assert 0 < overtook <= MAX_TIMES_OVERTAKEN
-
-
-def test_nothing_is_admitted_while_admission_is_held_back() -> None:
-    s, _ = scheduler()
-    s.add(sequence(1, 5, name="running"))
-    advance(s)
-    s.admits = False
-    s.add(sequence(1, 1, name="new"))
-    assert [name for name, _ in advance(s)] == ["running"]
-    s.admits = True
-    assert {name for name, _ in advance(s)} == {"running", "new"}
+    assert 0 < overtook <= PATIENCE
 
 
 def test_admission_waits_for_all_pages_a_request_can_ever_need() -> None:
@@ -138,7 +76,7 @@ def test_a_request_without_a_free_slot_lets_others_pass() -> None:
     assert sorted(n for n, _ in advance(s)) == ["a", "c", "d"]
     advance(s)
     assert advance(s) == [("b", 2)]
-    assert bank.slots["y"] == 0
+    assert bank.table.slot("y") == 0
 
 
 def test_tokens_of_one_adapter_are_side_by_side() -> None:
@@ -173,7 +111,7 @@ def test_every_request_ends_once_and_everything_comes_back(
         s.add(item)
     aborted = data.draw(st.sets(st.sampled_from(sequences), max_size=3))
     steps = 0
-    while s.running or s.waiting:
+    while s.has_work:
         counts = advance(s)
         assert counts, "work waits but nothing is scheduled"
         assert sum(n for _, n in counts) <= budget
@@ -185,7 +123,7 @@ def test_every_request_ends_once_and_everything_comes_back(
                 s.finish(item)
         steps += 1
     assert s.pool.num_free == pages
-    assert not +bank.pins
+    assert not any(bank.table.pins(d) for d in "xyz")
     for item in set(sequences) - aborted:
         assert item.num_generated == item.params.max_tokens
 
@@ -198,7 +136,7 @@ def test_finishing_twice_frees_once() -> None:
     s.finish(item)
     s.finish(item)
     assert s.pool.num_free == 100
-    assert bank.pins["x"] == 0
+    assert bank.table.pins("x") == 0
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -78,17 +78,21 @@ async def node(url: str, root: Path, *, poll_seconds: float = 0.05) -> AsyncIter
 
 def work(url: str, root: str, sources: Sequence[str], seed: int, started: Connection) -> None:
     """Imports, swaps, rolls back, deletes and collects for ever. Both names of the set always have
-    the same adapter."""
+    the same adapter. Tells that it has started before its first swap, or (even seeds) after it."""
 
     async def work_for_ever() -> None:
         choose = random.Random(seed)
         async with node(url, Path(root)) as server:
-            started.send(True)
+            told = False
             while True:
+                if not told and seed % 2:
+                    told = started.send(True) is None
                 digest = await server.add(choose.choice(sources))
                 await server.swaps.put(
                     TENANT, dict.fromkeys(NAMES, digest), expected=None, actor="child"
                 )
+                if not told:
+                    told = started.send(True) is None
                 if choose.random() < 0.3:
                     await server.swaps.rollback(TENANT, 0, expected=None, actor="child")
                 for record in await server.directory.adapters():

@@ -81,7 +81,7 @@ def kill_at_random(url: str, tmp_path: Path, rounds: int) -> None:
     revisions = [revision for revision, _ in seen]
     assert revisions == sorted(revisions)
     print(json.dumps({"revisions": revisions[-1], "adapters": len({a for _, a in seen})}))
-    assert revisions[-1] > rounds / 2, "the kills came before any swap"
+    assert revisions[-1] >= rounds // 4, "the kills came before any swap"
 
 
 def test_killed_at_random(url: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -93,12 +94,16 @@ async def serving(
 
 
 @asynccontextmanager
-async def listen(app: FastAPI, settings: ServerSettings) -> AsyncIterator[str]:
+async def listen(
+    app: FastAPI,
+    settings: ServerSettings,
+    admin: tuple[FastAPI, socket.socket] | None = None,
+) -> AsyncIterator[str]:
     """Any app under uvicorn on a free port, ended by SIGTERM. Yields its URL."""
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     listener = bind("127.0.0.1", 0)
     running = asyncio.create_task(
-        run(app, settings, listener, on_ready=lambda _, url: ready.set_result(url))
+        run(app, settings, listener, on_ready=lambda _, url: ready.set_result(url), admin=admin)
     )
     await asyncio.wait({ready, running}, return_when=asyncio.FIRST_COMPLETED)
     try:

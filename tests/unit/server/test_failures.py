@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from remix_runtime.engines.fake import FakeConfig
-from remix_runtime.errors import CapacityError, RemixError
+from remix_runtime.errors import AdapterUnavailableError, CapacityError, RemixError
 from server import tokenizing
 from server.errors import as_api_error
 from tests.unit.server.harness import Server, eventually, serving
@@ -120,6 +120,14 @@ async def test_one_request_that_fails_is_alone(tmp_path: Path) -> None:
         first, *others = await asyncio.gather(*(server.complete(n=1, seed=i) for i in range(4)))
         check_error(first, 500)
         assert [response.status_code for response in others] == [200] * 3
+
+
+def test_an_adapter_whose_folder_is_gone_is_a_503_that_names_no_folder() -> None:
+    api_error = as_api_error(AdapterUnavailableError("adapter 12: /secret/folder is gone"))
+    assert (api_error.status_code, api_error.code) == (503, "model_unavailable")
+    assert "secret" not in api_error.body.model_dump_json()
+    assert api_error.headers
+    assert "Retry-After" in api_error.headers
 
 
 def test_every_other_error_says_nothing() -> None:

@@ -1,0 +1,82 @@
+"""The replay of an adapter's parity file, queued and computed in chunks like a request.
+
+It needs a place, KV pages and a slot, which running requests may hold; as a sequence it waits for
+them as long as a request would, and no longer, and the others' tokens come in between its chunks.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import torch
+from torch import Tensor
+
+from remix_runtime.checkpoint import Parity
+from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.embedded.runner import ModelRunner
+from remix_runtime.engines.embedded.scheduler import Chunk
+from remix_runtime.engines.embedded.sequence import Sequence
+from remix_runtime.parity import compare_parity, require_decisive
+from remix_runtime.text import TextStream
+
+_TENANT = "parity replays"
+"""With a turn of their own: a load does not wait behind all that other tenants have queued."""
+
+
+class Replay(Sequence):
+    """The prompts one after the other, in the same pages.
+
+    `done` gets the result, a `ParityError` for an adapter that computes something else.
+    """
+
+    def __init__(self, digest: str, top_k: int, parity: Parity) -> None:
+        longest = max(len(prompt.token_ids_T) for prompt in parity.prompts)
+        request = GenerationRequest(
+            request_id=f"parity {digest}",
+            prompt_token_ids=(0,) * longest,
+            params=SamplingParams(max_tokens=1),
+            adapter=digest,
+            tenant=_TENANT,
+        )
+        super().__init__(request, TextStream(lambda _: "", ()))
+        self.digest = digest
+        self.done: Future[None] = Future()
+        self.done.set_running_or_notify_cancel()  # whoever waits may go, the result still comes
+        self._top_k = top_k
+        self._parity = parity
+        self._index = 0
+        self._decisive = 0
+        self._routes: list[dict[str, Tensor]] = []
+        self._begin_prompt()
+
+    def compute(self, runner: ModelRunner, chunk: Chunk) -> bool:
+        """Runs a chunk; whether it was the last of all prompts. Raises `ParityError`."""
+        routes: dict[str, Tensor] = {}
+        logits_SV = runner.run([chunk], routes)
+        self.num_computed += chunk.count
+        # Layers that the adapter leaves alone route nothing.
+        self._routes.append(
+            {
+                name: r_Tk[:, : self._top_k].to("cpu", copy=True)
+                for name, r_Tk in routes.items()
+                if int(r_Tk[0, 0]) >= 0
+            }
+        )
+        if not chunk.samples:
+            return False
+        found = {name: torch.cat([part[name] for part in self._routes]) for name in self._routes[0]}
+        slack = runner.parity_slack
+        self._decisive += compare_parity(
+            self._parity, self._index, found, logits_SV[0].cpu(), slack=slack
+        )
+        self._index += 1
+        if self._index < len(self._parity.prompts):
+            self._begin_prompt()
+            return False
+        require_decisive(self._parity, self._decisive, slack=slack)
+        return True
+
+    def _begin_prompt(self) -> None:
+        self.tokens = self._parity.prompts[self._index].token_ids_T.tolist()
+        self.num_computed = 0
+        self._routes = []

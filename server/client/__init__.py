@@ -1,0 +1,1 @@
+"""`remix tenant`, `remix adapter` and `remix set`: the admin API from a shell."""

@@ -1,0 +1,109 @@
+"""`remix adapter`: the adapters that sets may name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
+from server.client.output import print_json, print_table, short
+
+app = typer.Typer(help="Adapters of a server: import, look at, delete.")
+
+Digest = Annotated[str, typer.Argument(help="The adapter's digest, whole.")]
+
+
+@app.command("import")
+def import_adapter(
+    source: Annotated[
+        str, typer.Argument(help="A folder of the server, s3://…, https://…, hf://owner/name.")
+    ],
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Copy an adapter into the server's store and check it. Prints its digest."""
+    with admin_api(url) as admin:
+        answer = import_source(admin, source)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(answer["adapter"]["digest"])
+
+
+def import_source(admin: Admin, source: str) -> Any:
+    """The adapter at `source`, imported with a progress bar. A path that is here is taken for one
+    on the server by its full name."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    if "://" not in source and Path(source).is_dir():
+        source = os.path.abspath(source)
+    console = Console(stderr=True)
+    bar = Progress(
+        *(TextColumn("importing"), BarColumn(), DownloadColumn()),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(source, total=None)
+        for line in admin.lines("/adapters", {"source": source}):
+            if "adapter" in line:
+                return line
+            progress = line["progress"]
+            bar.update(task, completed=progress["done"], total=progress["total"])
+    raise AdminError("the server broke off; import again to continue")
+
+
+@app.command("list")
+def list_adapters(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """All imported adapters, oldest first."""
+    with admin_api(url) as admin:
+        answer = admin.call("GET", "/adapters")
+    if as_json:
+        print_json(answer)
+        return
+    rows = []
+    for item in answer["data"]:
+        replica = item["replica"] or {"tier": "disk", "requests": 0}
+        rows.append(
+            (
+                short(item["digest"]),
+                replica["tier"],
+                replica["requests"],
+                ", ".join(item["tenants"]),
+                f"{item['num_bytes'] / 1e6:.1f} MB",
+                item["source"],
+            )
+        )
+    columns = ("digest", "tier", "requests", "tenants", "size", "source")
+    print_table(columns, rows, empty="There are no adapters.")
+
+
+@app.command("show")
+def show(digest: Digest, url: Url = DEFAULT_URL) -> None:
+    """What an adapter is, who uses it, its state on this server; as JSON."""
+    with admin_api(url) as admin:
+        print_json(admin.call("GET", f"/adapters/{part(digest)}"))
+
+
+@app.command("delete")
+def delete(digest: Digest, url: Url = DEFAULT_URL) -> None:
+    """Delete an adapter that no tenant's set names."""
+    with admin_api(url) as admin:
+        admin.call("DELETE", f"/adapters/{part(digest)}")
+    typer.echo(f"Deleted {digest}.")
+
+
+@app.command("quarantine")
+def quarantine(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What came and was no valid adapter, newest first."""
+    with admin_api(url) as admin:
+        answer = admin.call("GET", "/quarantine")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(q["at"], q["source"], q["reason"]) for q in answer["data"]]
+    print_table(("at", "source", "reason"), rows, empty="Nothing was refused.")

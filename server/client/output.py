@@ -1,0 +1,56 @@
+"""Answers for people: tables. For scripts: the API's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+Row = Sequence[object]
+
+
+def print_json(answer: Any) -> None:
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:
+    """`empty` is said where there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        typer.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, not markup: names and sources may have brackets.
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width
+        console.width = 200
+    console.print(table)
+
+
+def short(digest: str) -> str:
+    """Enough of a digest to tell it from others."""
+    return digest[:12]
+
+
+def print_diff(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """What changes between two sets, coloured. Whether anything does."""
+    changes = False
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if old == new:
+            continue
+        changes = True
+        if old is not None:
+            typer.secho(f"- {name}: {short(old)}", fg="red")
+        if new is not None:
+            typer.secho(f"+ {name}: {short(new)}", fg="green")
+    return changes

@@ -1,0 +1,177 @@
+"""`remix set`: a tenant's adapter set, shown, changed as a whole, taken back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from remix_runtime.errors import ConfigError
+from server.client.adapters import import_source
+from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
+from server.client.output import print_diff, print_json, print_table
+
+app = typer.Typer(help="The adapter set of a tenant.")
+
+Tenant = Annotated[str, typer.Argument(help="The tenant's name.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PRECONDITION_FAILED = 412
+
+
+@app.command("show")
+def show(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """The tenant's set."""
+    with admin_api(url) as admin:
+        answer = admin.call("GET", f"/tenants/{part(tenant)}/set")
+    if as_json:
+        print_json(answer)
+        return
+    typer.echo(f"revision {answer['revision']}, live here: {answer['live_revision']}")
+    rows = list(answer["adapters"].items())
+    print_table(("name", "adapter"), rows, empty="The set is empty.")
+
+
+@app.command("apply")
+def apply(
+    file: Annotated[Path, typer.Option("--file", "-f", help="YAML: tenant, adapters.")],
+    url: Url = DEFAULT_URL,
+    yes: Yes = False,
+    dry_run: Annotated[bool, typer.Option(help="Load and check, change nothing.")] = False,
+) -> None:
+    """Make a file's set the tenant's. Shows the difference and asks first.
+
+    The file has `tenant: NAME` and `adapters:` with `NAME: DIGEST`, or a source in the place of the
+    digest, which is imported first.
+    """
+    tenant, wanted = read_set_file(file)
+    with admin_api(url) as admin:
+        path = f"/tenants/{part(tenant)}/set"
+        shown = admin.answer("GET", path)
+        entries = {name: _digest_of(admin, text) for name, text in wanted.items()}
+        if not print_diff(shown.json()["adapters"], entries):
+            typer.echo("Nothing to change.")
+            return
+        if not (yes or dry_run):
+            typer.confirm(f"Change the set of {tenant}?", abort=True)
+        result = _swap(
+            admin,
+            "PUT",
+            path,
+            tag=shown.headers["etag"],
+            json={"adapters": entries},
+            params={"dry_run": "true"} if dry_run else {},
+        )
+    _tell(result)
+
+
+@app.command("rollback")
+def rollback(
+    tenant: Tenant,
+    revision: Annotated[int, typer.Argument(help="See `remix set revisions`.", min=0)],
+    url: Url = DEFAULT_URL,
+    yes: Yes = False,
+) -> None:
+    """Make an older revision the set again. Shows the difference and asks first."""
+    with admin_api(url) as admin:
+        path = f"/tenants/{part(tenant)}/set"
+        shown = admin.answer("GET", path)
+        entries = _entries_of(admin, path, revision)
+        if not print_diff(shown.json()["adapters"], entries):
+            typer.echo("Nothing to change.")
+            return
+        if not yes:
+            typer.confirm(f"Roll the set of {tenant} back to revision {revision}?", abort=True)
+        body = {"revision": revision}
+        tag = shown.headers["etag"]
+        result = _swap(admin, "POST", f"{path}/rollback", tag=tag, json=body)
+    _tell(result)
+
+
+@app.command("revisions")
+def revisions(
+    tenant: Tenant,
+    limit: Annotated[int, typer.Option(help="How many.", min=1, max=1000)] = 20,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """What the set was, newest first."""
+    with admin_api(url) as admin:
+        path = f"/tenants/{part(tenant)}/set/revisions"
+        answer = admin.call("GET", path, params={"limit": limit})
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (r["revision"], r["created"], r["actor"], r["rolled_back_from"], ", ".join(r["adapters"]))
+        for r in answer["data"]
+    ]
+    columns = ("revision", "created", "by", "back to", "adapters")
+    print_table(columns, rows, empty="The set was never changed.")
+
+
+def read_set_file(file: Path) -> tuple[str, dict[str, str]]:
+    """The tenant and what it should have by name. Raises `ConfigError` that names the field."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if not isinstance(document, dict) or document.keys() != {"tenant", "adapters"}:
+        found = (
+            sorted(map(str, document)) if isinstance(document, dict) else type(document).__name__
+        )
+        raise ConfigError(f"{file}: found {found}, expected the fields tenant and adapters")
+    tenant, adapters = document["tenant"], document["adapters"]
+    if not isinstance(tenant, str) or not tenant:
+        raise ConfigError(f"{file}: tenant: found {tenant!r}, expected a name")
+    if adapters is None:
+        adapters = {}
+    if not isinstance(adapters, dict):
+        raise ConfigError(f"{file}: adapters: found {adapters!r}, expected names and adapters")
+    for name, text in adapters.items():
+        if not isinstance(name, str) or not isinstance(text, str) or not text:
+            raise ConfigError(
+                f"{file}: adapters: {name}: found {text!r}, expected a digest or a source as text"
+            )
+    return tenant, adapters
+
+
+def _digest_of(admin: Admin, text: str) -> str:
+    if _DIGEST.fullmatch(text):
+        return text
+    return str(import_source(admin, text)["adapter"]["digest"])
+
+
+def _entries_of(admin: Admin, path: str, revision: int) -> dict[str, str]:
+    if revision == 0:
+        return {}
+    listed = admin.call("GET", f"{path}/revisions", params={"limit": 1000})["data"]
+    for item in listed:
+        if item["revision"] == revision:
+            return dict(item["adapters"])
+    raise ConfigError(f"revision {revision} is not among the last {len(listed)} of this set")
+
+
+def _swap(admin: Admin, method: str, path: str, *, tag: str, **kwargs: Any) -> Any:
+    """On the revision that was shown: what somebody else changed meanwhile is not undone."""
+    try:
+        return admin.call(method, path, headers={"If-Match": tag}, **kwargs)
+    except AdminError as error:
+        if error.status != _PRECONDITION_FAILED:
+            raise
+        raise AdminError(
+            "somebody changed the set meanwhile, nothing was changed; look again", status=412
+        ) from error
+
+
+def _tell(result: Any) -> None:
+    if result["dry_run"]:
+        typer.echo(f"All adapters are good; nothing was changed ({result['seconds']:.2f} s).")
+    else:
+        revision = result["after"]["revision"]
+        typer.echo(f"Revision {revision} is live ({result['seconds']:.2f} s).")

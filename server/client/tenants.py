@@ -1,0 +1,135 @@
+"""`remix tenant`: tenants, their keys and quotas, the audit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, part
+from server.client.output import print_json, print_table
+
+app = typer.Typer(help="Tenants of a server, their keys and quotas.")
+
+Tenant = Annotated[str, typer.Argument(help="The tenant's name.")]
+Limit = Annotated[int | None, typer.Option(help="0 for no limit.", min=0, show_default="as it is")]
+
+
+@app.command("create")
+def create(tenant: Tenant, url: Url = DEFAULT_URL) -> None:
+    """Make a tenant. It has no key and an empty set."""
+    with admin_api(url) as admin:
+        admin.call("POST", "/tenants", json={"id": tenant})
+    typer.echo(f"Made {tenant}. Next: remix tenant key {tenant}")
+
+
+@app.command("list")
+def list_tenants(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """All tenants."""
+    with admin_api(url) as admin:
+        answer = admin.call("GET", "/tenants")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(item["id"], item["created"]) for item in answer["data"]]
+    print_table(("tenant", "since"), rows, empty="There are no tenants.")
+
+
+@app.command("delete")
+def delete(
+    tenant: Tenant,
+    url: Url = DEFAULT_URL,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a tenant with its keys, quota and set."""
+    if not yes:
+        typer.confirm(f"Delete {tenant}, its keys and its set?", abort=True)
+    with admin_api(url) as admin:
+        admin.call("DELETE", f"/tenants/{part(tenant)}")
+    typer.echo(f"Deleted {tenant}.")
+
+
+@app.command("key")
+def make_key(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Make a key. Its secret is shown now and never again."""
+    with admin_api(url) as admin:
+        answer = admin.call("POST", f"/tenants/{part(tenant)}/keys")
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(answer["secret"])
+
+
+@app.command("keys")
+def list_keys(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """A tenant's keys, without their secrets."""
+    with admin_api(url) as admin:
+        answer = admin.call("GET", f"/tenants/{part(tenant)}/keys")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(k["id"], f"{k['prefix']}-…", k["created"], k["revoked"]) for k in answer["data"]]
+    print_table(("id", "key", "created", "revoked"), rows, empty="There are no keys.")
+
+
+@app.command("revoke")
+def revoke(
+    tenant: Tenant,
+    key: Annotated[str, typer.Argument(help="Its id: see `remix tenant keys`.")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Revoke a key at once."""
+    with admin_api(url) as admin:
+        admin.call("DELETE", f"/tenants/{part(tenant)}/keys/{part(key)}")
+    typer.echo(f"Revoked {key}.")
+
+
+@app.command("quota")
+def quota(
+    tenant: Tenant,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    max_concurrent: Limit = None,
+    may_use_base: Annotated[
+        bool | None, typer.Option(help="The base model without an adapter.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show a tenant's quota, or change what is given of it."""
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_concurrent": max_concurrent,
+    }
+    given: dict[str, Any] = {k: v or None for k, v in limits.items() if v is not None}
+    if may_use_base is not None:
+        given["may_use_base"] = may_use_base
+    path = f"/tenants/{part(tenant)}/quota"
+    with admin_api(url) as admin:
+        answer = admin.call("GET", path)
+        if given:
+            answer = admin.call("PUT", path, json={**answer, **given})
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(name, "no limit" if value is None else value) for name, value in answer.items()]
+    print_table(("quota", tenant), rows, empty="")
+
+
+@app.command("audit")
+def audit(
+    tenant: Annotated[str | None, typer.Argument(help="All tenants, if none is given.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.", min=1, max=1000)] = 20,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Who changed what, newest first."""
+    params: dict[str, Any] = {"limit": limit} | ({} if tenant is None else {"tenant": tenant})
+    with admin_api(url) as admin:
+        answer = admin.call("GET", "/audit", params=params)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(r["at"], r["actor"], r["action"], r["tenant"], r["detail"]) for r in answer["data"]]
+    print_table(("at", "by", "action", "tenant", "detail"), rows, empty="Nothing has happened.")

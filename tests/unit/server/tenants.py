@@ -1,0 +1,102 @@
+"""A served fake engine with tenants, for the server's tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from remix_runtime.engines.fake import FakeConfig, FakeEngine
+from server.settings import ServerSettings
+from server.state import Services
+from server.tenants import TenantApps, create_tenant_apps
+from tests.unit.store.conftest import write_adapter
+
+ADMIN_KEY = "the-key-of-the-operator"
+BASE = "fake-base"
+
+
+@dataclass
+class TenantServer:
+    apps: TenantApps
+    engine: FakeEngine
+    admin: httpx.AsyncClient
+    """With the admin key."""
+    folder: Path
+    """Adapters are imported from under it."""
+    _stack: AsyncExitStack
+    _made: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.apps.data.state.services
+        return services
+
+    async def client(self, app: FastAPI | None = None, key: str | None = None) -> httpx.AsyncClient:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return await self._stack.enter_async_context(
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app or self.apps.data, raise_app_exceptions=False),
+                base_url="http://test",
+                headers=headers,
+                timeout=30,
+            )
+        )
+
+    async def tenant(self, name: str, **quota: Any) -> httpx.AsyncClient:
+        """A new tenant's client, with a key of it."""
+        await self.succeed("POST", "/tenants", json={"id": name})
+        if quota:
+            await self.succeed("PUT", f"/tenants/{name}/quota", json=quota)
+        return await self.client(key=await self.key(name))
+
+    async def key(self, tenant: str) -> str:
+        made = await self.succeed("POST", f"/tenants/{tenant}/keys")
+        return str(made["secret"])
+
+    async def adapter(self, seed: int) -> str:
+        """The digest of an imported adapter."""
+        if seed not in self._made:
+            write_adapter(self.folder / f"adapter-{seed}", seed=seed)
+            source = {"source": f"adapter-{seed}"}
+            self._made[seed] = (await self.succeed("POST", "/adapters", json=source))["digest"]
+        return self._made[seed]
+
+    async def put(self, tenant: str, adapters: Mapping[str, str]) -> None:
+        await self.succeed("PUT", f"/tenants/{tenant}/set", json={"adapters": adapters})
+
+    async def succeed(self, method: str, path: str, **kwargs: Any) -> Any:
+        answer = await self.admin.request(method, f"/admin/v1{path}", **kwargs)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+
+@asynccontextmanager
+async def tenant_serving(
+    root: Path, config: FakeConfig | None = None, **settings: Any
+) -> AsyncIterator[TenantServer]:
+    """Both apps, without sockets."""
+    folder = root / "adapters"
+    folder.mkdir(exist_ok=True)
+    given = {
+        "admin_key": ADMIN_KEY,
+        "import_root": folder,
+        "poll_seconds": 0.05,
+        "log_level": "error",
+    }
+    engine = FakeEngine(config)
+    apps = create_tenant_apps(engine, ServerSettings(**{**given, **settings}), root / "data")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(apps.data.router.lifespan_context(apps.data))
+        server = TenantServer(apps, engine, httpx.AsyncClient(), folder, stack)
+        server.admin = await server.client(apps.admin, ADMIN_KEY)
+        yield server
+
+
+def complete(model: str, **body: Any) -> dict[str, Any]:
+    return {"model": model, "prompt": "Hello", "max_tokens": 5, "temperature": 0, **body}

@@ -1,0 +1,156 @@
+"""Quotas, swaps and cold adapters as clients meet them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from remix_runtime.engines.fake import FakeConfig
+from tests.unit.server.harness import eventually, sse_events
+from tests.unit.server.tenants import BASE, TenantServer, complete, tenant_serving
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[TenantServer]:
+    async with tenant_serving(tmp_path, FakeConfig(token_seconds=0.005)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_requests_per_minute(server: TenantServer, stream: bool) -> None:
+    client = await server.tenant("a", requests_per_minute=3, may_use_base=True)
+    for left in (2, 1, 0):
+        answer = await client.post("/v1/completions", json=complete(BASE, stream=stream))
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-limit-requests"] == "3"
+        assert answer.headers["x-ratelimit-remaining-requests"] == str(left)
+    answer = await client.post("/v1/completions", json=complete(BASE, stream=stream))
+    assert answer.status_code == 429
+    assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(answer.headers["retry-after"]) <= 20
+    assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+    other = await server.tenant("b", may_use_base=True)
+    assert (await other.post("/v1/completions", json=complete(BASE))).status_code == 200
+
+
+async def test_tokens_per_minute_are_those_that_were_used(server: TenantServer) -> None:
+    client = await server.tenant("a", tokens_per_minute=100, may_use_base=True)
+    body = complete(BASE, prompt="x" * 20, max_tokens=70, ignore_eos=False, stop_token_ids=None)
+    answer = await client.post("/v1/completions", json={**body, "max_tokens": 81})
+    assert answer.status_code == 429
+    assert "more than the limit" in answer.json()["error"]["message"]
+    answer = await client.post("/v1/completions", json={**body, "max_tokens": 2, "n": 2})
+    assert answer.status_code == 200
+    used = answer.json()["usage"]["total_tokens"]
+    answer = await client.post("/v1/completions", json={**body, "max_tokens": 1})
+    left = int(answer.headers["x-ratelimit-remaining-tokens"])
+    # Sent with the answer, so this request's own are reserved; a refill may have come.
+    assert 100 - used - 21 <= left <= 100 - used - 21 + 1
+    answer = await client.post("/v1/completions", json={**body, "max_tokens": 70})
+    assert answer.status_code == 429
+    assert answer.headers["x-ratelimit-limit-tokens"] == "100"
+
+
+async def test_what_is_refused_costs_no_tokens(server: TenantServer) -> None:
+    client = await server.tenant("a", tokens_per_minute=1000, may_use_base=True)
+    server.engine.kill("for this test")
+    for _ in range(9):
+        answer = await client.post("/v1/completions", json=complete(BASE, max_tokens=400))
+        assert answer.status_code == 503
+
+
+async def test_concurrency(server: TenantServer) -> None:
+    client = await server.tenant("a", max_concurrent=2, may_use_base=True)
+    body = complete(BASE, max_tokens=50, ignore_eos=True)
+    running = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(2)]
+    await eventually(lambda: server.engine.stats().running == 2)
+    assert (await client.post("/v1/completions", json=body)).status_code == 429
+    assert [task.status_code for task in await asyncio.gather(*running)] == [200, 200]
+    assert (await client.post("/v1/completions", json=body)).status_code == 200
+
+
+async def test_a_request_ends_on_the_adapter_it_began_with(server: TenantServer) -> None:
+    client = await server.tenant("a")
+    old, new = await server.adapter(1), await server.adapter(2)
+    await server.put("a", {"style": old})
+    body = complete("style", max_tokens=60, ignore_eos=True, stream=True)
+    alone = await client.post("/v1/completions", json=body)
+    running = asyncio.create_task(client.post("/v1/completions", json=body))
+    await eventually(lambda: server.engine.stats().running == 1)
+    await server.put("a", {"style": new})
+    assert (await client.post("/v1/completions", json=complete("style"))).json()[
+        "system_fingerprint"
+    ] == new
+    assert not running.done()
+    assert old in server.services.adapters.digests
+    answer = await running
+
+    def told(text: str) -> tuple[set[str], str]:
+        events = sse_events(text)
+        return (
+            {event["system_fingerprint"] for event in events},
+            "".join(event["choices"][0]["text"] for event in events),
+        )
+
+    assert told(answer.text) == told(alone.text)
+    assert told(answer.text)[0] == {old}
+    await server.services.adapters.settle()
+    assert server.services.adapters.digests == {new}
+
+
+async def test_a_restart_serves_the_same_sets_from_the_first_request(tmp_path: Path) -> None:
+    async with tenant_serving(tmp_path) as server:
+        client = await server.tenant("a", requests_per_minute=100)
+        digest = await server.adapter(1)
+        await server.put("a", {"style": digest})
+        key = client.headers["authorization"].removeprefix("Bearer ")
+        before = (await client.post("/v1/completions", json=complete("style"))).json()
+    async with tenant_serving(tmp_path) as server:
+        client = await server.client(key=key)
+        assert server.engine._adapters == {}
+        answers = await asyncio.gather(
+            *(client.post("/v1/completions", json=complete("style")) for _ in range(5))
+        )
+        for answer in answers:
+            assert answer.json()["choices"] == before["choices"]
+            assert answer.json()["system_fingerprint"] == digest
+
+
+async def test_a_folder_that_is_gone_is_503_for_its_requests_only(tmp_path: Path) -> None:
+    async with tenant_serving(tmp_path) as server:
+        client = await server.tenant("a")
+        lost, kept = await server.adapter(1), await server.adapter(2)
+        await server.put("a", {"lost": lost, "kept": kept})
+        key = client.headers["authorization"].removeprefix("Bearer ")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "data" / "store" / "adapters" / lost / name).unlink()
+    async with tenant_serving(tmp_path) as server:
+        client = await server.client(key=key)
+        answer = await client.post("/v1/completions", json=complete("lost"))
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "model_unavailable"
+        assert str(tmp_path) not in answer.text
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await client.post("/v1/completions", json=complete("kept"))).status_code == 200
+
+
+async def test_series_carry_the_tenant_and_end_somewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.tenants.MAX_SERIES", 3)
+    async with tenant_serving(tmp_path) as server:
+        digest = await server.adapter(1)
+        for number in range(5):
+            client = await server.tenant(f"t{number}")
+            await server.put(f"t{number}", {"style": digest})
+            assert (await client.post("/v1/completions", json=complete("style"))).is_success
+        text = (await server.admin.get("/metrics")).text
+    requests = [line for line in text.splitlines() if line.startswith("remix_requests_total{")]
+    assert any('adapter="style"' in line and 'tenant="t0"' in line for line in requests)
+    assert any('adapter="other"' in line and 'tenant="other"' in line for line in requests)
+    assert len({line for line in text.splitlines() if "remix_prompt_tokens_total{" in line}) <= 7
+    assert 'remix_set_swaps_total{outcome="applied"} 5.0' in text
+    assert "remix_sets_behind 0.0" in text
