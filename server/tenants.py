@@ -69,7 +69,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             await follower.start()
             stack.push_async_callback(follower.stop)
             collecting = asyncio.create_task(collect_garbage_forever(directory, store, adapters))
-            stack.callback(collecting.cancel)
+            stack.push_async_callback(_end, collecting)
 
             services = Services(
                 settings=settings,
@@ -96,6 +96,13 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
 
     admin = create_admin_app(settings.admin_key)
     return TenantApps(data_app(lifespan, (), open_paths=PROBES), admin)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancels it and waits: left in the middle of a read, it would be cancelled again at the end of
+    the event loop, and SQLite's driver then waits for ever."""
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def _database_url(settings: ServerSettings, data_dir: Path) -> str:

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 MIN_AGE_SECONDS = 3600.0
 """More than an import needs from its folder to its registration."""
+_FIRST_SECONDS = 60.0
+"""Not in the way of a start, and of a server that ends at once."""
 _INTERVAL_SECONDS = 3600.0
 
 
@@ -30,6 +32,7 @@ async def collect_garbage(
 async def collect_garbage_forever(
     directory: Directory, store: AdapterStore, adapters: LiveAdapters
 ) -> None:
+    await asyncio.sleep(_FIRST_SECONDS)
     while True:
         try:
             removed = await collect_garbage(
