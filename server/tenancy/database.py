@@ -11,6 +11,7 @@ locks or be silent.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,9 @@ class Database:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
+        self._threads: list[threading.Thread] = []
+        if self.is_sqlite:
+            event.listen(self.engine.sync_engine, "connect", self._note_thread)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -68,7 +72,15 @@ class Database:
             yield connection
 
     async def close(self) -> None:
+        """Returns when no connection is left, those neither that a cancelled caller left behind."""
         await self.engine.dispose()
+        for thread in self._threads:
+            # It answers to the event loop, which may be closed after this.
+            await asyncio.to_thread(thread.join, READ_SECONDS)
+
+    def _note_thread(self, connection: Any, _record: object) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(connection.driver_connection._thread)
 
     @asynccontextmanager
     async def _available(self, seconds: float) -> AsyncIterator[None]:
