@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import multiprocessing
 import os
 import signal
 from contextlib import suppress
@@ -17,10 +16,6 @@ from sqlalchemy import event
 from server.tenancy import Directory
 from server.tenancy.errors import StaleRevisionError
 from tests.unit.tenancy.samples import digest
-
-# Children are forked from a process that has imported this module and runs no threads.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload([__name__])
 
 
 def race_puts(url: str, adapter: str, rounds: int, start: Barrier, wins: Queue[Any]) -> None:
