@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import sqlite3
 from contextlib import suppress
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -91,3 +92,13 @@ def announce_tenant(url: str, tenant: str) -> None:
         await directory.close()
 
     asyncio.run(create())
+
+
+def lock_sqlite(path: str, lock: str, held: Any, release: Any) -> None:
+    """Takes a lock and keeps it until told."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(lock)
+    connection.execute("SELECT count(*) FROM tenants")
+    held.set()
+    release.wait()
+    connection.close()
