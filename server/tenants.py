@@ -21,7 +21,7 @@ from server.auth import PROBES
 from server.live.adapters import LiveAdapters
 from server.live.folders import Folders
 from server.live.follower import Follower
-from server.live.garbage import collect_garbage_forever
+from server.live.garbage import collect_garbage_until
 from server.live.metrics import LiveMetrics
 from server.live.sets import LiveSets
 from server.live.swap import Swaps
@@ -68,8 +68,10 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             )
             await follower.start()
             stack.push_async_callback(follower.stop)
-            collecting = asyncio.create_task(collect_garbage_forever(directory, store, adapters))
-            stack.push_async_callback(_end, collecting)
+            stop = asyncio.Event()
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            group.create_task(collect_garbage_until(stop, directory, store, adapters))
+            stack.callback(stop.set)
 
             services = Services(
                 settings=settings,
@@ -96,13 +98,6 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
 
     admin = create_admin_app(settings.admin_key)
     return TenantApps(data_app(lifespan, (), open_paths=PROBES), admin)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancels it and waits: left in the middle of a read, it would be cancelled again at the end of
-    the event loop, and SQLite's driver then waits for ever."""
-    task.cancel()
-    await asyncio.wait({task})
 
 
 def _database_url(settings: ServerSettings, data_dir: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from remix_runtime.errors import RemixError
 from server.live.adapters import LiveAdapters
@@ -14,8 +15,6 @@ log = logging.getLogger(__name__)
 
 MIN_AGE_SECONDS = 3600.0
 """More than an import needs from its folder to its registration."""
-_FIRST_SECONDS = 60.0
-"""Not in the way of a start, and of a server that ends at once."""
 _INTERVAL_SECONDS = 3600.0
 
 
@@ -29,11 +28,11 @@ async def collect_garbage(
     return await store.collect_garbage(keep, min_age_seconds=min_age_seconds)
 
 
-async def collect_garbage_forever(
-    directory: Directory, store: AdapterStore, adapters: LiveAdapters
+async def collect_garbage_until(
+    stop: asyncio.Event, directory: Directory, store: AdapterStore, adapters: LiveAdapters
 ) -> None:
-    await asyncio.sleep(_FIRST_SECONDS)
-    while True:
+    """Now and then, until `stop` is set; a collection that has begun ends."""
+    while not stop.is_set():
         try:
             removed = await collect_garbage(
                 directory, store, adapters, min_age_seconds=MIN_AGE_SECONDS
@@ -42,4 +41,7 @@ async def collect_garbage_forever(
                 log.info("collected %d folders that nobody refers to", len(removed))
         except (RemixError, OSError) as error:
             log.warning("garbage was not collected: %s", error)
-        await asyncio.sleep(_INTERVAL_SECONDS)
+        except Exception:
+            log.exception("garbage was not collected")  # no reason to stop serving
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _INTERVAL_SECONDS)

@@ -11,6 +11,8 @@ locks or be silent.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,12 +26,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from remix_runtime.errors import ConfigError
 from server.tenancy.errors import DatabaseUnavailableError
 
+CONNECT_SECONDS = 5
 READ_SECONDS = 5
 """A read has failed after this."""
 WRITE_SECONDS = 5
 """How long a write waits for those before it."""
 ANSWER_SECONDS = 5
 """How long all the rest of a write may take."""
+MIGRATE_SECONDS = 60
+"""For a migration, both of these times."""
 IDLE_SECONDS = 15
 """After this, PostgreSQL ends a write whose process is silent, so that it blocks no other."""
 
@@ -50,6 +55,9 @@ class Database:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
+        self._threads: list[threading.Thread] = []
+        if self.is_sqlite:
+            event.listen(self.engine.sync_engine, "connect", self._note_thread)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -59,16 +67,23 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def write(
-        self, wait_seconds: float = WRITE_SECONDS, answer_seconds: float = ANSWER_SECONDS
-    ) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, migrates: bool = False) -> AsyncIterator[AsyncConnection]:
         """One transaction, the only writing one; committed at the end, undone by an exception."""
-        engine = self.engine.execution_options(writes=True, wait_ms=_ms(wait_seconds))
-        async with self._available(wait_seconds + answer_seconds), engine.begin() as connection:
+        wait, answer = (MIGRATE_SECONDS,) * 2 if migrates else (WRITE_SECONDS, ANSWER_SECONDS)
+        engine = self.engine.execution_options(writes=True, wait_ms=_ms(wait))
+        async with self._available(wait + answer), engine.begin() as connection:
             yield connection
 
     async def close(self) -> None:
+        """Returns when no connection is left, those neither that a cancelled caller left behind."""
         await self.engine.dispose()
+        for thread in self._threads:
+            # It answers to the event loop, which may be closed after this.
+            await asyncio.to_thread(thread.join, READ_SECONDS)
+
+    def _note_thread(self, connection: Any, _record: object) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(connection.driver_connection._thread)
 
     @asynccontextmanager
     async def _available(self, seconds: float) -> AsyncIterator[None]:
@@ -110,11 +125,19 @@ def _parse(text: str) -> URL:
     return url.set(drivername=driver)
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """Closing it ends its transaction at once. Else SQLite waits for the end of all statements,
+    and one whose caller left lives, with the lock, until Python's garbage collector finds it."""
+
+    def close(self) -> None:
+        self.rollback()
+        super().close()
+
+
 def _sqlite_engine(url: URL) -> AsyncEngine:
     # The driver's own BEGINs are off: they come too late to lock what a transaction reads.
-    engine = create_async_engine(
-        url, connect_args={"isolation_level": None, "timeout": READ_SECONDS / 2}
-    )
+    connect = {"isolation_level": None, "timeout": READ_SECONDS / 2, "factory": _SqliteConnection}
+    engine = create_async_engine(url, connect_args=connect)
     try:
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,7 +165,10 @@ def _postgres_engine(url: URL) -> AsyncEngine:
     try:
         from server.tenancy.postgres import LeavableConnection
 
-        connect = {"async_creator_fn": LeavableConnection.connect}
+        connect = {
+            "async_creator_fn": LeavableConnection.connect,
+            "connect_timeout": CONNECT_SECONDS,
+        }
         engine = create_async_engine(url, pool_pre_ping=True, connect_args=connect)
     except ImportError:
         raise ConfigError(

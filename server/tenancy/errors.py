@@ -106,8 +106,8 @@ class UnknownAdapterError(TenancyError):
 
 
 class DatabaseUnavailableError(TenancyError):
-    """The database cannot answer now. Whether a write took effect is not known: read or repeat it.
-    `retry_after` is in seconds."""
+    """The database cannot answer now. Whether a write took effect, or will, is not known: the same
+    write again, once it succeeds, makes sure. `retry_after` is in seconds."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)

@@ -11,14 +11,11 @@ from sqlalchemy.exc import ProgrammingError
 from remix_runtime.errors import ConfigError
 from server.tenancy.database import Database
 
-MIGRATE_SECONDS = 60
-"""How long a migration may take, and how long a replica waits for another one that migrates."""
-
 
 async def migrate(database: Database) -> None:
     """All missing migrations in one write transaction: replicas that start together wait for
     each other, and a killed one leaves nothing behind."""
-    async with database.write(MIGRATE_SECONDS, MIGRATE_SECONDS) as connection:
+    async with database.write(migrates=True) as connection:
         await connection.run_sync(_upgrade)
 
 

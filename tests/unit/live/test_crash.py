@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import random
 from pathlib import Path
@@ -13,12 +12,10 @@ from pathlib import Path
 import pytest
 
 from remix_runtime.checkpoint import read_checkpoint
+from tests.forkserver import context
 from tests.unit.live import crash
 from tests.unit.live.crash import NAMES, TENANT, node
 from tests.unit.store.conftest import write_adapter
-
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.unit.live.crash"])
 
 
 async def check_after_a_kill(url: str, root: Path) -> tuple[int, str | None]:

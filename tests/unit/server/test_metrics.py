@@ -79,7 +79,7 @@ async def test_errors_by_type(server: Server) -> None:
     server.engine.fail_next_after = 0
     await server.complete(model="haiku")
     server.engine.fail_next_after = 1
-    await server.complete(model="haiku", stream=True)
+    await server.complete(model="haiku", stream=True, ignore_eos=True)
     samples = await scrape(server)
     errors = {
         ("other", "invalid_request_error"): 1,

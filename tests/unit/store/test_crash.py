@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -16,6 +15,7 @@ import pytest
 
 from remix_runtime.checkpoint import read_checkpoint
 from server.store import AdapterStore, RejectedAdapterError
+from tests.forkserver import context
 from tests.unit.checkpoint.adapters import edit_config
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.crash import work, work_to_step
@@ -26,8 +26,6 @@ ROUNDS = int(os.environ.get("REMIX_CRASH_ROUNDS", "40"))
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.unit.store.crash"])
     return context
 
 

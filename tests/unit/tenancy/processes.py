@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import multiprocessing
 import os
 import signal
+import sqlite3
 from contextlib import suppress
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -17,10 +17,6 @@ from sqlalchemy import event
 from server.tenancy import Directory
 from server.tenancy.errors import StaleRevisionError
 from tests.unit.tenancy.samples import digest
-
-# Children are forked from a process that has imported this module and runs no threads.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload([__name__])
 
 
 def race_puts(url: str, adapter: str, rounds: int, start: Barrier, wins: Queue[Any]) -> None:
@@ -96,3 +92,13 @@ def announce_tenant(url: str, tenant: str) -> None:
         await directory.close()
 
     asyncio.run(create())
+
+
+def lock_sqlite(path: str, lock: str, held: Any, release: Any) -> None:
+    """Takes a lock and keeps it until told."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(lock)
+    connection.execute("SELECT count(*) FROM tenants")
+    held.set()
+    release.wait()
+    connection.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 import psycopg
@@ -14,8 +15,10 @@ from remix_runtime.errors import ConfigError
 from server.tenancy import Directory, database
 from server.tenancy.database import Database
 from server.tenancy.errors import DatabaseUnavailableError
+from server.tenancy.records import Quota
 from server.tenancy.tables import metadata
 from tests.postgres import PostgresServer
+from tests.unit.tenancy.moments import Moment
 
 INSERT = "INSERT INTO tenants (id, created) VALUES ('a', '2026-01-01 00:00:00')"
 
@@ -155,16 +158,43 @@ async def test_a_cancelled_write_leaves_nothing_and_holds_no_lock(directory: Dir
     assert [tenant.id for tenant in await directory.tenants()] == ["b"]
 
 
+async def test_a_write_left_at_any_moment_holds_no_lock_even_while_its_traceback_lives(
+    directory: Directory,
+) -> None:
+    """A traceback keeps the cursor of the statement in which the write was left, and that its
+    rows: the tenant's is read first."""
+    await directory.create_tenant("a", actor="test")
+    kept = []
+
+    async def change(limit: int) -> None:
+        try:
+            await directory.set_quota("a", Quota(max_concurrent=limit), actor="test")
+        except asyncio.CancelledError as error:
+            kept.append(error)
+
+    for step in range(1, 15):
+        changing = asyncio.ensure_future(change(step))
+        with Moment(directory, step, changing.cancel) as moment:
+            await changing
+        assert moment.came
+        started = time.monotonic()
+        await directory.set_quota("a", Quota(max_concurrent=step + 100), actor="test")
+        assert time.monotonic() - started < 2
+    assert len(kept) == 14
+
+
 async def test_while_a_write_hangs_reads_go_on_and_writes_are_refused_in_time(
-    url: str, directory: Directory
+    url: str, directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Database(url)
     async with other.write() as connection:
+        monkeypatch.setattr(database, "WRITE_SECONDS", 0.2)
         await connection.exec_driver_sql("UPDATE tenants SET deleted = NULL")
         assert await directory.tenants() == []
         with pytest.raises(DatabaseUnavailableError, match="lock"):
-            async with directory._database.write(wait_seconds=0.2):
+            async with directory._database.write():
                 pytest.fail("two writes at once")
+        monkeypatch.undo()
     await directory.create_tenant("a", actor="test")
     await other.close()
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from server.tenancy import Directory
+from tests.forkserver import context
 from tests.postgres import PostgresServer
 from tests.unit.tenancy import processes
-from tests.unit.tenancy.processes import context
 from tests.unit.tenancy.samples import check_history, digest, with_tenant
 
 SECONDS = 60

@@ -1,0 +1,11 @@
+"""Processes that are killed: forked from one server, which has imported what they run, so that a
+round costs no start of Python and PyTorch. A test process has one such server."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["tests.unit.live.crash", "tests.unit.store.crash", "tests.unit.tenancy.processes"]
+)
