@@ -10,7 +10,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from server.admin import schemas
@@ -30,15 +30,19 @@ Tenant = Annotated[
 _TRIES = 100
 """Of a change that lost its race against others: each time somebody else's was made."""
 
-_DONE: Responses = {200: {"description": "Done.", "content": {"text/plain": {}}}}
+_DONE: Responses = {
+    200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 @router.post(
     "/load_lora_adapter",
-    response_class=PlainTextResponse,
+    response_class=Response,
     responses=_DONE | set_failures(502, 507),
 )
-async def load_lora_adapter(body: schemas.LoadLora, http: Request, tenant: Tenant = None) -> str:
+async def load_lora_adapter(
+    body: schemas.LoadLora, http: Request, tenant: Tenant = None
+) -> Response:
     """Imports the adapter at `lora_path` and adds it to the tenant's set under `lora_name`."""
     services = admin_services(http)
     tenant = tenant or await _only_tenant(services)
@@ -57,15 +61,13 @@ async def load_lora_adapter(body: schemas.LoadLora, http: Request, tenant: Tenan
         return {**entries, body.lora_name: record.digest}
 
     await _change(services, tenant, add)
-    return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post(
-    "/unload_lora_adapter", response_class=PlainTextResponse, responses=_DONE | set_failures()
-)
+@router.post("/unload_lora_adapter", response_class=Response, responses=_DONE | set_failures())
 async def unload_lora_adapter(
     body: schemas.UnloadLora, http: Request, tenant: Tenant = None
-) -> str:
+) -> Response:
     """Takes the adapter out of the tenant's set; requests in flight finish on it."""
     services = admin_services(http)
 
@@ -80,7 +82,7 @@ async def unload_lora_adapter(
         return {name: digest for name, digest in entries.items() if name != body.lora_name}
 
     await _change(services, tenant or await _only_tenant(services), remove)
-    return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
 
 async def _only_tenant(services: AdminServices) -> str:

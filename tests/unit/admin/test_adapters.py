@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from server.admin.imports import readable_source
-from server.store import SourceError, SourceUnavailableError
+from server.admin.routes.adapters import import_lines
+from server.store import Progress, SourceError, SourceUnavailableError
 from tests.unit.admin.harness import API, Admin
 from tests.unit.server.harness import eventually
 from tests.unit.server.test_bad_input import check_error
@@ -193,11 +195,6 @@ async def test_an_import_ends_with_its_client(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With progress: nobody would see its end."""
-    import asyncio
-
-    from server.admin.routes.adapters import import_lines
-    from server.store import Progress
-
     ended = asyncio.Event()
 
     async def slow(source: str, *, progress: Any) -> None:

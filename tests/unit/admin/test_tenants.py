@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.tenancy.errors import DatabaseUnavailableError
 from tests.unit.admin.harness import API, Admin
 from tests.unit.server.test_bad_input import check_error
 
@@ -164,3 +165,22 @@ async def test_metrics_are_here(admin: Admin) -> None:
     answer = await admin.client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     assert "remix_set_swaps_total" in answer.text
+
+
+async def test_without_the_database_it_is_503(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def down(*_: object, **__: object) -> None:
+        raise DatabaseUnavailableError("postgresql://remix@db is down", retry_after=3)
+
+    await admin.add_tenant()
+    for name in ("tenants", "create_tenant", "current_set"):
+        monkeypatch.setattr(admin.services.directory, name, down)
+    for answer in (
+        await admin.client.get(f"{API}/tenants"),
+        await admin.client.post(f"{API}/tenants", json={"id": "zoo"}),
+        await admin.put_set({}),
+    ):
+        error = check_error(answer, 503)
+        assert answer.headers["retry-after"] == "3"
+        assert "postgresql" not in error["message"]
