@@ -62,6 +62,7 @@ async def test_imports_and_collections_at_once_never_lose_what_is_kept(
     store: AdapterStore, root: Path, digests: list[str], tmp_path: Path
 ) -> None:
     other = AdapterStore(root, base=None)
+    await store.import_from(str(tmp_path / "seed1"))  # young again, before anything is collected
     for _ in range(10):
         results = await asyncio.gather(
             other.collect_garbage({digests[0]}, min_age_seconds=0),

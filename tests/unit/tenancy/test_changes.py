@@ -12,6 +12,7 @@ import pytest
 from server.tenancy import Directory
 from server.tenancy.errors import DatabaseUnavailableError
 from server.tenancy.postgres import LeavableConnection
+from tests.forkserver import context
 from tests.postgres import PostgresServer, postgres_server
 from tests.unit.tenancy import processes
 
@@ -38,9 +39,7 @@ async def test_a_change_in_another_process_wakes_the_feed_within_a_second(
         change = await anext(feed)
         for number in range(3):
             waiting = asyncio.ensure_future(newer(feed, change))
-            process = processes.context.Process(
-                target=processes.announce_tenant, args=(url, f"t{number}")
-            )
+            process = context.Process(target=processes.announce_tenant, args=(url, f"t{number}"))
             process.start()
             while len(await directory.tenants()) == number:
                 assert process.exitcode in (None, 0)

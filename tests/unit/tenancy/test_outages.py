@@ -16,6 +16,7 @@ import pytest
 from server.tenancy import Directory, database
 from server.tenancy.database import Database
 from server.tenancy.errors import DatabaseUnavailableError
+from tests.forkserver import context
 from tests.postgres import PostgresServer, postgres_server
 from tests.unit.tenancy import processes
 from tests.unit.tenancy.moments import Moment
@@ -206,9 +207,9 @@ async def sqlite(tmp_path: Path) -> Path:
 @contextmanager
 def locked(path: Path, lock: str) -> Iterator[None]:
     """By another process."""
-    held, release = processes.context.Event(), processes.context.Event()
+    held, release = context.Event(), context.Event()
     args = (str(path), lock, held, release)
-    process = processes.context.Process(target=processes.lock_sqlite, args=args)
+    process = context.Process(target=processes.lock_sqlite, args=args)
     process.start()
     assert held.wait(60)
     try:
