@@ -13,7 +13,7 @@ from remix_runtime.checkpoint.types import (
     Scaling,
     routing_weight,
 )
-from remix_runtime.checkpoint.writer import write_checkpoint
+from remix_runtime.checkpoint.writer import sync_folder, write_checkpoint
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -31,5 +31,6 @@ __all__ = [
     "read_checkpoint",
     "read_parity",
     "routing_weight",
+    "sync_folder",
     "write_checkpoint",
 ]

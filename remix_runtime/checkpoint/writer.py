@@ -69,7 +69,7 @@ def write_checkpoint(
     try:
         for name, data in contents.items():
             _write_synced(temporary / name, data)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         digest = read_checkpoint(temporary).digest
         if parity is not None:
             read_parity(temporary)
@@ -77,7 +77,7 @@ def write_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     if old.exists():
         shutil.rmtree(old)
     return digest
@@ -120,7 +120,8 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Returns when the folder's list of names is on the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
+from remix_runtime.background import BackgroundTasks
 from remix_runtime.contracts import AdapterInfo, Engine
 from remix_runtime.errors import (
     AdapterUnavailableError,
@@ -23,7 +23,6 @@ from remix_runtime.errors import (
 from server.live.metrics import LiveMetrics
 from server.store import StoreError
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
@@ -55,7 +54,7 @@ class LiveAdapters:
         self._metrics = metrics
         self._entries: dict[str, _Entry] = {}
         self._cold_waits = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks(log, "loading or unloading an adapter")
 
     def retain(self, digest: str) -> None:
         """One more reference; nothing is loaded yet."""
@@ -66,7 +65,7 @@ class LiveAdapters:
         assert entry.references > 0, "released more often than retained"
         entry.references -= 1
         if not entry.references:
-            self._start(self._unload(digest, entry))
+            self._tasks.start(self._unload(digest, entry))
 
     @contextmanager
     def retained(self, digests: Iterable[str]) -> Iterator[None]:
@@ -92,7 +91,7 @@ class LiveAdapters:
         if entry.info is not None:
             return entry.info
         if entry.loading is None or entry.loading.done():
-            entry.loading = self._start(self._load(digest, entry))
+            entry.loading = self._tasks.start(self._load(digest, entry))
         return await asyncio.shield(entry.loading)
 
     async def load_for_request(self, digest: str) -> None:
@@ -133,8 +132,7 @@ class LiveAdapters:
 
     async def settle(self) -> None:
         """Waits for the loads and unloads that have begun."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.settle()
 
     async def _load(self, digest: str, entry: _Entry) -> AdapterInfo:
         async with entry.turn:
@@ -161,17 +159,3 @@ class LiveAdapters:
                 await self._engine.unload_adapter(digest)
         if not entry.references and self._entries.get(digest) is entry:
             del self._entries[digest]
-
-    def _start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            return
-        error = task.exception()  # seen: whoever waits for the task gets it, and nobody may
-        if error is not None:
-            log.info("an adapter was not loaded or unloaded: %s", error)

@@ -31,6 +31,7 @@ from remix_runtime.checkpoint import (
     describe,
     read_checkpoint,
     read_parity,
+    sync_folder,
 )
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
 from server.store.download import download, verify
@@ -229,7 +230,7 @@ class AdapterStore:
                 os.utime(target)
                 return False
             files.rename(target)
-            _sync_folder(self._adapters)
+            sync_folder(self._adapters)
             return True
 
     def _damage(self, folder: Path, digest: str) -> CheckpointError | None:
@@ -267,12 +268,4 @@ def _sync(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(folder)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from remix_runtime.background import BackgroundTasks
 from remix_runtime.bank import HostAdapter
 from remix_runtime.checkpoint import Checkpoint, read_checkpoint, read_parity
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
@@ -24,6 +26,7 @@ from remix_runtime.engines.embedded.thread import EngineThread
 from remix_runtime.errors import AdapterNotLoadedError, CheckpointMismatchError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ class ServedAdapters:
         self._served: dict[str, _Served] = {}
         self._replays: dict[str, asyncio.Task[None]] = {}
         """Of loads that have still to finish."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
         # What reading takes comes on top of the memory budget: one load at a time.
         self._loading = asyncio.Lock()
         self._unused = asyncio.Condition()
@@ -63,7 +66,7 @@ class ServedAdapters:
 
     async def load(self, folder: Path) -> AdapterInfo:
         # In a task of its own, as every change: half of one is none when its caller goes away.
-        return await asyncio.shield(self._task(self._load(folder)))
+        return await asyncio.shield(self._tasks.start(self._load(folder)))
 
     async def unload(self, digest: str) -> None:
         """New requests are refused from now on; returns when nothing of the adapter is left."""
@@ -75,7 +78,7 @@ class ServedAdapters:
         if served.is_open:
             served.is_open = False
             if served.unload is None or served.unload.done():
-                served.unload = self._task(self._unload(digest, served))
+                served.unload = self._tasks.start(self._unload(digest, served))
         if served.unload is not None:
             await asyncio.shield(served.unload)
 
@@ -87,11 +90,11 @@ class ServedAdapters:
         served.requests -= 1
         served.last_used = time.monotonic()
         if not served.requests:
-            self._task(self._notify_unused())
+            self._tasks.start(self._notify_unused())
 
     def read(self, digest: str) -> None:
         """The engine has requests for an adapter that is not in host memory."""
-        self._task(self._read(digest))
+        self._tasks.start(self._read(digest))
 
     async def states(self) -> list[AdapterState]:
         core = self._thread.running_core()
@@ -105,8 +108,7 @@ class ServedAdapters:
         """Waits for what has begun to end, at most that long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
+                await self._tasks.settle()
 
     async def _load(self, folder: Path) -> AdapterInfo:
         core = self._thread.running_core()
@@ -139,7 +141,7 @@ class ServedAdapters:
             if replayed is None:
                 served.is_open = True
                 return served.info
-            replay = self._replays[digest] = self._task(self._finish_load(digest, replayed))
+            replay = self._replays[digest] = self._tasks.start(self._finish_load(digest, replayed))
         await replay  # without the lock, since it waits for others' requests
         return served.info
 
@@ -188,17 +190,6 @@ class ServedAdapters:
     async def _notify_unused(self) -> None:
         async with self._unused:
             self._unused.notify_all()
-
-    def _task(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen: whoever waits for the task gets it, and nobody may
 
     def _state(self, digest: str, tier: AdapterTier, slot: int | None) -> AdapterState:
         served = self._served[digest]
