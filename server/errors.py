@@ -87,13 +87,17 @@ class ApiError(HTTPException):
 
 def unavailable(message: str, *, code: str, retry_after: float) -> ApiError:
     """503 with Retry-After."""
-    headers = {"Retry-After": str(max(1, math.ceil(retry_after)))}
-    status = HTTPStatus.SERVICE_UNAVAILABLE
+    status, headers = HTTPStatus.SERVICE_UNAVAILABLE, _retry_after(retry_after)
     return ApiError(status, message, type="server_error", code=code, headers=headers)
 
 
-def internal_error() -> ApiError:
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+def _internal_error(error: Exception) -> ApiError:
     """500; the cause goes to the log, never to the client."""
+    log.error("request failed", exc_info=error)
     return ApiError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "The server had an error while processing the request.",
@@ -123,7 +127,7 @@ def as_api_error(error: Exception) -> ApiError:
                 str(error),
                 type="rate_limit_error",
                 code="rate_limit_exceeded",
-                headers={**error.headers, "Retry-After": str(max(1, math.ceil(error.retry_after)))},
+                headers={**error.headers, **_retry_after(error.retry_after)},
             )
         case DatabaseUnavailableError():
             log.error("the directory cannot be asked: %s", error)
@@ -150,8 +154,7 @@ def as_api_error(error: Exception) -> ApiError:
             return _from_validation(error)
         case HTTPException():
             return _from_http(error)
-    log.error("request failed", exc_info=error)
-    return internal_error()
+    return _internal_error(error)
 
 
 def _from_tenancy(error: TenancyError) -> ApiError:
@@ -172,8 +175,7 @@ def _from_tenancy(error: TenancyError) -> ApiError:
             return _unprocessable(error, "unknown_adapter", reasons=reasons)
         case InvalidValueError():
             return _unprocessable(error, "invalid_value", param=error.field)
-    log.error("request failed", exc_info=error)
-    return internal_error()
+    return _internal_error(error)
 
 
 def _from_store(error: StoreError) -> ApiError:
@@ -192,8 +194,7 @@ def _from_store(error: StoreError) -> ApiError:
         case StoreFullError():
             status, kind = HTTPStatus.INSUFFICIENT_STORAGE, "server_error"
             return ApiError(status, str(error), type=kind, code="store_full")
-    log.error("request failed", exc_info=error)
-    return internal_error()
+    return _internal_error(error)
 
 
 def _unprocessable(

@@ -20,12 +20,14 @@ class Folders:
         self._store = store
 
     async def __call__(self, digest: str) -> Path:
-        """Raises `AdapterNotFoundError` for what is not registered, `StoreError`."""
-        record = await self._directory.adapter(digest)
+        """Asks the database only for what is not in the store, so that cold adapters are served
+        without it. Raises `AdapterNotFoundError` for what is not registered either, `StoreError`.
+        """
         try:
             return self._store.folder(digest)
         except UnknownDigestError:
-            log.info("adapter %s is not in this store; importing %s", digest, record.source)
+            record = await self._directory.adapter(digest)
+        log.info("adapter %s is not in this store; importing %s", digest, record.source)
         stored = await self._store.import_from(record.source)
         if stored.digest != digest:
             raise UnknownDigestError(

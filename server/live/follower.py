@@ -28,7 +28,7 @@ _LAST_RETRY_SECONDS = 60.0
 
 
 class Follower:
-    """Entered, it has the first copy and every set in it is live; left, it follows no more."""
+    """Started, it has the first copy and every set in it is live; stopped, it follows no more."""
 
     def __init__(
         self,
@@ -101,6 +101,8 @@ class Follower:
                     await self.refresh()
                 except DatabaseUnavailableError as error:
                     log.warning("changes of the directory are not read: %s", error)
+                except Exception:
+                    log.exception("changes of the directory are not read")  # the next ones may be
 
     def _want(self, tenant: str, wanted: SetRevision) -> None:
         if not wanted.entries or self._sets.live(tenant).revision >= wanted.revision:

@@ -141,14 +141,20 @@ class Swaps:
             for name in entries
             if name == self._sets.base_name
         }
-        digests = sorted(set(entries.values()))
+        refused: dict[str, str] = {}
+        try:
+            await self._directory.require_adapters(entries)
+        except UnknownAdapterError as error:
+            refused = {
+                digest: str(AdapterNotFoundError(digest)) for digest in error.entries.values()
+            }
+        digests = sorted(set(entries.values()) - refused.keys())
         results = await asyncio.gather(
             *(self._adapters.load(digest) for digest in digests), return_exceptions=True
         )
-        refused: dict[str, str] = {}
         for digest, result in zip(digests, results, strict=True):
             match result:
-                case AdapterNotFoundError() | CheckpointError() | CapacityError() | StoreError():
+                case CheckpointError() | CapacityError() | StoreError() | AdapterNotFoundError():
                     refused[digest] = str(result)
                 case BaseException():
                     raise result

@@ -103,6 +103,11 @@ class Directory:
                 (Tenant(id=row.id, created=row.created) for row in rows), key=lambda item: item.id
             )
 
+    async def tenant(self, tenant: str) -> Tenant:
+        async with self._database.read() as connection:
+            row = await sets.require_tenant(connection, tenant)
+        return Tenant(id=row.id, created=row.created)
+
     # Keys
 
     async def create_key(self, tenant: str, *, actor: str) -> NewKey:
@@ -217,6 +222,11 @@ class Directory:
             raise AdapterNotFoundError(digest)
         return _adapter(row)
 
+    async def require_adapters(self, entries: Mapping[str, str]) -> None:
+        """Raises `UnknownAdapterError` for entries whose digests are not registered."""
+        async with self._database.read() as connection:
+            await sets.require_adapters(connection, entries)
+
     async def delete_adapter(self, digest: str, *, actor: str) -> None:
         """Raises `ReferencedError` while a tenant's newest set names it, `AdapterNotFoundError`."""
         table = tables.adapters
@@ -240,11 +250,6 @@ class Directory:
         """Of every tenant, as of one moment."""
         async with self._database.read() as connection:
             return await sets.newest_of_all(connection)
-
-    async def live_digests(self) -> set[str]:
-        """What some tenant's newest set names; garbage collection must keep it."""
-        live = await self.current_sets()
-        return {digest for item in live.values() for digest in item.entries.values()}
 
     async def revisions(self, tenant: str, *, limit: int) -> list[SetRevision]:
         """Newest first."""

@@ -9,7 +9,6 @@ from fastapi import Request
 from server.admin import schemas
 from server.admin.documentation import admin_router, failures
 from server.admin.services import ACTOR, admin_services
-from server.tenancy.errors import UnknownTenantError
 from server.tenancy.records import Quota
 
 router = admin_router()
@@ -34,10 +33,7 @@ async def create_tenant(body: schemas.CreateTenant, http: Request) -> schemas.Te
 @router.get("/tenants/{tenant}", responses=failures(404))
 async def get_tenant(tenant: str, http: Request) -> schemas.Tenant:
     """One tenant."""
-    for found in await admin_services(http).directory.tenants():
-        if found.id == tenant:
-            return schemas.Tenant.model_validate(found)
-    raise UnknownTenantError(tenant)
+    return schemas.Tenant.model_validate(await admin_services(http).directory.tenant(tenant))
 
 
 @router.delete("/tenants/{tenant}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))

@@ -64,3 +64,20 @@ async def test_known_keys_outlive_the_database_for_the_grace_time(tmp_path: Path
             result = await one.swaps.put(TENANT, {"y": digest}, expected=1, actor="test")
             assert result.after.revision == 2
             assert len(await one.directory.revisions(TENANT, limit=9)) == 2
+
+
+async def test_cold_adapters_are_loaded_without_the_database(tmp_path: Path) -> None:
+    """After a restart nothing is loaded, and the store has all that it takes."""
+    write_adapter(tmp_path / "adapter")
+    with postgres_server() as server:
+        url = server.fresh_database()
+        async with node(url, tmp_path / "store") as one:
+            await one.directory.create_tenant(TENANT, actor="test")
+            digest = await one.add(str(tmp_path / "adapter"))
+            await one.swaps.put(TENANT, {"x": digest}, expected=None, actor="test")
+        async with node(url, tmp_path / "store") as one:
+            server.stop()
+            assert one.adapters.load_seconds(digest) is None
+            await one.adapters.load_for_request(digest)
+            assert one.adapters.load_seconds(digest) is not None
+            server.start()

@@ -39,3 +39,9 @@ async def check_history(directory: Directory, tenant: str) -> int:
     ]
     assert (await directory.current_set(tenant)).revision == count
     return count
+
+
+async def live_digests(directory: Directory) -> set[str]:
+    """What some tenant's newest set names."""
+    live = await directory.current_sets()
+    return {digest for item in live.values() for digest in item.entries.values()}

@@ -14,7 +14,7 @@ from server.tenancy.errors import (
     UnknownTenantError,
 )
 from server.tenancy.records import AdapterRecord, Quota
-from tests.unit.tenancy.samples import digest, record, with_tenant
+from tests.unit.tenancy.samples import digest, live_digests, record, with_tenant
 
 
 async def test_everything_is_there_after_a_restart(url: str) -> None:
@@ -80,7 +80,7 @@ async def test_a_deleted_tenant_takes_its_keys_quota_and_set_along(directory: Di
     await directory.delete_tenant("acme", actor="test")
     assert await directory.tenants() == []
     assert await directory.authenticate(key.secret) is None
-    assert await directory.live_digests() == set()
+    assert await live_digests(directory) == set()
     assert await directory.current_sets() == {}
     await directory.delete_adapter(digest("a"), actor="test")
     actions = [row.action for row in await directory.audit(tenant="acme", limit=10)]
@@ -245,7 +245,7 @@ async def test_an_adapter_goes_when_no_newest_set_names_it(directory: Directory)
     await with_tenant(directory, tenant="other")
     await directory.put_set("acme", {"x": digest("a")}, expected=0, actor="test")
     await directory.put_set("other", {"y": digest("a")}, expected=0, actor="test")
-    assert await directory.live_digests() == {digest("a")}
+    assert await live_digests(directory) == {digest("a")}
     with pytest.raises(ReferencedError, match="acme, other") as refused:
         await directory.delete_adapter(digest("a"), actor="test")
     assert refused.value.tenants == ("acme", "other")
