@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
-from server.client.output import print_json, print_table, short
+from server.client.output import Row, print_json, print_list, short
 
 app = typer.Typer(help="Adapters of a server: import, look at, delete.")
 
@@ -62,24 +62,20 @@ def list_adapters(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """All imported adapters, oldest first."""
     with admin_api(url) as admin:
         answer = admin.call("GET", "/adapters")
-    if as_json:
-        print_json(answer)
-        return
-    rows = []
-    for item in answer["data"]:
-        replica = item["replica"] or {"tier": "disk", "requests": 0}
-        rows.append(
-            (
-                short(item["digest"]),
-                replica["tier"],
-                replica["requests"],
-                ", ".join(item["tenants"]),
-                f"{item['num_bytes'] / 1e6:.1f} MB",
-                item["source"],
-            )
-        )
     columns = ("digest", "tier", "requests", "tenants", "size", "source")
-    print_table(columns, rows, empty="There are no adapters.")
+    print_list(answer, columns, _row, empty="There are no adapters.", as_json=as_json)
+
+
+def _row(adapter: Any) -> Row:
+    replica = adapter["replica"] or {"tier": "disk", "requests": 0}
+    return (
+        short(adapter["digest"]),
+        replica["tier"],
+        replica["requests"],
+        ", ".join(adapter["tenants"]),
+        f"{adapter['num_bytes'] / 1e6:.1f} MB",
+        adapter["source"],
+    )
 
 
 @app.command("show")
@@ -102,8 +98,10 @@ def quarantine(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """What came and was no valid adapter, newest first."""
     with admin_api(url) as admin:
         answer = admin.call("GET", "/quarantine")
-    if as_json:
-        print_json(answer)
-        return
-    rows = [(q["at"], q["source"], q["reason"]) for q in answer["data"]]
-    print_table(("at", "source", "reason"), rows, empty="Nothing was refused.")
+    print_list(
+        answer,
+        ("at", "source", "reason"),
+        lambda item: (item["at"], item["source"], item["reason"]),
+        empty="Nothing was refused.",
+        as_json=as_json,
+    )

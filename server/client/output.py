@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -13,6 +13,21 @@ Row = Sequence[object]
 
 def print_json(answer: Any) -> None:
     typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def print_list(
+    answer: Any,
+    columns: Sequence[str],
+    row: Callable[[Any], Row],
+    *,
+    empty: str,
+    as_json: bool,
+) -> None:
+    """What the API lists under `data`, as a table with a `row` for each, or as it is."""
+    if as_json:
+        print_json(answer)
+    else:
+        print_table(columns, [row(item) for item in answer["data"]], empty=empty)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:

@@ -11,7 +11,7 @@ import typer
 from remix_runtime.errors import ConfigError
 from server.client.adapters import import_source
 from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
-from server.client.output import print_diff, print_json, print_table
+from server.client.output import print_diff, print_json, print_list, print_table
 
 app = typer.Typer(help="The adapter set of a tenant.")
 
@@ -102,15 +102,19 @@ def revisions(
     with admin_api(url) as admin:
         path = f"/tenants/{part(tenant)}/set/revisions"
         answer = admin.call("GET", path, params={"limit": limit})
-    if as_json:
-        print_json(answer)
-        return
-    rows = [
-        (r["revision"], r["created"], r["actor"], r["rolled_back_from"], ", ".join(r["adapters"]))
-        for r in answer["data"]
-    ]
-    columns = ("revision", "created", "by", "back to", "adapters")
-    print_table(columns, rows, empty="The set was never changed.")
+    print_list(
+        answer,
+        ("revision", "created", "by", "back to", "adapters"),
+        lambda revision: (
+            revision["revision"],
+            revision["created"],
+            revision["actor"],
+            revision["rolled_back_from"],
+            ", ".join(revision["adapters"]),
+        ),
+        empty="The set was never changed.",
+        as_json=as_json,
+    )
 
 
 def read_set_file(file: Path) -> tuple[str, dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, part
-from server.client.output import print_json, print_table
+from server.client.output import print_json, print_list, print_table
 
 app = typer.Typer(help="Tenants of a server, their keys and quotas.")
 
@@ -28,11 +28,13 @@ def list_tenants(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """All tenants."""
     with admin_api(url) as admin:
         answer = admin.call("GET", "/tenants")
-    if as_json:
-        print_json(answer)
-        return
-    rows = [(item["id"], item["created"]) for item in answer["data"]]
-    print_table(("tenant", "since"), rows, empty="There are no tenants.")
+    print_list(
+        answer,
+        ("tenant", "since"),
+        lambda item: (item["id"], item["created"]),
+        empty="There are no tenants.",
+        as_json=as_json,
+    )
 
 
 @app.command("delete")
@@ -65,11 +67,13 @@ def list_keys(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -
     """A tenant's keys, without their secrets."""
     with admin_api(url) as admin:
         answer = admin.call("GET", f"/tenants/{part(tenant)}/keys")
-    if as_json:
-        print_json(answer)
-        return
-    rows = [(k["id"], f"{k['prefix']}-…", k["created"], k["revoked"]) for k in answer["data"]]
-    print_table(("id", "key", "created", "revoked"), rows, empty="There are no keys.")
+    print_list(
+        answer,
+        ("id", "key", "created", "revoked"),
+        lambda key: (key["id"], f"{key['prefix']}-…", key["created"], key["revoked"]),
+        empty="There are no keys.",
+        as_json=as_json,
+    )
 
 
 @app.command("revoke")
@@ -128,8 +132,10 @@ def audit(
     params: dict[str, Any] = {"limit": limit} | ({} if tenant is None else {"tenant": tenant})
     with admin_api(url) as admin:
         answer = admin.call("GET", "/audit", params=params)
-    if as_json:
-        print_json(answer)
-        return
-    rows = [(r["at"], r["actor"], r["action"], r["tenant"], r["detail"]) for r in answer["data"]]
-    print_table(("at", "by", "action", "tenant", "detail"), rows, empty="Nothing has happened.")
+    print_list(
+        answer,
+        ("at", "by", "action", "tenant", "detail"),
+        lambda row: (row["at"], row["actor"], row["action"], row["tenant"], row["detail"]),
+        empty="Nothing has happened.",
+        as_json=as_json,
+    )
