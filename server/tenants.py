@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from sqlalchemy import URL
 
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import ConfigError
@@ -30,6 +31,7 @@ from server.quotas import Quotas
 from server.settings import ServerSettings
 from server.state import Services
 from server.store import AdapterStore
+from server.tenancy.database import sqlite_file
 from server.tenancy.directory import Directory
 
 
@@ -100,7 +102,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
     return TenantApps(data_app(lifespan, (), open_paths=PROBES), admin)
 
 
-def _database_url(settings: ServerSettings, data_dir: Path) -> str:
+def _database_url(settings: ServerSettings, data_dir: Path) -> str | URL:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
-    return f"sqlite:///{data_dir.absolute()}/remix.db"
+    return sqlite_file(data_dir / "remix.db")

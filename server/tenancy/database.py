@@ -52,7 +52,7 @@ _LOCK = 0x72656D6978  # "remix"
 class Database:
     """Connections and transactions. Raises `ConfigError` for a URL that cannot be used."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
@@ -103,6 +103,11 @@ class Database:
         return DatabaseUnavailableError(f"the database {place} is not available: {cause}")
 
 
+def sqlite_file(path: Path) -> URL:
+    """The URL of a database file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path.absolute()))
+
+
 # What a driver says of a wrong statement; all else it says is of the database's state.
 _OUR_MISTAKES = (
     sqlalchemy.exc.DataError,
@@ -112,7 +117,7 @@ _OUR_MISTAKES = (
 )
 
 
-def _parse(text: str) -> URL:
+def _parse(text: str | URL) -> URL:
     expected = "expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
     try:
         url = make_url(text)

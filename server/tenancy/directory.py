@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import URL, Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.tenancy import keys as api_keys
@@ -50,7 +50,7 @@ class Directory:
         self._database = database
 
     @classmethod
-    async def open(cls, url: str) -> Directory:
+    async def open(cls, url: str | URL) -> Directory:
         """Connects and migrates. Raises `ConfigError`, `DatabaseUnavailableError`."""
         database = Database(url)
         try:

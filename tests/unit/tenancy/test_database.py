@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from remix_runtime.errors import ConfigError
 from server.tenancy import Directory, database
-from server.tenancy.database import Database
+from server.tenancy.database import Database, sqlite_file
 from server.tenancy.errors import DatabaseUnavailableError
 from server.tenancy.records import Quota
 from server.tenancy.tables import metadata
@@ -228,3 +228,12 @@ async def test_many_calls_at_once_on_one_directory(directory: Directory) -> None
     assert [item.tenant for item in found] == names
     rows = await directory.audit(limit=99)
     assert len({row.id for row in rows}) == 30
+
+
+async def test_a_file_is_the_one_that_was_named(tmp_path: Path) -> None:
+    """A URL would take these characters for its own."""
+    path = tmp_path / "a?b=1%20c#d" / "remix.db"
+    directory = await Directory.open(sqlite_file(path))
+    await directory.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["a?b=1%20c#d"]
+    assert path.stat().st_size > 0
