@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ class PostgresServer:
 
     def resume(self) -> None:
         for process in self._processes():
-            os.kill(process, signal.SIGCONT)
+            # A backend ends when it learns that its client left, perhaps before its turn here.
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
     def _processes(self) -> Iterator[int]:
         """The one that starts others first, and those when it has been seen to."""

@@ -230,10 +230,13 @@ async def test_many_calls_at_once_on_one_directory(directory: Directory) -> None
     assert len({row.id for row in rows}) == 30
 
 
-async def test_a_file_is_the_one_that_was_named(tmp_path: Path) -> None:
+def test_a_file_is_the_one_that_was_named(tmp_path: Path) -> None:
     """A URL would take these characters for its own."""
     path = tmp_path / "a?b=1%20c#d" / "remix.db"
-    directory = await Directory.open(sqlite_file(path))
-    await directory.close()
+
+    async def make() -> None:
+        await (await Directory.open(sqlite_file(path))).close()
+
+    asyncio.run(make())
     assert [file.name for file in tmp_path.iterdir()] == ["a?b=1%20c#d"]
     assert path.stat().st_size > 0
