@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from remix_runtime.contracts import AdapterInfo
@@ -18,11 +16,12 @@ from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import ParityError
 from server.admin.services import AdminServices
 from server.runner import bind, url_of
-from server.settings import ServerSettings
-from server.tenants import TenantApps, create_tenant_apps
+from server.tenants import TenantApps
+from tests.unit.server.harness import listen
+from tests.unit.server.tenants import ADMIN_KEY, make_tenant_apps
 from tests.unit.store.conftest import write_adapter
 
-KEY = "admin-sesame"
+KEY = ADMIN_KEY
 API = "/admin/v1"
 
 
@@ -107,12 +106,8 @@ class Admin:
 async def administering(root: Path, **settings: Any) -> AsyncIterator[Admin]:
     """The apps without sockets. Adapters may be imported from under `root`/sources."""
     sources = root / "sources"
-    sources.mkdir()
-    server_settings = ServerSettings(
-        **{"admin_key": KEY, "import_root": sources, "log_level": "error", **settings}
-    )
     engine = PickyEngine()
-    apps = create_tenant_apps(engine, server_settings, root / "data")
+    apps, _ = make_tenant_apps(engine, root, sources, **settings)
     transport = httpx.ASGITransport(apps.admin, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {KEY}"}
     async with (
@@ -124,19 +119,15 @@ async def administering(root: Path, **settings: Any) -> AsyncIterator[Admin]:
 
 @asynccontextmanager
 async def listening(root: Path, **settings: Any) -> AsyncIterator[Admin]:
-    """The admin app on a real socket."""
-    async with administering(root, **settings) as admin:
-        config = uvicorn.Config(
-            admin.app, lifespan="off", log_level="error", timeout_graceful_shutdown=2
-        )
-        server = uvicorn.Server(config)
-        with bind("127.0.0.1", 0) as listener:
-            # Connections wait in the socket's queue from here on.
-            listener.listen()
-            admin.url = url_of(listener)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            try:
-                yield admin
-            finally:
-                server.should_exit = True
-                await serving
+    """The admin app on a real socket, beside the data app on another."""
+    sources = root / "sources"
+    engine = PickyEngine()
+    apps, server_settings = make_tenant_apps(engine, root, sources, **settings)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with bind("127.0.0.1", 0) as listener:
+        url = url_of(listener)
+        async with (
+            listen(apps.data, server_settings, admin=(apps.admin, listener)),
+            httpx.AsyncClient(base_url=url, headers=headers) as client,
+        ):
+            yield Admin(apps, engine, client, sources, url)

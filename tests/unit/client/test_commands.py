@@ -16,12 +16,9 @@ from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import ConfigError
 from server.client.sets import read_set_file
 from server.runner import bind, url_of
-from server.settings import ServerSettings
-from server.tenants import create_tenant_apps
 from tests.unit.server.harness import listen
+from tests.unit.server.tenants import ADMIN_KEY, make_tenant_apps
 from tests.unit.store.conftest import write_adapter
-
-ADMIN_KEY = "key-of-the-operator"
 
 Remix = Callable[..., Awaitable[Result]]
 
@@ -30,10 +27,7 @@ Remix = Callable[..., Awaitable[Result]]
 async def remix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Remix]:
     """Runs a command line on a server whose adapters come from under `tmp_path`."""
     monkeypatch.setenv("REMIX_ADMIN_KEY", ADMIN_KEY)
-    settings = ServerSettings(
-        admin_key=ADMIN_KEY, import_root=tmp_path, log_level="error", poll_seconds=0.05
-    )
-    apps = create_tenant_apps(FakeEngine(), settings, tmp_path / "data")
+    apps, settings = make_tenant_apps(FakeEngine(), tmp_path, tmp_path)
     app = build_app(entry_points(group="remix.commands"))
     listener = bind("127.0.0.1", 0)
     monkeypatch.setenv("REMIX_ADMIN_URL", url_of(listener))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from server.settings import ServerSettings
@@ -76,21 +78,30 @@ class TenantServer:
         return answer.json() if answer.content else None
 
 
+def make_tenant_apps(
+    engine: FakeEngine, root: Path, import_root: Path, **settings: Any
+) -> tuple[TenantApps, ServerSettings]:
+    """The apps of a server that keeps its data under `root`."""
+    import_root.mkdir(exist_ok=True)
+    given = {"admin_key": ADMIN_KEY, "poll_seconds": 0.05, "log_level": "error", "port": 0}
+    server_settings = ServerSettings(**{**given, "import_root": import_root, **settings})
+    return create_tenant_apps(engine, server_settings, root / "data"), server_settings
+
+
+def all_paths(app: FastAPI) -> list[str]:
+    """Of the app's own table of routes, not of its document: what is hidden there counts too."""
+    templates = [context.path for context in iter_route_contexts(app.routes)]
+    return sorted({re.sub(r"\{\w+(:path)?\}", "acme", str(path)) for path in templates})
+
+
 @asynccontextmanager
 async def tenant_serving(
     root: Path, config: FakeConfig | None = None, **settings: Any
 ) -> AsyncIterator[TenantServer]:
     """Both apps, without sockets."""
     folder = root / "adapters"
-    folder.mkdir(exist_ok=True)
-    given = {
-        "admin_key": ADMIN_KEY,
-        "import_root": folder,
-        "poll_seconds": 0.05,
-        "log_level": "error",
-    }
     engine = FakeEngine(config)
-    apps = create_tenant_apps(engine, ServerSettings(**{**given, **settings}), root / "data")
+    apps, _ = make_tenant_apps(engine, root, folder, **settings)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(apps.data.router.lifespan_context(apps.data))
         server = TenantServer(apps, engine, httpx.AsyncClient(), folder, stack)

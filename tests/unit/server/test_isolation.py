@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from starlette.routing import BaseRoute, Route
 
 from tests.unit.server.tenants import (
     ADMIN_KEY,
     BASE,
     TenantServer,
+    all_paths,
     complete,
     tenant_serving,
 )
@@ -79,17 +79,6 @@ async def test_the_base_is_a_permission(server: TenantServer) -> None:
     assert (await client.get(f"/v1/models/{BASE}")).status_code == 404
 
 
-def paths_of(routes: Iterable[BaseRoute]) -> Iterator[str]:
-    """All that the app routes, with parameters filled in."""
-    for route in routes:
-        included = getattr(route, "original_router", None)  # FastAPI keeps routers whole
-        if included is not None:
-            yield from paths_of(included.routes)
-        else:
-            assert isinstance(route, Route), f"{type(route)} is of a kind this test cannot see"
-            yield route.path.replace(":path", "").replace("{", "").replace("}", "")
-
-
 def tricks_for(path: str) -> list[str]:
     return [
         path,
@@ -133,7 +122,7 @@ async def test_every_route_and_method_is_denied_without_the_right_key(
     wrong.append({"Authorization": f"Bearer {other}"})
     client = await server.client(app)
     open_paths = {"/health", "/ready"} if which == "data" else set()
-    paths = [path for path in paths_of(app.routes) if path not in open_paths]
+    paths = [path for path in all_paths(app) if path not in open_paths]
     assert len(paths) > 3
     before = await server.admin.get("/admin/v1/audit")
     for path in (*paths, "/", "/metrics", "/docs", "/nothing"):
