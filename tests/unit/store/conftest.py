@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from remix_runtime.checkpoint import write_checkpoint
-from server.store import AdapterStore
-from tests.unit.checkpoint.adapters import BASE, CONFIG, make_layers, make_parity
+from server.store import AdapterStore, Progress
+from tests.unit.checkpoint.adapters import (
+    BASE,
+    CONFIG,
+    TENSOR_FILE,
+    make_layers,
+    make_parity,
+)
 from tests.unit.store.web import FileWeb
 
 MakeAdapter = Callable[..., Path]
@@ -58,3 +65,23 @@ def web(adapter: Path) -> Iterator[FileWeb]:
 
 def leftovers(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "incoming").iterdir())
+
+
+async def import_to_the_half(store: AdapterStore, root: Path, source: str, adapter: Path) -> int:
+    """Stops the import of `source`, which is `adapter`, in the middle of its tensors. How many
+    bytes of them are there then."""
+    sizes = {name: len(data) for name, data in contents(adapter).items()}
+    before = sum(sizes.values()) - sizes[TENSOR_FILE]
+    task: asyncio.Future[object]
+
+    def progress(now: Progress) -> None:
+        if now.done > before + sizes[TENSOR_FILE] // 2:
+            task.cancel()
+
+    task = asyncio.ensure_future(store.import_from(source, progress=progress))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (partial,) = (root / "incoming").iterdir()
+    have = (partial / "files" / TENSOR_FILE).stat().st_size
+    assert 0 < have < sizes[TENSOR_FILE]
+    return have

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -14,14 +13,13 @@ import pytest
 
 from server.store import (
     AdapterStore,
-    Progress,
     RejectedAdapterError,
     SourceError,
     SourceUnavailableError,
 )
 from server.store import download as download_module
 from tests.unit.checkpoint.adapters import CONFIG_FILE, TENSOR_FILE
-from tests.unit.store.conftest import contents, leftovers, write_adapter
+from tests.unit.store.conftest import contents, import_to_the_half, leftovers, write_adapter
 from tests.unit.store.web import Hub
 
 ROOT = Path(__file__).parents[3]
@@ -69,27 +67,15 @@ async def test_revision_is_pinned_to_its_commit(
 async def test_stopped_import_continues_where_it_was(
     store: AdapterStore, root: Path, hub: Hub, adapter: Path
 ) -> None:
-    sizes = {name: len(data) for name, data in contents(adapter).items()}
-    before = sum(sizes.values()) - sizes[TENSOR_FILE]
-    task: asyncio.Future[object]
-
-    def progress(now: Progress) -> None:
-        if now.done > before + sizes[TENSOR_FILE] // 2:
-            task.cancel()
-
-    task = asyncio.ensure_future(store.import_from("hf://owner/pirate@v1", progress=progress))
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    (partial,) = (root / "incoming").iterdir()
-    have = (partial / "files" / TENSOR_FILE).stat().st_size
-    assert 0 < have < sizes[TENSOR_FILE]
+    have = await import_to_the_half(store, root, "hf://owner/pirate@v1", adapter)
+    size = (adapter / TENSOR_FILE).stat().st_size
 
     hub.served.clear()
     stored = await store.import_from(f"hf://owner/pirate@{OLD}")  # the same commit
     assert contents(stored.folder) == contents(adapter)
     served = hub.bodies(TENSOR_FILE)
-    assert served[0].range == f"bytes={have}-{min(have + CHUNK, sizes[TENSOR_FILE]) - 1}"
-    assert sum(answer.sent for answer in served) == sizes[TENSOR_FILE] - have
+    assert served[0].range == f"bytes={have}-{min(have + CHUNK, size) - 1}"
+    assert sum(answer.sent for answer in served) == size - have
     assert hub.bodies("README.md") == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from server.store import AdapterStore, Progress, SourceError, SourceUnavailableError
+from server.store import AdapterStore, SourceError, SourceUnavailableError
 from server.store import download as download_module
 from tests.unit.checkpoint.adapters import TENSOR_FILE
-from tests.unit.store.conftest import contents, leftovers, write_adapter
+from tests.unit.store.conftest import contents, import_to_the_half, leftovers, write_adapter
 from tests.unit.store.web import Proxy
 
 CHUNK = 512
@@ -83,27 +82,15 @@ async def test_stopped_import_continues_where_it_was(
     store: AdapterStore, root: Path, s3: Proxy, adapter: Path
 ) -> None:
     upload(adapter, "bucket/stopped", s3)
-    sizes = {name: len(data) for name, data in contents(adapter).items()}
-    before = sum(sizes.values()) - sizes[TENSOR_FILE]
-    task: asyncio.Future[object]
-
-    def progress(now: Progress) -> None:
-        if now.done > before + sizes[TENSOR_FILE] // 2:
-            task.cancel()
-
-    task = asyncio.ensure_future(store.import_from("s3://bucket/stopped", progress=progress))
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    (partial,) = (root / "incoming").iterdir()
-    have = (partial / "files" / TENSOR_FILE).stat().st_size
-    assert 0 < have < sizes[TENSOR_FILE]
+    have = await import_to_the_half(store, root, "s3://bucket/stopped", adapter)
+    size = (adapter / TENSOR_FILE).stat().st_size
 
     s3.served.clear()
     stored = await store.import_from("s3://bucket/stopped")
     assert contents(stored.folder) == contents(adapter)
     served = s3.bodies(TENSOR_FILE)
-    assert served[0].range == f"bytes={have}-{min(have + CHUNK, sizes[TENSOR_FILE]) - 1}"
-    assert sum(answer.sent for answer in served) == sizes[TENSOR_FILE] - have
+    assert served[0].range == f"bytes={have}-{min(have + CHUNK, size) - 1}"
+    assert sum(answer.sent for answer in served) == size - have
     assert [answer.path for answer in s3.bodies("README.md")] == []
 
 
