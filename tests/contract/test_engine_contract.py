@@ -3,85 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import shutil
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from remix_runtime.bank import AdapterBank
-from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
-from remix_runtime.contracts import AdapterTier, Engine, FinishReason, TokenEvent
-from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
-from remix_runtime.engines.fake import FakeConfig, FakeEngine
+from remix_runtime.contracts import FinishReason
 from remix_runtime.errors import (
-    AdapterNotLoadedError,
-    AdapterUnavailableError,
-    CheckpointError,
     EngineBusyError,
     EngineDeadError,
     InvalidRequestError,
 )
+from tests.contract.conftest import MAX_WAITING, PROMPT, Setup
 from tests.engines import complete, complete_all, request
-from tests.models import random_checkpoint, save_tiny_base, tiny_model
-
-MAX_WAITING = 4
-HOST_ADAPTERS = 2
-"""In memory at once; the tests load three."""
-PROMPT = [5, 17, 99, 3, 42]
-
-
-@dataclass
-class Setup:
-    engine: Engine
-    adapters: list[Path]
-    broken: Path
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("contract")
-    save_tiny_base(root / "base", "llama")
-    model = tiny_model("llama")
-    for i in range(3):
-        checkpoint = random_checkpoint(model, n=4, k=2, r=4, seed=i)
-        write_checkpoint(root / f"a{i}", checkpoint.config, checkpoint.layers, readme="random")
-    broken = root / "broken"
-    broken.mkdir()
-    return root
-
-
-def adapter_bytes(folder: Path) -> int:
-    """What the adapter in `folder` takes in the kernels' layout."""
-    bank = AdapterBank({}, num_slots=1, device_bytes=1, host_bytes=1)
-    return bank.prepare(read_checkpoint(folder)).num_bytes
-
-
-@pytest.fixture(params=["fake", "embedded"])
-async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[Setup]:
-    engine: Engine
-    if request.param == "fake":
-        engine = FakeEngine(
-            FakeConfig(max_running=2, max_waiting=MAX_WAITING, host_adapters=HOST_ADAPTERS)
-        )
-    else:
-        engine = EmbeddedEngine(
-            EmbeddedConfig(
-                model=str(folders / "base"),
-                max_running=2,
-                max_waiting=MAX_WAITING,
-                max_tokens_per_step=8,
-                kv_cache_bytes=1 << 20,
-                adapter_slots=2,
-                host_adapter_bytes=HOST_ADAPTERS * adapter_bytes(folders / "a0"),
-            )
-        )
-    assert not engine.health().ready
-    await engine.start()
-    yield Setup(engine, [folders / f"a{i}" for i in range(3)], folders / "broken")
-    await engine.stop()
 
 
 async def test_a_started_engine_is_ready_and_says_what_it_serves(setup: Setup) -> None:
@@ -186,72 +118,6 @@ async def test_a_request_over_the_context_is_refused(setup: Setup) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-async def test_an_adapter_that_is_not_loaded_is_refused(setup: Setup) -> None:
-    with pytest.raises(AdapterNotLoadedError):
-        await complete(setup.engine, request(PROMPT, "0" * 64))
-    assert (await complete(setup.engine, request(PROMPT))).token_ids
-
-
-async def test_loading_is_idempotent_and_a_bad_folder_leaves_nothing(setup: Setup) -> None:
-    first = await setup.engine.load_adapter(setup.adapters[0])
-    assert await setup.engine.load_adapter(setup.adapters[0]) == first
-    with pytest.raises(CheckpointError):
-        await setup.engine.load_adapter(setup.broken)
-    assert (await complete(setup.engine, request(PROMPT, first.digest))).token_ids
-
-
-async def test_unloading_waits_for_the_last_request(setup: Setup) -> None:
-    digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
-    expected = (await complete(setup.engine, request(PROMPT, digest, max_tokens=40))).token_ids
-    running = setup.engine.generate(request(PROMPT, digest, max_tokens=40))
-    tokens = list((await anext(running)).token_ids)
-    unload = asyncio.create_task(setup.engine.unload_adapter(digest))
-    await asyncio.sleep(0)
-    with pytest.raises(AdapterNotLoadedError):
-        await complete(setup.engine, request(PROMPT, digest))
-    assert not unload.done()
-    async for event in running:
-        tokens += event.token_ids
-    await asyncio.wait_for(unload, 10)
-    assert tokens == expected
-    assert setup.engine.stats().adapter_slots_used == 0
-    await setup.engine.unload_adapter(digest)
-    await setup.engine.load_adapter(setup.adapters[0])
-    assert (await complete(setup.engine, request(PROMPT, digest, max_tokens=40))).token_ids
-
-
-async def unloading_beside_a_request(
-    setup: Setup, *, max_tokens: int
-) -> tuple[str, AsyncIterator[TokenEvent], asyncio.Task[None]]:
-    """An adapter's digest, a request that runs on it, and its unload, which waits for that."""
-    digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
-    running = setup.engine.generate(request(PROMPT, digest, max_tokens=max_tokens, ignore_eos=True))
-    await anext(running)
-    unload = asyncio.create_task(setup.engine.unload_adapter(digest))
-    await asyncio.sleep(0)
-    return digest, running, unload
-
-
-async def test_an_adapter_loaded_again_while_it_unloads_stays(setup: Setup) -> None:
-    digest, running, unload = await unloading_beside_a_request(setup, max_tokens=40)
-    # Several at once, some of them when the last request has just ended.
-    loads = [asyncio.create_task(setup.engine.load_adapter(setup.adapters[0])) for _ in range(3)]
-    async for _ in running:
-        pass
-    loads.append(asyncio.create_task(setup.engine.load_adapter(setup.adapters[0])))
-    infos = await asyncio.wait_for(asyncio.gather(*loads), 10)
-    await asyncio.wait_for(unload, 10)
-    assert {info.digest for info in infos} == {digest}
-    assert (await complete(setup.engine, request(PROMPT, digest))).token_ids
-
-
-async def test_stopping_while_an_unload_waits_leaves_nobody_waiting(setup: Setup) -> None:
-    _, _running, unload = await unloading_beside_a_request(setup, max_tokens=200)
-    await asyncio.wait_for(setup.engine.stop(), 10)
-    with contextlib.suppress(EngineDeadError):
-        await asyncio.wait_for(unload, 10)
-
-
 async def test_abort_ends_the_request_and_frees_everything(setup: Setup) -> None:
     item = request(PROMPT, max_tokens=200, ignore_eos=True)
     events = setup.engine.generate(item)
@@ -331,74 +197,6 @@ async def test_stopping_without_patience_aborts(setup: Setup) -> None:
     reasons = [event.finish_reason async for event in events]
     await asyncio.wait_for(stopping, 10)
     assert reasons[-1] == FinishReason.ABORT
-
-
-async def tiers(engine: Engine) -> dict[str, AdapterTier]:
-    return {state.digest: state.tier for state in await engine.adapter_states()}
-
-
-async def test_more_adapters_are_served_than_fit_in_memory(setup: Setup) -> None:
-    digests = [(await setup.engine.load_adapter(f)).digest for f in setup.adapters]
-    loaded = setup.engine.stats()
-    assert (loaded.adapters_loaded, loaded.adapter_reads) == (3, 3)
-    alone = [(await complete(setup.engine, request(PROMPT, d))).token_ids for d in digests]
-    assert len({tuple(tokens) for tokens in alone}) == 3
-    for _ in range(3):
-        crowd = await complete_all(setup.engine, [request(PROMPT, d) for d in digests])
-        assert [c.token_ids for c in crowd] == alone
-    stats = setup.engine.stats()
-    assert stats.adapters_on_host == HOST_ADAPTERS
-    assert stats.adapter_reads > loaded.adapter_reads
-    assert stats.host_adapter_bytes_used <= stats.host_adapter_bytes_total
-    states = await tiers(setup.engine)
-    assert set(states) == set(digests)
-    assert list(states.values()).count(AdapterTier.DISK) == 1
-
-
-@pytest.mark.parametrize("damage", ["gone", "changed"])
-async def test_a_folder_that_is_gone_or_changed_fails_only_its_own_requests(
-    setup: Setup, tmp_path: Path, damage: str
-) -> None:
-    engine = setup.engine
-    copy = tmp_path / "copy"
-    shutil.copytree(setup.adapters[0], copy)
-    lost = (await engine.load_adapter(copy)).digest
-    tokens = (await complete(engine, request(PROMPT, lost))).token_ids
-    others = [(await engine.load_adapter(f)).digest for f in setup.adapters[1:]]
-    for digest in others:
-        await complete(engine, request(PROMPT, digest))
-    assert (await tiers(engine))[lost] == AdapterTier.DISK
-    shutil.rmtree(copy)
-    if damage == "changed":
-        shutil.copytree(setup.adapters[1], copy)
-    results = await asyncio.gather(
-        *(complete(engine, request(PROMPT, d)) for d in (lost, *others, lost, None)),
-        return_exceptions=True,
-    )
-    failed = [isinstance(result, AdapterUnavailableError) for result in results]
-    assert failed == [True, False, False, True, False]
-    assert engine.health().ready
-    # Back again, here or elsewhere, it is served without any further step.
-    assert (await engine.load_adapter(setup.adapters[0])).digest == lost
-    assert (await complete(engine, request(PROMPT, lost))).token_ids == tokens
-
-
-async def test_a_cold_request_can_be_aborted_and_its_adapter_unloaded(setup: Setup) -> None:
-    digests = [(await setup.engine.load_adapter(f)).digest for f in setup.adapters]
-    for digest in digests:
-        await complete(setup.engine, request(PROMPT, digest))
-    cold = next(d for d, tier in (await tiers(setup.engine)).items() if tier == AdapterTier.DISK)
-    item = request(PROMPT, cold)
-    waiting = asyncio.create_task(complete(setup.engine, item))
-    await asyncio.sleep(0)
-    await setup.engine.abort(item.request_id)
-    await waiting
-    await asyncio.wait_for(setup.engine.unload_adapter(cold), 10)
-    assert cold not in await tiers(setup.engine)
-    with pytest.raises(AdapterNotLoadedError):
-        await complete(setup.engine, request(PROMPT, cold))
-    await setup.engine.load_adapter(setup.adapters[digests.index(cold)])
-    assert (await complete(setup.engine, request(PROMPT, cold))).token_ids
 
 
 async def test_a_tenant_with_a_long_queue_does_not_hold_up_another(setup: Setup) -> None:

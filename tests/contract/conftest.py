@@ -1,0 +1,72 @@
+"""The engines under test, and what they serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from remix_runtime.bank import AdapterBank
+from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.contracts import Engine
+from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.fake import FakeConfig, FakeEngine
+from tests.models import random_checkpoint, save_tiny_base, tiny_model
+
+MAX_WAITING = 4
+HOST_ADAPTERS = 2
+"""In memory at once; the tests load three."""
+PROMPT = [5, 17, 99, 3, 42]
+
+
+@dataclass
+class Setup:
+    engine: Engine
+    adapters: list[Path]
+    broken: Path
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("contract")
+    save_tiny_base(root / "base", "llama")
+    model = tiny_model("llama")
+    for i in range(3):
+        checkpoint = random_checkpoint(model, n=4, k=2, r=4, seed=i)
+        write_checkpoint(root / f"a{i}", checkpoint.config, checkpoint.layers, readme="random")
+    broken = root / "broken"
+    broken.mkdir()
+    return root
+
+
+def adapter_bytes(folder: Path) -> int:
+    """What the adapter in `folder` takes in the kernels' layout."""
+    bank = AdapterBank({}, num_slots=1, device_bytes=1, host_bytes=1)
+    return bank.prepare(read_checkpoint(folder)).num_bytes
+
+
+@pytest.fixture(params=["fake", "embedded"])
+async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[Setup]:
+    engine: Engine
+    if request.param == "fake":
+        engine = FakeEngine(
+            FakeConfig(max_running=2, max_waiting=MAX_WAITING, host_adapters=HOST_ADAPTERS)
+        )
+    else:
+        engine = EmbeddedEngine(
+            EmbeddedConfig(
+                model=str(folders / "base"),
+                max_running=2,
+                max_waiting=MAX_WAITING,
+                max_tokens_per_step=8,
+                kv_cache_bytes=1 << 20,
+                adapter_slots=2,
+                host_adapter_bytes=HOST_ADAPTERS * adapter_bytes(folders / "a0"),
+            )
+        )
+    assert not engine.health().ready
+    await engine.start()
+    yield Setup(engine, [folders / f"a{i}" for i in range(3)], folders / "broken")
+    await engine.stop()
