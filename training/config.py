@@ -10,11 +10,11 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from remix_runtime.checkpoint.types import AdapterConfig, Scaling, routing_weight
 from remix_runtime.errors import ConfigError
+from remix_runtime.yaml_file import read_mapping
 from training.losses import Credit
 
 
@@ -146,15 +146,7 @@ class TrainConfig(BaseModel):
 
 def load_config(path: Path) -> TrainConfig:
     """Reads and validates a YAML file. Raises `ConfigError`."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = str(error).replace("\n", " ")
-        raise ConfigError(f"{path}: found no valid YAML, expected settings: {problem}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found {type(found).__name__}, expected a mapping of settings")
+    found = read_mapping(path, expected="settings")
     config = parse_config(found, where=f"{path}: ")
     here = path.parent
     moved = {"data": here / config.data, "output": here / config.output}

@@ -119,16 +119,11 @@ def revisions(
 
 def read_set_file(file: Path) -> tuple[str, dict[str, str]]:
     """The tenant and what it should have by name. Raises `ConfigError` that names the field."""
-    import yaml
+    from remix_runtime.yaml_file import read_mapping
 
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: {error}") from error
-    if not isinstance(document, dict) or document.keys() != {"tenant", "adapters"}:
-        found = (
-            sorted(map(str, document)) if isinstance(document, dict) else type(document).__name__
-        )
+    document = read_mapping(file, expected="tenant and adapters")
+    if document.keys() != {"tenant", "adapters"}:
+        found = sorted(map(str, document))
         raise ConfigError(f"{file}: found {found}, expected the fields tenant and adapters")
     tenant, adapters = document["tenant"], document["adapters"]
     if not isinstance(tenant, str) or not tenant:

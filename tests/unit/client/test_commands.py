@@ -136,6 +136,8 @@ async def test_what_goes_wrong_is_one_line(
     assert "already" in await refused(remix("tenant", "create", "acme"))
     await refused(remix("tenant", "key", "nobody"))
     await refused(remix("tenant", "key", "../tenants"))
+    for dots in ("", ".", ".."):
+        assert "expected a name" in await refused(remix("tenant", "key", dots))
     assert "under" in await refused(remix("adapter", "import", "/etc"))
     assert "missing" in await refused(remix("adapter", "import", str(tmp_path)))
     unknown = set_file(tmp_path, {"pirate": "0" * 64, "haiku": "1" * 64})
@@ -164,6 +166,9 @@ async def test_what_goes_wrong_is_one_line(
         ("tenant: a\nadapters: [x]", "adapters"),
         ("tenant: a\nadapters: {x: 0}", "adapters: x"),
         ("tenant: a\nadapters: {1: x}", "adapters: 1"),
+        ("tenant: a\nadapters: {x: y, x: z}", "'x' twice"),
+        ("tenant: a\nadapters: {}\ntenant: b", "'tenant' twice"),
+        ("[" * 5000, "set.yaml"),
         ("!!python/object:os.system {}", "set.yaml"),
     ],
 )

@@ -100,6 +100,7 @@ def test_a_missing_setting_is_named() -> None:
         ("seed: 2020-13-45\n", "found no valid YAML"),
         ("[" * 20_000, "found no valid YAML"),
         ("nonsense: 1\n", r"run\.yaml: unknown setting 'nonsense'"),
+        ("seed: 1\nseed: 2\n", r"run\.yaml: .*'seed' twice"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
