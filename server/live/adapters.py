@@ -22,11 +22,15 @@ from remix_runtime.errors import (
 )
 from server.live.metrics import LiveMetrics
 from server.store import StoreError
+from server.tenancy.errors import AdapterNotFoundError
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
 """After a load for a request failed, requests for the adapter are refused for so long."""
+
+UNSERVABLE = (AdapterNotFoundError, StoreError, CheckpointError, CapacityError)
+"""What a load raises where the adapter is at fault, and not the server or the database."""
 
 FolderOf = Callable[[str], Awaitable[Path]]
 """The folder of a digest. Raises `RemixError`."""
@@ -85,7 +89,7 @@ class LiveAdapters:
     async def load(self, digest: str) -> AdapterInfo:
         """Has the engine load an adapter that the caller refers to; at once where it has it.
 
-        Many calls are one load. Raises `StoreError`, `CheckpointError`, `CapacityError`.
+        Many calls are one load. Raises `UNSERVABLE`.
         """
         entry = self._entries[digest]
         if entry.info is not None:
@@ -111,7 +115,7 @@ class LiveAdapters:
         try:
             with self._metrics.cold_wait.time():
                 await self.load(digest)
-        except (StoreError, CheckpointError, CapacityError) as error:
+        except UNSERVABLE as error:
             raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
         finally:
             self._cold_waits -= 1

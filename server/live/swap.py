@@ -15,12 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from remix_runtime.errors import CapacityError, CheckpointError
-from server.live.adapters import LiveAdapters
+from server.live.adapters import UNSERVABLE, LiveAdapters
 from server.live.errors import BadSetError
 from server.live.metrics import LiveMetrics
 from server.live.sets import LiveSets
-from server.store import StoreError
 from server.tenancy.directory import Directory
 from server.tenancy.errors import (
     AdapterNotFoundError,
@@ -153,11 +151,10 @@ class Swaps:
             *(self._adapters.load(digest) for digest in digests), return_exceptions=True
         )
         for digest, result in zip(digests, results, strict=True):
-            match result:
-                case CheckpointError() | CapacityError() | StoreError() | AdapterNotFoundError():
-                    refused[digest] = str(result)
-                case BaseException():
-                    raise result
+            if isinstance(result, UNSERVABLE):
+                refused[digest] = str(result)
+            elif isinstance(result, BaseException):
+                raise result
         reasons |= {n: refused[digest] for n, digest in entries.items() if digest in refused}
         if reasons:
             raise BadSetError(reasons)

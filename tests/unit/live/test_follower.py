@@ -10,7 +10,7 @@ import pytest
 
 from remix_runtime.contracts import AdapterInfo
 from remix_runtime.engines.fake import FakeEngine
-from remix_runtime.errors import CapacityError
+from remix_runtime.errors import AdapterUnavailableError, CapacityError
 from server.live import follower as follower_module
 from server.live.sets import UnknownModelError
 from server.tenancy.records import AdapterRecord, Quota
@@ -135,6 +135,14 @@ async def test_an_adapter_that_its_source_no_longer_has_is_refused(
         ):
             await two.adapters.load(other.digest)
         await two.adapters.settle()
+
+
+async def test_an_adapter_that_is_gone_everywhere_is_unavailable(url: str, tmp_path: Path) -> None:
+    """Another server has taken it out and deleted it; this one's live set is a moment behind."""
+    async with node(url, tmp_path / "store") as server:
+        with server.adapters.retained(["0" * 64]), pytest.raises(AdapterUnavailableError):
+            await server.adapters.load_for_request("0" * 64)
+        await server.adapters.settle()
 
 
 async def test_unknown_names_of_known_tenants(url: str, tmp_path: Path) -> None:
