@@ -36,7 +36,8 @@ from remix_runtime.checkpoint.types import (
 from remix_runtime.layers import base_shapes, target_shapes
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
-"""One model type each; `tiny_model` also knows "gemma2", whose logits are soft-capped."""
+"""One model type each; `tiny_model` also knows "gemma2", whose logits are soft-capped, and
+"llama-32", which is llama with heads that vLLM takes on the CPU."""
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -77,6 +78,8 @@ def tiny_config(family: str) -> PretrainedConfig:
     match family:
         case "llama":
             return LlamaConfig(**_COMMON)
+        case "llama-32":  # heads that vLLM's attention on the CPU has a kernel for
+            return LlamaConfig(**{**_COMMON, "head_dim": 32})
         case "qwen2":  # no head_dim of its own; biases on q, k and v
             return Qwen2Config(**{k: v for k, v in _COMMON.items() if k != "head_dim"})
         case "qwen3":  # norms on q and k

@@ -44,7 +44,9 @@ class _Functions:
 
     def __init__(self, lib: ctypes.CDLL) -> None:
         self.linear = _declare(lib.remix_linear, *[_pointer] * 4, *[_int64] * 3, _int)
-        self.mixture_add = _declare(lib.remix_mixture_add, *[_pointer] * 6, *[_int64] * 5, _int)
+        self.mixture_add = _declare(
+            lib.remix_mixture_add, *[_pointer] * 4, _int64, *[_pointer] * 2, *[_int64] * 5, _int
+        )
         self.panel = int(lib.remix_linear_panel())
 
 
@@ -169,7 +171,7 @@ class NativeMixtureTable:
             assert routes_Tk.is_contiguous()
             picks_Tk = routes_Tk
         assert x_TD.is_contiguous()
-        assert y_TO.is_contiguous()
+        assert y_TO.stride(1) == 1
         assert x_TD.dtype == y_TO.dtype == torch.float32
         assert x_TD.shape == (batch.num_tokens, self.in_features)
         assert y_TO.shape == (batch.num_tokens, self.out_features)
@@ -178,6 +180,7 @@ class NativeMixtureTable:
             batch.runs_R3.data_ptr(),
             x_TD.data_ptr(),
             y_TO.data_ptr(),
+            y_TO.stride(0),
             h_Tm.data_ptr(),
             picks_Tk.data_ptr(),
             len(batch.runs),

@@ -6,7 +6,7 @@ r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,6 +15,10 @@ from torch import Tensor
 from remix_runtime.checkpoint.types import LayerWeights
 from remix_runtime.kernels import native
 from remix_runtime.kernels.huge_pages import Arena
+
+Reduce = Callable[[Tensor], Tensor]
+"""Router logits that are sums over a part of the inputs, to their sums over all of them: the
+all-reduce of a linear layer whose inputs are spread over devices."""
 
 OUTPUT_TILE = 64
 """P of `native/mixture.c`."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remix_runtime.kernels.mixture import Batch, MixtureWeights
+from remix_runtime.kernels.mixture import Batch, MixtureWeights, Reduce
 from remix_runtime.routing import expert_mask, top_k_experts
 
 
@@ -47,18 +47,36 @@ class TorchMixtureTable:
         self.slots[slot] = None
 
     def add(
-        self, y_TO: Tensor, x_TD: Tensor, batch: Batch, routes_Tk: Tensor | None = None
+        self,
+        y_TO: Tensor,
+        x_TD: Tensor,
+        batch: Batch,
+        routes_Tk: Tensor | None = None,
+        *,
+        reduce: Reduce | None = None,
     ) -> None:
+        """As `MixtureTable.add`. With `reduce`, x holds a part of the inputs and the slots the
+        same part of A and the router: the logits of all tokens, [T, largest n], go through it."""
         if routes_Tk is not None:
             routes_Tk.fill_(-1)
-        for start, end, slot in batch.runs:
-            weights = self.slots[slot] if slot >= 0 else None
-            if weights is None:
-                continue
+        present = [
+            (start, end, weights)
+            for start, end, slot in batch.runs
+            if slot >= 0 and (weights := self.slots[slot]) is not None
+        ]
+        if not present:
+            return
+        parts = [F.linear(x_TD[i:end].float(), weights.plain()[0]) for i, end, weights in present]
+        if reduce is not None:
+            z_Tn = parts[0].new_zeros(batch.num_tokens, max(weights.n for _, _, weights in present))
+            for (start, end, weights), h_Tm in zip(present, parts, strict=True):
+                z_Tn[start:end, : weights.n] = h_Tm[:, weights.n * weights.r :]
+            z_Tn = reduce(z_Tn)
+        for (start, end, weights), h_Tm in zip(present, parts, strict=True):
             n, k, r = weights.n, weights.k, weights.r
-            a_mD, b_jO = weights.plain()
-            h_Tm = F.linear(x_TD[start:end].float(), a_mD)
-            selection_Tk = top_k_experts(h_Tm[:, n * r :], k)
+            _, b_jO = weights.plain()
+            logits_Tn = h_Tm[:, n * r :] if reduce is None else z_Tn[start:end, :n]
+            selection_Tk = top_k_experts(logits_Tn, k)
             gate_Tn = expert_mask(selection_Tk, n)
             # Not a product with 0 and 1: an infinite activation of an unselected expert is no NaN.
             h_Tj = torch.where(gate_Tn.repeat_interleave(r, dim=1), h_Tm[:, : n * r], 0)

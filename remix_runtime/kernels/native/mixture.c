@@ -141,7 +141,7 @@ INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int
     vf sum[2][P / VL];
 #pragma GCC unroll 2
     for (int t = 0; t < count; t++) {
-        y[t] = c->y_TO + token[t] * c->O + tile * P;
+        y[t] = c->y_TO + token[t] * c->y_row + tile * P;
         h_m[t] = c->h_Tm + token[t] * c->m;
         if (width < P) memcpy(edge[t], y[t], (size_t)width * sizeof(float));
 #pragma GCC unroll 16
@@ -281,9 +281,10 @@ static int is_even(const Call *c, int64_t total, int64_t threads) {
 }
 
 EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD,
-                              float *y_TO, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
-                              int64_t O, int64_t m, int64_t k, int threads) {
-    const Call call = {slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k};
+                              float *y_TO, int64_t y_row, float *h_Tm, int32_t *picks_Tk,
+                              int64_t R, int64_t D, int64_t O, int64_t m, int64_t k,
+                              int threads) {
+    const Call call = {slots, runs_R3, x_TD, y_TO, y_row, h_Tm, picks_Tk, R, D, O, m, k};
     int64_t total = 0;
     for (int64_t i = 0; i < R; i++) total += work_of(&call, i);
     // Below some microseconds of work, waking the other threads costs more than they give.
@@ -334,9 +335,9 @@ EXPORT void remix_adapted_linear(const float *w_CDP, const float *bias_CP, const
                                  const int32_t *runs_R3, const float *x_TD, float *y_TO,
                                  float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t T, int64_t D,
                                  int64_t O, int64_t m, int64_t k, int threads) {
-    const Call call = {slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k};
+    const Call call = {slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k};
     Span spans[16];
     const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&call, spans, 16) : 0;
     remix_linear_fetching(w_CDP, bias_CP, x_TD, y_TO, T, D, O, threads, spans, count);
-    remix_mixture_add(slots, runs_R3, x_TD, y_TO, h_Tm, picks_Tk, R, D, O, m, k, threads);
+    remix_mixture_add(slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k, threads);
 }

@@ -15,6 +15,7 @@ typedef struct {
     const int32_t *runs_R3;
     const float *x_TD;
     float *y_TO;
+    int64_t y_row;  // from one row of y to the next: O, or more where y is part of a wider row
     float *h_Tm;
     int32_t *picks_Tk;  // out: selected experts, ascending, padded with -1
     int64_t R, D, O, m, k;

@@ -1,0 +1,109 @@
+"""One adapter on its way through vLLM: from its folder to the layers of a worker.
+
+vLLM carries a LoRA as two tensors for each module, `lora_a` and `lora_b`, from its loader through
+its cache to `set_lora` of a layer. A `HostLayer` stands for both. It has what vLLM asks of a tensor
+on that way, and what a mixture has beyond a LoRA. Without any import of vLLM.
+
+Shape suffixes: n experts, k activated, r rank, D inputs, O outputs; m = n·r + n rows of A and of
+the router, j = n·r columns of B.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from remix_runtime.checkpoint import Checkpoint, read_checkpoint
+from remix_runtime.checkpoint.config import CONFIG_FILE, PEFT_TYPE
+from remix_runtime.checkpoint.types import BaseShapes, LayerWeights
+from remix_runtime.errors import CapacityError
+from remix_runtime.kernels import MixtureWeights
+
+
+class HostLayer:
+    """The adapter of one linear in host memory. `laid_out` is made at the first use and kept."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, layer: LayerWeights, top_k: int, routing_weight: float) -> None:
+        self._n, self._r, _ = layer.a_nrD.shape
+        self._top_k = top_k
+        self._routing_weight = routing_weight
+        self._layer: LayerWeights | None = layer
+        self._laid_out: MixtureWeights | None = None
+
+    @classmethod
+    def plain_lora(cls, lora_a_rD: Tensor, lora_b_Or: Tensor) -> HostLayer:
+        """A LoRA whose scaling is in B already: one expert that every token activates."""
+        router_nD = lora_a_rD.new_zeros(1, lora_a_rD.shape[1])
+        return cls(LayerWeights(lora_a_rD[None], lora_b_Or[None], router_nD), 1, 1.0)
+
+    def pin_memory(self) -> HostLayer:
+        """vLLM asks it of what it copies to a GPU. Slots are filled rarely; nothing is gained."""
+        return self
+
+    def laid_out(
+        self,
+        part_of_a: Callable[[Tensor], Tensor],
+        part_of_b: Callable[[Tensor], Tensor],
+        *,
+        plain: bool,
+    ) -> MixtureWeights:
+        """As the kernels of this process want it. The two functions take this process's part of
+        [m, D] and of [O, j] under tensor parallelism; they and `plain` are always the same."""
+        if self._laid_out is None:
+            assert self._layer is not None
+            n, r = self._n, self._r
+            a_nrD, b_nOr, router_nD = self._layer.a_nrD, self._layer.b_nOr, self._layer.router_nD
+            a_mD = part_of_a(torch.cat([a_nrD.flatten(0, 1), router_nD]))
+            b_Oj = part_of_b(b_nOr.transpose(0, 1).flatten(1))
+            part = LayerWeights(
+                a_mD[: n * r].reshape(n, r, -1),
+                b_Oj.reshape(-1, n, r).transpose(0, 1),
+                a_mD[n * r :],
+            )
+            self._laid_out = MixtureWeights.from_layer(
+                part, self._top_k, self._routing_weight, plain=plain
+            )
+            self._layer = None
+        return self._laid_out
+
+
+def is_remix(folder: Path) -> bool:
+    """Whether a folder says that it is a ReMix adapter; what is wrong with any other folder is
+    for vLLM's own loader to say."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("peft_type") == PEFT_TYPE
+
+
+def read_layers(
+    folder: Path, base: BaseShapes, *, max_rows: int, max_experts: int
+) -> tuple[Checkpoint, Mapping[str, HostLayer]]:
+    """A validated adapter, and its layers by module name. Raises `CheckpointError`, and
+    `CapacityError` where the slots of this process are too small for it."""
+    checkpoint = read_checkpoint(folder, base=base)
+    config = checkpoint.config
+    require_fit(config.num_experts, config.r, max_rows=max_rows, max_experts=max_experts)
+    layers = {
+        name: HostLayer(layer, config.top_k, config.routing_weight)
+        for name, layer in checkpoint.layers.items()
+    }
+    return checkpoint, layers
+
+
+def require_fit(n: int, r: int, *, max_rows: int, max_experts: int) -> None:
+    """Raises `CapacityError` for a mixture that the slots of vLLM's workers cannot hold."""
+    if n * r > max_rows:
+        raise CapacityError(
+            f"max_lora_rank: the adapter has {n} experts of rank {r}, {n * r} together; found "
+            f"{max_rows}, expected at least that"
+        )
+    if n > max_experts:
+        raise CapacityError(f"num_experts: found {n}, expected at most {max_experts}")

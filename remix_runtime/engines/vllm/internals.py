@@ -1,0 +1,294 @@
+"""Every touch on vLLM's internals. Written for the versions in `plugin.SUPPORTED`.
+
+Three places are changed, each in every process of vLLM:
+
+- `vllm.lora.utils._all_lora_classes` gets classes in front whose linears keep mixtures, not LoRAs.
+  They call one custom op for the whole addition, opaque to `torch.compile` and CUDA graphs.
+- `vllm.v1.worker.lora_model_runner_mixin.LRUCacheWorkerLoRAManager` gets a subclass that reads
+  ReMix folders and tells the kernels which tokens belong to which slot.
+- The prefix cache's key of a LoRA and `EngineCore.add_lora`: a key stands for one load, not for a
+  name, so that new weights under an old name never meet old blocks (vLLM #42125).
+
+Shape suffixes: T tokens, D inputs, O outputs of this process; n experts, m rows of A with the
+router's, j columns of B.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm.lora.utils
+import vllm.v1.core.kv_cache_utils
+import vllm.v1.worker.lora_model_runner_mixin
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from vllm.config import VllmConfig
+from vllm.config.lora import LoRAConfig
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.column_parallel_linear import (
+    ColumnParallelLinearWithLoRA,
+    MergedColumnParallelLinearWithLoRA,
+    MergedQKVParallelLinearWithLoRA,
+    QKVParallelLinearWithLoRA,
+)
+from vllm.lora.layers.replicated_linear import ReplicatedLinearWithLoRA
+from vllm.lora.layers.row_parallel_linear import RowParallelLinearWithLoRA
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.request import Request
+
+from remix_runtime.engines.vllm.host import HostLayer, is_remix, read_layers
+from remix_runtime.engines.vllm.slices import SlicedTable
+from remix_runtime.engines.vllm.tokens import StepTokens
+from remix_runtime.errors import CheckpointMismatchError
+from remix_runtime.layers import base_shapes
+
+MAX_EXPERTS = 32
+"""Of an adapter, in the slots of a GPU."""
+
+
+def install() -> None:
+    """Idempotent. Raises `AttributeError` where vLLM is not as this file expects it."""
+    if vllm.lora.utils._all_lora_classes[0] is _CLASSES[0]:
+        return
+    vllm.lora.utils._all_lora_classes = (*_CLASSES, *vllm.lora.utils._all_lora_classes)
+    runner = vllm.v1.worker.lora_model_runner_mixin
+    assert issubclass(_WorkerManager, runner.LRUCacheWorkerLoRAManager)
+    runner.LRUCacheWorkerLoRAManager = _WorkerManager
+    vllm.v1.core.kv_cache_utils._gen_lora_extra_hash_keys = _prefix_cache_key
+    EngineCore.add_lora = _counting(EngineCore.add_lora)
+
+
+# -- layers ---------------------------------------------------------------------------------------
+
+
+class _RemixLinear(BaseLinearLayerWithLoRA):
+    """A linear of vLLM whose slots hold mixtures; a plain LoRA is one expert that is always on."""
+
+    def create_lora_weights(
+        self, max_loras: int, lora_config: LoRAConfig, model_config: Any = None
+    ) -> None:
+        self.lora_config = lora_config
+        self.is_merged = isinstance(self, MergedColumnParallelLinearWithLoRA)
+        if not self.is_merged:
+            self.output_slices = (self.output_size,)
+        rows, dtype = lora_config.max_lora_rank, lora_config.lora_dtype
+        spread = isinstance(self, RowParallelLinearWithLoRA) and self.tp_size > 1
+        self.table = SlicedTable(
+            max_loras,
+            self.input_size,
+            self.output_slices,
+            device=self.device,
+            dtype=dtype,
+            max_rows=rows,
+            max_experts=MAX_EXPERTS,
+            reduce=tensor_model_parallel_all_reduce if spread else None,
+        )
+        # vLLM reads shapes off these when it makes the adapters of its warm-up.
+        shape = (max_loras, 1, rows)
+        self.lora_a_stacked = tuple(
+            torch.empty(*shape, self.input_size, dtype=dtype, device="meta")
+            for _ in self.output_slices
+        )
+        self.lora_b_stacked = tuple(
+            torch.empty(max_loras, 1, width, rows, dtype=dtype, device="meta")
+            for width in self.output_slices
+        )
+
+    def reset_lora(self, index: int) -> None:
+        self.table.clear(index)
+
+    def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
+        self.reset_lora(index)
+        pairs = zip(lora_a, lora_b, strict=True) if self.is_merged else [(lora_a, lora_b)]
+        for position, (a, b) in enumerate(pairs):
+            if a is not None:
+                layer = a if isinstance(a, HostLayer) else HostLayer.plain_lora(a, b)
+                self.table.set(
+                    index,
+                    position,
+                    layer.laid_out(
+                        self._part(self.slice_lora_a, position),
+                        self._part(self.slice_lora_b, position),
+                        plain=self.table.wants_plain,
+                    ),
+                )
+
+    def _part(self, take: Callable[[Any], Any], position: int) -> Callable[[Tensor], Tensor]:
+        """vLLM's own choice of this process's part of a whole tensor."""
+        if self.tp_size == 1:
+            return lambda whole: whole
+        if not self.is_merged:
+            return take
+
+        def part(whole: Tensor) -> Tensor:
+            slices: list[Tensor | None] = [None] * self.n_slices
+            slices[position] = whole
+            taken: Tensor = take(slices)[position]
+            return taken
+
+        return part
+
+    def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
+        step: StepTokens = self.punica_wrapper.remix_step
+        x_TD, y_TO = x.view(-1, x.shape[-1]), output.view(-1, output.shape[-1])
+        self.table.add(y_TO, x_TD, step)
+        return output
+
+
+class _MixtureColumn(_RemixLinear, ColumnParallelLinearWithLoRA):
+    pass
+
+
+class _MixtureMerged(_RemixLinear, MergedColumnParallelLinearWithLoRA):
+    pass
+
+
+class _MixtureQKV(_RemixLinear, QKVParallelLinearWithLoRA):
+    pass
+
+
+class _MixtureMergedQKV(_RemixLinear, MergedQKVParallelLinearWithLoRA):
+    pass
+
+
+class _MixtureRow(_RemixLinear, RowParallelLinearWithLoRA):
+    pass
+
+
+class _MixtureReplicated(_RemixLinear, ReplicatedLinearWithLoRA):
+    pass
+
+
+# In vLLM's own order, where the special comes before the general.
+_CLASSES = (
+    _MixtureColumn,
+    _MixtureMerged,
+    _MixtureQKV,
+    _MixtureMergedQKV,
+    _MixtureRow,
+    _MixtureReplicated,
+)
+
+
+# -- loading --------------------------------------------------------------------------------------
+
+
+class _Manager(LRUCacheLoRAModelManager):
+    def _init_punica_wrapper(self, *args: Any, **kwargs: Any) -> None:
+        super()._init_punica_wrapper(*args, **kwargs)
+        for wrapper in self.punica_wrapper_mapping.values():
+            wrapper.remix_step = StepTokens(wrapper._token_lora_indices, num_slots=self.lora_slots)
+
+    def _set_adapter_mapping(self, mapping: Any) -> None:
+        super()._set_adapter_mapping(mapping)
+        for wrapper in self.punica_wrapper_mapping.values():
+            wrapper.remix_step.begin(wrapper.indices_len[0] or 0)
+
+
+class _WorkerManager(LRUCacheWorkerLoRAManager):
+    _manager_cls = _Manager
+
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        if self.lora_config.fully_sharded_loras:
+            raise ValueError(
+                "fully_sharded_loras: found true, expected false: remix-serve's vLLM plugin "
+                "routes on whole inputs"
+            )
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(vllm_config.model_config.hf_config)
+        self._base_shapes = base_shapes(network)
+
+    def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
+        folder = Path(get_adapter_absolute_path(lora_request.lora_path))
+        if not is_remix(folder):
+            return self._load_plain(lora_request)
+        checkpoint, layers = read_layers(
+            folder,
+            self._base_shapes,
+            max_rows=self.lora_config.max_lora_rank,
+            max_experts=MAX_EXPERTS,
+        )
+        named = {self._vllm_name(name): layer for name, layer in layers.items()}
+        if left_alone := self._left_alone(named):
+            raise CheckpointMismatchError(
+                f"target_modules: {left_alone[0]} (of {len(left_alone)}) takes no adapter in this "
+                "server, see --lora-target-modules"
+            )
+        rank = checkpoint.config.num_experts * checkpoint.config.r
+        return LoRAModel(
+            lora_request.lora_int_id,
+            rank,
+            {
+                name: LoRALayerWeights(name, rank, rank, layer, layer)
+                for name, layer in named.items()
+            },
+        )
+
+    def _load_plain(self, lora_request: LoRARequest) -> LoRAModel:
+        model = super()._load_adapter(lora_request)
+        for name, lora in model.loras.items():
+            module = self._adapter_manager.modules.get(self._wrapper_name(name))
+            if isinstance(module, _RemixLinear) and isinstance(lora.lora_a, Tensor):
+                lora.optimize()
+                lora.lora_a = lora.lora_b = HostLayer.plain_lora(lora.lora_a, lora.lora_b)
+        return model
+
+    def _vllm_name(self, name: str) -> str:
+        mapper = getattr(self._adapter_manager.model, "hf_to_vllm_mapper", None)
+        if mapper is None:
+            return name
+        mapped = mapper.get_rename_mapper()._map_name(name)
+        return name if mapped is None else str(mapped)
+
+    def _wrapper_name(self, name: str) -> str:
+        """The module that a linear of the checkpoint is a part of, or the linear itself."""
+        for packed, parts in self._adapter_manager.packed_modules.items():
+            if name in parts:
+                return str(packed)
+        return name
+
+    def _left_alone(self, layers: Mapping[str, HostLayer]) -> list[str]:
+        """Modules that this server keeps no mixtures for; those of other pipeline stages are not
+        its business."""
+        here = {name for name, _ in self._adapter_manager.model.named_modules()}
+        wrapped = self._adapter_manager.modules
+        missing = []
+        for name in layers:
+            wrapper = self._wrapper_name(name)
+            is_here = wrapper in here or wrapper.rpartition(".")[0] in here
+            if is_here and not isinstance(wrapped.get(wrapper), _RemixLinear):
+                missing.append(name)
+        return missing
+
+
+# -- the prefix cache -----------------------------------------------------------------------------
+
+_loads: Counter[int] = Counter()
+"""How often each LoRA id was loaded into this engine, whose scheduler runs in this process."""
+
+
+def _prefix_cache_key(request: Request) -> list[tuple[str, str, str, int, int]]:
+    lora = request.lora_request
+    if not lora:
+        return []
+    return [("lora", lora.lora_name, lora.lora_path, lora.lora_int_id, _loads[lora.lora_int_id])]
+
+
+def _counting(add_lora: Callable[..., bool]) -> Callable[..., bool]:
+    def counted(self: EngineCore, lora_request: LoRARequest) -> bool:
+        _loads[lora_request.lora_int_id] += 1
+        return add_lora(self, lora_request)
+
+    return counted
