@@ -65,7 +65,7 @@ lint: install
 	$(BIN)/mypy -p examples
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
-	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml deploy/kubernetes-tenants.yaml
 
 format: install
 	$(BIN)/ruff format .

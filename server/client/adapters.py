@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
-from server.client.output import Row, print_json, print_list, short
+from server.client.output import Row, print_fields, print_json, print_list, short
 
 app = typer.Typer(help="Adapters of a server: import, look at, delete.")
 
@@ -79,10 +79,14 @@ def _row(adapter: Any) -> Row:
 
 
 @app.command("show")
-def show(digest: Digest, url: Url = DEFAULT_URL) -> None:
-    """What an adapter is, who uses it, its state on this server; as JSON."""
+def show(digest: Digest, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """What an adapter is, who uses it, its state on this server."""
     with admin_api(url) as admin:
-        print_json(admin.call("GET", f"/adapters/{part(digest)}"))
+        answer = admin.call("GET", f"/adapters/{part(digest)}")
+    if as_json:
+        print_json(answer)
+    else:
+        print_fields(answer)
 
 
 @app.command("delete")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -51,13 +51,27 @@ def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> N
     console.print(table)
 
 
+def print_fields(answer: Mapping[str, Any]) -> None:
+    """One thing as a table of its fields; those of a field are `field.name`."""
+    print_table(("field", "value"), list(_fields(answer, "")), empty="")
+
+
+def _fields(answer: Mapping[str, Any], prefix: str) -> Iterator[Row]:
+    for name, value in answer.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            yield f"{prefix}{name}", text
+
+
 def short(digest: str) -> str:
     """Enough of a digest to tell it from others."""
     return digest[:12]
 
 
-def print_diff(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
-    """What changes between two sets, coloured. Whether anything does."""
+def print_diff(before: Mapping[str, str], after: Mapping[str, str], *, err: bool) -> bool:
+    """What changes between two sets, coloured, on stderr if `err`. Whether anything does."""
     changes = False
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
@@ -65,7 +79,7 @@ def print_diff(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
             continue
         changes = True
         if old is not None:
-            typer.secho(f"- {name}: {short(old)}", fg="red")
+            typer.secho(f"- {name}: {short(old)}", fg="red", err=err)
         if new is not None:
-            typer.secho(f"+ {name}: {short(new)}", fg="green")
+            typer.secho(f"+ {name}: {short(new)}", fg="green", err=err)
     return changes

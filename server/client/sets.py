@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ def apply(
     url: Url = DEFAULT_URL,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option(help="Load and check, change nothing.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a file's set the tenant's. Shows the difference and asks first.
 
@@ -52,11 +54,9 @@ def apply(
         path = f"/tenants/{part(tenant)}/set"
         shown = admin.answer("GET", path)
         entries = {name: _digest_of(admin, text) for name, text in wanted.items()}
-        if not print_diff(shown.json()["adapters"], entries):
-            typer.echo("Nothing to change.")
+        question = None if yes or dry_run else f"Change the set of {tenant}?"
+        if not _agreed(shown.json()["adapters"], entries, question, as_json=as_json):
             return
-        if not (yes or dry_run):
-            typer.confirm(f"Change the set of {tenant}?", abort=True)
         result = _swap(
             admin,
             "PUT",
@@ -65,7 +65,7 @@ def apply(
             json={"adapters": entries},
             params={"dry_run": "true"} if dry_run else {},
         )
-    _tell(result)
+    _tell(result, as_json=as_json)
 
 
 @app.command("rollback")
@@ -74,21 +74,20 @@ def rollback(
     revision: Annotated[int, typer.Argument(help="See `remix set revisions`.", min=0)],
     url: Url = DEFAULT_URL,
     yes: Yes = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make an older revision the set again. Shows the difference and asks first."""
     with admin_api(url) as admin:
         path = f"/tenants/{part(tenant)}/set"
         shown = admin.answer("GET", path)
         entries = _entries_of(admin, path, revision)
-        if not print_diff(shown.json()["adapters"], entries):
-            typer.echo("Nothing to change.")
+        question = None if yes else f"Roll the set of {tenant} back to revision {revision}?"
+        if not _agreed(shown.json()["adapters"], entries, question, as_json=as_json):
             return
-        if not yes:
-            typer.confirm(f"Roll the set of {tenant} back to revision {revision}?", abort=True)
         body = {"revision": revision}
         tag = shown.headers["etag"]
         result = _swap(admin, "POST", f"{path}/rollback", tag=tag, json=body)
-    _tell(result)
+    _tell(result, as_json=as_json)
 
 
 @app.command("revisions")
@@ -156,6 +155,19 @@ def _entries_of(admin: Admin, path: str, revision: int) -> dict[str, str]:
     raise ConfigError(f"revision {revision} is not among the last {len(listed)} of this set")
 
 
+def _agreed(
+    before: Mapping[str, str], after: Mapping[str, str], question: str | None, *, as_json: bool
+) -> bool:
+    """Shows the difference and asks; whether to go on. All of it on stderr where stdout is for the
+    API's answer, which is asked for even if there is nothing to change: a script expects one."""
+    if not print_diff(before, after, err=as_json):
+        typer.echo("Nothing to change.", err=as_json)
+        return as_json
+    if question is not None:
+        typer.confirm(question, abort=True, err=as_json)
+    return True
+
+
 def _swap(admin: Admin, method: str, path: str, *, tag: str, **kwargs: Any) -> Any:
     """On the revision that was shown: what somebody else changed meanwhile is not undone."""
     try:
@@ -168,8 +180,10 @@ def _swap(admin: Admin, method: str, path: str, *, tag: str, **kwargs: Any) -> A
         ) from error
 
 
-def _tell(result: Any) -> None:
-    if result["dry_run"]:
+def _tell(result: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    elif result["dry_run"]:
         typer.echo(f"All adapters are good; nothing was changed ({result['seconds']:.2f} s).")
     else:
         revision = result["after"]["revision"]

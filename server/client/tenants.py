@@ -16,11 +16,14 @@ Limit = Annotated[int | None, typer.Option(help="0 for no limit.", min=0, show_d
 
 
 @app.command("create")
-def create(tenant: Tenant, url: Url = DEFAULT_URL) -> None:
+def create(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Make a tenant. It has no key and an empty set."""
     with admin_api(url) as admin:
-        admin.call("POST", "/tenants", json={"id": tenant})
-    typer.echo(f"Made {tenant}. Next: remix tenant key {tenant}")
+        answer = admin.call("POST", "/tenants", json={"id": tenant})
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"Made {tenant}. Next: remix tenant key {tenant}")
 
 
 @app.command("list")

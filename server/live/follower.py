@@ -74,7 +74,9 @@ class Follower:
         """After this, the copy has everything that was committed before, and sets that others
         changed are on their way. Raises `DatabaseUnavailableError`."""
         async with self._turn:  # or an older copy could come after a newer one
-            self.snapshot = await self._directory.snapshot()
+            # Who changes something refreshes, and so does the feed that tells of it: the second
+            # of them, and all who waited their turn, find that the copy has it already.
+            self.snapshot = await self._directory.snapshot(self.snapshot)
             self._confirmed = time.monotonic()
         for tenant in self._sets.all.keys() - self.snapshot.tenants.keys():
             self._sets.drop(tenant)

@@ -2,6 +2,7 @@
 
 StoreError
 ├── SourceError             this source is not read: its address, its files, their sizes
+│   └── SourceMissingError      there is no adapter
 ├── SourceUnavailableError  it could not be read now; importing it again continues
 │   └── ImportStoppedError      who wanted it went away, or the store was closed
 ├── RejectedAdapterError    what came is no valid adapter; it lies in quarantine
@@ -20,6 +21,10 @@ class StoreError(RemixError):
 
 class SourceError(StoreError):
     """The source is not one that is read, or holds what is refused: trying again will not help."""
+
+
+class SourceMissingError(SourceError):
+    """There is no adapter at the source: no such folder or repository, or not all of its files."""
 
 
 class SourceUnavailableError(StoreError):

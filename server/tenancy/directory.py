@@ -312,10 +312,10 @@ class Directory:
                 for row in await connection.execute(query)
             ]
 
-    async def snapshot(self) -> Snapshot:
-        """All that the data path needs, as of one moment."""
+    async def snapshot(self, held: Snapshot | None = None) -> Snapshot:
+        """All that the data path needs, as of one moment; `held` itself, if it still is that."""
         async with self._database.read() as connection:
-            return await take(connection)
+            return await take(connection, held)
 
     def changes(self, poll_seconds: float) -> AsyncGenerator[int, None]:
         """Yields the newest change's id (`Snapshot.change`) after every look at the database: at

@@ -46,9 +46,11 @@ class Snapshot:
         return next((key.tenant for key in found if api_keys.matches(secret, key.hash)), None)
 
 
-async def take(connection: AsyncConnection) -> Snapshot:
-    """Consistent where the connection's transaction is."""
+async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
+    """`held`, where nothing has changed since. Consistent where the connection's transaction is."""
     change = await newest_change(connection)
+    if held is not None and held.change == change:
+        return held
     live = await sets.newest_of_all(connection)
     rows = await connection.execute(select(tables.quotas))
     quotas = {row.tenant: quota_of(row) for row in rows}

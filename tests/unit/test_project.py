@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
 from remix_runtime import errors
 from server.tenancy import errors as tenancy
@@ -131,54 +130,6 @@ def test_make_parses_and_explains_itself() -> None:
     assert shown.returncode == 0
     for target in ("install", "run", "test", "lint", "bench"):
         assert f"make {target}" in shown.stdout
-
-
-def kubernetes(kind: str) -> dict[str, Any]:
-    documents = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text())
-    found: dict[str, Any] = next(item for item in documents if item["kind"] == kind)
-    return found
-
-
-def test_pod_may_drain_before_it_is_killed() -> None:
-    pod = kubernetes("Deployment")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    drain = next(arg for arg in container["args"] if arg.startswith("--drain-seconds="))
-    assert pod["terminationGracePeriodSeconds"] > float(drain.partition("=")[2])
-
-
-def test_pod_is_probed_where_the_server_answers_and_has_no_rights() -> None:
-    pod = kubernetes("Deployment")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert container["livenessProbe"]["httpGet"]["path"] == "/health"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert container["securityContext"]["readOnlyRootFilesystem"] is True
-
-
-@pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile.gpu"])
-def test_images_are_pinned_and_run_as_nobody_special(name: str) -> None:
-    text = (ROOT / "docker" / name).read_text(encoding="utf-8")
-    images = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
-    assert images
-    assert all(re.search(r":\d+\.\d+\.\d+", image) for image in images)
-    assert text.rindex("USER 10001") > text.rindex("FROM ")
-    assert "HEALTHCHECK" in text
-
-
-def test_images_copy_every_room() -> None:
-    for name in ("Dockerfile.cpu", "Dockerfile.gpu"):
-        text = (ROOT / "docker" / name).read_text(encoding="utf-8")
-        for room in ROOMS:
-            assert f"COPY {room} {room}\n" in text
-
-
-def test_compose_serves_the_committed_samples() -> None:
-    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["remix"]
-    served = {arg.partition("=")[2] for arg in service["command"] if arg.startswith("--adapter=")}
-    samples = {path.parent.name for path in (ROOT / "examples").glob("*/adapter")}
-    assert served == {f"{name}=/adapters/{name}/adapter" for name in samples}
-    assert service["read_only"] is True
 
 
 def project() -> dict[str, Any]:

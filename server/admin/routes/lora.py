@@ -1,7 +1,8 @@
 """vLLM's endpoints that load and unload one adapter, for tools that speak them.
 
 Each is a change of the tenant's whole set under the hood, so it is remembered, and nothing is
-replaced in the middle of a generation.
+replaced in the middle of a generation. Statuses, error types and texts are those of vLLM 0.32. An
+adapter that is there and bad is an exception: 422, since its 500 would ask tools to try again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from server.admin.documentation import Responses, admin_router, set_failures
 from server.admin.imports import import_adapter
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.errors import ApiError
+from server.store import SourceMissingError
 from server.tenancy.errors import StaleRevisionError
 
 router = admin_router("/v1")
@@ -46,18 +48,26 @@ async def load_lora_adapter(
     """Imports the adapter at `lora_path` and adds it to the tenant's set under `lora_name`."""
     services = admin_services(http)
     tenant = tenant or await _only_tenant(services)
-    await services.directory.current_set(tenant)  # no import for a tenant that is not there
-    record, _ = await import_adapter(services, body.lora_path)
+    if body.lora_name == services.sets.base_name:
+        raise _bad_name(f"The lora adapter '{body.lora_name}' conflicts with a served base model.")
+
+    def check(entries: Entries) -> None:
+        if body.lora_name in entries and not body.load_inplace:
+            raise _bad_name(
+                f"The lora adapter '{body.lora_name}' has already been loaded. If you want to "
+                "load the adapter in place, set 'load_inplace' to True."
+            )
+
+    # No import for what is refused already.
+    check(dict((await services.directory.current_set(tenant)).entries))
+    try:
+        record, _ = await import_adapter(services, body.lora_path)
+    except SourceMissingError as error:
+        message = f"Loading lora {body.lora_name} failed: No adapter found for {body.lora_path}"
+        raise _not_found(message, "lora_path") from error
 
     def add(entries: Entries) -> Entries:
-        if not body.load_inplace and entries.get(body.lora_name, record.digest) != record.digest:
-            raise ApiError(
-                HTTPStatus.BAD_REQUEST,
-                f"The lora adapter '{body.lora_name}' has already been loaded. If you want to "
-                "load the adapter in place, set 'load_inplace' to True.",
-                type="InvalidUserInput",
-                param="lora_name",
-            )
+        check(entries)
         return {**entries, body.lora_name: record.digest}
 
     await _change(services, tenant, add)
@@ -73,16 +83,21 @@ async def unload_lora_adapter(
 
     def remove(entries: Entries) -> Entries:
         if body.lora_name not in entries:
-            raise ApiError(
-                HTTPStatus.NOT_FOUND,
-                f"The lora adapter '{body.lora_name}' cannot be found.",
-                type="NotFoundError",
-                param="lora_name",
-            )
+            message = f"The lora adapter '{body.lora_name}' cannot be found."
+            raise _not_found(message, "lora_name")
         return {name: digest for name, digest in entries.items() if name != body.lora_name}
 
     await _change(services, tenant or await _only_tenant(services), remove)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+
+def _bad_name(message: str) -> ApiError:
+    kind = "InvalidUserInput"
+    return ApiError(HTTPStatus.BAD_REQUEST, message, type=kind, param="lora_name")
+
+
+def _not_found(message: str, param: str) -> ApiError:
+    return ApiError(HTTPStatus.NOT_FOUND, message, type="NotFoundError", param=param)
 
 
 async def _only_tenant(services: AdminServices) -> str:

@@ -13,7 +13,7 @@ from remix_runtime.checkpoint.parity_file import PARITY_FILE
 from remix_runtime.checkpoint.reader import TENSOR_FILE
 from remix_runtime.checkpoint.writer import README_FILE
 from remix_runtime.errors import RemixError
-from server.store.errors import SourceError, SourceUnavailableError
+from server.store.errors import SourceError, SourceMissingError, SourceUnavailableError
 
 MAX_BYTES = {
     CONFIG_FILE: DEFAULT_LIMITS.config_bytes,
@@ -71,7 +71,7 @@ def check_files(files: list[SourceFile], address: str) -> None:
     """Before anything is copied: all that is needed is there, and nothing is too large."""
     for name in REQUIRED:
         if all(file.name != name for file in files):
-            raise SourceError(f"{address}: {name} is missing")
+            raise SourceMissingError(f"{address}: {name} is missing")
     for file in files:
         if file.size > MAX_BYTES[file.name]:
             raise SourceError(

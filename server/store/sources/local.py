@@ -10,7 +10,7 @@ from pathlib import Path
 from remix_runtime.checkpoint import DEFAULT_LIMITS
 from remix_runtime.checkpoint.folder import open_folder
 from remix_runtime.errors import CheckpointError
-from server.store.errors import SourceError
+from server.store.errors import SourceError, SourceMissingError
 from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading
 
 
@@ -52,4 +52,5 @@ class LocalSource:
             with reading(self.address):
                 yield
         except CheckpointError as error:
-            raise SourceError(f"{self.address}: {error}") from error
+            kind = SourceError if os.path.exists(self._folder) else SourceMissingError
+            raise kind(f"{self.address}: {error}") from error

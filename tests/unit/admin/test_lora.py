@@ -10,6 +10,7 @@ import pytest
 
 from server.live.swap import Swaps
 from tests.unit.admin.harness import API, Admin
+from tests.unit.server.tenants import BASE
 from tests.unit.server.test_bad_input import check_error
 
 
@@ -46,6 +47,7 @@ async def test_load_and_unload(admin: Admin) -> None:
     assert removed.text == "Success: LoRA adapter 'pirate' removed successfully."
     assert list(await adapters_of(admin)) == ["haiku"]
     error = check_error(await unload(admin, "pirate"), 404)
+    assert error["type"] == "NotFoundError"
     assert error["message"] == "The lora adapter 'pirate' cannot be found."
 
 
@@ -53,15 +55,39 @@ async def test_a_name_in_use(admin: Admin) -> None:
     await admin.add_tenant()
     await load(admin, "pirate", 0)
     before = await adapters_of(admin)
-    error = check_error(await load(admin, "pirate", 1), 400)
-    assert error["message"].startswith("The lora adapter 'pirate' has already been loaded.")
+    for seed in (0, 1):  # the same adapter again is no exception
+        error = check_error(await load(admin, "pirate", seed), 400)
+        assert error["type"] == "InvalidUserInput"
+        assert error["message"] == (
+            "The lora adapter 'pirate' has already been loaded. If you want to load the adapter "
+            "in place, set 'load_inplace' to True."
+        )
     assert await adapters_of(admin) == before
-    # The same adapter again changes nothing; another one replaces it only where that is wanted.
-    assert (await load(admin, "pirate", 0)).status_code == 200
+    # Nothing was imported for what was refused.
+    assert len((await admin.client.get(f"{API}/adapters")).json()["data"]) == 1
+    assert (await load(admin, "pirate", 0, load_inplace=True)).status_code == 200
     assert (await load(admin, "pirate", 1, load_inplace=True)).status_code == 200
     assert await adapters_of(admin) == {"pirate": await admin.add_adapter(1)}
     found = await admin.client.get(f"{API}/tenants/acme/set")
     assert found.json()["revision"] == 2
+
+
+async def test_the_name_of_the_base(admin: Admin) -> None:
+    await admin.add_tenant()
+    error = check_error(await load(admin, BASE), 400)
+    assert error["type"] == "InvalidUserInput"
+    assert error["message"] == f"The lora adapter '{BASE}' conflicts with a served base model."
+
+
+async def test_a_path_without_an_adapter(admin: Admin) -> None:
+    await admin.add_tenant()
+    (admin.root / "empty").mkdir(parents=True)
+    for path in ("empty", "nowhere"):
+        body = {"lora_name": "pirate", "lora_path": path}
+        error = check_error(await admin.client.post("/v1/load_lora_adapter", json=body), 404)
+        assert error["type"] == "NotFoundError"
+        assert error["message"] == f"Loading lora pirate failed: No adapter found for {path}"
+    assert await adapters_of(admin) == {}
 
 
 async def test_whose_set(admin: Admin) -> None:

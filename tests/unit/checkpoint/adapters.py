@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from remix_runtime.checkpoint import AdapterConfig, LayerWeights, Parity, ParityPrompt
+from remix_runtime.checkpoint import (
+    AdapterConfig,
+    LayerWeights,
+    Parity,
+    ParityPrompt,
+    read_checkpoint,
+)
+from remix_runtime.errors import CheckpointFormatError
 
 CONFIG = AdapterConfig(
     base_model_name_or_path="tiny",
@@ -97,3 +105,13 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
     tensors = load(path.read_bytes())
     change(tensors)
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def refused(folder: Path, *parts: str, **options: Any) -> None:
+    """`read_checkpoint` refuses the folder in one line that holds every part."""
+    with pytest.raises(CheckpointFormatError) as caught:
+        read_checkpoint(folder, **options)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+    assert len(message) < 600

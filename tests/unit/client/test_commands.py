@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from remix_runtime.cli import build_app
@@ -103,6 +104,50 @@ async def test_from_a_tenant_to_a_set_and_back(remix: Remix, tmp_path: Path) -> 
     assert digests[0] in await refused(remix("adapter", "show", digests[0]))
     actions = json.loads(await done(remix("tenant", "audit", "acme", "--json")))["data"]
     assert [row["action"] for row in actions][:2] == ["set.rollback", "set.rollback"]
+
+
+async def test_a_script_gets_the_answer_alone(remix: Remix, tmp_path: Path) -> None:
+    """What is for people goes to stderr, so that stdout is JSON and nothing else."""
+    digest = write_adapter(tmp_path / "adapter")
+    made = json.loads(await done(remix("tenant", "create", "acme", "--json")))
+    assert made["id"] == "acme"
+    file = set_file(tmp_path, {"pirate": str(tmp_path / "adapter")})
+
+    dry = json.loads(await done(remix("set", "apply", "-f", file, "--dry-run", "--json")))
+    assert (dry["dry_run"], dry["added"], dry["after"]["revision"]) == (True, ["pirate"], 0)
+    declined = await remix("set", "apply", "-f", file, "--json", answer="n\n")
+    # The runner echoes what is typed, as a terminal would.
+    assert (declined.exit_code != 0, declined.stdout.strip()) == (True, "n")
+    asked = await remix("set", "apply", "-f", file, "--json", answer="y\n")
+    applied = json.loads(asked.stdout.strip().removeprefix("y"))
+    assert (applied["after"]["revision"], applied["added"]) == (1, ["pirate"])
+    assert f"+ pirate: {digest[:12]}" in asked.stderr
+    again = json.loads(await done(remix("set", "apply", "-f", file, "--yes", "--json")))
+    assert (again["before"], again["added"]) == (again["after"], [])
+
+    back = json.loads(await done(remix("set", "rollback", "acme", "0", "--yes", "--json")))
+    assert (back["after"]["revision"], back["removed"]) == (2, ["pirate"])
+    same = json.loads(await done(remix("set", "rollback", "acme", "0", "--yes", "--json")))
+    assert same["before"] == same["after"] == back["after"]
+
+    shown = json.loads(await done(remix("adapter", "show", digest, "--json")))
+    assert shown["digest"] == digest
+    table = await done(remix("adapter", "show", digest))
+    for name, value in shown["description"].items():
+        assert f"description.{name}" in table
+        assert isinstance(value, list | dict) or str(value) in table
+
+
+def test_every_answer_is_there_as_json() -> None:
+    root = typer.main.get_command(build_app(entry_points(group="remix.commands")))
+    without = {
+        f"{group} {name}"
+        for group in ("tenant", "adapter", "set")
+        for name, command in root.commands[group].commands.items()  # type: ignore[attr-defined]
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    # The API answers these with nothing.
+    assert without == {"tenant delete", "tenant revoke", "adapter delete"}
 
 
 async def test_keys_and_quotas(remix: Remix) -> None:

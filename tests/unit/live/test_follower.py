@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remix_runtime.contracts import AdapterInfo
 from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import AdapterUnavailableError, CapacityError
 from server.live import follower as follower_module
 from server.live.sets import UnknownModelError
+from server.tenancy import changes, sets
 from server.tenancy.records import AdapterRecord, Quota
 from tests.unit.live.crash import TENANT, node
 from tests.unit.server.harness import eventually
@@ -59,6 +64,38 @@ async def test_what_one_server_swaps_the_others_serve(
         await eventually(lambda: TENANT not in two.sets.all)
         await two.adapters.settle()
         assert two.adapters.digests == set()
+
+
+async def test_a_change_is_read_once(
+    url: str, tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who changed something refresh at the same time as the feed that tells of it."""
+    called: Counter[str] = Counter()
+
+    def count(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        async def counted(connection: AsyncConnection) -> Any:
+            called[name] += 1
+            return await function(connection)
+
+        monkeypatch.setattr(module, name, counted)
+
+    async with node(url, tmp_path / "store", poll_seconds=0.02) as server:
+        await server.directory.create_tenant(TENANT, actor="test")
+        digest = await server.add(sources[0])
+        await server.follower.refresh()
+        count(sets, "newest_of_all")  # of a whole reading
+        count(changes, "newest_change")  # of a look by the feed
+        for revision in (1, 2, 3):
+            called.clear()
+            entries = {f"x{revision}": digest}
+            await server.swaps.put(TENANT, entries, expected=None, actor="test")
+            await asyncio.gather(*(server.follower.refresh() for _ in range(3)))
+            assert server.follower.snapshot.tenants[TENANT].set.revision == revision
+            seen = called["newest_change"]
+            await eventually(lambda seen=seen: called["newest_change"] > seen + 1)
+            assert called["newest_of_all"] == 1
 
 
 async def test_the_old_set_serves_until_the_new_one_can(

@@ -14,7 +14,7 @@ import pytest
 from server.store import (
     AdapterStore,
     RejectedAdapterError,
-    SourceError,
+    SourceMissingError,
     SourceUnavailableError,
 )
 from server.store import download as download_module
@@ -110,7 +110,7 @@ async def test_bytes_that_are_not_what_the_hub_states_go_to_quarantine(
 async def test_missing_repository_and_revision(
     store: AdapterStore, root: Path, hub: Hub, source: str
 ) -> None:
-    with pytest.raises(SourceError, match="404"):
+    with pytest.raises(SourceMissingError, match="404"):
         await store.import_from(source)
     assert leftovers(root) == []
 

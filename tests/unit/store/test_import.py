@@ -19,6 +19,7 @@ from server.store import (
     Progress,
     RejectedAdapterError,
     SourceError,
+    SourceMissingError,
     StoreFullError,
     UnknownDigestError,
 )
@@ -126,9 +127,14 @@ async def test_only_regular_files_are_read(
 @pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE])
 async def test_missing_file(store: AdapterStore, root: Path, adapter: Path, name: str) -> None:
     (adapter / name).unlink()
-    with pytest.raises(SourceError, match=rf"{name} is missing"):
+    with pytest.raises(SourceMissingError, match=rf"{name} is missing"):
         await store.import_from(str(adapter))
     assert (leftovers(root), store.quarantined()) == ([], [])
+
+
+async def test_missing_folder(store: AdapterStore, tmp_path: Path) -> None:
+    with pytest.raises(SourceMissingError, match="No such file"):
+        await store.import_from(str(tmp_path / "nowhere"))
 
 
 async def test_readme_and_parity_may_be_missing(store: AdapterStore, adapter: Path) -> None:

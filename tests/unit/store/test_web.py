@@ -13,6 +13,7 @@ from server.store import (
     Progress,
     RejectedAdapterError,
     SourceError,
+    SourceMissingError,
     SourceUnavailableError,
 )
 from tests.unit.checkpoint.adapters import CONFIG_FILE, PARITY_FILE, TENSOR_FILE
@@ -176,7 +177,7 @@ async def test_two_imports_of_one_source_at_once(
 
 
 async def test_missing_folder_and_dead_server(store: AdapterStore, web: FileWeb) -> None:
-    with pytest.raises(SourceError, match=r"adapter_config\.json is missing"):
+    with pytest.raises(SourceMissingError, match=r"adapter_config\.json is missing"):
         await store.import_from(f"{web.url}/nothing")
     web.down = True
     with pytest.raises(SourceUnavailableError, match="503"):

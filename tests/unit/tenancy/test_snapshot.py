@@ -34,6 +34,16 @@ async def test_a_snapshot_is_what_the_single_calls_tell(directory: Directory) ->
     assert taken.change == (await directory.audit(limit=1))[0].id > 0
 
 
+async def test_a_held_snapshot_is_kept_until_something_changes(directory: Directory) -> None:
+    await with_tenant(directory)
+    held = await directory.snapshot()
+    assert await directory.snapshot(held) is held
+    await directory.set_quota("acme", Quota(max_concurrent=3), actor="test")
+    newer = await directory.snapshot(held)
+    assert newer == await directory.snapshot() != held
+    assert await directory.snapshot(newer) is newer
+
+
 async def test_a_snapshot_knows_the_keys_that_the_directory_knows(directory: Directory) -> None:
     await with_tenant(directory)
     await with_tenant(directory, tenant="gone")
