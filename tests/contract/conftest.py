@@ -14,6 +14,7 @@ from remix_runtime.contracts import Engine
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
+from tests.vllm_engines import vllm_engine
 
 MAX_WAITING = 4
 HOST_ADAPTERS = 2
@@ -31,8 +32,8 @@ class Setup:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("contract")
-    save_tiny_base(root / "base", "llama")
-    model = tiny_model("llama")
+    save_tiny_base(root / "base", "llama-32")
+    model = tiny_model("llama-32")
     for i in range(3):
         checkpoint = random_checkpoint(model, n=4, k=2, r=4, seed=i)
         write_checkpoint(root / f"a{i}", checkpoint.config, checkpoint.layers, readme="random")
@@ -47,12 +48,20 @@ def adapter_bytes(folder: Path) -> int:
     return bank.prepare(read_checkpoint(folder)).num_bytes
 
 
-@pytest.fixture(params=["fake", "embedded"])
+@pytest.fixture(params=["fake", "embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
 async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[Setup]:
     engine: Engine
     if request.param == "fake":
         engine = FakeEngine(
             FakeConfig(max_running=2, max_waiting=MAX_WAITING, host_adapters=HOST_ADAPTERS)
+        )
+    elif request.param == "vllm":
+        engine = vllm_engine(
+            folders / "base",
+            max_running=2,
+            max_waiting=MAX_WAITING,
+            adapter_slots=1,
+            host_adapters=HOST_ADAPTERS,
         )
     else:
         engine = EmbeddedEngine(

@@ -15,12 +15,10 @@ from remix_runtime.checkpoint.types import BaseShapes
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
-from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
+from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.kernels import Batch
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
-
-_PARITY_SLACK = {torch.float32: 1.0, torch.float16: 2.0**8, torch.bfloat16: 2.0**11}
-"""How much coarser a type is than float32, for the tolerances of parity files."""
+from remix_runtime.parity import PARITY_SLACK
 
 
 class ModelRunner:
@@ -47,7 +45,7 @@ class ModelRunner:
         self._network = network
         self._kv = kv
         self._device = device
-        self.parity_slack = _PARITY_SLACK[dtype]
+        self.parity_slack = PARITY_SLACK[dtype]
 
     def run(self, chunks: Sequence[Chunk], routes: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, V] of the chunks that reach their sequence's newest token, in their order.

@@ -21,7 +21,7 @@ from remix_runtime.engines.embedded.fused import fuse
 from remix_runtime.engines.embedded.modules import ATTENTION_NAME, install, paged_attention
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.small_ops import install_small_ops
-from remix_runtime.engines.embedded.tokenizer import ModelTokenizer
+from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.errors import ConfigError
 from remix_runtime.kernels.attention import PAGE_TOKENS, PagedKV, page_bytes
 from remix_runtime.layers import base_shapes

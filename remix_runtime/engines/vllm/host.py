@@ -23,6 +23,9 @@ from remix_runtime.checkpoint.types import BaseShapes, LayerWeights
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels import MixtureWeights
 
+MAX_EXPERTS = 32
+"""Of an adapter, in the slots of a worker."""
+
 
 class HostLayer:
     """The adapter of one linear in host memory. `laid_out` is made at the first use and kept."""
@@ -84,13 +87,13 @@ def is_remix(folder: Path) -> bool:
 
 
 def read_layers(
-    folder: Path, base: BaseShapes, *, max_rows: int, max_experts: int
+    folder: Path, base: BaseShapes, *, max_rows: int
 ) -> tuple[Checkpoint, Mapping[str, HostLayer]]:
     """A validated adapter, and its layers by module name. Raises `CheckpointError`, and
     `CapacityError` where the slots of this process are too small for it."""
     checkpoint = read_checkpoint(folder, base=base)
     config = checkpoint.config
-    require_fit(config.num_experts, config.r, max_rows=max_rows, max_experts=max_experts)
+    require_fit(config.num_experts, config.r, max_rows=max_rows)
     layers = {
         name: HostLayer(layer, config.top_k, config.routing_weight)
         for name, layer in checkpoint.layers.items()
@@ -98,12 +101,12 @@ def read_layers(
     return checkpoint, layers
 
 
-def require_fit(n: int, r: int, *, max_rows: int, max_experts: int) -> None:
+def require_fit(n: int, r: int, *, max_rows: int) -> None:
     """Raises `CapacityError` for a mixture that the slots of vLLM's workers cannot hold."""
     if n * r > max_rows:
         raise CapacityError(
             f"max_lora_rank: the adapter has {n} experts of rank {r}, {n * r} together; found "
             f"{max_rows}, expected at least that"
         )
-    if n > max_experts:
-        raise CapacityError(f"num_experts: found {n}, expected at most {max_experts}")
+    if n > MAX_EXPERTS:
+        raise CapacityError(f"num_experts: found {n}, expected at most {MAX_EXPERTS}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,11 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request
 
-from remix_runtime.engines.vllm.host import HostLayer, is_remix, read_layers
+from remix_runtime.engines.vllm.host import MAX_EXPERTS, HostLayer, is_remix, read_layers
 from remix_runtime.engines.vllm.slices import SlicedTable
 from remix_runtime.engines.vllm.tokens import StepTokens
 from remix_runtime.errors import CheckpointMismatchError
 from remix_runtime.layers import base_shapes
-
-MAX_EXPERTS = 32
-"""Of an adapter, in the slots of a GPU."""
 
 
 def install() -> None:
@@ -190,10 +188,23 @@ class _Manager(LRUCacheLoRAModelManager):
         for wrapper in self.punica_wrapper_mapping.values():
             wrapper.remix_step = StepTokens(wrapper._token_lora_indices, num_slots=self.lora_slots)
 
+    def _create_lora_modules(self) -> None:
+        super()._create_lora_modules()
+        for name, module in self.modules.items():
+            if isinstance(module, _RemixLinear):
+                parts = self.packed_modules.get(name, [name])
+                # A packed module that takes one LoRA for all of its parts has one name.
+                module.table.names = tuple(parts if module.is_merged else [name])
+
+    def set_adapter_mapping(self, mapping: Any) -> None:
+        for wrapper in self.punica_wrapper_mapping.values():
+            wrapper.remix_step.begin_step()
+        super().set_adapter_mapping(mapping)
+
     def _set_adapter_mapping(self, mapping: Any) -> None:
         super()._set_adapter_mapping(mapping)
         for wrapper in self.punica_wrapper_mapping.values():
-            wrapper.remix_step.begin(wrapper.indices_len[0] or 0)
+            wrapper.remix_step.assign(wrapper.indices_len[0] or 0, self.lora_index_to_id)
 
 
 class _WorkerManager(LRUCacheWorkerLoRAManager):
@@ -218,7 +229,6 @@ class _WorkerManager(LRUCacheWorkerLoRAManager):
             folder,
             self._base_shapes,
             max_rows=self.lora_config.max_lora_rank,
-            max_experts=MAX_EXPERTS,
         )
         named = {self._vllm_name(name): layer for name, layer in layers.items()}
         if left_alone := self._left_alone(named):
@@ -287,6 +297,7 @@ def _prefix_cache_key(request: Request) -> list[tuple[str, str, str, int, int]]:
 
 
 def _counting(add_lora: Callable[..., bool]) -> Callable[..., bool]:
+    @wraps(add_lora)  # vLLM reads the types of the arguments off it
     def counted(self: EngineCore, lora_request: LoRARequest) -> bool:
         _loads[lora_request.lora_int_id] += 1
         return add_lora(self, lora_request)

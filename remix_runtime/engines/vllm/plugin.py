@@ -1,4 +1,4 @@
-"""The entry point of vLLM's plugins: each of its processes calls `register` before it loads a model.
+"""The entry point of vLLM's plugins: its processes call `register` before they load a model.
 
 Light on purpose: vLLM only logs the import error of a plugin and goes on without it, so what could
 fail is imported inside `register`, whose errors end the process.

@@ -17,6 +17,9 @@ from remix_runtime.kernels import MixtureWeights, make_table
 from remix_runtime.kernels.mixture import Reduce
 from remix_runtime.kernels.torch_path import TorchMixtureTable
 
+MAX_TOP_K = 256
+"""Wider than any adapter's top_k (the checkpoint's limit on experts)."""
+
 
 class SlicedTable:
     """By slot and slice. With `reduce`, x is this process's part of the inputs."""
@@ -33,6 +36,8 @@ class SlicedTable:
         max_experts: int,
         reduce: Reduce | None = None,
     ) -> None:
+        self.names = ("",) * len(slices)
+        """The modules of the checkpoint that the slices are."""
         self._reduce = reduce
         self._ends = tuple(accumulate(slices))
         self._tables = [
@@ -54,11 +59,16 @@ class SlicedTable:
         batch = step.batch(len(x_TD))
         if not batch.adapted:
             return
-        start = 0
-        for table, end in zip(self._tables, self._ends, strict=True):
+        wants_routes, start = step.wants_routes, 0
+        for name, table, end in zip(self.names, self._tables, self._ends, strict=True):
             y_part = y_TO[:, start:end]
+            routes_Tk = None
+            if wants_routes:
+                routes_Tk = torch.empty(len(x_TD), MAX_TOP_K, dtype=torch.int32)
             if isinstance(table, TorchMixtureTable):
-                table.add(y_part, x_TD, batch, reduce=self._reduce)
+                table.add(y_part, x_TD, batch, routes_Tk, reduce=self._reduce)
             else:
-                table.add(y_part, x_TD, batch)
+                table.add(y_part, x_TD, batch, routes_Tk)
+            if routes_Tk is not None:
+                step.saw(name, routes_Tk)
             start = end

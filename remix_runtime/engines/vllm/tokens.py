@@ -1,15 +1,20 @@
-"""Which tokens of vLLM's current step belong to which slot.
+"""Which tokens of vLLM's current step belong to which slot, and what was seen of their routes.
 
-Shape suffixes: T tokens.
+Shape suffixes: T tokens, k activated experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
+import torch
 from torch import Tensor
 
 from remix_runtime.kernels import Batch
+
+LOOK_EVERY = 32
+"""Steps between two whose routes are counted: what that costs is spread over the others."""
 
 
 class StepTokens:
@@ -21,11 +26,20 @@ class StepTokens:
         self.num_slots = num_slots
         self._count = 0
         self._batch = Batch([])
+        self._loras: tuple[int | None, ...] = ()
+        self._steps = 0
+        self._recorded: int | None = None
+        self._routes: dict[str, list[list[int]]] = {}
+        self._load: dict[int, dict[str, Tensor]] = {}
 
-    def begin(self, count: int) -> None:
-        """The buffer holds the slots of `count` tokens. Not called for a step whose tokens and
-        slots are those of the one before."""
+    def begin_step(self) -> None:
+        self._steps += 1
+
+    def assign(self, count: int, loras: Sequence[int | None]) -> None:
+        """The buffer holds the slots of `count` tokens; `loras`: the LoRA id in each slot. Not
+        called for a step where both are as in the one before."""
         self._count = count
+        self._loras = tuple(loras)
         self._batch = Batch(_runs(self.slots_T[:count].tolist()))
 
     def batch(self, num_tokens: int) -> Batch:
@@ -35,6 +49,51 @@ class StepTokens:
             slots = self.slots_T[: min(self._count, num_tokens)].tolist()
             self._batch = Batch(_runs(slots + [-1] * (num_tokens - len(slots))))
         return self._batch
+
+    # -- routes -------------------------------------------------------------------------------
+
+    @property
+    def wants_routes(self) -> bool:
+        return self._recorded in self._loras or self._steps % LOOK_EVERY == 0
+
+    def saw(self, module: str, routes_Tk: Tensor) -> None:
+        """The routes of one module in this step, padded with -1."""
+        for start, end, slot in self._batch.runs:
+            lora = self._loras[slot] if slot >= 0 else None
+            if lora is None:
+                continue
+            routes = routes_Tk[start:end]
+            if lora == self._recorded:
+                rows = [[i for i in row if i >= 0] for row in routes.tolist()]
+                self._routes.setdefault(module, []).extend(rows)
+            else:
+                self._count_load(lora, module, routes[routes >= 0])
+
+    def record(self, lora: int) -> None:
+        """Keeps the routes of all tokens of one LoRA, until they are taken."""
+        self._recorded, self._routes = lora, {}
+
+    def take_routes(self) -> dict[str, list[list[int]]]:
+        """Of the modules that the LoRA adapts."""
+        routes, self._recorded, self._routes = self._routes, None, {}
+        return {module: rows for module, rows in routes.items() if all(rows)}
+
+    def take_load(self) -> dict[int, dict[str, list[int]]]:
+        """By LoRA and module, how often each expert was activated in the steps looked at."""
+        load, self._load = self._load, {}
+        return {
+            lora: {module: count.tolist() for module, count in modules.items()}
+            for lora, modules in load.items()
+        }
+
+    def _count_load(self, lora: int, module: str, experts: Tensor) -> None:
+        if not len(experts):
+            return
+        modules = self._load.setdefault(lora, {})
+        known = modules.get(module, torch.zeros(0, dtype=torch.int64))
+        count = torch.bincount(experts.long(), minlength=len(known))
+        count[: len(known)] += known
+        modules[module] = count
 
 
 def _runs(slots: list[int]) -> list[tuple[int, int, int]]:

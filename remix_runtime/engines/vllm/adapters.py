@@ -1,0 +1,268 @@
+"""The adapters that a vLLM engine serves, and which of them its workers hold in memory.
+
+vLLM would read an adapter in the middle of a step, where a failure ends the whole server. So it
+never gets a request for an adapter that its workers do not hold: they are told to load and to
+drop, between steps, and never hold more than fit. A LoRA's number and name stand for one load of
+one digest, and so do the prefix cache's keys; nothing is reloaded in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from remix_runtime.background import BackgroundTasks
+from remix_runtime.checkpoint import BaseShapes, Checkpoint, read_checkpoint
+from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.engines.vllm.backend import Backend
+from remix_runtime.engines.vllm.config import VllmConfig
+from remix_runtime.engines.vllm.host import require_fit
+from remix_runtime.errors import AdapterUnavailableError, CheckpointError, RemixError
+
+log = logging.getLogger(__name__)
+
+Replay = Callable[["Served"], Awaitable[None]]
+"""Raises `ParityError` for an adapter that computes something else than its training did."""
+
+
+@dataclass(slots=True)
+class Served:
+    """A loaded adapter."""
+
+    folder: Path
+    info: AdapterInfo
+    number: int = 0
+    """Its LoRA id, while workers hold it."""
+    requests: int = 0
+    admitted: int = 0
+    """Of the requests: those that vLLM has."""
+    last_used: float | None = None
+    read_seconds: float = 0.0
+    is_open: bool = False
+    unload: asyncio.Task[None] | None = None
+
+
+class VllmAdapters:
+    """By digest. Used on one event loop. `changed` is called when more requests might be admitted:
+    a read has ended, with the error of one that failed."""
+
+    def __init__(
+        self, config: VllmConfig, changed: Callable[[str, RemixError | None], None]
+    ) -> None:
+        self.num_reads = 0
+        self.total_read_seconds = 0.0
+        self.needs_room = False
+        """A read waits until requests of another adapter have ended: no new ones, or it waits for
+        ever."""
+        self._config = config
+        self._changed = changed
+        self._served: dict[str, Served] = {}
+        self._held: OrderedDict[str, None] = OrderedDict()
+        """What the workers hold, least recently used first."""
+        self._next_number = 1
+        self._reading: set[str] = set()
+        self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
+        self._turn = asyncio.Lock()
+        """One change of what the workers hold at a time."""
+        self._unused = asyncio.Condition()
+
+    def __contains__(self, digest: str) -> bool:
+        served = self._served.get(digest)
+        return served is not None and served.is_open
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
+    # -- for requests ---------------------------------------------------------------------------
+
+    def use(self, digest: str) -> None:
+        self._served[digest].requests += 1
+
+    def unuse(self, digest: str) -> None:
+        served = self._served[digest]
+        served.requests -= 1
+        served.last_used = time.monotonic()
+        if not served.requests:
+            self._tasks.start(self._notify_unused())
+
+    def is_held(self, digest: str) -> bool:
+        return digest in self._held
+
+    def admit(self, digest: str) -> tuple[str, int, Path]:
+        """The name, number and folder by which vLLM knows an adapter that is held; it stays held
+        until `leave`."""
+        served = self._served[digest]
+        served.admitted += 1
+        self._held.move_to_end(digest)
+        return digest, served.number, served.folder
+
+    def leave(self, digest: str) -> None:
+        self._served[digest].admitted -= 1
+        self._tasks.start(self._notify_unused())
+
+    def read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
+        """Has the workers load an adapter that is not held; once, however often it is asked."""
+        if digest not in self._reading:
+            self._reading.add(digest)
+            self._tasks.start(self._read(backend, digest, base))
+
+    # -- loading --------------------------------------------------------------------------------
+
+    async def load(
+        self, backend: Backend, folder: Path, base: BaseShapes, replay: Replay
+    ) -> AdapterInfo:
+        # In a task of its own: half a change is none when its caller goes away.
+        return await asyncio.shield(self._tasks.start(self._load(backend, folder, base, replay)))
+
+    async def unload(self, backend: Backend, digest: str) -> None:
+        served = self._served.get(digest)
+        if served is None:
+            return
+        if served.is_open:
+            served.is_open = False
+            if served.unload is None or served.unload.done():
+                served.unload = self._tasks.start(self._unload(backend, digest, served))
+        if served.unload is not None:
+            await asyncio.shield(served.unload)
+
+    def states(self) -> list[AdapterState]:
+        on_device = set(list(self._held)[-self._config.adapter_slots :])
+        return [
+            AdapterState(
+                digest=digest,
+                tier=AdapterTier.DEVICE
+                if digest in on_device
+                else AdapterTier.HOST
+                if digest in self._held
+                else AdapterTier.DISK,
+                slot=None,  # vLLM's own, and another one with every activation
+                requests=served.requests,
+                idle_seconds=_idle_seconds(served),
+                read_seconds=served.read_seconds,
+            )
+            for digest, served in self._served.items()
+            if served.is_open
+        ]
+
+    async def settle(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._tasks.settle()
+        except TimeoutError:
+            log.warning("loads of adapters are still running")
+
+    async def _load(
+        self, backend: Backend, folder: Path, base: BaseShapes, replay: Replay
+    ) -> AdapterInfo:
+        async with self._turn:
+            checkpoint = await self._checked(folder, base)
+            digest = checkpoint.digest
+            served = self._served.get(digest)
+            if served is not None:
+                served.folder, served.is_open = folder, True
+                return served.info
+            self._served[digest] = served = Served(folder, _info(checkpoint))
+            try:
+                await self._hold(backend, digest, served)
+                await replay(served)
+            except BaseException:
+                await self._drop(backend, digest)
+                del self._served[digest]
+                raise
+            served.is_open = True
+            return served.info
+
+    async def _unload(self, backend: Backend, digest: str, served: Served) -> None:
+        async with self._unused:
+            await self._unused.wait_for(lambda: not served.requests)
+        async with self._turn:
+            # Loaded again while the last requests ended: then it stays.
+            if not served.is_open:
+                await self._drop(backend, digest)
+                del self._served[digest]
+
+    async def _read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
+        error: RemixError | None = None
+        try:
+            async with self._turn:
+                served = self._served.get(digest)
+                if served is None or digest in self._held:
+                    return
+                checkpoint = await self._checked(served.folder, base)
+                if checkpoint.digest != digest:
+                    raise AdapterUnavailableError(
+                        f"{served.folder}: found an adapter with digest {checkpoint.digest}, "
+                        f"expected {digest}, which was loaded from there"
+                    )
+                await self._hold(backend, digest, served)
+        except CheckpointError as failure:
+            error = AdapterUnavailableError(f"adapter {digest} could not be read again: {failure}")
+        except RemixError as failure:
+            error = failure
+        finally:
+            self._reading.discard(digest)
+            self._changed(digest, error)
+
+    async def _checked(self, folder: Path, base: BaseShapes) -> Checkpoint:
+        """What a worker would refuse is refused before one hears of it."""
+        checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=base)
+        config = checkpoint.config
+        require_fit(config.num_experts, config.r, max_rows=self._config.adapter_rows)
+        return checkpoint
+
+    async def _hold(self, backend: Backend, digest: str, served: Served) -> None:
+        started = time.monotonic()
+        while len(self._held) >= self._config.host_adapters:
+            victim = next((d for d in self._held if not self._served[d].admitted), None)
+            if victim is None:
+                self.needs_room = True
+                async with self._unused:
+                    await self._unused.wait_for(self._has_victim)
+                continue
+            self.needs_room = False
+            await self._drop(backend, victim)
+        served.number = self._next_number
+        self._next_number += 1
+        await backend.add_lora(digest, served.number, served.folder)
+        self._held[digest] = None
+        served.read_seconds = time.monotonic() - started
+        self.num_reads += 1
+        self.total_read_seconds += served.read_seconds
+
+    def _has_victim(self) -> bool:
+        return any(not self._served[digest].admitted for digest in self._held)
+
+    async def _drop(self, backend: Backend, digest: str) -> None:
+        if digest in self._held:
+            del self._held[digest]
+            await backend.remove_lora(self._served[digest].number)
+
+    async def _notify_unused(self) -> None:
+        async with self._unused:
+            self._unused.notify_all()
+
+
+def _idle_seconds(served: Served) -> float | None:
+    if served.requests:
+        return 0.0
+    return None if served.last_used is None else time.monotonic() - served.last_used
+
+
+def _info(checkpoint: Checkpoint) -> AdapterInfo:
+    return AdapterInfo(
+        digest=checkpoint.digest,
+        num_layers=len(checkpoint.layers),
+        num_experts=checkpoint.config.num_experts,
+        top_k=checkpoint.config.top_k,
+        r=checkpoint.config.r,
+        num_bytes=checkpoint.num_bytes,
+    )

@@ -1,0 +1,61 @@
+"""The replay of an adapter's parity file on vLLM, as requests among the others.
+
+Until its replay is over no other request may name the adapter, so that all tokens in its slot are
+the replay's, in order. vLLM gives log-probabilities; the logits are those up to a constant, which
+is taken from the recorded ones.
+
+Shape suffixes: T tokens, k activated experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from remix_runtime.checkpoint import Parity, ParityPrompt
+from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.vllm.backend import Backend
+from remix_runtime.parity import compare_parity, require_decisive
+
+
+async def replay_on(
+    backend: Backend, parity: Parity, lora: tuple[str, int, Path], *, slack: float
+) -> None:
+    """Raises `ParityError`. Where the workers cannot tell routes, logits alone are compared."""
+    decisive = 0
+    for index, prompt in enumerate(parity.prompts):
+        await backend.on_workers("remix_record_routes", lora[1])
+        logits_V = await _last_logits(backend, prompt, lora)
+        routes: dict[str, Tensor] = {}
+        for part in await backend.on_workers("remix_take_routes"):
+            routes |= {name: torch.tensor(rows) for name, rows in part.items()}
+        decisive += compare_parity(
+            parity, index, routes or _recorded(prompt), logits_V, slack=slack
+        )
+    require_decisive(parity, decisive, slack=slack)
+
+
+async def _last_logits(
+    backend: Backend, prompt: ParityPrompt, lora: tuple[str, int, Path]
+) -> Tensor:
+    request = GenerationRequest(
+        request_id=f"parity-{uuid.uuid4()}",
+        prompt_token_ids=tuple(prompt.token_ids_T.tolist()),
+        params=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=-1),
+    )
+    # A salt of its own: a cached prefix would leave tokens without routes.
+    outputs = backend.generate(request, frozenset(), lora, salt=request.request_id)
+    logits_V = torch.full((backend.vocab_size,), -torch.inf)
+    async for output in outputs:
+        for position in output.outputs[0].logprobs or ():
+            ids = torch.tensor(list(position))
+            logits_V[ids] = torch.tensor([p.logprob for p in position.values()])
+    offset = (prompt.top_logits_j - logits_V[prompt.top_ids_j]).median()
+    return logits_V + offset
+
+
+def _recorded(prompt: ParityPrompt) -> dict[str, Tensor]:
+    return {f"{i:05}": routes_Tk.long() for i, routes_Tk in enumerate(prompt.routes_LTk)}
