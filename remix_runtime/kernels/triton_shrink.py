@@ -116,7 +116,8 @@ def sum_router(
     z_N = tl.zeros([N], tl.float32)
     if slot >= 0:
         n, k, _ = adapter_numbers(meta_SG3, slot, g, G)
-        z_N = sum_splits(z_TGPN + (t * G + g) * SPLITS * N + e, (e < n) & (k < n), N, SPLITS)
+        routed = tl.where(k < n, n, 0)
+        z_N = sum_splits(z_TGPN + (t * G + g) * SPLITS * N + e, e < routed, N, SPLITS)
     tl.store(z_TGN + (t * G + g) * N + e, z_N)
 
 

@@ -118,7 +118,19 @@ class TritonMixtureTable:
         assert x_TD.shape == (len(plan.slot_T), self.in_features)
         assert y_TO.shape == (T, self.out_features)
         assert y_TO.stride(1) == 1
-        operands = (
+        operands = self.operands(x_TD, plan)
+        routes_TGk = routes_Tk
+        if routes_Tk is not None and routes_Tk.dim() == 2:
+            routes_TGk = routes_Tk.unsqueeze(1)
+        z_TGN = None if reduce is None else reduce(router_logits(*operands))
+        form = choose_form(T, plan.max_adapters) if self.form is None else self.form
+        add_mixture(y_TO, routes_TGk, z_TGN, *operands, int(form))
+
+    def operands(
+        self, x_TD: Tensor, plan: DevicePlan
+    ) -> tuple[Tensor, *tuple[Tensor, ...], list[int]]:
+        """The arguments that the operators of `triton_ops` share."""
+        return (
             x_TD,
             self.a_SGMD,
             self.router_SGND,
@@ -132,12 +144,6 @@ class TritonMixtureTable:
             plan.many_C3,
             self.slices,
         )
-        routes_TGk = routes_Tk
-        if routes_Tk is not None and routes_Tk.dim() == 2:
-            routes_TGk = routes_Tk.unsqueeze(1)
-        z_TGN = None if reduce is None else reduce(router_logits(*operands))
-        form = choose_form(T, plan.max_adapters) if self.form is None else self.form
-        add_mixture(y_TO, routes_TGk, z_TGN, *operands, int(form))
 
     def _plan(self, batch: Batch) -> DevicePlan:
         if batch.plan is None or batch.plan.num_slots != self.num_slots:

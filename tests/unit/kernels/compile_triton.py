@@ -57,18 +57,14 @@ def collect() -> dict[str, Any]:
     return found
 
 
-def resources(ptx: str) -> str:
-    """Registers, spills and stack, as ptxas reports them."""
-    ptxas = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+def resources(cubin: bytes) -> str:
+    """Registers, stack (what was spilled is there) and local memory, as cuobjdump reports them."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [ptxas, "-v", "-arch=sm_90a", source, "-o", Path(folder, "kernel.cubin")]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr  # noqa: S603
-    wanted = r"(\d+) bytes spill stores|Used (\d+) registers|(\d+) bytes stack frame"
-    numbers = [next(filter(None, groups)) for groups in re.findall(wanted, report)]
-    stack, spills, registers = numbers
-    return f"{registers} registers, {spills} spilled, {stack} stack"
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        report = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True).stdout
+    return ", ".join(re.findall(r"(?:REG|STACK|LOCAL):\d+", report))
 
 
 def step(D: int, widths: list[int], dtype: torch.dtype, n: int, k: int, r: int) -> None:
@@ -100,7 +96,7 @@ def main() -> None:
     for name, kernel in found.items():
         wide = {width: kernel.asm["ptx"].count(f".{width}") for width in ("v4.b32", "v2.b32")}
         print(
-            f"{name[:32]:34}{resources(kernel.asm['ptx'])}, shared {kernel.metadata.shared}, "
+            f"{name[:32]:34}{resources(kernel.asm['cubin'])}, shared {kernel.metadata.shared}, "
             f"{wide}, wgmma {kernel.asm['ptx'].count('wgmma.mma')}, "
             f"mma {kernel.asm['ptx'].count('mma.sync')}"
         )
