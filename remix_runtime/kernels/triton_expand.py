@@ -23,7 +23,7 @@ from remix_runtime.kernels.triton_select import (
 @triton.jit
 def expand_rows(
     y_TO, z_TGPN, h_TGPM, b_SMO, meta_SG3, weight_SG, columns_G2, slot_T,
-    routes_TGk, routes_T, routes_G, num_routed, y_stride, G, M, O,
+    routes_TGk, routes_T, routes_G, num_routed, y_stride, G, M, b_stride,
     Z_SPLITS: tl.constexpr, SPLITS: tl.constexpr, PADDED: tl.constexpr, N: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, ROUTES: tl.constexpr,
 ):  # fmt: skip
@@ -47,14 +47,14 @@ def expand_rows(
                 store_routes(routes_TGk, t_1, t_1 >= 0, chosen_1, g, routes_T, routes_G, N)
         o = block * WIDTH + tl.arange(0, WIDTH)
         h_rows = h_TGPM + (t * G + g) * SPLITS * M
-        b_rows = b_SMO + slot.to(tl.int64) * M * O + column + o[None, :]
+        b_rows = b_SMO + slot.to(tl.int64) * M * b_stride + column + o[None, :]
         y = y_TO + t * y_stride + column + o
         y_o = tl.load(y, mask=o < width, other=0.0).to(tl.float32)
         sum_o = tl.zeros([WIDTH], tl.float32)
         for first in tl.range(0, k * r, ROWS, num_stages=1):
             row_J, live_J = chosen_rows(chosen_1, first, k, r, N, ROWS)
             b_Jo = tl.load(
-                b_rows + row_J.to(tl.int64)[:, None] * O,
+                b_rows + row_J.to(tl.int64)[:, None] * b_stride,
                 mask=live_J[:, None] & (o < width)[None, :],
                 other=0.0,
             )
@@ -105,7 +105,7 @@ def gate_tiles(
 @triton.jit
 def expand_tiles(
     y_TO, z_TGPN, h_TGPM, b_SMO, meta_SG3, weight_SG, columns_G2, tiles_C3, order_T,
-    routes_TGk, routes_T, routes_G, num_routed, y_stride, G, M, O,
+    routes_TGk, routes_T, routes_G, num_routed, y_stride, G, M, b_stride,
     Z_SPLITS: tl.constexpr, SPLITS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
     TILE: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, GATED: tl.constexpr,
     ROUTES: tl.constexpr,
@@ -132,7 +132,7 @@ def expand_tiles(
                 if (block == 0) & (g < num_routed):
                     store_routes(routes_TGk, t_I, i < count, chosen_I, g, routes_T, routes_G, N)
         o = block * WIDTH + tl.arange(0, WIDTH)
-        b_rows = b_SMO + slot.to(tl.int64) * M * O + column + o[None, :]
+        b_rows = b_SMO + slot.to(tl.int64) * M * b_stride + column + o[None, :]
         y = y_TO + t_I[:, None] * y_stride + column + o[None, :]
         inside_Io = (i < count)[:, None] & (o < width)[None, :]
         y_Io = tl.load(y, mask=inside_Io, other=0.0)
@@ -146,7 +146,7 @@ def expand_tiles(
             else:
                 h_IJ = _gated(h_TGPM, t_I, live_IJ, chosen_I, j, G, g, r, weight, M, SPLITS)
             b_Jo = tl.load(
-                b_rows + j.to(tl.int64)[:, None] * O,
+                b_rows + j.to(tl.int64)[:, None] * b_stride,
                 mask=(j < n * r)[:, None] & (o < width)[None, :],
                 other=0.0,
             )
@@ -155,9 +155,7 @@ def expand_tiles(
 
 
 @triton.jit
-def _choose(
-    z_TGPN, t_I, inside_I, G, g, n, k, Z_SPLITS: tl.constexpr, N: tl.constexpr
-):
+def _choose(z_TGPN, t_I, inside_I, G, g, n, k, Z_SPLITS: tl.constexpr, N: tl.constexpr):
     e = tl.arange(0, N)
     z = z_TGPN + (t_I[:, None] * G + g) * Z_SPLITS * N + e[None, :]
     z_IN = sum_splits(z, inside_I[:, None] & (e < n)[None, :], N, Z_SPLITS)
@@ -165,9 +163,7 @@ def _choose(
 
 
 @triton.jit
-def _gated(
-    h_TGPM, t_I, live_IJ, chosen_I, j, G, g, r, weight, M, SPLITS: tl.constexpr
-):
+def _gated(h_TGPM, t_I, live_IJ, chosen_I, j, G, g, r, weight, M, SPLITS: tl.constexpr):
     """Not a product with 0 and 1: an infinite activation of an unselected expert is no NaN."""
     h = h_TGPM + (t_I[:, None] * G + g) * SPLITS * M + j[None, :]
     h_IJ = sum_splits(h, live_IJ, M, SPLITS)

@@ -1,7 +1,7 @@
 """The forms that the ReMix addition can take on a GPU, what each launches, and which one to take.
 
-Shape suffixes: T tokens, D input width, O all slices' outputs, G slices, S slots, N experts (a power
-of two), M rows of A and of Bᵀ, P splits of D, C tiles, k activated experts.
+Shape suffixes: T tokens, D input width, O all slices' outputs, G slices, S slots, N experts (a
+power of two), M rows of A and of Bᵀ, P splits of D, C tiles, k activated experts.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class Thresholds:
 THRESHOLDS = Thresholds()
 
 
-def choose_form(
-    num_tokens: int, max_adapters: int, thresholds: Thresholds = THRESHOLDS
-) -> Form:
+def choose_form(num_tokens: int, max_adapters: int, thresholds: Thresholds = THRESHOLDS) -> Form:
     """The form for a step, from what the host knows of it: nothing is asked of the device."""
     if num_tokens >= thresholds.prompt_tokens:
         return Form.PROMPT

@@ -34,14 +34,13 @@ def router_logits(
         a_SGMD, router_SGND, b_SMO, meta_SG3, weight_SG, columns_G2,
         slot_T, order_T, few_C3, many_C3, widths,
     )  # fmt: skip
-    with torch.cuda.device_of(x_TD):
+    with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
         return triton_forms.logits(_aligned(x_TD), operands)
 
 
 @router_logits.register_fake
 def _(x_TD: Tensor, a_SGMD: Tensor, router_SGND: Tensor, *_: object) -> Tensor:
-    _, G, N, _ = router_SGND.shape
-    return x_TD.new_empty((x_TD.shape[0], G, N), dtype=torch.float32)
+    return x_TD.new_empty((x_TD.shape[0], *router_SGND.shape[1:3]), dtype=torch.float32)
 
 
 @torch.library.custom_op("remix::add_mixture", mutates_args=("y_TO", "routes_TGk"))
@@ -69,7 +68,7 @@ def add_mixture(
         a_SGMD, router_SGND, b_SMO, meta_SG3, weight_SG, columns_G2,
         slot_T, order_T, few_C3, many_C3, widths,
     )  # fmt: skip
-    with torch.cuda.device_of(x_TD):
+    with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
         triton_forms.add(y_TO, _aligned(x_TD), operands, Form(form), z_TGN, routes_TGk)
 
 

@@ -39,7 +39,7 @@ def plan_from_slots(
         _plan[(num_slots + 1,)](
             slot_T, plan.slot_T, plan.order_T, plan.few_C3, plan.many_C3,
             T, slot_T.stride(0), num_slots, len(plan.few_C3), len(plan.many_C3),
-            FEW=FEW, MANY=MANY, S=slots, I=max(16, 8192 // slots),
+            FEW=FEW, MANY=MANY, S=slots, BLOCK=max(16, 8192 // slots),
         )  # fmt: skip
     return plan
 
@@ -48,15 +48,15 @@ def plan_from_slots(
 def _plan(
     given_T, slot_T, order_T, few_C3, many_C3,
     num_tokens, given_stride, num_slots, num_few, num_many,
-    FEW: tl.constexpr, MANY: tl.constexpr, S: tl.constexpr, I: tl.constexpr,
+    FEW: tl.constexpr, MANY: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per slot counts everybody's tokens and writes its own; the last one writes
     `slot_T` and ends the lists of tiles."""
     me = tl.program_id(0)
     slot_S = tl.arange(0, S)
     count_S = tl.zeros([S], tl.int32)
-    for start in range(0, num_tokens, I):
-        t_I = start + tl.arange(0, I)
+    for start in range(0, num_tokens, BLOCK):
+        t_I = start + tl.arange(0, BLOCK)
         slot_I = _slots(given_T, t_I, given_stride, num_tokens, num_slots)
         count_S += tl.sum((slot_I[:, None] == slot_S[None, :]).to(tl.int32), axis=0)
         if me == num_slots:
@@ -64,11 +64,11 @@ def _plan(
 
     position = tl.sum(tl.where(slot_S < me, count_S, 0))
     count = tl.sum(tl.where(slot_S == me, count_S, 0))
-    _write_tiles(few_C3, num_few, me, num_slots, slot_S, count_S, position, count, FEW, I)
-    _write_tiles(many_C3, num_many, me, num_slots, slot_S, count_S, position, count, MANY, I)
+    _write_tiles(few_C3, num_few, me, num_slots, slot_S, count_S, position, count, FEW, BLOCK)
+    _write_tiles(many_C3, num_many, me, num_slots, slot_S, count_S, position, count, MANY, BLOCK)
 
-    for start in range(0, num_tokens, I):
-        t_I = start + tl.arange(0, I)
+    for start in range(0, num_tokens, BLOCK):
+        t_I = start + tl.arange(0, BLOCK)
         slot_I = _slots(given_T, t_I, given_stride, num_tokens, num_slots)
         mine_I = (slot_I == me).to(tl.int32)
         place_I = position + tl.cumsum(mine_I) - 1
@@ -86,13 +86,13 @@ def _slots(given_T, t_I, stride, num_tokens, num_slots):
 @triton.jit
 def _write_tiles(
     tiles_C3, num_tiles, me, num_slots, slot_S, count_S, position, count,
-    SIZE: tl.constexpr, I: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     begin = tl.sum(tl.where(slot_S < me, (count_S + SIZE - 1) // SIZE, 0))
     is_end = me == num_slots
     number = tl.where(is_end, num_tiles - begin, (count + SIZE - 1) // SIZE)
-    for start in range(0, number, I):
-        i_I = start + tl.arange(0, I)
+    for start in range(0, number, BLOCK):
+        i_I = start + tl.arange(0, BLOCK)
         tile_I = tiles_C3 + 3 * (begin + i_I)
         left_I = tl.minimum(count - i_I * SIZE, SIZE)
         inside_I = (i_I < number) & (begin + i_I < num_tiles)

@@ -3,13 +3,12 @@
 A table serves G *slices* that share x, as in a merged gate/up or qkv linear: each with its own
 experts, router, routes and columns of y. An adapter may lack some.
 
-Shape suffixes: T tokens, D input width, O all slices' outputs, G slices, S slots, N experts (a power
-of two), M rows of A and of Bᵀ, k activated experts.
+Shape suffixes: T tokens, D input width, O all slices' outputs, G slices, S slots, N experts (a
+power of two), M rows of A and of Bᵀ, k activated experts.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels.device_plan import DevicePlan
 from remix_runtime.kernels.mixture import Batch, MixtureWeights
-from remix_runtime.kernels.triton_forms import Form, choose_form
+from remix_runtime.kernels.triton_forms import ROUTER_EXPERTS, Form, choose_form
 from remix_runtime.kernels.triton_ops import add_mixture, router_logits
 from remix_runtime.kernels.triton_plan import plan_from_slots
 
@@ -66,7 +65,7 @@ class TritonMixtureTable:
         starts = itertools.accumulate(self.slices, initial=0)
         columns = list(zip(starts, self.slices, strict=False))
         self.columns_G2 = torch.tensor(columns, dtype=torch.int32, device=device)
-        self._allocate(max_rows or 0, max_experts or 0)
+        self.a_SGMD, self.router_SGND, self.b_SMO = self._tensors(max_rows or 0, max_experts or 0)
 
     @property
     def num_slots(self) -> int:
@@ -163,19 +162,19 @@ class TritonMixtureTable:
         _, _, M, _ = self.a_SGMD.shape
         N = self.router_SGND.shape[2]
         if rows > M or experts > N:
-            self._allocate(max(rows, M), max(experts, N))
+            a_SGMD, router_SGND, b_SMO = self._tensors(max(rows, M), max(experts, N))
+            a_SGMD[:, :, :M] = self.a_SGMD
+            router_SGND[:, :, :N] = self.router_SGND
+            b_SMO[:, :M] = self.b_SMO
+            self.a_SGMD, self.router_SGND, self.b_SMO = a_SGMD, router_SGND, b_SMO
 
-    def _allocate(self, rows: int, experts: int) -> None:
-        """Tensors for adapters of this size, with the contents of those there are."""
+    def _tensors(self, rows: int, experts: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A, routers and Bᵀ of all slots. Zeros, not whatever memory holds: rows that no adapter
+        fills may be multiplied with 0."""
         S, G, D = self.num_slots, len(self.slices), self.in_features
-        N = max(4, triton.next_power_of_2(experts)) if experts else 0
-        # Zeros, not whatever memory holds: rows that no adapter fills are multiplied with 0.
-        zeros = functools.partial(torch.zeros, device=self._device)
-        a_SGMD = zeros(S, G, rows, D, dtype=self._dtype)
-        router_SGND = zeros(S, G, N, D)
-        b_SMO = zeros(S, rows, self.out_features, dtype=self._dtype)
-        if hasattr(self, "a_SGMD"):
-            a_SGMD[:, :, : self.a_SGMD.shape[2]] = self.a_SGMD
-            router_SGND[:, :, : self.router_SGND.shape[2]] = self.router_SGND
-            b_SMO[:, : self.b_SMO.shape[1]] = self.b_SMO
-        self.a_SGMD, self.router_SGND, self.b_SMO = a_SGMD, router_SGND, b_SMO
+        N = max(ROUTER_EXPERTS, triton.next_power_of_2(experts)) if experts else 0
+        return (
+            torch.zeros(S, G, rows, D, dtype=self._dtype, device=self._device),
+            torch.zeros(S, G, N, D, device=self._device),
+            torch.zeros(S, rows, self.out_features, dtype=self._dtype, device=self._device),
+        )

@@ -24,9 +24,7 @@ def check(plan: DevicePlan, slots: list[int]) -> None:
         tiles = [tile for tile in tiles_C3.tolist() if tile[0] >= 0]
         assert tiles_C3.tolist()[len(tiles) :] == [[-1, *tile[1:]] for tile in
                                                    tiles_C3.tolist()[len(tiles) :]]  # fmt: skip
-        found = [
-            (slot, order[first : first + count]) for slot, first, count in tiles
-        ]
+        found = [(slot, order[first : first + count]) for slot, first, count in tiles]
         assert all(0 < len(tokens) <= size for _, tokens in found)
         assert [t for _, tokens in found for t in tokens] == order
         assert all(valid[t] == slot for slot, tokens in found for t in tokens)

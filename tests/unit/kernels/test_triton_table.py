@@ -126,7 +126,10 @@ def test_every_form_agrees_with_the_equations(
 @FORMS
 def test_many_tokens_of_a_slot_take_several_tiles(form: Form) -> None:
     D = 24
-    adapters: list[Adapter | None] = [make_adapter(8, 4, 2, D, [32]), make_adapter(3, 1, 4, D, [32])]
+    adapters: list[Adapter | None] = [
+        make_adapter(8, 4, 2, D, [32]),
+        make_adapter(3, 1, 4, D, [32]),
+    ]
     table = make_table(adapters, D, [32])
     table.form = form
     slots = [0] * 35 + [1, -1, 1] + [0] * 40
