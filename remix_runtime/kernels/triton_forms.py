@@ -219,12 +219,15 @@ def _expand_tiles(
     G, N, M, _ = operands.sizes
     tiles_C3 = operands.many_C3 if is_prompt else operands.few_C3
     blocks = triton.cdiv(max(operands.widths), TILE_OUTPUTS)
+    rows = _prompt_rows(M) if is_prompt else ROWS
+    if y_TO.dtype == torch.float32:
+        rows = 16  # no tensor cores: the product is written out, and registers run short
     expand_tiles[(blocks, len(tiles_C3), G)](
         y_TO, z_TGPN, h, operands.b_SMO, operands.meta_SG3, operands.weight_SG,
         operands.columns_G2, tiles_C3, operands.order_T, *routes,
         y_TO.stride(0), G, M, sum(operands.widths),
         Z_SPLITS=z_TGPN.shape[2], SPLITS=1 if is_prompt else h.shape[2], N=N,
-        ROWS=_prompt_rows(M) if is_prompt else ROWS, TILE=MANY if is_prompt else FEW,
+        ROWS=rows, TILE=MANY if is_prompt else FEW,
         WIDTH=TILE_OUTPUTS, ALIGNED=_is_aligned(operands.widths), GATED=is_prompt,
         ROUTES=routes[3] > 0 and not is_prompt, num_warps=8 if is_prompt else 4,
     )  # fmt: skip

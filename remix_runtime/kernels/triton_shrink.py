@@ -126,23 +126,32 @@ def _router(
     x_TD, router_ND, order_I, count, z_TGPN, D, G, N, g, n, split, first,
     SPLITS: tl.constexpr, SPAN: tl.constexpr, GROUP: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
-    """The router's part stays in registers, the tile's tokens pass by, `GROUP` at a time."""
-    d = split * SPAN + tl.arange(0, SPAN)
+    """The router's part stays in registers, the tile's tokens pass by, `GROUP` at a time.
+
+    A span is seen as [SPAN / 32, 32]: a thread sums one column of it, and then 32 threads sum
+    theirs. With the span as one axis the compiler spreads it over all warps, and most of the work
+    is adding between them.
+    """
+    LANES: tl.constexpr = 32
+    c = tl.arange(0, SPAN // LANES)
+    d_cL = split * SPAN + c[:, None] * LANES + tl.arange(0, LANES)[None, :]
     e = first + tl.arange(0, EXPERTS)
-    p_Ed = tl.load(
-        router_ND + e[:, None] * D + d[None, :], mask=(e < n)[:, None] & (d < D)[None, :], other=0.0
+    p_cEL = tl.load(
+        router_ND + e[None, :, None] * D + d_cL[:, None, :],
+        mask=(e < n)[None, :, None] & (d_cL < D)[:, None, :],
+        other=0.0,
     )
     for start in range(0, count, GROUP):
         i = start + tl.arange(0, GROUP)
         t_I = tl.load(order_I + i, mask=i < count, other=0).to(tl.int64)
-        x_Id = tl.load(
-            x_TD + t_I[:, None] * D + d[None, :],
-            mask=(i < count)[:, None] & (d < D)[None, :],
+        x_IcL = tl.load(
+            x_TD + t_I[:, None, None] * D + d_cL[None, :, :],
+            mask=(i < count)[:, None, None] & (d_cL < D)[None, :, :],
             other=0.0,
         ).to(tl.float32)
-        z_IE = tl.sum(x_Id[:, None, :] * p_Ed[None, :, :], axis=2)
+        z_IEL = tl.sum(x_IcL[:, :, None, :] * p_cEL[None, :, :, :], axis=1)
         z = z_TGPN + ((t_I[:, None] * G + g) * SPLITS + split) * N + e[None, :]
-        tl.store(z, z_IE, mask=(i < count)[:, None] & (e < n)[None, :])
+        tl.store(z, tl.sum(z_IEL, axis=2), mask=(i < count)[:, None] & (e < n)[None, :])
 
 
 @triton.jit

@@ -181,6 +181,7 @@ def test_a_captured_graph_follows_slots_and_their_contents(form: Form) -> None:
     assert not y_TO.any()
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler uses what PyTorch deprecates
 def test_torch_compile_takes_the_addition_in_one_graph() -> None:
     table = filled(512, [256], torch.bfloat16)
     plan = plan_from_slots(torch.tensor(some_slots(12), device="cuda"), table.num_slots)
