@@ -1,9 +1,16 @@
 """Fixtures that several rooms' tests share."""
 
+import os
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels are then tested in its interpreter. It reads this when it is imported, which
+    # half of the tests' imports do.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from remix_runtime.kernels import attention, cpu, elementwise, native
 from tests.postgres import PostgresServer, memory_folder, postgres_server

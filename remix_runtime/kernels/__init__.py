@@ -1,9 +1,10 @@
 """Linear layers and the ReMix addition for the tokens of many adapters at once.
 
 `make_linear`, `make_table` and `add_mixture` choose a backend; callers see only the protocols
-below. One file per backend, a later one (Triton) joins the same way:
+below. The backends:
 
 - `cpu.py` with `native/*.c`: float32 on the CPU, where a C compiler was found
+- `triton_table.py` over the other `triton_*.py`: CUDA
 - `torch_path.py`: PyTorch, any device
 - `reference.py`: the equations, token by token, for tests
 
@@ -12,6 +13,7 @@ Shape suffixes: T packed tokens, D input width, O output width, k activated expe
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -90,10 +92,15 @@ def make_table(
     dtype: torch.dtype = torch.float32,
 ) -> MixtureTable:
     """An empty table for one layer; `dtype` is that of the layer's x and y."""
-    native = _is_native(torch.device(device), dtype)
-    return (NativeMixtureTable if native else TorchMixtureTable)(
-        num_slots, in_features, out_features
-    )
+    device = torch.device(device)
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from remix_runtime.kernels.triton_table import TritonMixtureTable
+
+        return TritonMixtureTable(
+            num_slots, in_features, [out_features], device=device, dtype=dtype
+        )
+    table = NativeMixtureTable if _is_native(device, dtype) else TorchMixtureTable
+    return table(num_slots, in_features, out_features)
 
 
 def add_mixture(

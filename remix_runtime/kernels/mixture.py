@@ -14,6 +14,7 @@ from torch import Tensor
 
 from remix_runtime.checkpoint.types import LayerWeights
 from remix_runtime.kernels import native
+from remix_runtime.kernels.device_plan import DevicePlan
 from remix_runtime.kernels.huge_pages import Arena
 
 Reduce = Callable[[Tensor], Tensor]
@@ -171,6 +172,8 @@ class Batch:
     """Whether any token has a slot."""
     h_Tm: Tensor = field(init=False, repr=False)
     picks_Tk: Tensor = field(init=False, repr=False)
+    plan: DevicePlan | None = field(init=False, repr=False)
+    """Of a device with kernels of its own: whichever layer comes first makes it."""
 
     def __init__(self, runs: Sequence[tuple[int, int, int]]) -> None:
         self.runs = tuple(runs)
@@ -183,6 +186,12 @@ class Batch:
         self.adapted = any(slot >= 0 for _, _, slot in self.runs)
         self.h_Tm = torch.empty(0, 0)
         self.picks_Tk = torch.empty(0, 0, dtype=torch.int32)
+        self.plan = None
+
+    def slots(self) -> Tensor:
+        """The slot of each token, int32 on the CPU."""
+        start_R, end_R, slot_R = self.runs_R3.unbind(1)
+        return slot_R.repeat_interleave(end_R - start_R)
 
     def scratch(self, m: int, k: int) -> tuple[Tensor, Tensor]:
         """Uninitialised float32 [T, >= m] and int32 [T, >= k], kept for the next layer."""

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
 import torch  # noqa: F401 - loads its libgomp before ours is looked up
 
 _log = logging.getLogger(__name__)
@@ -57,6 +56,8 @@ def lib() -> ctypes.CDLL | None:
 
 def cache_folder() -> Path:
     """A folder of this user's own. Code is loaded from it, so nobody else may write there."""
+    import platformdirs
+
     folder = platformdirs.user_cache_path("remix-serve") / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

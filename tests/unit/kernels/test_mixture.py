@@ -1,4 +1,4 @@
-"""The ReMix addition: native and PyTorch against the equations, and the native one's bits.
+"""The ReMix addition: every backend against the equations, and the native one's bits.
 
 Inputs and routers are small multiples of 1/8: their logits are exact in float32 in any order of
 summation, so routes can be compared without near ties, and exact ties are frequent.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -27,11 +27,29 @@ from remix_runtime.kernels import (
 )
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
 from remix_runtime.kernels.torch_path import TorchMixtureTable
+from remix_runtime.kernels.triton_table import TritonMixtureTable
 
 Adapter = tuple[LayerWeights, int, float]
 Runs = list[tuple[int, int, int]]
 
-BACKENDS = pytest.mark.parametrize("table_type", [NativeMixtureTable, TorchMixtureTable])
+TableType = Callable[[int, int, int], MixtureTable]
+
+
+def triton_table(num_slots: int, D: int, O: int) -> MixtureTable:  # noqa: E741
+    return TritonMixtureTable(num_slots, D, [O], device="cpu", dtype=torch.float32)
+
+
+BACKENDS = pytest.mark.parametrize(
+    "table_type",
+    [
+        NativeMixtureTable,
+        TorchMixtureTable,
+        pytest.param(
+            triton_table,
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has these"),
+        ),
+    ],
+)
 
 
 def eighths(*shape: int) -> Tensor:
@@ -46,7 +64,7 @@ def make_adapter(n: int, k: int, r: int, D: int, O: int) -> Adapter:  # noqa: E7
 
 
 def make_table(
-    table_type: type[NativeMixtureTable] | type[TorchMixtureTable],
+    table_type: TableType,
     adapters: Sequence[Adapter | None],
     D: int,
     O: int,  # noqa: E741
@@ -89,7 +107,7 @@ def check(
 @pytest.mark.parametrize(("D", "O"), [(37, 50), (64, 128), (16, 65), (7, 1)])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 40])
 def test_one_adapter_agrees_with_the_equations(
-    table_type: type[NativeMixtureTable],
+    table_type: TableType,
     n: int,
     k: int,
     r: int,
@@ -105,7 +123,7 @@ def test_one_adapter_agrees_with_the_equations(
 @BACKENDS
 @pytest.mark.parametrize(("D", "O"), [(37, 50), (192, 320)])
 def test_adapters_of_all_shapes_and_base_rows_share_a_batch(
-    table_type: type[NativeMixtureTable],
+    table_type: TableType,
     D: int,
     O: int,  # noqa: E741
 ) -> None:
@@ -121,7 +139,7 @@ def test_adapters_of_all_shapes_and_base_rows_share_a_batch(
 
 
 @BACKENDS
-def test_equal_logits_go_to_the_lower_expert(table_type: type[NativeMixtureTable]) -> None:
+def test_equal_logits_go_to_the_lower_expert(table_type: TableType) -> None:
     D, width = 40, 24
     layer, k, weight = make_adapter(6, 3, 2, D, width)
     layer.router_nD[[1, 3, 4]] = layer.router_nD[1].clone()  # three equal rows, equal in all bits
@@ -140,7 +158,7 @@ def test_equal_logits_go_to_the_lower_expert(table_type: type[NativeMixtureTable
 
 
 @BACKENDS
-def test_massive_activations_route_by_logits(table_type: type[NativeMixtureTable]) -> None:
+def test_massive_activations_route_by_logits(table_type: TableType) -> None:
     """Where a float32 softmax of the logits underflows to ties."""
     D, width = 64, 32
     adapters = [make_adapter(4, 2, 8, D, width)]
@@ -152,7 +170,7 @@ def test_massive_activations_route_by_logits(table_type: type[NativeMixtureTable
 
 
 @BACKENDS
-def test_changed_and_cleared_slots(table_type: type[NativeMixtureTable]) -> None:
+def test_changed_and_cleared_slots(table_type: TableType) -> None:
     D, width = 48, 70
     first, second = make_adapter(2, 1, 4, D, width), make_adapter(9, 3, 6, D, width)
     table = make_table(table_type, [first, None], D, width)
@@ -166,9 +184,10 @@ def test_changed_and_cleared_slots(table_type: type[NativeMixtureTable]) -> None
     check(table, [None, None], batch, x_TD)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, under Triton's interpreter
 @BACKENDS
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_row_breaks_no_other_row(table_type: type[NativeMixtureTable], bad: float) -> None:
+def test_a_broken_row_breaks_no_other_row(table_type: TableType, bad: float) -> None:
     D, width = 37, 50
     table = make_table(table_type, [make_adapter(8, 4, 8, D, width)], D, width)
     x_TD = eighths(9, D)
