@@ -107,11 +107,13 @@ class Follower:
                     log.exception("changes of the directory are not read")  # the next ones may be
 
     def _want(self, tenant: str, wanted: SetRevision) -> None:
+        running = self._activations.get(tenant)
         if not wanted.entries or self._sets.live(tenant).revision >= wanted.revision:
             # Also revision 0 of a new tenant, so that it has a set at all.
             self._sets.flip(tenant, wanted.revision, wanted.entries)
+            if running is not None:  # for a set that is not wanted any more
+                running.cancel()
             return
-        running = self._activations.get(tenant)
         if running is not None:
             if running.get_name() == _task_name(wanted):
                 return

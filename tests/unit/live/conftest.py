@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from remix_runtime.contracts import AdapterInfo
-from remix_runtime.engines.fake import FakeEngine
+from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from remix_runtime.errors import CheckpointFormatError
 from server.live.adapters import LiveAdapters
 from server.live.metrics import LiveMetrics
@@ -20,8 +20,8 @@ from server.live.metrics import LiveMetrics
 class WatchedEngine(FakeEngine):
     """Counts loads and unloads by digest, and can be made to take its time over loads."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, config: FakeConfig | None = None) -> None:
+        super().__init__(config)
         self.loads: Counter[str] = Counter()
         self.unloads: Counter[str] = Counter()
         self.loaded: set[str] = set()

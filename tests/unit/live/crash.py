@@ -55,9 +55,11 @@ class Node:
 
 
 @asynccontextmanager
-async def node(url: str, root: Path, *, poll_seconds: float = 0.05) -> AsyncIterator[Node]:
+async def node(
+    url: str, root: Path, *, poll_seconds: float = 0.05, engine: FakeEngine | None = None
+) -> AsyncIterator[Node]:
     metrics = LiveMetrics(CollectorRegistry())
-    engine = FakeEngine()
+    engine = engine or FakeEngine()
     await engine.start()
     directory = await Directory.open(url)
     store = AdapterStore(root, base=None)

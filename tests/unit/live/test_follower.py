@@ -24,6 +24,10 @@ from tests.unit.server.harness import eventually
 from tests.unit.store.conftest import write_adapter
 
 
+async def full(folder: Path) -> AdapterInfo:
+    raise CapacityError("no room")
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> list[str]:
     folders = [tmp_path / f"adapter-{seed}" for seed in range(3)]
@@ -131,6 +135,28 @@ async def test_the_old_set_serves_until_the_new_one_can(
         await eventually(lambda: two.sets.live(TENANT).entries == {"x": newest})
         await two.adapters.settle()
         assert two.adapters.digests == {newest}
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+async def test_a_set_that_is_not_wanted_any_more_holds_nothing(
+    url: str, tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch, emptied: bool
+) -> None:
+    """A server that cannot load a set gives up on it when a newer one is live: emptied elsewhere,
+    or put on this server."""
+    async with node(url, tmp_path / "one") as one, node(url, tmp_path / "two") as two:
+        await one.directory.create_tenant(TENANT, actor="test")
+        old, good, bad = [await one.add(source) for source in sources]
+        with two.adapters.retained([old]):
+            await two.adapters.load(old)
+            monkeypatch.setattr(two.engine, "load_adapter", full)
+            await one.swaps.put(TENANT, {"x": good, "y": bad}, expected=None, actor="test")
+            await eventually(lambda: two.adapters.references(bad) == 1)
+            wanted = {} if emptied else {"x": old}
+            await (one if emptied else two).swaps.put(TENANT, wanted, expected=1, actor="test")
+            await eventually(lambda: two.adapters.references(bad) == 0)
+        await two.adapters.settle()
+        assert two.sets.live(TENANT).revision == 2
+        assert two.adapters.digests == set(wanted.values())
 
 
 async def test_a_restart_loads_nothing_until_it_is_used(
