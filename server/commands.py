@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from remix_runtime.errors import ConfigError
+from server.engines import EngineName, make_engine, parse_engine_args
 
 if TYPE_CHECKING:
-    from remix_runtime.contracts import Engine
     from server.state import Services
 
 
@@ -27,8 +26,16 @@ def _tenants(text: str, default: str) -> Any:
     return typer.Option(help=text, show_default=default, rich_help_panel="Tenants")
 
 
-def _engine(text: str, default: str | bool = True) -> Any:
+def _engine(text: str, default: str) -> Any:
+    return typer.Option(help=text, show_default=default, rich_help_panel="Engine")
+
+
+def _embedded(text: str, default: str) -> Any:
     return typer.Option(help=text, show_default=default, rich_help_panel="Embedded engine")
+
+
+def _vllm(text: str, default: str) -> Any:
+    return typer.Option(help=text, show_default=default, rich_help_panel="vLLM engine")
 
 
 def serve(
@@ -38,8 +45,11 @@ def serve(
         typer.Option(help="An adapter to serve, as NAME=DIR; repeat for more.", metavar="NAME=DIR"),
     ] = None,
     engine: Annotated[
-        Literal["embedded", "fake"],
-        typer.Option(help="`fake` answers nonsense without any model, to test clients with."),
+        EngineName,
+        typer.Option(
+            help="`embedded` runs everywhere; `vllm` is for GPU nodes; `fake` answers nonsense "
+            "without any model, to test clients with."
+        ),
     ] = "embedded",
     host: Annotated[str | None, _http("Address to listen on.", "127.0.0.1")] = None,
     port: Annotated[int | None, _http("Port; 0 takes a free one.", "8000")] = None,
@@ -72,11 +82,10 @@ def serve(
     served_model_name: Annotated[
         str | None, _engine("The base's name in the API.", "last part of --base")
     ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], _engine("Where the model runs.")] = "auto",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        _engine("auto is float32 on the CPU and bfloat16 on CUDA."),
-    ] = "auto",
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        _engine("Of weights and activations.", "float32 on the CPU, bfloat16 on CUDA"),
+    ] = None,
     max_running: Annotated[
         int | None, _engine("Requests that generate at the same time.", "32")
     ] = None,
@@ -84,18 +93,47 @@ def serve(
         int | None, _engine("Requests in the queue; one more gets 503.", "256")
     ] = None,
     max_tokens_per_step: Annotated[
-        int | None, _engine("Prompt and decode tokens of one step.", "256")
+        int | None, _engine("Prompt and decode tokens of one step.", "256, or vLLM's choice")
     ] = None,
     max_model_len: Annotated[
         int | None, _engine("Prompt and completion tokens of a request.", "the model's")
     ] = None,
-    kv_cache_bytes: Annotated[int | None, _engine("Memory for keys and values.", "1 GiB")] = None,
     adapter_slots: Annotated[
-        int | None, _engine("Adapters on the device at the same time.", "16")
+        int | None, _engine("Adapters on the device at the same time.", "16; vLLM: 8")
     ] = None,
-    adapter_bytes: Annotated[int | None, _engine("Device memory for adapters.", "1 GiB")] = None,
-    host_adapter_bytes: Annotated[int | None, _engine("Host memory for adapters.", "4 GiB")] = None,
-    threads: Annotated[int | None, _engine("CPU threads.", "PyTorch's choice")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None, _embedded("Where the model runs.", "auto")
+    ] = None,
+    kv_cache_bytes: Annotated[int | None, _embedded("Memory for keys and values.", "1 GiB")] = None,
+    adapter_bytes: Annotated[int | None, _embedded("Device memory for adapters.", "1 GiB")] = None,
+    host_adapter_bytes: Annotated[
+        int | None, _embedded("Host memory for adapters.", "4 GiB")
+    ] = None,
+    threads: Annotated[int | None, _embedded("CPU threads.", "PyTorch's choice")] = None,
+    host_adapters: Annotated[int | None, _vllm("Adapters in host memory.", "64")] = None,
+    adapter_rows: Annotated[
+        int | None, _vllm("Experts times rank that a slot holds; one of vLLM's ranks.", "64")
+    ] = None,
+    target_modules: Annotated[
+        list[str] | None,
+        _vllm("A module of vLLM that takes adapters, as gate_up_proj; repeat for more.", "all"),
+    ] = None,
+    tensor_parallel_size: Annotated[int | None, _vllm("GPUs that share each layer.", "1")] = None,
+    pipeline_parallel_size: Annotated[
+        int | None, _vllm("GPUs that share the layers out.", "1")
+    ] = None,
+    executor: Annotated[
+        Literal["mp", "ray"] | None, _vllm("ray spans several nodes.", "vLLM's choice")
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, _vllm("The part of a GPU's memory to take.", "vLLM's choice")
+    ] = None,
+    enforce_eager: Annotated[
+        bool | None, _vllm("Neither torch.compile nor CUDA graphs.", "no")
+    ] = None,
+    engine_args: Annotated[
+        str | None, _vllm("More of vLLM's engine arguments, as a JSON object.", "none")
+    ] = None,
 ) -> None:
     """Serve a base model and its adapters through the OpenAI API.
 
@@ -135,24 +173,33 @@ def serve(
         raise ConfigError("--adapter: with --data-dir adapters belong to tenants: remix set apply")
     with ExitStack() as stack:
         listener = stack.enter_context(bind(settings.host, settings.port))
-        if engine == "fake":
-            backend = _fake_engine(served_model_name or Path(base).name)
-        else:
-            backend = _embedded_engine(
-                model=base,
-                served_model_name=served_model_name,
-                device=device,
-                dtype=dtype,
-                max_running=max_running,
-                max_waiting=max_waiting,
-                max_tokens_per_step=max_tokens_per_step,
-                max_model_len=max_model_len,
-                kv_cache_bytes=kv_cache_bytes,
-                adapter_slots=adapter_slots,
-                adapter_bytes=adapter_bytes,
-                host_adapter_bytes=host_adapter_bytes,
-                threads=threads,
-            )
+        backend = make_engine(
+            engine,
+            {
+                "model": base,
+                "served_model_name": served_model_name,
+                "dtype": dtype,
+                "max_running": max_running,
+                "max_waiting": max_waiting,
+                "max_tokens_per_step": max_tokens_per_step,
+                "max_model_len": max_model_len,
+                "adapter_slots": adapter_slots,
+                "device": device,
+                "kv_cache_bytes": kv_cache_bytes,
+                "adapter_bytes": adapter_bytes,
+                "host_adapter_bytes": host_adapter_bytes,
+                "threads": threads,
+                "host_adapters": host_adapters,
+                "adapter_rows": adapter_rows,
+                "target_modules": tuple(target_modules) if target_modules else None,
+                "tensor_parallel_size": tensor_parallel_size,
+                "pipeline_parallel_size": pipeline_parallel_size,
+                "executor": executor,
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "enforce_eager": enforce_eager,
+                "engine_args": parse_engine_args(engine_args),
+            },
+        )
         if settings.data_dir is None:
             app = create_app(backend, settings, folders)
             asyncio.run(run(app, settings, listener, on_ready=_announce))
@@ -171,23 +218,6 @@ def serve(
                 admin=(apps.admin, admin_listener),
             )
         )
-
-
-def _embedded_engine(**given: Any) -> Engine:
-    from transformers.utils.logging import disable_progress_bar
-
-    from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
-
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # a log wants lines
-    # What is not given keeps the engine's own default.
-    return EmbeddedEngine(EmbeddedConfig(**{k: v for k, v in given.items() if v is not None}))
-
-
-def _fake_engine(name: str) -> Engine:
-    from remix_runtime.engines.fake import FakeConfig, FakeEngine
-
-    return FakeEngine(FakeConfig(model_name=name, token_seconds=0.02))
 
 
 def _announce_tenants(services: Services, url: str, admin_url: str) -> None:

@@ -1,0 +1,71 @@
+"""From the options of `remix serve` to an engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from remix_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from remix_runtime.contracts import Engine
+
+EngineName = Literal["embedded", "vllm", "fake"]
+
+
+def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
+    """`given`: options by their names, None where the engine's own default is wanted. Raises
+    `ConfigError` for an option that another engine has."""
+    options = {option: value for option, value in given.items() if value is not None}
+    if name == "fake":
+        from remix_runtime.engines.fake import FakeConfig, FakeEngine
+
+        model = options.get("served_model_name") or Path(options["model"]).name
+        return FakeEngine(FakeConfig(model_name=model, token_seconds=0.02))
+    _quiet_progress_bars()
+    if name == "embedded":
+        from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+
+        _check_options(name, options, EmbeddedConfig)
+        return EmbeddedEngine(EmbeddedConfig(**options))
+    from remix_runtime.engines.vllm.config import VllmConfig
+    from remix_runtime.engines.vllm.plugin import installed_version
+
+    _check_options(name, options, VllmConfig)
+    config = VllmConfig(**options)
+    if installed_version() is None:
+        raise ConfigError("engine: vllm is not installed; pip install 'remix-serve[vllm]'")
+    from remix_runtime.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(config)
+
+
+def parse_engine_args(text: str | None) -> dict[str, Any] | None:
+    """More of vLLM's engine arguments, as a JSON object. Raises `ConfigError`."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"engine_args: {error}, expected a JSON object") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"engine_args: found {text}, expected a JSON object")
+    return found
+
+
+def _check_options(name: str, options: Mapping[str, Any], config: type[Any]) -> None:
+    known = {field.name for field in fields(config)}
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"--{option.replace('_', '-')}: the {name} engine has no such option")
+
+
+def _quiet_progress_bars() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # a log wants lines
