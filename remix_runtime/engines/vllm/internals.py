@@ -27,9 +27,10 @@ import vllm.v1.core.kv_cache_utils
 import vllm.v1.worker.lora_model_runner_mixin
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.config.lora import LoRAConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.forward_context import get_forward_context
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.column_parallel_linear import (
     ColumnParallelLinearWithLoRA,
@@ -92,6 +93,10 @@ class _RemixLinear(BaseLinearLayerWithLoRA):
             max_experts=MAX_EXPERTS,
             reduce=tensor_model_parallel_all_reduce if spread else None,
         )
+        # Where the operator finds this layer while a step runs.
+        self.remix_name = f"{self.base_layer.prefix}.remix"
+        context = get_current_vllm_config().compilation_config.static_forward_context
+        context[self.remix_name] = self
         # vLLM reads shapes off these when it makes the adapters of its warm-up.
         shape = (max_loras, 1, rows)
         self.lora_a_stacked = tuple(
@@ -138,10 +143,29 @@ class _RemixLinear(BaseLinearLayerWithLoRA):
         return part
 
     def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
-        step: StepTokens = self.punica_wrapper.remix_step
         x_TD, y_TO = x.view(-1, x.shape[-1]), output.view(-1, output.shape[-1])
-        self.table.add(y_TO, x_TD, step)
+        if output.is_cuda:
+            torch.ops.remix.add_to_linear(y_TO, x_TD, self.remix_name)
+        else:
+            self.add_mixtures(y_TO, x_TD)
         return output
+
+    def add_mixtures(self, y_TO: Tensor, x_TD: Tensor) -> None:
+        step: StepTokens = self.punica_wrapper.remix_step
+        self.table.add(y_TO, x_TD, step)
+
+
+@torch.library.custom_op("remix::add_to_linear", mutates_args=("y_TO",))
+def _add_to_linear(y_TO: Tensor, x_TD: Tensor, name: str) -> None:
+    """One operator for the compiler, whatever is done inside: which kernels a step wants depends
+    on its tokens, and a branch of Python would freeze when it is traced."""
+    layer = get_forward_context().no_compile_layers[name]
+    layer.add_mixtures(y_TO, x_TD)
+
+
+@_add_to_linear.register_fake
+def _(y_TO: Tensor, x_TD: Tensor, name: str) -> None:
+    return None
 
 
 class _MixtureColumn(_RemixLinear, ColumnParallelLinearWithLoRA):

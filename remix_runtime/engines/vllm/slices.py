@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from remix_runtime.engines.vllm.tokens import StepTokens
-from remix_runtime.kernels import MixtureWeights, make_table
+from remix_runtime.kernels import MixtureTable, MixtureWeights, make_table
 from remix_runtime.kernels.mixture import Reduce
 from remix_runtime.kernels.torch_path import TorchMixtureTable
+
+if TYPE_CHECKING:
+    from remix_runtime.kernels.triton_table import TritonMixtureTable
 
 MAX_TOP_K = 256
 """Wider than any adapter's top_k (the checkpoint's limit on experts)."""
@@ -40,6 +44,22 @@ class SlicedTable:
         """The modules of the checkpoint that the slices are."""
         self._reduce = reduce
         self._ends = tuple(accumulate(slices))
+        self._stacked: TritonMixtureTable | None = None
+        self._tables: list[MixtureTable | TorchMixtureTable] = []
+        if device.type == "cuda":
+            from remix_runtime.kernels.triton_table import TritonMixtureTable
+
+            self._stacked = TritonMixtureTable(
+                num_slots,
+                in_features,
+                slices,
+                device=device,
+                dtype=dtype,
+                max_rows=max_rows,
+                max_experts=max_experts,
+            )
+            self.wants_plain = True
+            return
         self._tables = [
             TorchMixtureTable(num_slots, in_features, width)
             if reduce is not None
@@ -49,13 +69,19 @@ class SlicedTable:
         self.wants_plain = any(isinstance(table, TorchMixtureTable) for table in self._tables)
 
     def set(self, slot: int, position: int, weights: MixtureWeights) -> None:
-        self._tables[position].set(slot, weights)
+        if self._stacked is not None:
+            self._stacked.set(slot, weights, position)
+        else:
+            self._tables[position].set(slot, weights)
 
     def clear(self, slot: int) -> None:
-        for table in self._tables:
+        for table in self._tables if self._stacked is None else [self._stacked]:
             table.clear(slot)
 
     def add(self, y_TO: Tensor, x_TD: Tensor, step: StepTokens) -> None:
+        if self._stacked is not None:
+            self._stacked.add(y_TO, x_TD, step.plan(len(x_TD)), reduce=self._reduce)
+            return
         batch = step.batch(len(x_TD))
         if not batch.adapted:
             return

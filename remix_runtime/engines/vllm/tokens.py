@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from remix_runtime.kernels import Batch
+from remix_runtime.kernels.device_plan import DevicePlan
 
 LOOK_EVERY = 32
 """Steps between two whose routes are counted: what that costs is spread over the others."""
@@ -26,6 +27,10 @@ class StepTokens:
         self.num_slots = num_slots
         self._count = 0
         self._batch = Batch([])
+        self._plan: DevicePlan | None = None
+        if slots_T.is_cuda:
+            self._plan = DevicePlan.empty(len(slots_T), num_slots, slots_T.device, num_slots)
+            self._make_plan()
         self._loras: tuple[int | None, ...] = ()
         self._steps = 0
         self._recorded: int | None = None
@@ -40,7 +45,10 @@ class StepTokens:
         called for a step where both are as in the one before."""
         self._count = count
         self._loras = tuple(loras)
-        self._batch = Batch(_runs(self.slots_T[:count].tolist()))
+        if self._plan is None:
+            self._batch = Batch(_runs(self.slots_T[:count].tolist()))
+        else:
+            self._make_plan()
 
     def batch(self, num_tokens: int) -> Batch:
         """For the rows of a forward pass: a step is padded with rows of the base, and vLLM's
@@ -49,6 +57,19 @@ class StepTokens:
             slots = self.slots_T[: min(self._count, num_tokens)].tolist()
             self._batch = Batch(_runs(slots + [-1] * (num_tokens - len(slots))))
         return self._batch
+
+    def plan(self, num_tokens: int) -> DevicePlan:
+        """As `batch`, on a GPU: views of the same buffers in every step, as CUDA graphs want it.
+        Without any word from the host in between, the plan of all rows there can be is that of
+        the first ones, too."""
+        assert self._plan is not None
+        return self._plan.first(num_tokens, self.num_slots)
+
+    def _make_plan(self) -> None:
+        from remix_runtime.kernels.triton_plan import plan_from_slots  # needs Triton
+
+        self.slots_T[self._count :].fill_(-1)
+        plan_from_slots(self.slots_T, self.num_slots, out=self._plan)
 
     # -- routes -------------------------------------------------------------------------------
 
