@@ -82,6 +82,11 @@ class VllmAdapters:
     def num_held(self) -> int:
         return len(self._held)
 
+    @property
+    def numbers(self) -> dict[int, str]:
+        """LoRA id to digest, of those that workers hold."""
+        return {self._served[digest].number: digest for digest in self._held}
+
     # -- for requests ---------------------------------------------------------------------------
 
     def use(self, digest: str) -> None:

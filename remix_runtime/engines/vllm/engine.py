@@ -114,6 +114,17 @@ class VllmEngine:
     async def adapter_states(self) -> list[AdapterState]:
         return self._adapters.states()
 
+    async def expert_load(self) -> dict[str, dict[str, list[int]]]:
+        """By digest and module, how often each expert was activated in the steps that workers
+        looked at since the last call: one in `tokens.LOOK_EVERY`."""
+        numbers = self._adapters.numbers
+        load: dict[str, dict[str, list[int]]] = {}
+        for part in await self._alive().on_workers("remix_expert_load"):
+            for number, modules in part.items():
+                if number in numbers:  # else it was dropped since
+                    load.setdefault(numbers[number], {}).update(modules)
+        return load
+
     async def _replay(self, served: Served) -> None:
         backend = self._alive()
         parity = await asyncio.to_thread(
