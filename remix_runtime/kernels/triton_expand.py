@@ -114,17 +114,17 @@ def gate_tiles(
             gdc_wait()
         z_IPN = z_TGPN + (t_I * G + g) * Z_SPLITS * N
         z_IN = load_logits(z_IPN, i < count, N, Z_SPLITS)
-        h_IJ = _sums(h_TGPM, t_I, i < count, 0, n * r, G, g, M, ROWS, SPLITS)
+        h_IJ = _sums(h_TGPM, t_I, i < count, 0, G, g, M, ROWS, SPLITS)
         chosen_I = chosen_bits(z_IN, n, k, N)
         if ROUTES:
             if g < num_routed:
                 store_routes(routes_TGk, t_I, i < count, chosen_I, g, routes_T, routes_G, N)
         for start in tl.range(0, n * r, ROWS, num_stages=1):
             j = start + tl.arange(0, ROWS)
-            gated_IJ = _gate(h_IJ, chosen_I, j, r, weight).to(gated_TGM.dtype.element_ty)
+            gated_IJ = _gate(h_IJ, chosen_I, j, n * r, r, weight).to(gated_TGM.dtype.element_ty)
             gated = gated_TGM + (t_I[:, None] * G + g) * M + j[None, :]
-            tl.store(gated, gated_IJ, mask=(i < count)[:, None] & (j < n * r)[None, :])
-            h_IJ = _sums(h_TGPM, t_I, i < count, start + ROWS, n * r, G, g, M, ROWS, SPLITS)
+            tl.store(gated, gated_IJ, mask=(i < count)[:, None] & (j < M)[None, :])
+            h_IJ = _sums(h_TGPM, t_I, i < count, start + ROWS, G, g, M, ROWS, SPLITS)
 
 
 @triton.jit
@@ -164,11 +164,11 @@ def expand_tiles(
         if PDL:
             gdc_wait()
         if GATED:
-            h_IJ = _gated(h_TGPM, t_I, i < count, 0, n * r, G, g, M, ROWS)
+            h_IJ = _gated(h_TGPM, t_I, i < count, 0, G, g, M, ROWS)
         else:
             z_IPN = z_TGPN + (t_I * G + g) * Z_SPLITS * N
             z_IN = load_logits(z_IPN, i < count, N, Z_SPLITS)
-            h_IJ = _sums(h_TGPM, t_I, i < count, 0, n * r, G, g, M, ROWS, SPLITS)
+            h_IJ = _sums(h_TGPM, t_I, i < count, 0, G, g, M, ROWS, SPLITS)
             chosen_I = chosen_bits(z_IN, n, k, N)
             if ROUTES:
                 if (block == 0) & (g < num_routed):
@@ -180,14 +180,15 @@ def expand_tiles(
         sum_Io = tl.zeros([TILE, WIDTH], tl.float32)
         for start in tl.range(0, n * r, ROWS, num_stages=1):
             if not GATED:
-                h_IJ = _gate(h_IJ, chosen_I, start + tl.arange(0, ROWS), r, weight)
+                j = start + tl.arange(0, ROWS)
+                h_IJ = _gate(h_IJ, chosen_I, j, n * r, r, weight)
             sum_Io = tl.dot(h_IJ.to(b_Jo.dtype), b_Jo, sum_Io, input_precision="ieee")
             next = start + ROWS
             b_Jo = _rows(b_rows, next, n * r, r, wanted, o < width, b_stride, ROWS, SPARSE)
             if GATED:
-                h_IJ = _gated(h_TGPM, t_I, i < count, next, n * r, G, g, M, ROWS)
+                h_IJ = _gated(h_TGPM, t_I, i < count, next, G, g, M, ROWS)
             else:
-                h_IJ = _sums(h_TGPM, t_I, i < count, next, n * r, G, g, M, ROWS, SPLITS)
+                h_IJ = _sums(h_TGPM, t_I, i < count, next, G, g, M, ROWS, SPLITS)
         tl.store(y, (y_Io.to(tl.float32) + sum_Io).to(y_TO.dtype.element_ty), mask=inside_Io)
 
 
@@ -205,23 +206,24 @@ def _rows(
 
 
 @triton.jit
-def _gated(gated_TGM, t_I, inside_I, start, end, G, g, M, ROWS: tl.constexpr):
+def _gated(gated_TGM, t_I, inside_I, start, G, g, M, ROWS: tl.constexpr):
+    """Zeros behind the adapter's own rows."""
     j = start + tl.arange(0, ROWS)
     gated = gated_TGM + (t_I[:, None] * G + g) * M + j[None, :]
-    return tl.load(gated, mask=inside_I[:, None] & (j < end)[None, :], other=0.0)
+    return tl.load(gated, mask=inside_I[:, None] & (j < M)[None, :], other=0.0)
 
 
 @triton.jit
-def _sums(
-    h_TGPM, t_I, inside_I, start, end, G, g, M, ROWS: tl.constexpr, SPLITS: tl.constexpr
-):  # fmt: skip
+def _sums(h_TGPM, t_I, inside_I, start, G, g, M, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+    """Anything behind the adapter's own rows, which no expert chooses: with a mask that ends
+    where these do the compiler loads number by number."""
     j = start + tl.arange(0, ROWS)
     h = h_TGPM + (t_I[:, None] * G + g) * SPLITS * M + j[None, :]
-    return sum_splits(h, inside_I[:, None] & (j < end)[None, :], M, SPLITS)
+    return sum_splits(h, inside_I[:, None] & (j < M)[None, :], M, SPLITS)
 
 
 @triton.jit
-def _gate(h_IJ, chosen_I, j, r, weight):
+def _gate(h_IJ, chosen_I, j, end, r, weight):
     """Not a product with 0 and 1: an infinite activation of an unselected expert is no NaN."""
     is_chosen_IJ = ((chosen_I[:, None] >> (j // r).to(tl.int64)[None, :]) & 1) > 0
-    return tl.where(is_chosen_IJ, weight * h_IJ, 0.0)
+    return tl.where(is_chosen_IJ & (j < end)[None, :], weight * h_IJ, 0.0)

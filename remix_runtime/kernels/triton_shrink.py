@@ -212,4 +212,4 @@ def _shrink_tile(
             a_dJ = tl.load(a_rows + d[:, None], mask=a_live & (d < D)[:, None], other=0.0)
             h_IJ = tl.dot(x_Id, a_dJ, h_IJ, input_precision="ieee")
         h = h_TGPM + ((t_I[:, None] * G + g) * SPLITS + split) * M + j[None, :]
-        tl.store(h, h_IJ, mask=x_live & a_live)
+        tl.store(h, h_IJ, mask=x_live & (j < M)[None, :])

@@ -76,7 +76,7 @@ def check(
     tolerance: float = 1e-6,
 ) -> None:
     """Output and routes of one call; y is a part of a wider tensor."""
-    T, dtype, largest_k = len(slots), table.a_SGMD.dtype, 16
+    T, dtype, largest_k = len(slots), table.a_SGMD.dtype, 64
     wide = torch.randn(T, table.out_features + 16).to(dtype).to(DEVICE)
     y_TO, base_TO = wide[:, : table.out_features], wide.clone()
     routes_TGk = torch.full((T, len(table.slices), largest_k), 99, dtype=torch.int32).to(DEVICE)
@@ -185,9 +185,10 @@ def test_ties_and_massive_activations(form: Form) -> None:
 
 def test_as_many_experts_as_there_can_be() -> None:
     adapter = make_adapter(64, 11, 1, 20, [16])
-    table = make_table([adapter], 20, [16])
+    every, wide = make_adapter(64, 64, 1, 20, [16]), make_adapter(2, 1, 70, 20, [16])
+    table = make_table([adapter, every, wide], 20, [16])
     for table.form in Form:
-        check(table, [adapter], [0, 0], eighths(2, 20))
+        check(table, [adapter, every, wide], [0, 0, 1, 2, 1], eighths(5, 20))
 
 
 @FORMS
