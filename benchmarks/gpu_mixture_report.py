@@ -57,6 +57,10 @@ class Result:
     config: Config
     case: Case
     form: str
+    beside: bool
+    """The part that needs only x runs beside the base product."""
+    variant: str
+    """What of `Tuning` is not as usual."""
     is_chosen: bool
     base_seconds: float
     seconds: float
@@ -90,11 +94,16 @@ class Result:
         arithmetic = flops / BF16_FLOPS + router_flops / FP32_FLOPS
         return max(size / bandwidth, arithmetic) * 1e6
 
+    @property
+    def name(self) -> str:
+        return self.form + " beside" * self.beside + f", {self.variant}" * bool(self.variant)
+
     def line(self, bandwidth: float) -> str:
         base, floor = self.base_seconds / self.case.layers * 1e6, self.floor(bandwidth)
+        chosen = " *" * (self.is_chosen and not self.variant)
         return (
             f"| {self.shape.name} | {self.config} | {self.case} | "
-            f"{self.form}{' *' if self.is_chosen else ''} | {base:.1f} | {self.added:.1f} | "
+            f"{self.name}{chosen} | {base:.1f} | {self.added:.1f} | "
             f"{self.percent:.1f} | {floor:.1f} | {self.added / floor:.1f} |"
         )
 
@@ -109,8 +118,29 @@ class Summary:
     seconds: float = 0.0
 
 
-def write(summary: Summary, folder: Path) -> str:
-    """Both files; returns the Markdown."""
+def short(summary: Summary) -> str:
+    """A line per case, microseconds per layer: the chosen form, after the base product and beside
+    it, and the others, best first."""
+    groups: dict[str, list[Result]] = {}
+    for result in summary.results:
+        groups.setdefault(f"{result.shape.name} {result.config} {result.case}", []).append(result)
+    lines = [*summary.checks, *(f"left out: {line}" for line in summary.left_out[:3])]
+    for name, results in groups.items():
+        first = results[0]
+        base = first.base_seconds / first.case.layers * 1e6
+        plain = [result for result in results if not result.variant]
+        chosen = ", ".join(f"{r.name} {r.added:.1f}" for r in plain if r.is_chosen)
+        others = [result for result in results if not result.is_chosen or result.variant]
+        others.sort(key=lambda result: result.seconds)
+        best = ", ".join(f"{result.name} {result.added:.1f}" for result in others[:8])
+        floor = first.floor(summary.bandwidth)
+        lines.append(f"{name}: base {base:.0f} floor {floor:.1f} | {chosen} | {best}")
+    lines.append(f"{summary.seconds:.0f} s, {len(summary.left_out)} left out")
+    return "\n".join(lines)
+
+
+def write(summary: Summary, folder: Path) -> None:
+    """Both files."""
     machine = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -150,4 +180,3 @@ def write(summary: Summary, folder: Path) -> str:
     document = machine | {"checks": summary.checks, "left_out": summary.left_out, "results": rows}
     (folder / "gpu_mixture.json").write_text(json.dumps(document, indent=1) + "\n")
     (folder / "gpu_mixture.md").write_text(text)
-    return text

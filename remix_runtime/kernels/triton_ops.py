@@ -1,6 +1,6 @@
 """The forms as PyTorch operators, which torch.compile and CUDA graphs take as they are.
 
-Shape suffixes as in `triton_forms.py`.
+Shape suffixes as in `triton_launch.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from remix_runtime.kernels import triton_forms
-from remix_runtime.kernels.triton_forms import Form, Operands
+from remix_runtime.kernels import triton_launch
+from remix_runtime.kernels.triton_forms import Form
+from remix_runtime.kernels.triton_launch import Operands, Parts
 
 
 @torch.library.custom_op("remix::router_logits", mutates_args=())
@@ -35,7 +36,7 @@ def router_logits(
         slot_T, order_T, few_C3, many_C3, widths,
     )  # fmt: skip
     with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
-        return triton_forms.logits(_aligned(x_TD), operands)
+        return triton_launch.logits(_aligned(x_TD), operands)
 
 
 @router_logits.register_fake
@@ -69,10 +70,93 @@ def add_mixture(
         slot_T, order_T, few_C3, many_C3, widths,
     )  # fmt: skip
     with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
-        triton_forms.add(y_TO, _aligned(x_TD), operands, Form(form), z_TGN, routes_TGk)
+        parts = triton_launch.begin(_aligned(x_TD), operands, Form(form), z_TGN, routes_TGk)
+        triton_launch.finish(y_TO, operands, Form(form), parts, z_TGN, routes_TGk)
 
 
 @add_mixture.register_fake
+def _(*_: object) -> None:
+    return None
+
+
+@torch.library.custom_op("remix::begin_mixture", mutates_args=("routes_TGk",))
+def begin_mixture(
+    routes_TGk: Tensor | None,
+    x_TD: Tensor,
+    a_SGMD: Tensor,
+    router_SGND: Tensor,
+    b_SMO: Tensor,
+    meta_SG3: Tensor,
+    weight_SG: Tensor,
+    columns_G2: Tensor,
+    slot_T: Tensor,
+    order_T: Tensor,
+    few_C3: Tensor,
+    many_C3: Tensor,
+    widths: Sequence[int],
+    form: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What of `add_mixture` needs no y, on a stream of its own: the `Parts` for `finish_mixture`,
+    which must follow."""
+    operands = Operands(
+        a_SGMD, router_SGND, b_SMO, meta_SG3, weight_SG, columns_G2,
+        slot_T, order_T, few_C3, many_C3, widths,
+    )  # fmt: skip
+    with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
+        aligned_TD = _aligned(x_TD)
+        parts = triton_launch.begin(aligned_TD, operands, Form(form), None, routes_TGk, beside=True)
+        if aligned_TD is not x_TD and x_TD.is_cuda:  # nobody keeps it for that stream
+            aligned_TD.record_stream(triton_launch.side_stream(x_TD.device))
+    return parts.z_TGPN, parts.h_TGPM, parts.rows_TGM
+
+
+@begin_mixture.register_fake
+def _(
+    routes_TGk: Tensor | None,
+    x_TD: Tensor,
+    a_SGMD: Tensor,
+    router_SGND: Tensor,
+    *others: Tensor | Sequence[int] | int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    form = others[-1]
+    assert isinstance(form, int)
+    parts = triton_launch.empty_parts(x_TD, a_SGMD, router_SGND, Form(form), with_router=True)
+    return parts.z_TGPN, parts.h_TGPM, parts.rows_TGM
+
+
+@torch.library.custom_op("remix::finish_mixture", mutates_args=("y_TO", "routes_TGk"))
+def finish_mixture(
+    y_TO: Tensor,
+    routes_TGk: Tensor | None,
+    z_TGPN: Tensor,
+    h_TGPM: Tensor,
+    rows_TGM: Tensor,
+    x_TD: Tensor,
+    a_SGMD: Tensor,
+    router_SGND: Tensor,
+    b_SMO: Tensor,
+    meta_SG3: Tensor,
+    weight_SG: Tensor,
+    columns_G2: Tensor,
+    slot_T: Tensor,
+    order_T: Tensor,
+    few_C3: Tensor,
+    many_C3: Tensor,
+    widths: Sequence[int],
+    form: int,
+) -> None:
+    """y += the mixtures, after `begin_mixture` with the same arguments. It takes what it does not
+    read, x above all, so that nobody frees that while the other stream reads it."""
+    operands = Operands(
+        a_SGMD, router_SGND, b_SMO, meta_SG3, weight_SG, columns_G2,
+        slot_T, order_T, few_C3, many_C3, widths,
+    )  # fmt: skip
+    parts = Parts(z_TGPN, h_TGPM, rows_TGM)
+    with torch.cuda.device_of(x_TD):  # type: ignore[no-untyped-call]
+        triton_launch.finish(y_TO, operands, Form(form), parts, None, routes_TGk, beside=True)
+
+
+@finish_mixture.register_fake
 def _(*_: object) -> None:
     return None
 

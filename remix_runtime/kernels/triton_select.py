@@ -27,6 +27,17 @@ def sum_splits(pointers, mask, stride, SPLITS: tl.constexpr):
 
 
 @triton.jit
+def load_logits(z_IPN, inside_I, N: tl.constexpr, SPLITS: tl.constexpr):
+    """Logits [I, N] of tokens, given where the partial sums of each begin.
+
+    Of all N experts, so that nothing waits for the adapter's numbers: what nobody has written,
+    behind the adapter's own experts or where all are activated, `chosen_bits` does not look at.
+    """
+    z_IN = z_IPN[:, None] + tl.arange(0, N)[None, :]
+    return sum_splits(z_IN, inside_I[:, None], N, SPLITS)
+
+
+@triton.jit
 def chosen_bits(z_IN, n, k, N: tl.constexpr):
     """int64 [I]: bit e is set where expert e has one of the k largest logits.
 
@@ -57,13 +68,16 @@ def chosen_bits(z_IN, n, k, N: tl.constexpr):
 @triton.jit
 def chosen_rows(chosen_1, first, k, r, N: tl.constexpr, J: tl.constexpr):
     """Rows `first + [0, J)` of those of the chosen experts, experts ascending, as rows of A; and
-    which of them exist. For one token."""
-    expert_N = tl.arange(0, N)
-    is_chosen_1N = ((chosen_1[:, None] >> expert_N.to(tl.int64)[None, :]) & 1).to(tl.int32)
-    place_1N = tl.cumsum(is_chosen_1N, axis=1) - 1
+    which of them exist. For one token: every thread walks over the bits, nothing is exchanged."""
+    chosen = tl.sum(chosen_1, axis=0)
     j_J = first + tl.arange(0, J)
-    is_mine_JN = (place_1N == (j_J // r)[:, None]) & (is_chosen_1N > 0)
-    expert_J = tl.sum(tl.where(is_mine_JN, expert_N[None, :], 0), axis=1)
+    want_J = j_J // r
+    expert_J = tl.zeros([J], tl.int32)
+    place = (chosen * 0).to(tl.int32)
+    for e in tl.static_range(N):
+        is_chosen = ((chosen >> e) & 1).to(tl.int32)
+        expert_J = tl.where(want_J == tl.where(is_chosen > 0, place, -1), e, expert_J)
+        place += is_chosen
     return expert_J * r + j_J % r, j_J < k * r
 
 

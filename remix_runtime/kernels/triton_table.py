@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -19,12 +21,28 @@ from torch import Tensor
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels.device_plan import DevicePlan
 from remix_runtime.kernels.mixture import Batch, MixtureWeights
-from remix_runtime.kernels.triton_forms import ROUTER_EXPERTS, Form, choose_form
-from remix_runtime.kernels.triton_ops import add_mixture, router_logits
+from remix_runtime.kernels.triton_forms import Form, choose_form
+from remix_runtime.kernels.triton_launch import ROUTER_EXPERTS
+from remix_runtime.kernels.triton_ops import (
+    add_mixture,
+    begin_mixture,
+    finish_mixture,
+    router_logits,
+)
 from remix_runtime.kernels.triton_plan import plan_from_slots
 
 MAX_EXPERTS = 64
 """A token's selection is the bits of one integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An addition that `TritonMixtureTable.begin` has begun."""
+
+    plan: DevicePlan
+    arguments: tuple[Any, ...]
+    """Of `finish_mixture`, after y and the routes."""
+    routes_TGk: Tensor | None
 
 
 class TritonMixtureTable:
@@ -104,26 +122,57 @@ class TritonMixtureTable:
         `reduce` makes the whole router logits of this device's part of them, float32 [T, G, N]:
         an all-reduce where x is split over devices.
         """
-        if routes_Tk is not None:
-            assert routes_Tk.dtype == torch.int32
-            assert routes_Tk.stride(-1) == 1
-            routes_Tk.fill_(-1)
+        routes_TGk = _cleared(routes_Tk)
+        plan = self._work(x_TD, batch)
+        if plan is None:
+            return
+        self._check(y_TO, plan)
+        operands = self.operands(x_TD, plan)
+        z_TGN = None if reduce is None else reduce(router_logits(*operands))
+        form = self._form(x_TD, plan)
+        add_mixture(y_TO, routes_TGk, z_TGN, *operands, form)
+
+    def begin(
+        self, x_TD: Tensor, batch: Batch | DevicePlan, routes_Tk: Tensor | None = None
+    ) -> Pending | None:
+        """What of `add` needs no y, beside whatever the caller's stream does next: the base
+        product. `finish` must follow, also where a CUDA graph is captured, and x stays as it is
+        until then."""
+        routes_TGk = _cleared(routes_Tk)
+        plan = self._work(x_TD, batch)
+        if plan is None:
+            return None
+        operands, form = self.operands(x_TD, plan), self._form(x_TD, plan)
+        made = begin_mixture(routes_TGk, *operands, form)
+        return Pending(plan, (*made, *operands, form), routes_TGk)
+
+    def finish(self, y_TO: Tensor, pending: Pending | None) -> None:
+        """y += the mixtures; `add` is `begin` and this, on one stream."""
+        if pending is not None:
+            self._check(y_TO, pending.plan)
+            finish_mixture(y_TO, pending.routes_TGk, *pending.arguments)
+
+    def _work(self, x_TD: Tensor, batch: Batch | DevicePlan) -> DevicePlan | None:
+        """The plan, where there is anything to do."""
         T, N = len(x_TD), self.router_SGND.shape[2]
         if not T or not N or (isinstance(batch, Batch) and not batch.adapted):
-            return
+            return None
         plan = batch if isinstance(batch, DevicePlan) else self._plan(batch)
         assert plan.num_slots == self.num_slots
-        assert x_TD.dtype == y_TO.dtype == self._dtype
+        assert x_TD.dtype == self._dtype
         assert x_TD.shape == (len(plan.slot_T), self.in_features)
-        assert y_TO.shape == (T, self.out_features)
+        return plan
+
+    def _check(self, y_TO: Tensor, plan: DevicePlan) -> None:
+        assert y_TO.dtype == self._dtype
+        assert y_TO.shape == (len(plan.slot_T), self.out_features)
         assert y_TO.stride(1) == 1
-        operands = self.operands(x_TD, plan)
-        routes_TGk = routes_Tk
-        if routes_Tk is not None and routes_Tk.dim() == 2:
-            routes_TGk = routes_Tk.unsqueeze(1)
-        z_TGN = None if reduce is None else reduce(router_logits(*operands))
-        form = choose_form(T, plan.max_adapters) if self.form is None else self.form
-        add_mixture(y_TO, routes_TGk, z_TGN, *operands, int(form))
+
+    def _form(self, x_TD: Tensor, plan: DevicePlan) -> int:
+        if self.form is not None:
+            return int(self.form)
+        size = self.in_features * self.out_features
+        return int(choose_form(len(x_TD), plan.max_adapters, size))
 
     def operands(
         self, x_TD: Tensor, plan: DevicePlan
@@ -178,3 +227,13 @@ class TritonMixtureTable:
             torch.zeros(S, G, N, D, device=self._device),
             torch.zeros(S, rows, self.out_features, dtype=self._dtype, device=self._device),
         )
+
+
+def _cleared(routes_Tk: Tensor | None) -> Tensor | None:
+    """[T, G, k], filled with -1."""
+    if routes_Tk is None:
+        return None
+    assert routes_Tk.dtype == torch.int32
+    assert routes_Tk.stride(-1) == 1
+    routes_Tk.fill_(-1)
+    return routes_Tk.unsqueeze(1) if routes_Tk.dim() == 2 else routes_Tk

@@ -140,7 +140,8 @@ def test_logits_and_routes_have_the_same_bits_in_every_batch(dtype: torch.dtype)
 
 
 @FORMS
-def test_a_captured_graph_follows_slots_and_their_contents(form: Form) -> None:
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_captured_graph_follows_slots_and_their_contents(form: Form, beside: bool) -> None:
     D, widths, tokens = 1024, [512, 256], 24
     table = filled(D, widths, torch.bfloat16)
     table.form = form
@@ -150,8 +151,14 @@ def test_a_captured_graph_follows_slots_and_their_contents(form: Form) -> None:
     buffers = DevicePlan.empty(64, table.num_slots, "cuda", table.num_slots)
 
     def step() -> None:
-        y_TO.zero_()
-        table.add(y_TO, x_TD, plan_from_slots(slot_T, table.num_slots, out=buffers))
+        plan = plan_from_slots(slot_T, table.num_slots, out=buffers)
+        if beside:
+            pending = table.begin(x_TD, plan)
+            y_TO.zero_()
+            table.finish(y_TO, pending)
+        else:
+            y_TO.zero_()
+            table.add(y_TO, x_TD, plan)
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -179,6 +186,28 @@ def test_a_captured_graph_follows_slots_and_their_contents(form: Form) -> None:
     slot_T.fill_(-1)
     graph.replay()
     assert not y_TO.any()
+
+
+@FORMS
+def test_begin_and_finish_are_add(form: Form) -> None:
+    """Also where the base product runs long beside it, and x starts where vector loads cannot."""
+    D, widths, tokens = 4096, [1024, 1024], 40
+    table = filled(D, widths, torch.bfloat16)
+    table.form = form
+    weight_OD = torch.randn(2048, D, device="cuda").bfloat16() / D**0.5
+    plan = plan_from_slots(torch.tensor(some_slots(tokens), device="cuda"), table.num_slots)
+    x_N = torch.randn(tokens * D + 1, device="cuda").bfloat16()
+    for x_TD in (x_N[:-1].view(tokens, D), x_N[1:].view(tokens, D)):
+        want_TO = torch.nn.functional.linear(x_TD, weight_OD)
+        want_TGk = torch.empty(tokens, 2, 4, dtype=torch.int32, device="cuda")
+        table.add(want_TO, x_TD, plan, want_TGk)
+        for _ in range(20):
+            found_TGk = torch.empty_like(want_TGk)
+            pending = table.begin(x_TD, plan, found_TGk)
+            y_TO = torch.nn.functional.linear(x_TD, weight_OD)
+            table.finish(y_TO, pending)
+            assert torch.equal(y_TO, want_TO)
+            assert torch.equal(found_TGk, want_TGk)
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler uses what PyTorch deprecates

@@ -87,10 +87,15 @@ def test_the_bound_of_tiles_holds_and_is_reached() -> None:
 
 
 def test_the_choice_of_forms() -> None:
-    limits = Thresholds(prompt_tokens=256, tile_tokens=3, chosen_tokens=8)
-    assert choose_form(1, 1, limits) is Form.ROWS_ALL
-    assert choose_form(1, 32, limits) is Form.ROWS_ALL
-    assert choose_form(3, 1, limits) is Form.TILES
-    assert choose_form(8, 8, limits) is Form.ROWS_CHOSEN
-    assert choose_form(32, 8, limits) is Form.TILES
-    assert choose_form(256, 256, limits) is Form.PROMPT
+    limits = Thresholds(
+        rows_tokens=2, chosen_adapters=16, prompt_tokens=256, small_prompt_tokens=512, small=1000
+    )
+    assert choose_form(1, 1, 1000, limits) is Form.ROWS_ALL
+    assert choose_form(2, 32, 1000, limits) is Form.ROWS_ALL
+    assert choose_form(3, 1, 1000, limits) is Form.TILES
+    assert choose_form(8, 8, 1000, limits) is Form.TILES
+    assert choose_form(16, 16, 1000, limits) is Form.ROWS_CHOSEN
+    assert choose_form(32, 16, 1000, limits) is Form.TILES
+    assert choose_form(256, 256, 1000, limits) is Form.PROMPT
+    assert choose_form(511, 1, 999, limits) is Form.TILES
+    assert choose_form(512, 1, 999, limits) is Form.PROMPT

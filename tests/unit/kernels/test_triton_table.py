@@ -20,10 +20,17 @@ from remix_runtime.checkpoint.types import LayerWeights
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels import Batch, MixtureWeights, reference
 from remix_runtime.kernels.triton_forms import Form
-from remix_runtime.kernels.triton_ops import add_mixture, router_logits
+from remix_runtime.kernels.triton_ops import (
+    add_mixture,
+    begin_mixture,
+    finish_mixture,
+    router_logits,
+)
 from remix_runtime.kernels.triton_plan import plan_from_slots
 from remix_runtime.kernels.triton_table import TritonMixtureTable
 
+# Sums of logits that nobody has computed, and nobody looks at, may be anything.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMS = pytest.mark.parametrize("form", list(Form), ids=lambda form: form.name)
 Adapter = tuple[list[LayerWeights | None], int, float]
@@ -69,7 +76,7 @@ def check(
     tolerance: float = 1e-6,
 ) -> None:
     """Output and routes of one call; y is a part of a wider tensor."""
-    T, dtype, largest_k = len(slots), table.a_SGMD.dtype, 16
+    T, dtype, largest_k = len(slots), table.a_SGMD.dtype, 64
     wide = torch.randn(T, table.out_features + 16).to(dtype).to(DEVICE)
     y_TO, base_TO = wide[:, : table.out_features], wide.clone()
     routes_TGk = torch.full((T, len(table.slices), largest_k), 99, dtype=torch.int32).to(DEVICE)
@@ -178,9 +185,10 @@ def test_ties_and_massive_activations(form: Form) -> None:
 
 def test_as_many_experts_as_there_can_be() -> None:
     adapter = make_adapter(64, 11, 1, 20, [16])
-    table = make_table([adapter], 20, [16])
+    every, wide = make_adapter(64, 64, 1, 20, [16]), make_adapter(2, 1, 70, 20, [16])
+    table = make_table([adapter, every, wide], 20, [16])
     for table.form in Form:
-        check(table, [adapter], [0, 0], eighths(2, 20))
+        check(table, [adapter, every, wide], [0, 0, 1, 2, 1], eighths(5, 20))
 
 
 @FORMS
@@ -290,6 +298,30 @@ def fill_over(table: TritonMixtureTable, adapter: Adapter) -> None:
     table.set(0, MixtureWeights.from_layer(layer, adapter[1], adapter[2]))
 
 
+@FORMS
+def test_begin_and_finish_are_add(form: Form) -> None:
+    D, widths, slots = 530, [32, 48], [0, 1, 1, -1, 0]
+    adapters = [make_adapter(8, 4, 4, D, widths), make_adapter(3, 2, 3, D, widths)]
+    table = make_table(adapters, D, widths)
+    table.form = form
+    x_TD, base_TO = torch.randn(5, D, device=DEVICE), torch.randn(5, 80, device=DEVICE)
+    plan = plan_from_slots(torch.tensor(slots, device=DEVICE), 2)
+    found = []
+    for is_split in (False, True):
+        y_TO = base_TO.clone()
+        routes_TGk = torch.empty(5, 2, 4, dtype=torch.int32, device=DEVICE)
+        if is_split:
+            pending = table.begin(x_TD, plan, routes_TGk)
+            table.finish(y_TO, pending)
+        else:
+            table.add(y_TO, x_TD, plan, routes_TGk)
+        found.append((y_TO, routes_TGk))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert table.begin(x_TD, Batch([(0, 5, -1)])) is None
+    table.finish(base_TO, None)
+
+
 def test_no_tokens_and_no_adapters() -> None:
     table = make_table([None, None], 8, [16])
     y_TO, routes_Tk = torch.ones(3, 16, device=DEVICE), torch.ones(3, 2, dtype=torch.int32)
@@ -315,13 +347,27 @@ def test_the_operators_are_what_torch_compile_expects() -> None:
             add_mixture, (y_TO, routes, None, *operands, int(Form.TILES)), test_utils=utilities
         )
 
+    for form in Form:
+        begun = (*operands, int(form))
+        torch.library.opcheck(begin_mixture, (routes_TGk, *begun), test_utils=utilities)
+        made = begin_mixture(routes_TGk, *begun)
+        arguments = (y_TO, routes_TGk, *made, *begun)
+        torch.library.opcheck(finish_mixture, arguments, test_utils=utilities)
+
     def step(y_TO: Tensor, x_TD: Tensor) -> Tensor:
         y_TO = y_TO * 2
         table.add(y_TO, x_TD * 2, plan)
         return y_TO + 1
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(y_TO, x_TD), step(y_TO, x_TD))
+    def split_step(y_TO: Tensor, x_TD: Tensor) -> Tensor:
+        pending = table.begin(x_TD * 2, plan)
+        y_TO = y_TO * 2
+        table.finish(y_TO, pending)
+        return y_TO + 1
+
+    for each in (step, split_step):
+        compiled = torch.compile(each, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(y_TO, x_TD), step(y_TO, x_TD))
 
 
 def test_the_kernels_compile_for_an_h100() -> None:
