@@ -31,14 +31,14 @@ class Form(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """Where the forms change. To be set from the tables of `benchmarks/gpu_mixture.py`."""
+    """Where the forms change, set from the tables of `benchmarks/gpu_mixture.py` on an H100."""
 
-    rows_tokens: int = 1
+    rows_tokens: int = 0
     """Up to so many tokens: `ROWS_ALL`."""
-    chosen_adapters: int = 64
+    chosen_adapters: int = 32
     """From so many possible adapters, one token of each: `ROWS_CHOSEN`. High, because the host
-    often knows no more than the number of slots: where tokens turn out to share an adapter,
-    `TILES` wins far more than it loses where they do not."""
+    often knows no more than the number of slots, and where tokens turn out to share an adapter
+    `TILES` wins."""
     prompt_tokens: int = 256
     """From so many tokens: `PROMPT`."""
     small_prompt_tokens: int = 1024
@@ -77,14 +77,14 @@ class Tuning:
     chosen_span: int = 512
     """The same of A x of a token's own experts."""
     prompt_span: int = 1024
-    row_outputs: int = 256
+    row_outputs: int = 1024
     """Outputs of a program for one token; half as many below `wide` outputs."""
-    row_rows: int = 32
+    row_rows: int = 16
     """Rows of Bᵀ that it has in flight."""
     row_warps: int = 4
     tile_outputs: int = 128
     """Outputs of a program for a tile; half as many below `wide` outputs."""
-    tile_rows: int = 64
+    tile_rows: int = 32
     """Rows of Bᵀ that it has in flight."""
     wide: int = 8192
     is_sparse: bool = True

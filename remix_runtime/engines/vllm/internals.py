@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm.lora.utils
@@ -55,6 +55,9 @@ from remix_runtime.engines.vllm.tokens import StepTokens
 from remix_runtime.errors import CheckpointMismatchError
 from remix_runtime.layers import base_shapes
 
+if TYPE_CHECKING:
+    from remix_runtime.kernels.triton_table import Pending
+
 
 def install() -> None:
     """Idempotent. Raises `AttributeError` where vLLM is not as this file expects it."""
@@ -78,6 +81,7 @@ class _RemixLinear(BaseLinearLayerWithLoRA):
         self, max_loras: int, lora_config: LoRAConfig, model_config: Any = None
     ) -> None:
         self.lora_config = lora_config
+        self._begun: Pending | None = None
         self.is_merged = isinstance(self, MergedColumnParallelLinearWithLoRA)
         if not self.is_merged:
             self.output_slices = (self.output_size,)
@@ -142,6 +146,17 @@ class _RemixLinear(BaseLinearLayerWithLoRA):
 
         return part
 
+    def _apply_sync(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not x.is_cuda:
+            on_host: Tensor = super()._apply_sync(x, bias)
+            return on_host
+        x_TD = x.view(-1, x.shape[-1])
+        begun = torch.ops.remix.begin_at_linear(x_TD, self.remix_name)
+        output: Tensor = self._get_quant_method().apply(self.base_layer, x, bias)
+        y_TO = output.view(-1, output.shape[-1])
+        torch.ops.remix.finish_at_linear(y_TO, x_TD, begun, self.remix_name)
+        return output
+
     def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
         x_TD, y_TO = x.view(-1, x.shape[-1]), output.view(-1, output.shape[-1])
         if output.is_cuda:
@@ -150,21 +165,57 @@ class _RemixLinear(BaseLinearLayerWithLoRA):
             self.add_mixtures(y_TO, x_TD)
         return output
 
+    def begin_mixtures(self, x_TD: Tensor) -> None:
+        self._begun = self.table.begin(x_TD, self.punica_wrapper.remix_step)
+
+    def finish_mixtures(self, y_TO: Tensor, x_TD: Tensor) -> None:
+        begun, self._begun = self._begun, None
+        self.table.finish(y_TO, x_TD, self.punica_wrapper.remix_step, begun)
+
     def add_mixtures(self, y_TO: Tensor, x_TD: Tensor) -> None:
         step: StepTokens = self.punica_wrapper.remix_step
         self.table.add(y_TO, x_TD, step)
 
 
+# Operators for the compiler, whatever is done inside: which kernels a step wants depends on its
+# tokens, and a branch of Python would freeze when it is traced.
+
+
+def _layer(name: str) -> _RemixLinear:
+    layer: _RemixLinear = get_forward_context().no_compile_layers[name]
+    return layer
+
+
 @torch.library.custom_op("remix::add_to_linear", mutates_args=("y_TO",))
 def _add_to_linear(y_TO: Tensor, x_TD: Tensor, name: str) -> None:
-    """One operator for the compiler, whatever is done inside: which kernels a step wants depends
-    on its tokens, and a branch of Python would freeze when it is traced."""
-    layer = get_forward_context().no_compile_layers[name]
-    layer.add_mixtures(y_TO, x_TD)
+    _layer(name).add_mixtures(y_TO, x_TD)
+
+
+@torch.library.custom_op("remix::begin_at_linear", mutates_args=())
+def _begin_at_linear(x_TD: Tensor, name: str) -> Tensor:
+    """The result is empty: it makes the other half come after this one."""
+    _layer(name).begin_mixtures(x_TD)
+    return x_TD.new_empty(0)
+
+
+@torch.library.custom_op("remix::finish_at_linear", mutates_args=("y_TO",))
+def _finish_at_linear(y_TO: Tensor, x_TD: Tensor, begun: Tensor, name: str) -> None:
+    """Takes x, so that nobody gives its memory away before."""
+    _layer(name).finish_mixtures(y_TO, x_TD)
 
 
 @_add_to_linear.register_fake
 def _(y_TO: Tensor, x_TD: Tensor, name: str) -> None:
+    return None
+
+
+@_begin_at_linear.register_fake
+def _(x_TD: Tensor, name: str) -> Tensor:
+    return x_TD.new_empty(0)
+
+
+@_finish_at_linear.register_fake
+def _(y_TO: Tensor, x_TD: Tensor, begun: Tensor, name: str) -> None:
     return None
 
 

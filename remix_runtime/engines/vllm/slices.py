@@ -19,7 +19,7 @@ from remix_runtime.kernels.mixture import Reduce
 from remix_runtime.kernels.torch_path import TorchMixtureTable
 
 if TYPE_CHECKING:
-    from remix_runtime.kernels.triton_table import TritonMixtureTable
+    from remix_runtime.kernels.triton_table import Pending, TritonMixtureTable
 
 MAX_TOP_K = 256
 """Wider than any adapter's top_k (the checkpoint's limit on experts)."""
@@ -77,6 +77,21 @@ class SlicedTable:
     def clear(self, slot: int) -> None:
         for table in self._tables if self._stacked is None else [self._stacked]:
             table.clear(slot)
+
+    def begin(self, x_TD: Tensor, step: StepTokens) -> Pending | None:
+        """On a GPU, what of `add` needs no y, beside the base product; None where there is nothing
+        to begin."""
+        if self._stacked is None or self._reduce is not None:
+            return None
+        return self._stacked.begin(x_TD, step.plan(len(x_TD)))
+
+    def finish(self, y_TO: Tensor, x_TD: Tensor, step: StepTokens, begun: Pending | None) -> None:
+        """The rest of `add`."""
+        if begun is None:
+            self.add(y_TO, x_TD, step)
+        else:
+            assert self._stacked is not None
+            self._stacked.finish(y_TO, begun)
 
     def add(self, y_TO: Tensor, x_TD: Tensor, step: StepTokens) -> None:
         if self._stacked is not None:
