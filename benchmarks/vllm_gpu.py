@@ -191,11 +191,11 @@ def measure(folder: Path, layers: int, mode: str, slots: int) -> list[dict[str, 
     path = write_adapter(config, folder / "adapter", shape)
     loras = [LoRARequest(f"a{i}", i + 1, path) for i in range(slots)]
     remix = engine(base, mode, load_format="dummy", **lora_options(shape, slots))
-    cases = [(1, [None]), (32, [None]), (1, loras[:1]), (32, loras[:1]), (32, loras)]
+    cases = [(1, loras[:1]), (32, loras), (32, loras[:1]), (32, [None]), (1, [None])]
     for batch, wanted in cases:
         step_seconds(remix, batch, wanted)  # warms up, fills the slots
         ratios, bases, founds = [], [], []
-        for _ in range(3):
+        for _ in range(2):
             bases.append(step_seconds(plain, batch, [None]))
             founds.append(step_seconds(remix, batch, wanted))
             ratios.append(founds[-1] / bases[-1])

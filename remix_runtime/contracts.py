@@ -146,6 +146,9 @@ class EngineStats:
     """What that took, together, validation and layout included."""
     device_adapter_bytes_used: int = 0
     device_adapter_bytes_total: int = 0
+    expert_load: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    """By digest and module, how often each expert was activated in a sample of the steps since the
+    adapter was loaded. Empty where the engine does not look."""
     host_adapter_bytes_used: int = 0
     host_adapter_bytes_total: int = 0
 

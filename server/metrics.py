@@ -7,8 +7,9 @@ has the empty tenant, which is no label at all to Prometheus.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from itertools import zip_longest
 from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -196,6 +197,7 @@ class _EngineCollector(Collector):
             ("adapter_slot_fill_seconds", "What that took.", stats.adapter_slot_fill_seconds),
         ):
             yield CounterMetricFamily(f"remix_{name}", text, value=float(total))
+        yield from _expert_load(stats.expert_load, self._max_series)
         served = [
             (tenant, name, digest)
             for tenant, live in self._sets.all.items()
@@ -215,6 +217,37 @@ class _EngineCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         return ()
+
+
+def _expert_load(
+    load: Mapping[str, Mapping[str, Sequence[int]]], max_series: int
+) -> Iterator[Metric]:
+    """By digest, which `remix_adapter_info` gives names: every expert over all modules, and how
+    uneven each module is. The adapters that were loaded last have no series where there are too
+    many."""
+    total = CounterMetricFamily(
+        "remix_expert_activations",
+        "How often tokens activated an expert, in a sample of the steps, over all modules.",
+        labels=("digest", "expert"),
+    )
+    busiest = GaugeMetricFamily(
+        "remix_expert_busiest_share",
+        "The busiest expert's share of a module's activations; 1/n is even.",
+        labels=("digest", "module"),
+    )
+    series = 0
+    for digest, modules in load.items():
+        columns = zip_longest(*modules.values(), fillvalue=0)
+        totals = [sum(column) for column in columns]
+        series += len(totals) + len(modules)
+        if series > max_series:
+            break
+        for expert, count in enumerate(totals):
+            total.add_metric((digest, str(expert)), float(count))
+        for module, counts in modules.items():
+            if sum(counts):
+                busiest.add_metric((digest, module), max(counts) / sum(counts))
+    yield from (total, busiest)
 
 
 class RequestMiddleware:

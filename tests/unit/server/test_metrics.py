@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from remix_runtime.engines.fake import FakeConfig
+from server.metrics import MAX_SERIES
 from tests.unit.server.harness import ADAPTERS, BASE, Server, eventually, serving
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -133,6 +135,28 @@ async def test_adapters_are_named_with_their_digests(server: Server) -> None:
     samples = await scrape(server)
     for name in ADAPTERS:
         assert value(samples, "adapter_info", adapter=name, digest=server.digests[name]) == 1
+
+
+async def test_the_load_of_experts_by_digest_and_bounded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = {"a": {"up": (3, 1), "down": (0, 4, 4)}, "b": {"up": (0, 0)}}
+    crowd = {f"c{i}": {"up": (1,) * 50} for i in range(100)}
+    stats = replace(server.engine.stats(), expert_load={**load, **crowd})
+    monkeypatch.setattr(server.engine, "stats", lambda: stats)
+    samples = await scrape(server)
+
+    def found(name: str, **labels: str) -> float | None:
+        return samples.get((f"remix_expert_{name}", frozenset(labels.items())))
+
+    totals = [found("activations_total", digest="a", expert=str(i)) for i in range(4)]
+    assert totals == [3, 5, 4, None]
+    assert found("busiest_share", digest="a", module="up") == 0.75
+    assert found("busiest_share", digest="a", module="down") == 0.5
+    assert found("busiest_share", digest="b", module="up") is None
+    assert found("activations_total", digest="c0", expert="49") == 1
+    assert found("activations_total", digest="c99", expert="0") is None
+    assert sum(name.startswith("remix_expert") for name, _ in samples) <= MAX_SERIES
 
 
 async def test_clients_cannot_add_series(server: Server) -> None:
