@@ -168,9 +168,13 @@ def test_compose_has_its_volumes_and_asks_for_the_key() -> None:
 def test_images_expose_no_admin_port_and_have_the_driver_for_postgresql(name: str) -> None:
     text = (ROOT / "docker" / name).read_text(encoding="utf-8")
     assert re.findall(r"^EXPOSE (.+)$", text, re.MULTILINE) == [str(PORT)]
-    (extra,) = re.findall(r'pip install .*"\.\[(\w+)\]"$', text, re.MULTILINE)
+    assert re.search(r'pip install "\.\[\$\{EXTRAS\}\]"$', text, re.MULTILINE)
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", text, re.MULTILINE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert any("psycopg" in item for item in project["project"]["optional-dependencies"][extra])
+    optional = project["project"]["optional-dependencies"]
+    items = [item for extra in extras.split(",") for item in optional[extra]]
+    assert any("psycopg" in item for item in items)
+    assert any(item.startswith("vllm==") for item in items) == (name == "Dockerfile.gpu")
 
 
 def test_kubernetes_keeps_the_admin_port_off_the_public_service() -> None:
