@@ -35,7 +35,6 @@ _WRAPPED = re.compile(
     r"(?:Call to \w+ method failed: )?(?:Worker failed with error '(.*)', please check .*|(.*))",
     re.DOTALL,
 )
-"""What vLLM's core and its executor put around a worker's words."""
 
 
 class Backend:
@@ -164,11 +163,16 @@ class Backend:
         except RemixError:
             raise
         except Exception as error:
-            words = _WRAPPED.fullmatch(str(error))
-            assert words is not None
-            raise RemixError(words[1] or words[2]) from error
+            raise RemixError(worker_words(str(error))) from error
         finally:
             task.cancel()
+
+
+def worker_words(text: str) -> str:
+    """What a worker said, without what vLLM's core and its executor put around it."""
+    found = _WRAPPED.fullmatch(text)
+    assert found is not None, "its last part matches anything"
+    return found[1] or found[2]
 
 
 class _KVUsage:
