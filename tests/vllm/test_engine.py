@@ -15,7 +15,7 @@ import pytest
 
 from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.contracts import Engine
-from remix_runtime.errors import ConfigError, EngineDeadError, ParityError
+from remix_runtime.errors import CheckpointError, ConfigError, EngineDeadError, ParityError
 from remix_runtime.layers import attach_checkpoint
 from remix_runtime.parity import record_parity
 from tests.engines import complete, complete_all, request
@@ -37,6 +37,12 @@ async def engine(world: World) -> AsyncIterator[Engine]:
     await engine.stop()
 
 
+def signal_core(number: int) -> None:
+    for child in psutil.Process().children(recursive=True):
+        if "EngineCore" in " ".join(child.cmdline()) or child.name().startswith("VLLM"):
+            os.kill(child.pid, number)
+
+
 async def test_the_death_of_vllms_core_is_seen_within_two_seconds(
     world: World, engine: Engine
 ) -> None:
@@ -48,9 +54,7 @@ async def test_the_death_of_vllms_core_is_seen_within_two_seconds(
         for name in (digest, None)
     ]
     await asyncio.sleep(0.2)
-    for child in psutil.Process().children(recursive=True):
-        if "EngineCore" in " ".join(child.cmdline()) or child.name().startswith("VLLM"):
-            os.kill(child.pid, signal.SIGKILL)
+    signal_core(signal.SIGKILL)
     killed = time.monotonic()
     while engine.health().alive:
         assert time.monotonic() - killed < 2
@@ -62,6 +66,48 @@ async def test_the_death_of_vllms_core_is_seen_within_two_seconds(
         await complete(engine, request(PROMPT))
     with pytest.raises(EngineDeadError):
         await engine.load_adapter(world.remix[1].folder)
+
+
+async def test_a_load_ends_when_the_core_dies_in_the_middle_of_it(
+    world: World, engine: Engine
+) -> None:
+    """vLLM leaves the call open."""
+    signal_core(signal.SIGSTOP)
+    load = asyncio.create_task(engine.load_adapter(world.remix[0].folder))
+    await asyncio.sleep(2)
+    assert not load.done()
+    signal_core(signal.SIGKILL)
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(load, 5)
+    await asyncio.wait_for(engine.stop(), 20)
+
+
+async def test_what_a_worker_refuses_is_told_in_its_words_and_others_go_on(
+    world: World, engine: Engine
+) -> None:
+    """A folder that changes after it was checked: the worker looks at the digest, too."""
+    backend = engine._backend  # type: ignore[attr-defined]
+    folder, name = world.remix[0].folder, "0" * 64
+    digest = read_checkpoint(folder).digest
+    with pytest.raises(CheckpointError) as caught:
+        await backend.add_lora(name, 77, folder)
+    assert str(caught.value) == (
+        f"{folder}: found an adapter with digest {digest}, expected {name}"
+    )
+    assert (await engine.load_adapter(folder)).digest == digest
+    assert (await complete(engine, request(PROMPT, digest))).token_ids
+
+
+def test_the_words_of_a_worker_are_found_in_what_is_put_around_them() -> None:
+    from remix_runtime.engines.vllm.backend import worker_words
+
+    words = "a.json: found 'x',\nexpected y"
+    executor = (
+        f"Worker failed with error '{words}', please check the stack trace above for the root cause"
+    )
+    for text in (words, executor, f"Call to add_lora method failed: {words}"):
+        assert worker_words(text) == words
+    assert worker_words(f"Call to add_lora method failed: {executor}") == words
 
 
 def with_parity(folder: Path, *, recorded: int, weights: int) -> Path:

@@ -15,14 +15,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from remix_runtime.background import BackgroundTasks
 from remix_runtime.checkpoint import BaseShapes, Checkpoint, read_checkpoint
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
-from remix_runtime.engines.vllm.backend import Backend
 from remix_runtime.engines.vllm.config import VllmConfig
-from remix_runtime.engines.vllm.host import require_fit
+from remix_runtime.engines.vllm.host import require_fit, require_named
 from remix_runtime.errors import AdapterUnavailableError, CheckpointError, RemixError
+
+if TYPE_CHECKING:
+    from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,11 @@ class Served:
     is_open: bool = False
     unload: asyncio.Task[None] | None = None
 
+    @property
+    def in_use(self) -> bool:
+        """vLLM may have a request a little longer than its caller."""
+        return bool(self.requests or self.admitted)
+
 
 class VllmAdapters:
     """By digest. Used on one event loop. `changed` is called when more requests might be admitted:
@@ -56,14 +64,14 @@ class VllmAdapters:
     ) -> None:
         self.num_reads = 0
         self.total_read_seconds = 0.0
-        self.needs_room = False
-        """A read waits until requests of another adapter have ended: no new ones, or it waits for
-        ever."""
         self._config = config
         self._changed = changed
         self._served: dict[str, Served] = {}
         self._held: OrderedDict[str, None] = OrderedDict()
         """What the workers hold, least recently used first."""
+        self._active: set[str] = set()
+        """Of which vLLM has requests."""
+        self._needs_victim = self._is_replaying = False
         self._next_number = 1
         self._reading: set[str] = set()
         self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
@@ -87,6 +95,18 @@ class VllmAdapters:
         """LoRA id to digest, of those that workers hold."""
         return {self._served[digest].number: digest for digest in self._held}
 
+    @property
+    def needs_room(self) -> bool:
+        """A read or a replay waits until requests of other adapters have ended: no new ones, or it
+        waits for ever."""
+        no_slot = len(self._active) >= self._config.adapter_slots
+        return self._needs_victim or (self._is_replaying and no_slot)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more can be read without dropping another."""
+        return len(self._held) + len(self._reading) < self._config.host_adapters
+
     # -- for requests ---------------------------------------------------------------------------
 
     def use(self, digest: str) -> None:
@@ -102,16 +122,26 @@ class VllmAdapters:
     def is_held(self, digest: str) -> bool:
         return digest in self._held
 
+    def has_slot(self, digest: str) -> bool:
+        """Whether vLLM can run it beside what it has. One adapter too many would wait inside vLLM,
+        for ever if those that came later never ended."""
+        slots = self._config.adapter_slots - self._is_replaying
+        return digest in self._active or len(self._active) < slots
+
     def admit(self, digest: str) -> tuple[str, int, Path]:
         """The name, number and folder by which vLLM knows an adapter that is held; it stays held
         until `leave`."""
         served = self._served[digest]
         served.admitted += 1
+        self._active.add(digest)
         self._held.move_to_end(digest)
         return digest, served.number, served.folder
 
     def leave(self, digest: str) -> None:
-        self._served[digest].admitted -= 1
+        served = self._served[digest]
+        served.admitted -= 1
+        if not served.admitted:
+            self._active.discard(digest)
         self._tasks.start(self._notify_unused())
 
     def read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
@@ -178,22 +208,32 @@ class VllmAdapters:
             self._served[digest] = served = Served(folder, _info(checkpoint))
             try:
                 await self._hold(backend, digest, served)
+                self._is_replaying = True
                 await replay(served)
             except BaseException:
-                await self._drop(backend, digest)
-                del self._served[digest]
+                try:
+                    await self._drop(backend, digest)
+                finally:
+                    del self._served[digest]
                 raise
+            finally:
+                self._is_replaying = False
+                self._changed(digest, None)
             served.is_open = True
             return served.info
 
     async def _unload(self, backend: Backend, digest: str, served: Served) -> None:
-        async with self._unused:
-            await self._unused.wait_for(lambda: not served.requests)
-        async with self._turn:
-            # Loaded again while the last requests ended: then it stays.
-            if not served.is_open:
-                await self._drop(backend, digest)
-                del self._served[digest]
+        while True:
+            async with self._unused:
+                await self._unused.wait_for(lambda: not served.in_use)
+            async with self._turn:
+                # Loaded again while the last requests ended: then it stays.
+                if served.is_open:
+                    return
+                if not served.in_use:
+                    await self._drop(backend, digest)
+                    del self._served[digest]
+                    return
 
     async def _read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
         error: RemixError | None = None
@@ -203,16 +243,16 @@ class VllmAdapters:
                 if served is None or digest in self._held:
                     return
                 checkpoint = await self._checked(served.folder, base)
-                if checkpoint.digest != digest:
-                    raise AdapterUnavailableError(
-                        f"{served.folder}: found an adapter with digest {checkpoint.digest}, "
-                        f"expected {digest}, which was loaded from there"
-                    )
+                require_named(checkpoint.digest, digest)
                 await self._hold(backend, digest, served)
         except CheckpointError as failure:
             error = AdapterUnavailableError(f"adapter {digest} could not be read again: {failure}")
         except RemixError as failure:
             error = failure
+        except Exception:
+            # Its requests must hear of it, or they would have it read again and again.
+            log.exception("adapter %s could not be read again", digest)
+            error = AdapterUnavailableError(f"adapter {digest} could not be read again")
         finally:
             self._reading.discard(digest)
             self._changed(digest, error)
@@ -226,15 +266,8 @@ class VllmAdapters:
 
     async def _hold(self, backend: Backend, digest: str, served: Served) -> None:
         started = time.monotonic()
-        while len(self._held) >= self._config.host_adapters:
-            victim = next((d for d in self._held if not self._served[d].admitted), None)
-            if victim is None:
-                self.needs_room = True
-                async with self._unused:
-                    await self._unused.wait_for(self._has_victim)
-                continue
-            self.needs_room = False
-            await self._drop(backend, victim)
+        if len(self._held) >= self._config.host_adapters:
+            await self._make_room(backend)
         served.number = self._next_number
         self._next_number += 1
         await backend.add_lora(digest, served.number, served.folder)
@@ -243,8 +276,21 @@ class VllmAdapters:
         self.num_reads += 1
         self.total_read_seconds += served.read_seconds
 
-    def _has_victim(self) -> bool:
-        return any(not self._served[digest].admitted for digest in self._held)
+    async def _make_room(self, backend: Backend) -> None:
+        self._needs_victim = True
+        try:
+            async with self._unused:
+                await self._unused.wait_for(lambda: self._victim() is not None)
+            victim = self._victim()
+            assert victim is not None
+        finally:
+            self._needs_victim = False
+        del self._held[victim]
+        self._changed(victim, None)  # those that had to let this pass
+        await backend.remove_lora(self._served[victim].number)
+
+    def _victim(self) -> str | None:
+        return next((digest for digest in self._held if digest not in self._active), None)
 
     async def _drop(self, backend: Backend, digest: str) -> None:
         if digest in self._held:

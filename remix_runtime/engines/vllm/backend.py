@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from remix_runtime.contracts import (
-    GenerationRequest,
-    PositionLogprobs,
-    SamplingParams,
-    TokenLogprob,
-)
+from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.vllm import plugin
 from remix_runtime.engines.vllm.config import VllmConfig
-from remix_runtime.errors import ConfigError
+from remix_runtime.engines.vllm.job import NewTokens
+from remix_runtime.errors import CheckpointError, ConfigError, EngineDeadError, RemixError
 from remix_runtime.parity import PARITY_SLACK
 
+T = TypeVar("T")
+
 WORKER_EXTENSION = "remix_runtime.engines.vllm.worker.WorkerExtension"
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at whether the core that an answer is waited for is alive."""
+
+_WRAPPED = re.compile(
+    r"(?:Call to \w+ method failed: )?(?:Worker failed with error '(.*)', please check .*|(.*))",
+    re.DOTALL,
+)
 
 
 class Backend:
@@ -95,37 +102,77 @@ class Backend:
         return str(self._llm.dead_error) if self._llm.errored else None
 
     async def add_lora(self, name: str, number: int, folder: Path) -> None:
-        """Read and checked by every worker; what it raises there, it raises here, as another
-        exception with the same text."""
-        await self._llm.add_lora(LoRARequest(name, number, str(folder)))
+        """Read and checked by every worker. Raises `CheckpointError` with what one of them said;
+        then none holds it."""
+        try:
+            await self._answer(self._llm.add_lora(LoRARequest(name, number, str(folder))))
+        except EngineDeadError:
+            raise
+        except RemixError as error:
+            # Others of the workers may have it.
+            await self.remove_lora(number)
+            raise CheckpointError(f"{folder}: {error}") from error
 
     async def remove_lora(self, number: int) -> None:
-        await self._llm.remove_lora(number)
+        await self._answer(self._llm.remove_lora(number))
 
     async def on_workers(self, method: str, *args: Any) -> list[Any]:
         """One result per worker of a method of `worker.WorkerExtension`."""
-        results: list[Any] = await self._llm.collective_rpc(method, args=args)
+        results: list[Any] = await self._answer(self._llm.collective_rpc(method, args=args))
         return results
 
-    def generate(
+    async def generate(
         self,
         request: GenerationRequest,
         end_token_ids: frozenset[int],
         lora: tuple[str, int, Path] | None,
         salt: str,
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """Outputs with new tokens only. Closing it aborts the request. `salt`: requests with
-        another one share no cached prefix."""
+    ) -> AsyncGenerator[NewTokens, None]:
+        """Closing it aborts the request. `salt`: requests with another one share no cached
+        prefix. Raises `EngineDeadError`."""
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids)}
         if salt:
             prompt["cache_salt"] = salt
-        outputs: AsyncGenerator[RequestOutput, None] = self._llm.generate(
+        outputs = self._llm.generate(
             prompt,
             _sampling(request.params, end_token_ids),
             request.request_id,
             lora_request=None if lora is None else LoRARequest(lora[0], lora[1], str(lora[2])),
         )
-        return outputs
+        try:
+            async for output in outputs:
+                (choice,) = output.outputs
+                if choice.token_ids:
+                    yield NewTokens(choice.token_ids, choice.logprobs)
+        except VllmDeadError as error:
+            raise EngineDeadError(f"the engine stopped: {error}") from None
+        finally:
+            await outputs.aclose()
+
+    async def _answer(self, call: Coroutine[Any, Any, T]) -> T:
+        """vLLM leaves a call open whose core dies before it answers."""
+        task = asyncio.ensure_future(call)
+        try:
+            while not task.done():
+                if death := self.death:
+                    raise EngineDeadError(f"the engine stopped: {death}")
+                await asyncio.wait([task], timeout=_LOOK_SECONDS)
+            return task.result()
+        except VllmDeadError as error:
+            raise EngineDeadError(f"the engine stopped: {error}") from None
+        except RemixError:
+            raise
+        except Exception as error:
+            raise RemixError(worker_words(str(error))) from error
+        finally:
+            task.cancel()
+
+
+def worker_words(text: str) -> str:
+    """What a worker said, without what vLLM's core and its executor put around it."""
+    found = _WRAPPED.fullmatch(text)
+    assert found is not None, "its last part matches anything"
+    return found[1] or found[2]
 
 
 class _KVUsage:
@@ -199,14 +246,4 @@ def _sampling(params: SamplingParams, end_token_ids: frozenset[int]) -> VllmSamp
         # Text and stop strings are `remix_runtime.text`'s, as in the embedded engine.
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-    )
-
-
-def logprobs_of(position: Mapping[int, Any], chosen: int, count: int) -> PositionLogprobs:
-    """`position`: token id to vLLM's `Logprob`, the chosen token and the most likely ones."""
-    ranked = sorted(position.items(), key=lambda item: (item[1].rank, item[0]))
-    top = [TokenLogprob(token_id=i, logprob=p.logprob) for i, p in ranked if p.rank <= count]
-    return PositionLogprobs(
-        chosen=TokenLogprob(token_id=chosen, logprob=position[chosen].logprob),
-        top=tuple(top[:count]),
     )

@@ -7,12 +7,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM
-from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 
 from remix_runtime.checkpoint import BaseShapes, read_parity
 from remix_runtime.contracts import (
@@ -29,9 +29,8 @@ from remix_runtime.engines.fairness import FairQueue
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.engines.vllm.adapters import Served, VllmAdapters
-from remix_runtime.engines.vllm.backend import Backend, logprobs_of
 from remix_runtime.engines.vllm.config import VllmConfig
-from remix_runtime.engines.vllm.job import Job
+from remix_runtime.engines.vllm.job import Job, logprobs_of
 from remix_runtime.engines.vllm.replay import replay_on
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -42,22 +41,41 @@ from remix_runtime.errors import (
 )
 from remix_runtime.layers import base_shapes
 
+if TYPE_CHECKING:
+    from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
+
 log = logging.getLogger(__name__)
 
 _STALL_SECONDS = 60.0
 """Running requests that bring no token for so long mean a hung device."""
 
+PATIENCE = 32
+"""Requests with adapters that may pass one whose adapter has no slot; as the embedded engine's."""
+
+
+async def _start_backend(config: VllmConfig) -> Backend:
+    from remix_runtime.engines.vllm.backend import Backend
+
+    return await Backend.start(config)
+
 
 class VllmEngine:
     """See `contracts.Engine`."""
 
-    def __init__(self, config: VllmConfig) -> None:
+    def __init__(
+        self,
+        config: VllmConfig,
+        start_backend: Callable[[VllmConfig], Awaitable[Backend]] = _start_backend,
+    ) -> None:
         self._config = config
+        self._start_backend = start_backend
         self._backend: Backend | None = None
         self._adapters = VllmAdapters(config, self._adapter_read)
         self._jobs: dict[str, Job] = {}
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
+        self._num_admitted = 0
+        """Requests with adapters, so far."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -67,7 +85,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         self._tokenizer = ModelTokenizer(self._config.model)
-        backend = await Backend.start(self._config)
+        backend = await self._start_backend(self._config)
         ends = backend.end_token_ids
         if self._tokenizer.eos_token_id is not None:
             ends |= {self._tokenizer.eos_token_id}
@@ -91,7 +109,9 @@ class VllmEngine:
         for request_id in list(self._jobs):
             await self.abort(request_id)
         await self._adapters.settle(_STALL_SECONDS)
-        await self._backend.stop()
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.stop()
 
     @property
     def model(self) -> ModelInfo:
@@ -147,7 +167,7 @@ class VllmEngine:
         if request.adapter is not None:
             self._adapters.use(request.adapter)
         self._waiting.add(request.tenant, job)
-        self._pump()
+        self._pump_if_alive()
         try:
             while True:
                 event = await job.events.get()
@@ -190,7 +210,7 @@ class VllmEngine:
         used = backend.kv_usage if self._running else 0.0
         return EngineStats(
             running=len(self._running),
-            waiting=len(self._jobs) - len(self._running),
+            waiting=len(self._waiting),
             waiting_for_read=sum(not self._is_held(job) for _, job in self._waiting),
             kv_tokens_used=round(used * backend.kv_tokens),
             kv_tokens_total=backend.kv_tokens,
@@ -230,20 +250,33 @@ class VllmEngine:
     # -- from the queue to vLLM -----------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Admits who may run now. One whose adapter must be read lets others pass meanwhile."""
+        """Admits who may run now."""
         backend = self._alive() if self._jobs else None
         while backend is not None and len(self._running) < self._config.max_running:
-            for tenant, job in self._waiting:
-                if self._is_held(job):
-                    if job.request.adapter is not None and self._adapters.needs_room:
-                        continue
-                    self._waiting.remove(tenant, job)
-                    self._start(backend, job)
-                    break
-                assert job.request.adapter is not None
-                self._adapters.read(backend, job.request.adapter, self._base_shapes)
-            else:
+            job = self._next(backend)
+            if job is None:
                 return
+            self._waiting.remove(job.request.tenant, job)
+            self._start(backend, job)
+
+    def _next(self, backend: Backend) -> Job | None:
+        """The first in fair order that may run now. One whose adapter must be read, or finds no
+        slot, lets others pass for a while."""
+        adapters, is_closed = self._adapters, self._adapters.needs_room
+        for _, job in self._waiting:
+            adapter = job.request.adapter
+            if adapter is None:
+                return job
+            has_slot, is_held = adapters.has_slot(adapter), adapters.is_held(adapter)
+            if is_held and has_slot and not is_closed:
+                return job
+            if not is_held and (has_slot or adapters.has_room):
+                adapters.read(backend, adapter, self._base_shapes)
+            if job.turn_came is None:
+                job.turn_came = self._num_admitted
+            if not has_slot and self._num_admitted - job.turn_came >= PATIENCE:
+                is_closed = True  # until the requests of an adapter in a slot have run out
+        return None
 
     def _start(self, backend: Backend, job: Job) -> None:
         request = job.request
@@ -251,31 +284,35 @@ class VllmEngine:
         self._running.add(job)
         self._progress = time.monotonic()
         job.admitted()
-        lora = None if request.adapter is None else self._adapters.admit(request.adapter)
+        lora = None
+        if request.adapter is not None:
+            lora = self._adapters.admit(request.adapter)
+            self._num_admitted += 1
         job.run = asyncio.get_running_loop().create_task(self._run(backend, job, lora))
+        # Not in the task, which may be cancelled before its first line.
+        job.run.add_done_callback(lambda _: self._ended(job))
 
     async def _run(self, backend: Backend, job: Job, lora: tuple[str, int, Path] | None) -> None:
         request = job.request
         wanted = request.params.logprobs
         outputs = backend.generate(request, self._ends, lora, salt=request.tenant)
         try:
-            async for output in outputs:
+            async for new in outputs:
                 self._progress = time.monotonic()
-                (choice,) = output.outputs
-                token_ids = list(choice.token_ids)
-                if not token_ids:
-                    continue
-                self._waiting.charge_output(request.tenant, len(token_ids))
+                self._waiting.charge_output(request.tenant, len(new.token_ids))
                 logprobs = None
-                if wanted is not None and choice.logprobs is not None:
+                if wanted is not None and new.logprobs is not None:
                     logprobs = [
                         logprobs_of(position, token_id, wanted)
-                        for position, token_id in zip(choice.logprobs, token_ids, strict=True)
+                        for position, token_id in zip(new.logprobs, new.token_ids, strict=True)
                     ]
-                if job.take(token_ids, logprobs) is not None:
+                if job.take(new.token_ids, logprobs) is not None:
+                    self._close(job)  # before its caller hears of it, who would abort what is open
                     break
-        except VllmDeadError:
-            job.events.put_nowait(EngineDeadError(f"the engine stopped: {backend.death}"))
+            else:
+                raise RemixError("vLLM ended the request before its time")
+        except EngineDeadError as error:
+            job.events.put_nowait(error)
         except Exception as error:
             log.exception("request %s failed", request.request_id)
             job.events.put_nowait(
@@ -283,10 +320,12 @@ class VllmEngine:
             )
         finally:
             await outputs.aclose()  # a request that ended before vLLM knows of it is aborted there
-            self._running.discard(job)
-            if lora is not None:
-                self._adapters.leave(lora[0])
-            self._close(job)
+
+    def _ended(self, job: Job) -> None:
+        self._running.discard(job)
+        if job.request.adapter is not None:
+            self._adapters.leave(job.request.adapter)
+        self._close(job)
         self._pump_if_alive()
 
     def _close(self, job: Job) -> None:

@@ -11,6 +11,7 @@ the router, j = n·r columns of B.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from torch import Tensor
 from remix_runtime.checkpoint import Checkpoint, read_checkpoint
 from remix_runtime.checkpoint.config import CONFIG_FILE, PEFT_TYPE
 from remix_runtime.checkpoint.types import BaseShapes, LayerWeights
-from remix_runtime.errors import CapacityError
+from remix_runtime.errors import CapacityError, CheckpointMismatchError
 from remix_runtime.kernels import MixtureWeights
 
 MAX_EXPERTS = 32
 """Of an adapter, in the slots of a worker."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class HostLayer:
@@ -99,6 +102,13 @@ def read_layers(
         for name, layer in checkpoint.layers.items()
     }
     return checkpoint, layers
+
+
+def require_named(digest: str, name: str) -> None:
+    """Raises `CheckpointMismatchError` for a LoRA that is named by another digest than its own: the
+    folder changed after whoever asked for it had looked."""
+    if _DIGEST.fullmatch(name) and name != digest:
+        raise CheckpointMismatchError(f"found an adapter with digest {digest}, expected {name}")
 
 
 def require_fit(n: int, r: int, *, max_rows: int) -> None:

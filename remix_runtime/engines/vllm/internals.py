@@ -49,7 +49,13 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request
 
-from remix_runtime.engines.vllm.host import MAX_EXPERTS, HostLayer, is_remix, read_layers
+from remix_runtime.engines.vllm.host import (
+    MAX_EXPERTS,
+    HostLayer,
+    is_remix,
+    read_layers,
+    require_named,
+)
 from remix_runtime.engines.vllm.slices import SlicedTable
 from remix_runtime.engines.vllm.tokens import StepTokens
 from remix_runtime.errors import CheckpointMismatchError
@@ -305,6 +311,7 @@ class _WorkerManager(LRUCacheWorkerLoRAManager):
             self._base_shapes,
             max_rows=self.lora_config.max_lora_rank,
         )
+        require_named(checkpoint.digest, lora_request.lora_name)
         named = {self._vllm_name(name): layer for name, layer in layers.items()}
         if left_alone := self._left_alone(named):
             raise CheckpointMismatchError(

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from remix_runtime.contracts import FinishReason, GenerationRequest, PositionLogprobs, TokenEvent
+from remix_runtime.contracts import (
+    FinishReason,
+    GenerationRequest,
+    PositionLogprobs,
+    TokenEvent,
+    TokenLogprob,
+)
 from remix_runtime.text import TextStream
+
+
+class Ranked(Protocol):
+    """vLLM's `Logprob`."""
+
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """What a step of vLLM brought for one request."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, Ranked]] | None
+    """By position, of the chosen token and the most likely ones."""
 
 
 class Job:
@@ -23,6 +47,8 @@ class Job:
         self.events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
         self.run: asyncio.Task[None] | None = None
         """While vLLM has it."""
+        self.turn_came: int | None = None
+        """How many adapters' requests had been admitted when others first passed this one."""
         self._text = TextStream(decode, request.prompt_token_ids, request.params.stop)
         params = request.params
         self._ends = frozenset(params.stop_token_ids)
@@ -80,3 +106,13 @@ class Job:
                 queue_seconds=queue_seconds,
             )
         )
+
+
+def logprobs_of(position: Mapping[int, Ranked], chosen: int, count: int) -> PositionLogprobs:
+    """The `count` most likely tokens, and the chosen one, of a position of `NewTokens`."""
+    ranked = sorted(position.items(), key=lambda item: (item[1].rank, item[0]))
+    top = [TokenLogprob(token_id=i, logprob=p.logprob) for i, p in ranked if p.rank <= count]
+    return PositionLogprobs(
+        chosen=TokenLogprob(token_id=chosen, logprob=position[chosen].logprob),
+        top=tuple(top[:count]),
+    )

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from remix_runtime.checkpoint import Parity, ParityPrompt
 from remix_runtime.contracts import GenerationRequest, SamplingParams
-from remix_runtime.engines.vllm.backend import Backend
 from remix_runtime.parity import compare_parity, require_decisive
+
+if TYPE_CHECKING:
+    from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
 
 
 async def replay_on(
@@ -50,7 +53,7 @@ async def _last_logits(
     outputs = backend.generate(request, frozenset(), lora, salt=request.request_id)
     logits_V = torch.full((backend.vocab_size,), -torch.inf)
     async for output in outputs:
-        for position in output.outputs[0].logprobs or ():
+        for position in output.logprobs or ():
             ids = torch.tensor(list(position))
             logits_V[ids] = torch.tensor([p.logprob for p in position.values()])
     offset = (prompt.top_logits_j - logits_V[prompt.top_ids_j]).median()

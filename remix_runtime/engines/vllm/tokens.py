@@ -75,7 +75,9 @@ class StepTokens:
 
     @property
     def wants_routes(self) -> bool:
-        return self._recorded in self._loras or self._steps % LOOK_EVERY == 0
+        # An empty slot is None, too.
+        is_recorded = self._recorded is not None and self._recorded in self._loras
+        return is_recorded or self._steps % LOOK_EVERY == 0
 
     def saw(self, module: str, routes_Tk: Tensor) -> None:
         """The routes of one module in this step, padded with -1."""
