@@ -19,8 +19,9 @@ from typing import TypeVar
 
 from remix_runtime.background import BackgroundTasks
 from remix_runtime.bank import HostAdapter
-from remix_runtime.checkpoint import Checkpoint, read_checkpoint, read_parity
+from remix_runtime.checkpoint import read_checkpoint, read_parity
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.engines.adapter_info import adapter_info
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.thread import EngineThread
 from remix_runtime.errors import AdapterNotLoadedError, CheckpointMismatchError
@@ -131,7 +132,7 @@ class ServedAdapters:
             )
             adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
             top_k = checkpoint.config.top_k
-            self._served[digest] = served = _Served(folder, _info(checkpoint))
+            self._served[digest] = served = _Served(folder, adapter_info(checkpoint))
             self._count_read(served, started)
             try:
                 replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
@@ -223,17 +224,6 @@ def _place(core: EngineCore, digest: str) -> tuple[AdapterTier, int | None]:
     if slot is not None:
         return AdapterTier.DEVICE, slot
     return AdapterTier.HOST if core.bank.is_ready(digest) else AdapterTier.DISK, None
-
-
-def _info(checkpoint: Checkpoint) -> AdapterInfo:
-    return AdapterInfo(
-        digest=checkpoint.digest,
-        num_layers=len(checkpoint.layers),
-        num_experts=checkpoint.config.num_experts,
-        top_k=checkpoint.config.top_k,
-        r=checkpoint.config.r,
-        num_bytes=checkpoint.num_bytes,
-    )
 
 
 async def _in_thread(action: Callable[[], T]) -> T:

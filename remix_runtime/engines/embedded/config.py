@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from remix_runtime.contracts import MAX_MODEL_NAME
+from remix_runtime.engines.validate import check_common
 from remix_runtime.errors import ConfigError
 
 
@@ -40,16 +40,7 @@ class EmbeddedConfig:
     """Prompt and completion tokens of one request; None is what the model was made for."""
 
     def __post_init__(self) -> None:
-        name = self.served_model_name
-        if name is not None and not (0 < len(name) <= MAX_MODEL_NAME and name.isprintable()):
-            raise ConfigError(
-                f"served_model_name: found {name!r}, expected up to {MAX_MODEL_NAME} printable "
-                "characters"
-            )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"{field.name}: found {value}, expected at least 1")
+        check_common(self, self.served_model_name)
         if self.max_tokens_per_step < self.max_running:
             raise ConfigError(
                 f"max_tokens_per_step: found {self.max_tokens_per_step}, expected at least "

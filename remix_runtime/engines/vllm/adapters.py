@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from remix_runtime.background import BackgroundTasks
 from remix_runtime.checkpoint import BaseShapes, Checkpoint, read_checkpoint
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.engines.adapter_info import adapter_info
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.host import require_fit, require_named
 from remix_runtime.errors import AdapterUnavailableError, CheckpointError, RemixError
@@ -89,6 +90,10 @@ class VllmAdapters:
     @property
     def num_held(self) -> int:
         return len(self._held)
+
+    @property
+    def digests(self) -> Collection[str]:
+        return self._served.keys()
 
     @property
     def numbers(self) -> dict[int, str]:
@@ -205,7 +210,7 @@ class VllmAdapters:
             if served is not None:
                 served.folder, served.is_open = folder, True
                 return served.info
-            self._served[digest] = served = Served(folder, _info(checkpoint))
+            self._served[digest] = served = Served(folder, adapter_info(checkpoint))
             try:
                 await self._hold(backend, digest, served)
                 self._is_replaying = True
@@ -306,14 +311,3 @@ def _idle_seconds(served: Served) -> float | None:
     if served.requests:
         return 0.0
     return None if served.last_used is None else time.monotonic() - served.last_used
-
-
-def _info(checkpoint: Checkpoint) -> AdapterInfo:
-    return AdapterInfo(
-        digest=checkpoint.digest,
-        num_layers=len(checkpoint.layers),
-        num_experts=checkpoint.config.num_experts,
-        top_k=checkpoint.config.top_k,
-        r=checkpoint.config.r,
-        num_bytes=checkpoint.num_bytes,
-    )

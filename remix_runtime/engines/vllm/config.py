@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from remix_runtime.contracts import MAX_MODEL_NAME
+from remix_runtime.engines.validate import check_common
 from remix_runtime.errors import ConfigError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,16 +50,7 @@ class VllmConfig:
     """More of vLLM's engine arguments, by their Python names."""
 
     def __post_init__(self) -> None:
-        name = self.served_model_name
-        if name is not None and not (0 < len(name) <= MAX_MODEL_NAME and name.isprintable()):
-            raise ConfigError(
-                f"served_model_name: found {name!r}, expected up to {MAX_MODEL_NAME} printable "
-                "characters"
-            )
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ConfigError(f"{setting.name}: found {value}, expected at least 1")
+        check_common(self, self.served_model_name)
         if self.adapter_rows not in LORA_RANKS:
             raise ConfigError(
                 f"adapter_rows: found {self.adapter_rows}, expected one of "

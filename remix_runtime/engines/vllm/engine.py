@@ -31,6 +31,7 @@ from remix_runtime.engines.validate import validate_request
 from remix_runtime.engines.vllm.adapters import Served, VllmAdapters
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import Job, logprobs_of
+from remix_runtime.engines.vllm.load import ExpertLoad
 from remix_runtime.engines.vllm.replay import replay_on
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 
 _STALL_SECONDS = 60.0
 """Running requests that bring no token for so long mean a hung device."""
+
+LOAD_SECONDS = 10.0
+"""Between two questions to the workers after the load of experts."""
 
 PATIENCE = 32
 """Requests with adapters that may pass one whose adapter has no slot; as the embedded engine's."""
@@ -80,6 +84,7 @@ class VllmEngine:
         self._idle.set()
         self._draining = False
         self._progress = 0.0
+        self._load = ExpertLoad()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -99,6 +104,7 @@ class VllmEngine:
         self._ends = ends
         self._base_shapes = _base_shapes(backend)
         self._backend = backend
+        self._watching = asyncio.create_task(self._watch_load(backend))
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         self._draining = True
@@ -109,6 +115,7 @@ class VllmEngine:
         for request_id in list(self._jobs):
             await self.abort(request_id)
         await self._adapters.settle(_STALL_SECONDS)
+        self._watching.cancel()
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.stop()
@@ -134,16 +141,17 @@ class VllmEngine:
     async def adapter_states(self) -> list[AdapterState]:
         return self._adapters.states()
 
-    async def expert_load(self) -> dict[str, dict[str, list[int]]]:
-        """By digest and module, how often each expert was activated in the steps that workers
-        looked at since the last call: one in `tokens.LOOK_EVERY`."""
-        numbers = self._adapters.numbers
-        load: dict[str, dict[str, list[int]]] = {}
-        for part in await self._alive().on_workers("remix_expert_load"):
-            for number, modules in part.items():
-                if number in numbers:  # else it was dropped since
-                    load.setdefault(numbers[number], {}).update(modules)
-        return load
+    async def _watch_load(self, backend: Backend) -> None:
+        """Asks the workers now and then, while there is something to hear of."""
+        seen = 0
+        with contextlib.suppress(EngineDeadError):
+            while True:
+                await asyncio.sleep(LOAD_SECONDS)
+                if self._num_admitted == seen and not self._running:
+                    continue
+                seen = self._num_admitted
+                parts = await backend.on_workers("remix_expert_load")
+                self._load.add(parts, self._adapters.numbers, self._adapters.digests)
 
     async def _replay(self, served: Served) -> None:
         backend = self._alive()
@@ -219,6 +227,7 @@ class VllmEngine:
             adapter_slots_total=self._config.adapter_slots,
             adapters_loaded=len(self._adapters),
             adapters_on_host=self._adapters.num_held,
+            expert_load=self._load.totals,
             adapter_reads=self._adapters.num_reads,
             adapter_read_seconds=self._adapters.total_read_seconds,
         )
