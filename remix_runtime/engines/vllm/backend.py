@@ -201,7 +201,7 @@ def _engine_args(config: VllmConfig) -> AsyncEngineArgs:
         "max_num_seqs": config.max_running,
         "max_num_batched_tokens": config.max_tokens_per_step,
         "max_model_len": config.max_model_len,
-        "max_logprobs": -1,  # the server has its own limit; the replay of parity wants all
+        "max_logprobs": -1,  # the server has its own limit; the replay of parity wants many
         "enable_lora": True,
         "max_loras": config.adapter_slots,
         "max_cpu_loras": config.host_adapters,

@@ -23,6 +23,8 @@ from remix_runtime.parity import compare_parity, require_decisive
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
 
+_LEAST_LOGPROBS = 1024
+
 
 async def replay_on(
     backend: Backend, parity: Parity, lora: tuple[str, int, Path], *, slack: float
@@ -44,10 +46,13 @@ async def replay_on(
 async def _last_logits(
     backend: Backend, prompt: ParityPrompt, lora: tuple[str, int, Path]
 ) -> Tensor:
+    # Not of the whole vocabulary, which takes vLLM half a second: what is less likely than all of
+    # these is no match for the recorded ones, the most likely of their adapter.
+    count = min(backend.vocab_size, max(_LEAST_LOGPROBS, 4 * len(prompt.top_ids_j)))
     request = GenerationRequest(
         request_id=f"parity-{uuid.uuid4()}",
         prompt_token_ids=tuple(prompt.token_ids_T.tolist()),
-        params=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=-1),
+        params=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=count),
     )
     # A salt of its own: a cached prefix would leave tokens without routes.
     outputs = backend.generate(request, frozenset(), lora, salt=request.request_id)
