@@ -70,7 +70,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 
 # vLLM's imports warn, so warnings are no errors here. One worker: every test starts processes.
 test-vllm: $(VLLM_VENV)/.installed
-	$(TEST_ENV) $(VLLM_VENV)/bin/python -W ignore -m pytest -W ignore -m vllm
+	$(TEST_ENV) $(VLLM_VENV)/bin/python -W ignore -m pytest -W ignore -m vllm tests/contract tests/vllm
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
