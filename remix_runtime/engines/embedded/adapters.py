@@ -7,66 +7,38 @@ engine's thread waits for a disk.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from remix_runtime.background import BackgroundTasks
 from remix_runtime.bank import HostAdapter
 from remix_runtime.checkpoint import read_checkpoint, read_parity
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
-from remix_runtime.engines.adapter_info import adapter_info
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.thread import EngineThread
+from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
 from remix_runtime.errors import AdapterNotLoadedError, CheckpointMismatchError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Served:
-    folder: Path
-    info: AdapterInfo
-    read_seconds: float = 0.0
-    requests: int = 0
-    last_used: float | None = None
-    is_open: bool = False
-    """Takes new requests: not before its load is complete, nor while it is unloaded."""
-    unload: asyncio.Task[None] | None = None
-
-
-class ServedAdapters:
+class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
     """By digest. A folder must stay where it is as long as its adapter is loaded."""
 
     def __init__(self, thread: EngineThread) -> None:
-        self.num_reads = 0
-        self.total_read_seconds = 0.0
-        """Of the reads that brought a copy, those of loads included."""
+        super().__init__(log)
         self._thread = thread
-        self._served: dict[str, _Served] = {}
         self._replays: dict[str, asyncio.Task[None]] = {}
         """Of loads that have still to finish."""
-        self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
         # What reading takes comes on top of the memory budget: one load at a time.
         self._loading = asyncio.Lock()
-        self._unused = asyncio.Condition()
-
-    def __contains__(self, digest: str) -> bool:
-        served = self._served.get(digest)
-        return served is not None and served.is_open
-
-    def __len__(self) -> int:
-        return len(self._served)
 
     async def load(self, folder: Path) -> AdapterInfo:
-        # In a task of its own, as every change: half of one is none when its caller goes away.
         return await asyncio.shield(self._tasks.start(self._load(folder)))
 
     async def unload(self, digest: str) -> None:
@@ -76,22 +48,7 @@ class ServedAdapters:
             # One that another caller unloads leaves with a command that is in the inbox already.
             await self._thread.call(lambda: None)
             return
-        if served.is_open:
-            served.is_open = False
-            if served.unload is None or served.unload.done():
-                served.unload = self._tasks.start(self._unload(digest, served))
-        if served.unload is not None:
-            await asyncio.shield(served.unload)
-
-    def use(self, digest: str) -> None:
-        self._served[digest].requests += 1
-
-    def unuse(self, digest: str) -> None:
-        served = self._served[digest]
-        served.requests -= 1
-        served.last_used = time.monotonic()
-        if not served.requests:
-            self._tasks.start(self._notify_unused())
+        await self._close(served, lambda: self._unload(digest, served))
 
     def read(self, digest: str) -> None:
         """The engine has requests for an adapter that is not in host memory."""
@@ -102,14 +59,10 @@ class ServedAdapters:
         digests = [digest for digest in self._served if digest in self]
         places = await self._thread.call(lambda: {d: _place(core, d) for d in digests})
         return [
-            self._state(digest, *places[digest]) for digest in digests if digest in self._served
+            self._served[digest].state(*places[digest])
+            for digest in digests
+            if digest in self._served
         ]
-
-    async def settle(self, seconds: float) -> None:
-        """Waits for what has begun to end, at most that long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._tasks.settle()
 
     async def _load(self, folder: Path) -> AdapterInfo:
         core = self._thread.running_core()
@@ -132,7 +85,7 @@ class ServedAdapters:
             )
             adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
             top_k = checkpoint.config.top_k
-            self._served[digest] = served = _Served(folder, adapter_info(checkpoint))
+            self._served[digest] = served = ServedAdapter(folder, adapter_info(checkpoint))
             self._count_read(served, started)
             try:
                 replayed = await self._thread.call(lambda: core.load(adapter, top_k, parity))
@@ -156,7 +109,7 @@ class ServedAdapters:
         finally:
             del self._replays[digest]
 
-    async def _unload(self, digest: str, served: _Served) -> None:
+    async def _unload(self, digest: str, served: ServedAdapter) -> None:
         async with self._unused:
             await self._unused.wait_for(lambda: not served.requests)
         # Loaded again while the last requests ended: then it stays.
@@ -182,31 +135,6 @@ class ServedAdapters:
                 break
         # Whatever came, the engine must hear of it: it asks for no other read before.
         self._thread.post(lambda: core.finish_read(digest, result))
-
-    def _count_read(self, served: _Served, started: float) -> None:
-        served.read_seconds = time.monotonic() - started
-        self.num_reads += 1
-        self.total_read_seconds += served.read_seconds
-
-    async def _notify_unused(self) -> None:
-        async with self._unused:
-            self._unused.notify_all()
-
-    def _state(self, digest: str, tier: AdapterTier, slot: int | None) -> AdapterState:
-        served = self._served[digest]
-        idle = None
-        if served.requests:
-            idle = 0.0
-        elif served.last_used is not None:
-            idle = time.monotonic() - served.last_used
-        return AdapterState(
-            digest=digest,
-            tier=tier,
-            slot=slot,
-            requests=served.requests,
-            idle_seconds=idle,
-            read_seconds=served.read_seconds,
-        )
 
 
 def _read_again(core: EngineCore, folder: Path, digest: str) -> HostAdapter:

@@ -19,7 +19,7 @@ from remix_runtime.contracts import (
     TokenEvent,
     Tokenizer,
 )
-from remix_runtime.engines.embedded.adapters import ServedAdapters
+from remix_runtime.engines.embedded.adapters import EmbeddedAdapters
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore, Output
 from remix_runtime.engines.embedded.thread import EngineThread
@@ -51,7 +51,7 @@ class EmbeddedEngine:
         self._thread = EngineThread(
             config, on_outputs=self._deliver, on_read=self._read, on_death=self._fail_all
         )
-        self._adapters = ServedAdapters(self._thread)
+        self._adapters = EmbeddedAdapters(self._thread)
         self._streams: dict[str, _Stream] = {}
         self._idle = asyncio.Event()
         self._idle.set()

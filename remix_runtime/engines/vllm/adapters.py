@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remix_runtime.background import BackgroundTasks
 from remix_runtime.checkpoint import BaseShapes, Checkpoint, read_checkpoint
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
-from remix_runtime.engines.adapter_info import adapter_info
+from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.host import require_fit, require_named
 from remix_runtime.errors import AdapterUnavailableError, CheckpointError, RemixError
@@ -35,20 +34,11 @@ Replay = Callable[["Served"], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Served:
-    """A loaded adapter."""
-
-    folder: Path
-    info: AdapterInfo
+class Served(ServedAdapter):
     number: int = 0
     """Its LoRA id, while workers hold it."""
-    requests: int = 0
     admitted: int = 0
     """Of the requests: those that vLLM has."""
-    last_used: float | None = None
-    read_seconds: float = 0.0
-    is_open: bool = False
-    unload: asyncio.Task[None] | None = None
 
     @property
     def in_use(self) -> bool:
@@ -56,18 +46,16 @@ class Served:
         return bool(self.requests or self.admitted)
 
 
-class VllmAdapters:
-    """By digest. Used on one event loop. `changed` is called when more requests might be admitted:
+class VllmAdapters(ServedAdapters[Served]):
+    """`changed` is called when more requests might be admitted:
     a read has ended, with the error of one that failed."""
 
     def __init__(
         self, config: VllmConfig, changed: Callable[[str, RemixError | None], None]
     ) -> None:
-        self.num_reads = 0
-        self.total_read_seconds = 0.0
+        super().__init__(log)
         self._config = config
         self._changed = changed
-        self._served: dict[str, Served] = {}
         self._held: OrderedDict[str, None] = OrderedDict()
         """What the workers hold, least recently used first."""
         self._active: set[str] = set()
@@ -75,17 +63,8 @@ class VllmAdapters:
         self._needs_victim = self._is_replaying = False
         self._next_number = 1
         self._reading: set[str] = set()
-        self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
         self._turn = asyncio.Lock()
         """One change of what the workers hold at a time."""
-        self._unused = asyncio.Condition()
-
-    def __contains__(self, digest: str) -> bool:
-        served = self._served.get(digest)
-        return served is not None and served.is_open
-
-    def __len__(self) -> int:
-        return len(self._served)
 
     @property
     def num_held(self) -> int:
@@ -114,16 +93,6 @@ class VllmAdapters:
 
     # -- for requests ---------------------------------------------------------------------------
 
-    def use(self, digest: str) -> None:
-        self._served[digest].requests += 1
-
-    def unuse(self, digest: str) -> None:
-        served = self._served[digest]
-        served.requests -= 1
-        served.last_used = time.monotonic()
-        if not served.requests:
-            self._tasks.start(self._notify_unused())
-
     def is_held(self, digest: str) -> bool:
         return digest in self._held
 
@@ -147,7 +116,7 @@ class VllmAdapters:
         served.admitted -= 1
         if not served.admitted:
             self._active.discard(digest)
-        self._tasks.start(self._notify_unused())
+        self._tell_unused()
 
     def read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
         """Has the workers load an adapter that is not held; once, however often it is asked."""
@@ -160,45 +129,23 @@ class VllmAdapters:
     async def load(
         self, backend: Backend, folder: Path, base: BaseShapes, replay: Replay
     ) -> AdapterInfo:
-        # In a task of its own: half a change is none when its caller goes away.
         return await asyncio.shield(self._tasks.start(self._load(backend, folder, base, replay)))
 
     async def unload(self, backend: Backend, digest: str) -> None:
         served = self._served.get(digest)
-        if served is None:
-            return
-        if served.is_open:
-            served.is_open = False
-            if served.unload is None or served.unload.done():
-                served.unload = self._tasks.start(self._unload(backend, digest, served))
-        if served.unload is not None:
-            await asyncio.shield(served.unload)
+        if served is not None:
+            await self._close(served, lambda: self._unload(backend, digest, served))
 
     def states(self) -> list[AdapterState]:
         on_device = set(list(self._held)[-self._config.adapter_slots :])
-        return [
-            AdapterState(
-                digest=digest,
-                tier=AdapterTier.DEVICE
-                if digest in on_device
-                else AdapterTier.HOST
-                if digest in self._held
-                else AdapterTier.DISK,
-                slot=None,  # vLLM's own, and another one with every activation
-                requests=served.requests,
-                idle_seconds=_idle_seconds(served),
-                read_seconds=served.read_seconds,
-            )
-            for digest, served in self._served.items()
-            if served.is_open
-        ]
 
-    async def settle(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._tasks.settle()
-        except TimeoutError:
-            log.warning("loads of adapters are still running")
+        def tier(digest: str) -> AdapterTier:
+            if digest in on_device:
+                return AdapterTier.DEVICE
+            return AdapterTier.HOST if digest in self._held else AdapterTier.DISK
+
+        # A slot is vLLM's own, and another one with every activation.
+        return [s.state(tier(digest), slot=None) for digest, s in self._served.items() if s.is_open]
 
     async def _load(
         self, backend: Backend, folder: Path, base: BaseShapes, replay: Replay
@@ -277,9 +224,7 @@ class VllmAdapters:
         self._next_number += 1
         await backend.add_lora(digest, served.number, served.folder)
         self._held[digest] = None
-        served.read_seconds = time.monotonic() - started
-        self.num_reads += 1
-        self.total_read_seconds += served.read_seconds
+        self._count_read(served, started)
 
     async def _make_room(self, backend: Backend) -> None:
         self._needs_victim = True
@@ -301,13 +246,3 @@ class VllmAdapters:
         if digest in self._held:
             del self._held[digest]
             await backend.remove_lora(self._served[digest].number)
-
-    async def _notify_unused(self) -> None:
-        async with self._unused:
-            self._unused.notify_all()
-
-
-def _idle_seconds(served: Served) -> float | None:
-    if served.requests:
-        return 0.0
-    return None if served.last_used is None else time.monotonic() - served.last_used
