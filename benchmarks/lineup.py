@@ -183,15 +183,13 @@ def _start_llamacpp(lineup: Lineup, config: LineupConfig, report: Callable[[str]
 
 def empty_model(base: Path) -> PreTrainedModel:
     """The base without its weights: shapes only. Raises `ConfigError`."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from remix_runtime.base_model import without_weights
 
     if not (base / "config.json").is_file():
         raise ConfigError(f"base: found no config.json in {base}, expected a model folder")
-    config = AutoConfig.from_pretrained(base)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
+    return without_weights(AutoConfig.from_pretrained(base))
 
 
 def bytes_read_per_token(model: PreTrainedModel) -> int:

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from benchmarks.adapters import AdapterShape, write_random_adapter
 from benchmarks.machine import describe_machine
 from benchmarks.storm import request
 from benchmarks.swaps import served
 from benchmarks.traffic import percentile
+from remix_runtime.base_model import without_weights
 from remix_runtime.demo_model import demo_model
 from server.store import AdapterStore
 from server.tenancy import Directory
@@ -46,8 +46,7 @@ class Registered:
 
 
 async def register(base: str, folder: Path, num_tenants: int, num_adapters: int) -> Registered:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    model = without_weights(AutoConfig.from_pretrained(base))
     store = AdapterStore(folder / "store", base=None)
     directory = await Directory.open(f"sqlite:///{folder}/remix.db")
     digests = []

@@ -29,6 +29,7 @@ from benchmarks.adapters import AdapterShape, write_random_adapter
 from benchmarks.machine import describe_machine
 from benchmarks.storm import Report, Storm, prepare
 from benchmarks.traffic import percentile
+from remix_runtime.base_model import without_weights
 from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.demo_model import demo_model
 from remix_runtime.layers import attach_checkpoint
@@ -53,10 +54,8 @@ def make_adapters(base: str, folder: Path, good: int) -> tuple[list[str], list[s
         folders.append(_with_parity(model, weights, weights, folder / f"good-{seed}"))
     config = AutoConfig.from_pretrained(base)
     config.intermediate_size += 8
-    with torch.device("meta"):
-        other = AutoModelForCausalLM.from_config(config)
     foreign = folder / "foreign"
-    write_random_adapter(foreign, other, SHAPE, TARGETS, seed=0)
+    write_random_adapter(foreign, without_weights(config), SHAPE, TARGETS, seed=0)
     drifted = _with_parity(model, plain[0], plain[good], folder / "drifted")
     return folders, [str(foreign), drifted]
 

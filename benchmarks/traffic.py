@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from benchmarks.adapters import AdapterShape, write_random_adapter
+from remix_runtime.base_model import without_weights
 from remix_runtime.contracts import Engine, GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 
@@ -85,8 +85,7 @@ async def serving(
     config: EmbeddedConfig, num_adapters: int
 ) -> AsyncIterator[tuple[EmbeddedEngine, list[str]]]:
     """An engine and the digests of that many random adapters, loaded."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model))
+    model = without_weights(AutoConfig.from_pretrained(config.model))
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / str(seed) for seed in range(num_adapters)]
         for seed, folder in enumerate(folders):

@@ -31,6 +31,7 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from benchmarks.adapters import AdapterShape, write_random_adapter
+from remix_runtime.base_model import without_weights
 from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.engines.vllm import plugin
 from remix_runtime.layers import attach_checkpoint
@@ -91,9 +92,7 @@ def lora_options(shape: AdapterShape, slots: int) -> dict[str, Any]:
 
 
 def write_adapter(config: LlamaConfig, folder: Path, shape: AdapterShape, seed: int = 0) -> str:
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
-    write_random_adapter(folder, network, shape, TARGETS, seed=seed)
+    write_random_adapter(folder, without_weights(config), shape, TARGETS, seed=seed)
     return str(folder)
 
 

@@ -40,6 +40,7 @@ from vllm.lora.request import LoRARequest
 
 from benchmarks.adapters import AdapterShape, write_random_adapter
 from benchmarks.machine import describe_machine
+from remix_runtime.base_model import without_weights
 from remix_runtime.demo_model import demo_model
 from remix_runtime.engines.vllm import plugin
 
@@ -92,8 +93,7 @@ class Lane:
 
 
 def make_lanes(base: str, folder: Path) -> list[Lane]:
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    network = without_weights(AutoConfig.from_pretrained(base))
     lanes = [Lane("base", _engine(base), [None])]
     for rank in sorted({shape.k * shape.r for shape in SHAPES}):
         paths = [_write_lora(base, folder / f"lora-{rank}-{i}", rank) for i in range(ADAPTERS)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from remix_runtime.errors import ConfigError
@@ -28,6 +28,13 @@ def load_model(base: str) -> PreTrainedModel:
     except (OSError, ValueError, SafetensorError) as error:
         raise unusable(base, error) from None
     return model.eval()
+
+
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """The modules of a model, with the shapes of their weights and no memory for them."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def unusable(base: str, error: Exception) -> ConfigError:

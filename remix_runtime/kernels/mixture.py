@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.checkpoint.types import DEFAULT_LIMITS, LayerWeights
 from remix_runtime.kernels import native
 from remix_runtime.kernels.device_plan import DevicePlan
 from remix_runtime.kernels.huge_pages import Arena
@@ -20,6 +20,9 @@ from remix_runtime.kernels.huge_pages import Arena
 Reduce = Callable[[Tensor], Tensor]
 """Router logits that are sums over a part of the inputs, to their sums over all of them: the
 all-reduce of a linear layer whose inputs are spread over devices."""
+
+MAX_TOP_K = DEFAULT_LIMITS.num_experts
+"""No adapter's top_k is larger: the width of routes of all adapters."""
 
 OUTPUT_TILE = 64
 """P of `native/mixture.c`."""

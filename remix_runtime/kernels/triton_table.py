@@ -10,7 +10,7 @@ power of two), M rows of A and of Bᵀ, k activated experts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels.device_plan import DevicePlan
-from remix_runtime.kernels.mixture import Batch, MixtureWeights
+from remix_runtime.kernels.mixture import Batch, MixtureWeights, Reduce
 from remix_runtime.kernels.triton_forms import Form, choose_form
 from remix_runtime.kernels.triton_launch import ROUTER_EXPERTS
 from remix_runtime.kernels.triton_ops import (
@@ -114,7 +114,7 @@ class TritonMixtureTable:
         x_TD: Tensor,
         batch: Batch | DevicePlan,
         routes_Tk: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         """Adds ω · sum of the selected experts to the rows of y, in place.
 

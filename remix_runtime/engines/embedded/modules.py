@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from remix_runtime.engines.embedded.step import MAX_TOP_K, current_step
+from remix_runtime.engines.embedded.step import current_step
 from remix_runtime.kernels import MixtureTable, make_linear, make_table
+from remix_runtime.kernels.mixture import MAX_TOP_K
 
 ATTENTION_NAME = "remix_paged"
 

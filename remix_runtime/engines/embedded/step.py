@@ -16,9 +16,6 @@ from torch import Tensor
 from remix_runtime.kernels import Batch
 from remix_runtime.kernels.attention import AttentionBatch, PagedKV
 
-MAX_TOP_K = 256
-"""Wider than any adapter's top_k (the checkpoint's limit on experts)."""
-
 
 @dataclass(slots=True)
 class Step:

@@ -11,9 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoModelForCausalLM
-
+from remix_runtime.base_model import without_weights
 from remix_runtime.checkpoint import BaseShapes, read_parity
 from remix_runtime.contracts import (
     AdapterInfo,
@@ -102,7 +100,7 @@ class VllmEngine:
             max_requests=self._config.max_running + self._config.max_waiting,
         )
         self._ends = ends
-        self._base_shapes = _base_shapes(backend)
+        self._base_shapes: BaseShapes = base_shapes(without_weights(backend.hf_config))
         self._backend = backend
         self._watching = asyncio.create_task(self._watch_load(backend))
 
@@ -364,8 +362,3 @@ class VllmEngine:
         for job in jobs:
             job.events.put_nowait(error)
             self._close(job)
-
-
-def _base_shapes(backend: Backend) -> BaseShapes:
-    with torch.device("meta"):
-        return base_shapes(AutoModelForCausalLM.from_config(backend.hf_config))

@@ -26,7 +26,6 @@ import vllm.lora.utils
 import vllm.v1.core.kv_cache_utils
 import vllm.v1.worker.lora_model_runner_mixin
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.config.lora import LoRAConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
@@ -49,6 +48,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request
 
+from remix_runtime.base_model import without_weights
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
     HostLayer,
@@ -298,9 +298,7 @@ class _WorkerManager(LRUCacheWorkerLoRAManager):
                 "fully_sharded_loras: found true, expected false: remix-serve's vLLM plugin "
                 "routes on whole inputs"
             )
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(vllm_config.model_config.hf_config)
-        self._base_shapes = base_shapes(network)
+        self._base_shapes = base_shapes(without_weights(vllm_config.model_config.hf_config))
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
         folder = Path(get_adapter_absolute_path(lora_request.lora_path))

@@ -15,14 +15,11 @@ from torch import Tensor
 
 from remix_runtime.engines.vllm.tokens import StepTokens
 from remix_runtime.kernels import MixtureTable, MixtureWeights, make_table
-from remix_runtime.kernels.mixture import Reduce
+from remix_runtime.kernels.mixture import MAX_TOP_K, Reduce
 from remix_runtime.kernels.torch_path import TorchMixtureTable
 
 if TYPE_CHECKING:
     from remix_runtime.kernels.triton_table import Pending, TritonMixtureTable
-
-MAX_TOP_K = 256
-"""Wider than any adapter's top_k (the checkpoint's limit on experts)."""
 
 
 class SlicedTable:
