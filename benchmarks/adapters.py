@@ -12,9 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from remix_runtime.checkpoint import AdapterConfig, LayerWeights, routing_weight, write_checkpoint
+from remix_runtime.adapter.checkpoint import (
+    AdapterConfig,
+    LayerWeights,
+    routing_weight,
+    write_checkpoint,
+)
+from remix_runtime.adapter.layers import base_shapes, target_shapes
 from remix_runtime.errors import ConfigError
-from remix_runtime.layers import base_shapes, target_shapes
 
 
 @dataclass(frozen=True, slots=True)

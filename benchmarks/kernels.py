@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import Batch, MixtureWeights, cpu, native
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
 

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.quality_report import write_report
 from benchmarks.quality_skills import write_mixed_skills
-from remix_runtime.layers import detach
+from remix_runtime.adapter.layers import detach
 from training.base import load_base
 from training.config import parse_config
 from training.data import Example, read_examples

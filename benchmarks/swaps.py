@@ -29,11 +29,11 @@ from benchmarks.adapters import AdapterShape, write_random_adapter
 from benchmarks.machine import describe_machine
 from benchmarks.storm import Report, Storm, prepare
 from benchmarks.traffic import percentile
+from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from remix_runtime.base_model import without_weights
-from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.demo_model import demo_model
-from remix_runtime.layers import attach_checkpoint
-from remix_runtime.parity import record_parity
 
 TENANTS, CLIENTS_PER_TENANT = 4, 2
 BLOCK = 25

@@ -69,7 +69,7 @@ async def play(engine: Engine, arrivals: Sequence[Arrival]) -> list[Served]:
             request_id=f"traffic-{start}-{number}",
             prompt_token_ids=tuple(rng.choices(range(vocabulary), k=arrival.prompt_tokens)),
             params=SamplingParams(max_tokens=arrival.new_tokens, temperature=0, ignore_eos=True),
-            adapter=arrival.adapter,
+            digest=arrival.adapter,
             tenant=arrival.tenant,
         )
         sent, times = time.perf_counter() - start, []

@@ -31,10 +31,10 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from benchmarks.adapters import AdapterShape, write_random_adapter
+from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.base_model import without_weights
-from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.engines.vllm import plugin
-from remix_runtime.layers import attach_checkpoint
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TARGETS = ("gate_proj", "up_proj", "down_proj")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from examples import make_data
-from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.demo_model import demo_model
 
 EXAMPLES = Path(__file__).parent

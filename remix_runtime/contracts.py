@@ -50,8 +50,8 @@ class GenerationRequest:
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
-    adapter: str | None = None
-    """Digest of a loaded adapter; None is the base model alone."""
+    digest: str | None = None
+    """A loaded adapter; None is the base model alone."""
     tenant: str = ""
     """Whose request it is: engines share their work fairly between tenants."""
 

@@ -15,7 +15,7 @@ from remix_runtime.errors import ConfigError
 from server.engines import EngineName, make_engine, parse_engine_args
 
 if TYPE_CHECKING:
-    from server.state import Services
+    from server.services import Services
 
 
 def _http(text: str, default: str) -> Any:
@@ -146,9 +146,9 @@ def serve(
     import logging
 
     from server.app import create_app
+    from server.live.single_user import parse_adapters
     from server.runner import bind, run, url_of
     from server.settings import load_settings
-    from server.single_user import parse_adapters
 
     settings = load_settings(
         host=host,
@@ -204,7 +204,7 @@ def serve(
             app = create_app(backend, settings, folders)
             asyncio.run(run(app, settings, listener, on_ready=_announce))
             return
-        from server.tenants import create_tenant_apps
+        from server.app import create_tenant_apps
 
         apps = create_tenant_apps(backend, settings, settings.data_dir)
         admin_listener = stack.enter_context(bind(settings.admin_host, settings.admin_port))
@@ -230,7 +230,7 @@ def _announce_tenants(services: Services, url: str, admin_url: str) -> None:
 
 def _announce(services: Services, url: str) -> None:
     """The line that says where, and one to try at once."""
-    from server.access import SINGLE_USER
+    from server.live.access import SINGLE_USER
 
     names = [t.name for t in services.sets.targets(SINGLE_USER, may_use_base=True)]
     key = '-H "Authorization: Bearer $REMIX_API_KEY" ' if services.settings.api_key else ""

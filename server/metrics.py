@@ -8,21 +8,18 @@ has the empty tenant, which is no label at all to Prometheus.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from http import HTTPStatus
 from itertools import zip_longest
 from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remix_runtime.contracts import Engine, TokenEvent
 from server.live.sets import LiveSets
-from server.state import OTHER, RequestState, open_state
 
-ENDPOINTS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
-DISCONNECTED = "disconnected"
+OTHER = "other"
+"""What stands for a name that is not one of a set's, or that has no series of its own."""
 MAX_SERIES = 2000
 """Pairs of tenant and adapter that have series of their own."""
 
@@ -248,48 +245,3 @@ def _expert_load(
             if sum(counts):
                 busiest.add_metric((digest, module), max(counts) / sum(counts))
     yield from (total, busiest)
-
-
-class RequestMiddleware:
-    """Gives every request its state, and back what it held; counts those of the generating
-    endpoints, whatever their end is."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        state = open_state(scope)
-        with state.holds:
-            endpoint = ENDPOINTS.get(scope["path"])
-            if endpoint is None or scope["method"] != "POST":
-                await self._app(scope, receive, send)
-            else:
-                await self._counted(endpoint, state, scope, receive, send)
-
-    async def _counted(
-        self, endpoint: str, state: RequestState, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        status = DISCONNECTED
-        start = monotonic()
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(HTTPStatus(message["status"]).value)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched_send)
-        finally:
-            metrics: Metrics = scope["app"].state.services.metrics
-            metrics.count_request(
-                tenant=state.tenant,
-                adapter=state.adapter,
-                endpoint=endpoint,
-                status=status,
-                error=state.error,
-                seconds=monotonic() - start,
-            )

@@ -18,8 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from remix_runtime.errors import ConfigError
+from server.services import Services
 from server.settings import ServerSettings
-from server.state import Services
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ def request(
         request_id=f"test-{next(_ids)}",
         prompt_token_ids=tuple(prompt),
         params=SamplingParams(**params),
-        adapter=adapter,
+        digest=adapter,
         tenant=tenant,
     )
 

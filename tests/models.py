@@ -25,15 +25,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from remix_runtime.checkpoint.reader import PARTS, adapter_digest, tensor_name
-from remix_runtime.checkpoint.types import (
+from remix_runtime.adapter.checkpoint.reader import PARTS, adapter_digest, tensor_name
+from remix_runtime.adapter.checkpoint.types import (
     AdapterConfig,
     Checkpoint,
     LayerWeights,
     Scaling,
     routing_weight,
 )
-from remix_runtime.layers import base_shapes, target_shapes
+from remix_runtime.adapter.layers import base_shapes, target_shapes
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3")
 """One model type each; `tiny_model` also knows "gemma2", whose logits are soft-capped, and

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from remix_runtime.checkpoint.types import Checkpoint, LayerWeights
+from remix_runtime.adapter.checkpoint.types import Checkpoint, LayerWeights
 
 
 class ReferenceLinear(nn.Module):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from remix_runtime.checkpoint.types import AdapterConfig, Scaling, routing_weight
+from remix_runtime.adapter.checkpoint.types import AdapterConfig, Scaling, routing_weight
 from remix_runtime.errors import ConfigError
 from remix_runtime.yaml_file import read_mapping
 from training.losses import Credit

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.base_model import end_token_ids
-from remix_runtime.checkpoint import read_checkpoint
 from remix_runtime.errors import DataError
-from remix_runtime.layers import attach_checkpoint, base_shapes
 from training.base import load_base
 from training.data import Example, collate, read_examples
 from training.objective import completion_shares

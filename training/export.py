@@ -9,8 +9,8 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from remix_runtime.checkpoint import write_checkpoint
-from remix_runtime.parity import record_parity
+from remix_runtime.adapter.checkpoint import write_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from training.config import TrainConfig
 from training.data import Example
 from training.log import Row

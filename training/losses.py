@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remix_runtime.routing import selection_log_prob
+from remix_runtime.adapter.routing import selection_log_prob
 
 Credit = Literal["sequence", "causal"]
 

@@ -15,8 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from remix_runtime.layers import RemixLinear, RouteTrace, SelectExperts, attach, trace_routes
-from remix_runtime.routing import (
+from remix_runtime.adapter.layers import (
+    RemixLinear,
+    RouteTrace,
+    SelectExperts,
+    attach,
+    trace_routes,
+)
+from remix_runtime.adapter.routing import (
     effective_support_size,
     expert_mask,
     sample_experts,

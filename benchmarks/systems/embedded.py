@@ -68,7 +68,7 @@ class EmbeddedSystem:
             request_id=f"bench-{self._count}",
             prompt_token_ids=tuple(prompt),
             params=SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True),
-            adapter=None if adapter is None else self._digests[adapter],
+            digest=None if adapter is None else self._digests[adapter],
         )
 
     async def _collect(

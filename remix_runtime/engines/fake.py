@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.contracts import (
     AdapterInfo,
     AdapterState,
@@ -31,6 +31,7 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.engines.fairness import FairQueue
 from remix_runtime.engines.fake_model import EOS_ID, VOCAB_SIZE, ByteTokenizer, HashModel
+from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -42,7 +43,6 @@ from remix_runtime.errors import (
     EngineDeadError,
     InvalidRequestError,
 )
-from remix_runtime.text import TextStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,17 +185,17 @@ class FakeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         self._admit(request)
-        if request.adapter is not None:
-            if request.adapter not in self._host:
-                self._read_again(request.adapter)
-            self._into_memory(request.adapter)
+        if request.digest is not None:
+            if request.digest not in self._host:
+                self._read_again(request.digest)
+            self._into_memory(request.digest)
         sequence = _Sequence(request)
         fail_after, self.fail_next_after = self.fail_next_after, None
         self.requests.append(request)
         self._sequences[request.request_id] = sequence
         self._waiting.add(request.tenant, sequence)
-        if request.adapter is not None:
-            self._users[request.adapter] += 1
+        if request.digest is not None:
+            self._users[request.digest] += 1
         finished = False
         try:
             async for event in self._events(sequence, fail_after):
@@ -247,8 +247,8 @@ class FakeEngine:
         self._check_alive()
         if request.request_id in self._sequences:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use")
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
+        if request.digest is not None and request.digest not in self._adapters:
+            raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
         validate_request(request, self.model)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
         if len(self._sequences) >= self.model.max_requests:
@@ -325,9 +325,9 @@ class FakeEngine:
         sequence.running = False
         self._waiting.remove(request.tenant, sequence)
         self._fill_slots()
-        if request.adapter is not None:
-            self._users[request.adapter] -= 1
-            self._shrink(request.adapter)
+        if request.digest is not None:
+            self._users[request.digest] -= 1
+            self._shrink(request.digest)
         async with self._changed:
             self._changed.notify_all()
 

@@ -45,7 +45,7 @@ class HashModel:
 
     def __init__(self, request: GenerationRequest) -> None:
         self._params = request.params
-        self._context = hashlib.sha256(f"{request.adapter}".encode())
+        self._context = hashlib.sha256(f"{request.digest}".encode())
         for token_id in request.prompt_token_ids:
             self._context.update(token_id.to_bytes(2, "big"))
         self._sampler = random.Random(request.params.seed)  # noqa: S311

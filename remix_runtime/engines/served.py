@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from remix_runtime.adapter.checkpoint import Checkpoint
 from remix_runtime.background import BackgroundTasks
-from remix_runtime.checkpoint import Checkpoint
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 
 

@@ -26,11 +26,11 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
 from torch import Tensor, nn
 
-from remix_runtime.checkpoint.config import PEFT_TYPE, emit_config
-from remix_runtime.checkpoint.types import FORMAT_VERSION, AdapterConfig, routing_weight
+from remix_runtime.adapter.checkpoint.config import PEFT_TYPE, emit_config
+from remix_runtime.adapter.checkpoint.types import FORMAT_VERSION, AdapterConfig, routing_weight
+from remix_runtime.adapter.layers import weighted_experts
+from remix_runtime.adapter.routing import expert_mask, top_k_experts
 from remix_runtime.errors import CheckpointFormatError, ConfigError
-from remix_runtime.layers import weighted_experts
-from remix_runtime.routing import expert_mask, top_k_experts
 
 _FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
 _MODEL_TYPES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "smollm3")

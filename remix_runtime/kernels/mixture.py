@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import DEFAULT_LIMITS, LayerWeights
+from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, LayerWeights
 from remix_runtime.kernels import native
 from remix_runtime.kernels.device_plan import DevicePlan
 from remix_runtime.kernels.huge_pages import Arena

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
-from remix_runtime.routing import top_k_experts
+from remix_runtime.adapter.checkpoint.types import LayerWeights
+from remix_runtime.adapter.routing import top_k_experts
 
 
 def linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from remix_runtime.adapter.routing import expert_mask, top_k_experts
 from remix_runtime.kernels.mixture import Batch, MixtureWeights, Reduce
-from remix_runtime.routing import expert_mask, top_k_experts
 
 
 class TorchLinear:

@@ -7,11 +7,11 @@ from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.types import Scope
 
-from server import errors
-from server.access import is_key
 from server.admin.routes import adapters, audit, keys, lora, metrics, sets, tenants
 from server.admin.services import ACTOR
-from server.auth import KeyMiddleware
+from server.http import errors
+from server.http.auth import KeyMiddleware
+from server.live.access import is_key
 
 
 def create_admin_app(admin_key: SecretStr) -> FastAPI:

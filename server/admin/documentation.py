@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Security
 from fastapi.security import HTTPBearer
 
-from server.body import StrictRoute
-from server.schemas.responses import BadSetBody, ErrorBody
+from server.http.body import StrictRoute
+from server.http.errors import BadSetBody, ErrorBody
 
 Responses = dict[int | str, dict[str, Any]]
 

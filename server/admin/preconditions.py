@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from server.errors import ApiError
+from server.http.errors import ApiError
 
 _TAG = re.compile(r'"(0|[1-9][0-9]{0,9})"')
 

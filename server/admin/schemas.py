@@ -9,8 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from remix_runtime.contracts import AdapterTier
+from server.http.fields import invalid
 from server.live.swap import SwapResult
-from server.schemas.fields import invalid
 from server.store import Progress
 from server.tenancy.errors import InvalidValueError
 from server.tenancy.records import (

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from remix_runtime.checkpoint import (
+from remix_runtime.adapter.checkpoint import (
     BaseShapes,
     Checkpoint,
     Description,

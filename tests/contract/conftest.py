@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.bank import AdapterBank
-from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.contracts import Engine
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 from tests.vllm_engines import vllm_engine

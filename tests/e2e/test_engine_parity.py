@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from remix_runtime.checkpoint.types import Scaling
+from remix_runtime.adapter.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint.types import Scaling
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from tests.engines import complete, complete_all, request
 from tests.models import ATTENTION, FAMILIES, MLP, random_checkpoint, save_tiny_base, tiny_model

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint import Checkpoint, Parity, write_checkpoint
+from remix_runtime.adapter.checkpoint import Checkpoint, Parity, write_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.errors import CheckpointFormatError, ParityError
-from remix_runtime.layers import attach_checkpoint
-from remix_runtime.parity import record_parity
 from tests.engines import complete, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 

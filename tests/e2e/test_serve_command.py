@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from remix_runtime.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint import write_checkpoint
 from remix_runtime.cli import build_app
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 

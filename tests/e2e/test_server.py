@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from remix_runtime.checkpoint import Checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import Checkpoint, write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from server.app import create_app
 from server.settings import ServerSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from tests.engines import complete_all, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import MixtureWeights, make_table
 from remix_runtime.kernels.device_plan import DevicePlan
 from remix_runtime.kernels.triton_forms import Form

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from tests.models import ATTENTION, MLP, random_checkpoint, save_tiny_base, tiny_model
 from tests.reference import greedy, with_adapter
 

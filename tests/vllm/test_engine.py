@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from remix_runtime.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import CheckpointError, ConfigError, EngineDeadError, ParityError
-from remix_runtime.layers import attach_checkpoint
-from remix_runtime.parity import record_parity
 from tests.engines import complete, complete_all, request
 from tests.models import random_checkpoint, tiny_model
 from tests.vllm.conftest import FAMILY, World

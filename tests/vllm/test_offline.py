@@ -210,7 +210,7 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_others_go_on(
             (bad / "adapter_model.safetensors").unlink()
             reason = "adapter_model.safetensors"
         case "other base":
-            from remix_runtime.checkpoint import write_checkpoint
+            from remix_runtime.adapter.checkpoint import write_checkpoint
             from tests.models import random_checkpoint, tiny_model
 
             other = random_checkpoint(tiny_model("gemma2"), target_modules=("o_proj",))

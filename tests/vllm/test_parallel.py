@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.demo_model import demo_model
-from remix_runtime.layers import attach_checkpoint
 from tests.vllm.conftest import Adapter, World
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from remix_runtime.bank import HostAdapter
-from remix_runtime.checkpoint import read_checkpoint, read_parity
+from remix_runtime.adapter.checkpoint import read_checkpoint, read_parity
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.engines.embedded.bank import HostAdapter
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.thread import EngineThread
 from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info

@@ -66,7 +66,7 @@ class SlotRound:
 
     def acquire(self, sequence: engine_sequence.Sequence) -> int | None:
         """The slot of the sequence's adapter, pinned; None if it waits."""
-        digest = sequence.request.adapter
+        digest = sequence.request.digest
         assert digest is not None
         slot = None
         if self._adapters.is_resident(digest):
@@ -100,8 +100,8 @@ class SlotRound:
         self._overdue.add(digest)
         left = dict.fromkeys(self._adapters.residents, 0)
         for sequence in self._running:
-            if sequence.request.adapter is not None:
-                adapter = sequence.request.adapter
+            if sequence.request.digest is not None:
+                adapter = sequence.request.digest
                 left[adapter] = max(left[adapter], sequence.num_left)
         for resident in sorted(left.keys() - self._closed, key=lambda d: (left[d], d)):
             if self._adapters.fits(self._overdue, self._closed):

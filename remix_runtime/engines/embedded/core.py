@@ -6,9 +6,9 @@ import logging
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from remix_runtime.bank import AdapterBank, HostAdapter
-from remix_runtime.checkpoint import Parity
+from remix_runtime.adapter.checkpoint import Parity
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
+from remix_runtime.engines.embedded.bank import AdapterBank, HostAdapter
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
@@ -16,8 +16,8 @@ from remix_runtime.engines.embedded.sampler import Sample, sample
 from remix_runtime.engines.embedded.scheduler import Chunk, PagePool, Scheduler
 from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.engines.embedded.tiers import Tiers
+from remix_runtime.engines.text import TextStream
 from remix_runtime.errors import AdapterUnavailableError, EngineDeadError, RemixError
-from remix_runtime.text import TextStream
 
 log = logging.getLogger(__name__)
 

@@ -104,8 +104,8 @@ class EmbeddedEngine:
         stream = _Stream(request)
         self._streams[request.request_id] = stream
         self._idle.clear()
-        if request.adapter is not None:
-            self._adapters.use(request.adapter)
+        if request.digest is not None:
+            self._adapters.use(request.digest)
         self._thread.post(lambda: core.add(request))
         try:
             while True:
@@ -168,8 +168,8 @@ class EmbeddedEngine:
             raise EngineBusyError("the server is shutting down", retry_after=5.0)
         if request.request_id in self._streams:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use")
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
+        if request.digest is not None and request.digest not in self._adapters:
+            raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
         validate_request(request, core.runner.model)
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
         if len(self._streams) >= core.runner.model.max_requests:
@@ -191,7 +191,7 @@ class EmbeddedEngine:
         del self._streams[stream.request.request_id]
         if not self._streams:
             self._idle.set()
-        adapter = stream.request.adapter
+        adapter = stream.request.digest
         if adapter is not None:
             self._adapters.unuse(adapter)
 

@@ -11,13 +11,13 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint import Parity
+from remix_runtime.adapter.checkpoint import Parity
+from remix_runtime.adapter.parity import compare_parity, require_decisive
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.parity import compare_parity, require_decisive
-from remix_runtime.text import TextStream
+from remix_runtime.engines.text import TextStream
 
 _TENANT = "parity replays"
 """With a turn of their own: a load does not wait behind all that other tenants have queued."""
@@ -35,7 +35,7 @@ class Replay(Sequence):
             request_id=f"parity {digest}",
             prompt_token_ids=(0,) * longest,
             params=SamplingParams(max_tokens=1),
-            adapter=digest,
+            digest=digest,
             tenant=_TENANT,
         )
         super().__init__(request, TextStream(lambda _: "", ()))

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from remix_runtime.checkpoint.types import BaseShapes
+from remix_runtime.adapter.checkpoint.types import BaseShapes
+from remix_runtime.adapter.parity import PARITY_SLACK
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.kernels import Batch
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
-from remix_runtime.parity import PARITY_SLACK
 
 
 class ModelRunner:

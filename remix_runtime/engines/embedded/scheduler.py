@@ -86,8 +86,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         self.queue.add(sequence.request.tenant, sequence)
-        if sequence.request.adapter is not None:
-            self._wanted[sequence.request.adapter] += 1
+        if sequence.request.digest is not None:
+            self._wanted[sequence.request.digest] += 1
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, tokens of the same adapter side by side."""
@@ -115,8 +115,8 @@ class Scheduler:
             self.running.remove(sequence)
             self.pool.give_back(sequence.pages)
             sequence.pages = []
-            if sequence.request.adapter is not None:
-                self._adapters.release(sequence.request.adapter)
+            if sequence.request.digest is not None:
+                self._adapters.release(sequence.request.digest)
         else:
             self._leave_queue(sequence)
 
@@ -147,7 +147,7 @@ class Scheduler:
             pages = self.pool.take(self.pool.pages_for(sequence.max_len))
             if pages is None:
                 return False
-            if sequence.request.adapter is not None:
+            if sequence.request.digest is not None:
                 slot = slots.acquire(sequence)
                 if slot is None:
                     self.pool.give_back(pages)
@@ -169,7 +169,7 @@ class Scheduler:
             sequence.turn_came = self.num_admitted - PATIENCE
 
     def _leave_queue(self, sequence: Sequence) -> None:
-        adapter = sequence.request.adapter
+        adapter = sequence.request.digest
         if self.queue.remove(sequence.request.tenant, sequence) and adapter is not None:
             self._wanted[adapter] -= 1
             if not self._wanted[adapter]:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from remix_runtime.contracts import GenerationRequest
-from remix_runtime.text import TextStream
+from remix_runtime.engines.text import TextStream
 
 
 class Sequence:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from remix_runtime.bank import AdapterBank
+from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base_model import end_token_ids
 from remix_runtime.contracts import ModelInfo
+from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.fused import fuse
@@ -24,7 +25,6 @@ from remix_runtime.engines.embedded.small_ops import install_small_ops
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.errors import ConfigError
 from remix_runtime.kernels.attention import PAGE_TOKENS, PagedKV, page_bytes
-from remix_runtime.layers import base_shapes
 
 log = logging.getLogger(__name__)
 

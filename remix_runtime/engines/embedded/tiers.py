@@ -103,7 +103,7 @@ class Tiers:
         return len(self._cold)
 
     def add(self, sequence: Sequence) -> None:
-        adapter = sequence.request.adapter
+        adapter = sequence.request.digest
         if adapter is None:
             self._scheduler.add(sequence)
         elif self._memory.is_ready(adapter) and not self._is_closed:
@@ -114,7 +114,7 @@ class Tiers:
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees all that it holds."""
-        adapter = sequence.request.adapter
+        adapter = sequence.request.digest
         if adapter is not None and sequence in self._cold:
             self._cold.remove(sequence)
             return
@@ -167,5 +167,5 @@ class Tiers:
 
 
 def _digest(sequence: Sequence) -> str:
-    assert sequence.request.adapter is not None
-    return sequence.request.adapter
+    assert sequence.request.digest is not None
+    return sequence.request.digest

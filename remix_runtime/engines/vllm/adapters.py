@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remix_runtime.checkpoint import BaseShapes, Checkpoint, read_checkpoint
+from remix_runtime.adapter.checkpoint import BaseShapes, Checkpoint, read_checkpoint
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
 from remix_runtime.engines.vllm.config import VllmConfig

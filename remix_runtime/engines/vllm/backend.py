@@ -17,12 +17,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from remix_runtime.adapter.parity import PARITY_SLACK
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.vllm import plugin
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import NewTokens
 from remix_runtime.errors import CheckpointError, ConfigError, EngineDeadError, RemixError
-from remix_runtime.parity import PARITY_SLACK
 
 T = TypeVar("T")
 
@@ -243,7 +243,7 @@ def _sampling(params: SamplingParams, end_token_ids: frozenset[int]) -> VllmSamp
         stop_token_ids=sorted(ends | set(params.stop_token_ids)),
         logit_bias=dict(params.logit_bias) or None,
         logprobs=params.logprobs,
-        # Text and stop strings are `remix_runtime.text`'s, as in the embedded engine.
+        # Text and stop strings are `remix_runtime.engines.text`'s, as in the embedded engine.
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )

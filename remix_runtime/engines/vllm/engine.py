@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remix_runtime.adapter.checkpoint import BaseShapes, read_parity
+from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base_model import without_weights
-from remix_runtime.checkpoint import BaseShapes, read_parity
 from remix_runtime.contracts import (
     AdapterInfo,
     AdapterState,
@@ -38,7 +39,6 @@ from remix_runtime.errors import (
     InvalidRequestError,
     RemixError,
 )
-from remix_runtime.layers import base_shapes
 
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
@@ -170,8 +170,8 @@ class VllmEngine:
         job = Job(request, self._tokenizer.decode, self._ends)
         self._jobs[request.request_id] = job
         self._idle.clear()
-        if request.adapter is not None:
-            self._adapters.use(request.adapter)
+        if request.digest is not None:
+            self._adapters.use(request.digest)
         self._waiting.add(request.tenant, job)
         self._pump_if_alive()
         try:
@@ -244,14 +244,14 @@ class VllmEngine:
         self._alive()
         if request.request_id in self._jobs:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use")
-        if request.adapter is not None and request.adapter not in self._adapters:
-            raise AdapterNotLoadedError(f"adapter {request.adapter} is not loaded")
+        if request.digest is not None and request.digest not in self._adapters:
+            raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
         validate_request(request, self._model)
         if len(self._jobs) >= self._model.max_requests:
             raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
 
     def _is_held(self, job: Job) -> bool:
-        adapter = job.request.adapter
+        adapter = job.request.digest
         return adapter is None or self._adapters.is_held(adapter)
 
     # -- from the queue to vLLM -----------------------------------------------------------------
@@ -271,7 +271,7 @@ class VllmEngine:
         slot, lets others pass for a while."""
         adapters, is_closed = self._adapters, self._adapters.needs_room
         for _, job in self._waiting:
-            adapter = job.request.adapter
+            adapter = job.request.digest
             if adapter is None:
                 return job
             has_slot, is_held = adapters.has_slot(adapter), adapters.is_held(adapter)
@@ -292,8 +292,8 @@ class VllmEngine:
         self._progress = time.monotonic()
         job.admitted()
         lora = None
-        if request.adapter is not None:
-            lora = self._adapters.admit(request.adapter)
+        if request.digest is not None:
+            lora = self._adapters.admit(request.digest)
             self._num_admitted += 1
         job.run = asyncio.get_running_loop().create_task(self._run(backend, job, lora))
         # Not in the task, which may be cancelled before its first line.
@@ -330,8 +330,8 @@ class VllmEngine:
 
     def _ended(self, job: Job) -> None:
         self._running.discard(job)
-        if job.request.adapter is not None:
-            self._adapters.leave(job.request.adapter)
+        if job.request.digest is not None:
+            self._adapters.leave(job.request.digest)
         self._close(job)
         self._pump_if_alive()
 
@@ -341,8 +341,8 @@ class VllmEngine:
             return
         del self._jobs[request.request_id]
         self._waiting.remove(request.tenant, job)
-        if request.adapter is not None:
-            self._adapters.unuse(request.adapter)
+        if request.digest is not None:
+            self._adapters.unuse(request.digest)
         if not self._jobs:
             self._idle.set()
 
@@ -355,7 +355,7 @@ class VllmEngine:
 
     def _adapter_read(self, digest: str, error: RemixError | None) -> None:
         if error is not None:
-            self._fail([j for _, j in self._waiting if j.request.adapter == digest], error)
+            self._fail([j for _, j in self._waiting if j.request.digest == digest], error)
         self._pump_if_alive()
 
     def _fail(self, jobs: list[Job], error: RemixError) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint import Checkpoint, read_checkpoint
-from remix_runtime.checkpoint.config import CONFIG_FILE, PEFT_TYPE
-from remix_runtime.checkpoint.types import BaseShapes, LayerWeights
+from remix_runtime.adapter.checkpoint import Checkpoint, read_checkpoint
+from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, PEFT_TYPE
+from remix_runtime.adapter.checkpoint.types import BaseShapes, LayerWeights
 from remix_runtime.errors import CapacityError, CheckpointMismatchError
 from remix_runtime.kernels import MixtureWeights
 

@@ -48,6 +48,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request
 
+from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base_model import without_weights
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
@@ -59,7 +60,6 @@ from remix_runtime.engines.vllm.host import (
 from remix_runtime.engines.vllm.slices import SlicedTable
 from remix_runtime.engines.vllm.tokens import StepTokens
 from remix_runtime.errors import CheckpointMismatchError
-from remix_runtime.layers import base_shapes
 
 if TYPE_CHECKING:
     from remix_runtime.kernels.triton_table import Pending

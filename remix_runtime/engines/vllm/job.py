@@ -15,7 +15,7 @@ from remix_runtime.contracts import (
     TokenEvent,
     TokenLogprob,
 )
-from remix_runtime.text import TextStream
+from remix_runtime.engines.text import TextStream
 
 
 class Ranked(Protocol):

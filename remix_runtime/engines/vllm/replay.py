@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint import Parity, ParityPrompt
+from remix_runtime.adapter.checkpoint import Parity, ParityPrompt
+from remix_runtime.adapter.parity import compare_parity, require_decisive
 from remix_runtime.contracts import GenerationRequest, SamplingParams
-from remix_runtime.parity import compare_parity, require_decisive
 
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM

@@ -1,4 +1,4 @@
-// Deterministic top-k of router logits: the rule of `remix_runtime.routing.top_k_experts`.
+// Deterministic top-k of router logits: the rule of `remix_runtime.adapter.routing.top_k_experts`.
 #pragma once
 
 #include "vec.h"

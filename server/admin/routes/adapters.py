@@ -14,7 +14,7 @@ from server.admin import schemas
 from server.admin.documentation import admin_router, failures
 from server.admin.imports import describe_adapters, import_adapter
 from server.admin.services import ACTOR, AdminServices, admin_services
-from server.errors import as_api_error
+from server.http.errors import as_api_error
 from server.live.garbage import MIN_AGE_SECONDS, collect_garbage
 from server.store import Progress
 

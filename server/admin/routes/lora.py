@@ -18,7 +18,7 @@ from server.admin import schemas
 from server.admin.documentation import Responses, admin_router, set_failures
 from server.admin.imports import import_adapter
 from server.admin.services import ACTOR, AdminServices, admin_services
-from server.errors import ApiError
+from server.http.errors import ApiError
 from server.store import SourceMissingError
 from server.tenancy.errors import StaleRevisionError
 

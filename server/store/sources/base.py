@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from remix_runtime.checkpoint import DEFAULT_LIMITS
-from remix_runtime.checkpoint.config import CONFIG_FILE
-from remix_runtime.checkpoint.parity_file import PARITY_FILE
-from remix_runtime.checkpoint.reader import TENSOR_FILE
-from remix_runtime.checkpoint.writer import README_FILE
+from remix_runtime.adapter.checkpoint import DEFAULT_LIMITS
+from remix_runtime.adapter.checkpoint.config import CONFIG_FILE
+from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
+from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
+from remix_runtime.adapter.checkpoint.writer import README_FILE
 from remix_runtime.errors import RemixError
 from server.store.errors import SourceError, SourceMissingError, SourceUnavailableError
 

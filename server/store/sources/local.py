@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from remix_runtime.checkpoint import DEFAULT_LIMITS
-from remix_runtime.checkpoint.folder import open_folder
+from remix_runtime.adapter.checkpoint import DEFAULT_LIMITS
+from remix_runtime.adapter.checkpoint.folder import open_folder
 from remix_runtime.errors import CheckpointError
 from server.store.errors import SourceError, SourceMissingError
 from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading

@@ -15,8 +15,8 @@ from remix_runtime.contracts import AdapterInfo
 from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import ParityError
 from server.admin.services import AdminServices
+from server.app import TenantApps
 from server.runner import bind, url_of
-from server.tenants import TenantApps
 from tests.unit.server.harness import listen
 from tests.unit.server.tenants import ADMIN_KEY, make_tenant_apps
 from tests.unit.store.conftest import write_adapter

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded.scheduler import Scheduler
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.slots import SlotTable
-from remix_runtime.text import TextStream
+from remix_runtime.engines.embedded.slots import SlotTable
+from remix_runtime.engines.text import TextStream
 
 PAGE = 4
 
@@ -48,7 +48,7 @@ def sequence(
         request_id=name,
         prompt_token_ids=tuple(range(prompt)),
         params=SamplingParams(max_tokens=new),
-        adapter=adapter,
+        digest=adapter,
         tenant=tenant,
     )
     return Sequence(request, TextStream(lambda ids: "", ()))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from remix_runtime.checkpoint import Checkpoint
+from remix_runtime.adapter.checkpoint import Checkpoint
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore
@@ -19,8 +19,8 @@ from remix_runtime.engines.embedded.fused import FusedBlocks
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.engines.embedded.startup import build_core
+from remix_runtime.engines.text import TextStream
 from remix_runtime.kernels import native
-from remix_runtime.text import TextStream
 from tests.models import (
     ATTENTION,
     MLP,
@@ -73,7 +73,7 @@ def sequence(core: EngineCore, prompt: list[int], adapter: str | None) -> Sequen
             request_id="x",
             prompt_token_ids=tuple(prompt),
             params=SamplingParams(max_tokens=1),
-            adapter=adapter,
+            digest=adapter,
         ),
         TextStream(lambda _: "", ()),
     )
@@ -89,8 +89,8 @@ def sequence(core: EngineCore, prompt: list[int], adapter: str | None) -> Sequen
 
 def free(core: EngineCore, item: Sequence) -> None:
     core.scheduler.pool.give_back(item.pages)
-    if item.request.adapter is not None:
-        core.bank.release(item.request.adapter)
+    if item.request.digest is not None:
+        core.bank.release(item.request.digest)
 
 
 def logits(

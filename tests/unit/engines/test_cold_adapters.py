@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from remix_runtime.bank import AdapterBank
-from remix_runtime.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint import write_checkpoint
 from remix_runtime.contracts import AdapterTier, FinishReason
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine, adapters
+from remix_runtime.engines.embedded.bank import AdapterBank
 from tests.engines import complete, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 

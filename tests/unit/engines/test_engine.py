@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint import Checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import Checkpoint, write_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from remix_runtime.contracts import FinishReason
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded import engine as engine_module
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.errors import ConfigError, EngineDeadError, InvalidRequestError, RemixError
-from remix_runtime.layers import attach_checkpoint
-from remix_runtime.parity import record_parity
 from tests.engines import complete, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from remix_runtime.bank import AdapterBank
-from remix_runtime.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint import write_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from remix_runtime.contracts import FinishReason, TokenEvent
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.errors import AdapterNotLoadedError, AdapterUnavailableError
-from remix_runtime.layers import attach_checkpoint
-from remix_runtime.parity import record_parity
 from tests.engines import complete, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 

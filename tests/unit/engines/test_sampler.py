@@ -10,7 +10,7 @@ import torch
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded.sampler import Sample, sample
 from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.text import TextStream
+from remix_runtime.engines.text import TextStream
 
 V = 50
 

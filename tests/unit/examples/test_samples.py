@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from examples.make_data import STYLES
-from remix_runtime.checkpoint import BaseShapes, describe, read_checkpoint, read_parity
+from remix_runtime.adapter.checkpoint import BaseShapes, describe, read_checkpoint, read_parity
 from training.config import load_config
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -19,11 +19,11 @@ from peft import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from remix_runtime.checkpoint import read_checkpoint, routing_weight, write_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint, routing_weight, write_checkpoint
+from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.errors import ConfigError
 from remix_runtime.interop import peft as interop
 from remix_runtime.interop.peft import RemixConfig, RemixLayer
-from remix_runtime.layers import attach_checkpoint, base_shapes
 from tests.models import (
     ATTENTION,
     FAMILIES,

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import triton_launch
 from remix_runtime.kernels.mixture import MixtureWeights
 from remix_runtime.kernels.triton_forms import Form

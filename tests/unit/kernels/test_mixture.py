@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import (
     Batch,
     MixtureTable,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from remix_runtime.checkpoint import AdapterConfig, routing_weight
-from remix_runtime.checkpoint.types import Scaling
+from remix_runtime.adapter.checkpoint import AdapterConfig, routing_weight
+from remix_runtime.adapter.checkpoint.types import Scaling
+from remix_runtime.adapter.layers import RemixLinear, trace_routes
 from remix_runtime.kernels import Batch, MixtureWeights, make_linear, make_table
-from remix_runtime.layers import RemixLinear, trace_routes
 
 T = 64
 

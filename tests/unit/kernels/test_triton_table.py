@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.errors import CapacityError
 from remix_runtime.kernels import Batch, MixtureWeights, reference
 from remix_runtime.kernels.triton_forms import Form

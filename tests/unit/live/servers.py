@@ -125,7 +125,7 @@ class Servers:
         return result.after.revision, self._named(result.after.entries)
 
     async def begin(self, at: int, tenant: str, name: str, number: int) -> str:
-        """As `server/calls.py` and `server/streaming.py` do."""
+        """As `server/api/calls.py` and `server/api/streaming.py` do."""
         here = self._nodes[at]
         digest = here.sets.resolve(tenant, name, may_use_base=False).digest
         assert digest is not None
@@ -136,7 +136,7 @@ class Servers:
                 request_id=str(number),
                 prompt_token_ids=(number % 256,),
                 params=SamplingParams(max_tokens=3, temperature=0, ignore_eos=True),
-                adapter=digest,
+                digest=digest,
                 tenant=tenant,
             )
             events = here.engine.generate(request)

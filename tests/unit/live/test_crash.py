@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint
 from tests.forkserver import context
 from tests.unit.live import crash
 from tests.unit.live.crash import NAMES, TENANT, node

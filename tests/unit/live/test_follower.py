@@ -219,7 +219,7 @@ async def test_unknown_names_of_known_tenants(url: str, tmp_path: Path) -> None:
 
 def test_the_fake_engine_takes_real_adapters(sources: list[str]) -> None:
     """These tests rest on it: digests must be those of the store."""
-    from remix_runtime.checkpoint import read_checkpoint
+    from remix_runtime.adapter.checkpoint import read_checkpoint
 
     async def load() -> str:
         engine = FakeEngine()

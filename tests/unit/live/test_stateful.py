@@ -32,7 +32,7 @@ from server.live import follower
 from server.live.errors import BadSetError
 from server.tenancy.errors import UnknownAdapterError
 from tests.postgres import memory_folder
-from tests.unit.checkpoint.adapters import TENSOR_FILE
+from tests.unit.adapter.checkpoint.adapters import TENSOR_FILE
 from tests.unit.live.model import BAD, BASE, DAMAGED, GOOD, UNKNOWN, Model
 from tests.unit.live.servers import SOON_SECONDS, Servers
 from tests.unit.server.harness import eventually

@@ -18,11 +18,11 @@ from fastapi import FastAPI
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, SamplingParams
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
-from server.access import SINGLE_USER
 from server.app import create_app
+from server.live.access import SINGLE_USER
 from server.runner import bind, run
+from server.services import Services
 from server.settings import ServerSettings
-from server.state import Services
 
 BASE = "fake-base"
 ADAPTERS = ("pirate", "haiku")
@@ -152,7 +152,7 @@ async def greedy_text(
         request_id=secrets.token_hex(),
         prompt_token_ids=tuple(prompt.encode()),
         params=SamplingParams(max_tokens=max_tokens, temperature=0),
-        adapter=adapter,
+        digest=adapter,
     )
     events = [event async for event in engine.generate(request)]
     return "".join(event.text for event in events), events[-1].finish_reason

@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
+from server.app import TenantApps, create_tenant_apps
+from server.services import Services
 from server.settings import ServerSettings
-from server.state import Services
-from server.tenants import TenantApps, create_tenant_apps
 from tests.unit.store.conftest import write_adapter
 
 ADMIN_KEY = "the-key-of-the-operator"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.access import TenantAccess
+from server.live.access import TenantAccess
 from server.tenancy.errors import DatabaseUnavailableError
 from tests.postgres import postgres_server
 from tests.unit.live.crash import TENANT, node

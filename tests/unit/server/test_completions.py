@@ -7,7 +7,7 @@ import secrets
 import openai.types
 import pytest
 
-from server.generation import choice_seed
+from server.api.generation import choice_seed
 from tests.unit.server.harness import ADAPTERS, BASE, Server, greedy_text, sse_events
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from remix_runtime.engines.fake import FakeConfig
 from remix_runtime.errors import AdapterUnavailableError, CapacityError, RemixError
-from server import tokenizing
-from server.errors import as_api_error
+from server.api import tokenizing
+from server.http.errors import as_api_error
 from tests.unit.server.harness import Server, eventually, serving
 from tests.unit.server.test_bad_input import check_error
 

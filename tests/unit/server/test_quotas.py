@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.quotas import Admission, Quotas, RateLimitedError, duration
+from server.live.quotas import Admission, Quotas, RateLimitedError, duration
 from server.tenancy.records import Quota
 
 

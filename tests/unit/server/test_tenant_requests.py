@@ -140,7 +140,7 @@ async def test_a_folder_that_is_gone_is_503_for_its_requests_only(tmp_path: Path
 async def test_series_carry_the_tenant_and_end_somewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.tenants.MAX_SERIES", 3)
+    monkeypatch.setattr("server.app.MAX_SERIES", 3)
     async with tenant_serving(tmp_path) as server:
         digest = await server.adapter(1)
         for number in range(5):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint import write_checkpoint
 from server.store import AdapterStore, Progress
-from tests.unit.checkpoint.adapters import (
+from tests.unit.adapter.checkpoint.adapters import (
     BASE,
     CONFIG,
     TENSOR_FILE,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint
 from server.store import AdapterStore, RejectedAdapterError
 from tests.forkserver import context
-from tests.unit.checkpoint.adapters import edit_config
+from tests.unit.adapter.checkpoint.adapters import edit_config
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.crash import work, work_to_step
 from tests.unit.store.web import FileWeb

@@ -18,7 +18,7 @@ from server.store import (
     SourceUnavailableError,
 )
 from server.store import download as download_module
-from tests.unit.checkpoint.adapters import CONFIG_FILE, TENSOR_FILE
+from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, TENSOR_FILE
 from tests.unit.store.conftest import contents, import_to_the_half, leftovers, write_adapter
 from tests.unit.store.web import Hub
 

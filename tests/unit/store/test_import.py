@@ -13,7 +13,7 @@ import fsspec
 import pytest
 import torch
 
-from remix_runtime.checkpoint import describe, read_checkpoint
+from remix_runtime.adapter.checkpoint import describe, read_checkpoint
 from server.store import (
     AdapterStore,
     Progress,
@@ -25,7 +25,7 @@ from server.store import (
 )
 from server.store import store as store_module
 from server.store.sources import base
-from tests.unit.checkpoint.adapters import (
+from tests.unit.adapter.checkpoint.adapters import (
     CONFIG_FILE,
     FIRST,
     PARITY_FILE,

@@ -13,7 +13,7 @@ import s3fs
 
 from server.store import AdapterStore, SourceError, SourceUnavailableError
 from server.store import download as download_module
-from tests.unit.checkpoint.adapters import TENSOR_FILE
+from tests.unit.adapter.checkpoint.adapters import TENSOR_FILE
 from tests.unit.store.conftest import contents, import_to_the_half, leftovers, write_adapter
 from tests.unit.store.web import Proxy
 

@@ -16,7 +16,7 @@ from server.store import (
     SourceMissingError,
     SourceUnavailableError,
 )
-from tests.unit.checkpoint.adapters import CONFIG_FILE, PARITY_FILE, TENSOR_FILE
+from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, PARITY_FILE, TENSOR_FILE
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.web import Cut, FileWeb
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from remix_runtime.checkpoint.types import AdapterConfig
-from remix_runtime.layers import RemixLinear, trace_routes
-from remix_runtime.routing import sample_experts, selection_log_prob
+from remix_runtime.adapter.checkpoint.types import AdapterConfig
+from remix_runtime.adapter.layers import RemixLinear, trace_routes
+from remix_runtime.adapter.routing import sample_experts, selection_log_prob
 from training.losses import (
     Credit,
     loss_to_go,

@@ -22,7 +22,7 @@ from benchmarks.quality import (
 )
 from benchmarks.quality_report import LABELS, OURS, verdicts, write_report
 from benchmarks.quality_skills import SKILLS, write_mixed_skills
-from remix_runtime.layers import base_shapes
+from remix_runtime.adapter.layers import base_shapes
 from tests.models import tiny_model
 from training.data import collate, read_examples
 from training.evaluation import held_out_losses

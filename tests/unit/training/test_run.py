@@ -17,10 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
-from remix_runtime.checkpoint import read_checkpoint, read_parity
+from remix_runtime.adapter.checkpoint import read_checkpoint, read_parity
+from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
+from remix_runtime.adapter.parity import model_runner, replay_parity
 from remix_runtime.errors import CheckpointError, ConfigError, DataError
-from remix_runtime.layers import attach_checkpoint, base_shapes
-from remix_runtime.parity import model_runner, replay_parity
 from tests.models import VOCAB_SIZE, tiny_model
 from tests.unit.training.conftest import ROWS, MakeConfig, write_rows
 from training.base import load_base

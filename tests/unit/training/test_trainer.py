@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from remix_runtime.adapter.layers import trace_routes
+from remix_runtime.adapter.routing import selection_log_prob, top_k_experts
 from remix_runtime.errors import TrainingError
-from remix_runtime.layers import trace_routes
-from remix_runtime.routing import selection_log_prob, top_k_experts
 from tests.models import VOCAB_SIZE, tiny_model
 from tests.unit.training.conftest import MakeConfig
 from training.config import TrainConfig

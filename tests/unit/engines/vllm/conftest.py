@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint import write_checkpoint
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from remix_runtime.checkpoint import read_checkpoint
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint.types import LayerWeights
+from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
     HostLayer,
@@ -20,7 +21,6 @@ from remix_runtime.engines.vllm.host import (
 )
 from remix_runtime.errors import CapacityError, CheckpointMismatchError
 from remix_runtime.kernels import MixtureWeights
-from remix_runtime.layers import base_shapes
 from tests.models import tiny_model
 
 N, R, D, WIDTH = 3, 2, 12, 8

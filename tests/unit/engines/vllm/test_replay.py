@@ -10,13 +10,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from remix_runtime.checkpoint import Parity
+from remix_runtime.adapter.checkpoint import Parity
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import model_runner, record_parity
 from remix_runtime.contracts import GenerationRequest
 from remix_runtime.engines.vllm.job import NewTokens
 from remix_runtime.engines.vllm.replay import replay_on
 from remix_runtime.errors import ParityError
-from remix_runtime.layers import attach_checkpoint
-from remix_runtime.parity import model_runner, record_parity
 from tests.models import random_checkpoint, tiny_model
 
 LORA = ("digest", 7, Path("folder"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remix_runtime.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.engines.vllm.slices import SlicedTable
 from remix_runtime.engines.vllm.tokens import LOOK_EVERY, StepTokens
 from remix_runtime.kernels import MixtureWeights, reference

@@ -1,0 +1,36 @@
+"""The adapter folder: read, validated, written, identified."""
+
+from remix_runtime.adapter.checkpoint.describe import Description, describe
+from remix_runtime.adapter.checkpoint.parity_file import Parity, ParityPrompt, read_parity
+from remix_runtime.adapter.checkpoint.reader import adapter_digest, read_checkpoint
+from remix_runtime.adapter.checkpoint.types import (
+    DEFAULT_LIMITS,
+    AdapterConfig,
+    BaseShapes,
+    Checkpoint,
+    CheckpointLimits,
+    LayerWeights,
+    Scaling,
+    routing_weight,
+)
+from remix_runtime.adapter.checkpoint.writer import sync_folder, write_checkpoint
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "AdapterConfig",
+    "BaseShapes",
+    "Checkpoint",
+    "CheckpointLimits",
+    "Description",
+    "LayerWeights",
+    "Parity",
+    "ParityPrompt",
+    "Scaling",
+    "adapter_digest",
+    "describe",
+    "read_checkpoint",
+    "read_parity",
+    "routing_weight",
+    "sync_folder",
+    "write_checkpoint",
+]

@@ -1,0 +1,134 @@
+"""Writing an adapter folder so that a crash leaves the old one, a whole new one, or none.
+
+The folder is made beside its place under a hidden name, synced to disk with its configuration
+last, read back through every check of `read_checkpoint`, and only then renamed. POSIX cannot swap
+two folders in one step: while an existing checkpoint is replaced there is a moment between two
+renames when the name is free and the old folder is beside it as `.<name>.old-<random>`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, emit_config, parse_config
+from remix_runtime.adapter.checkpoint.folder import open_folder
+from remix_runtime.adapter.checkpoint.parity_file import (
+    PARITY_FILE,
+    Parity,
+    emit_parity,
+    read_parity,
+)
+from remix_runtime.adapter.checkpoint.reader import PARTS, TENSOR_FILE, read_checkpoint, tensor_name
+from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, AdapterConfig, LayerWeights
+from remix_runtime.errors import CheckpointError, CheckpointFormatError
+
+README_FILE = "README.md"
+
+
+def write_checkpoint(
+    folder: Path,
+    config: AdapterConfig,
+    layers: Mapping[str, LayerWeights],
+    *,
+    readme: str,
+    parity: Parity | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Writes an adapter to `folder`, parents included, and returns its digest.
+
+    An existing checkpoint there is replaced as a whole, with any file that was put beside it;
+    anything else that is there is left alone and refused. `dtype` is float32, bfloat16 or float16.
+    Raises `CheckpointFormatError`, also for an adapter that `read_checkpoint` would refuse.
+    """
+    folder = Path(os.path.abspath(folder))
+    _check_place(folder)
+    tensors = {
+        # The library refuses tensors that share memory: `copy` and a layout of their own.
+        tensor_name(module, part): tensor.detach().to(
+            "cpu", dtype, copy=True, memory_format=torch.contiguous_format
+        )
+        for module, weights in layers.items()
+        for part, tensor in zip(
+            PARTS, (weights.a_nrD, weights.b_nOr, weights.router_nD), strict=True
+        )
+    }
+    contents = {README_FILE: readme.encode()}
+    if parity is not None:
+        contents[PARITY_FILE] = emit_parity(parity)
+    # The metadata is what PEFT writes, so that both write the same bytes.
+    contents[TENSOR_FILE] = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    contents[CONFIG_FILE] = emit_config(config)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    temporary = folder.with_name(f".{folder.name}.tmp-{token}")
+    old = folder.with_name(f".{folder.name}.old-{token}")
+    temporary.mkdir()
+    try:
+        for name, data in contents.items():
+            _write_synced(temporary / name, data)
+        sync_folder(temporary)
+        digest = read_checkpoint(temporary).digest
+        if parity is not None:
+            read_parity(temporary)
+        _put(temporary, folder, old)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+    return digest
+
+
+def _check_place(folder: Path) -> None:
+    """Only nothing, an empty folder or an earlier checkpoint may be replaced."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise CheckpointFormatError(
+            f"{folder}: found a file or link, expected a free name or a checkpoint to replace"
+        )
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        with open_folder(folder, max_files=DEFAULT_LIMITS.files) as files:
+            parse_config(files.read(CONFIG_FILE, max_bytes=DEFAULT_LIMITS.config_bytes))
+    except CheckpointError as error:
+        raise CheckpointFormatError(
+            f"{folder}: found a folder that is not a ReMix checkpoint ({error}), expected a free "
+            "name; remove it or choose another"
+        ) from None
+
+
+def _put(temporary: Path, folder: Path, old: Path) -> None:
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the folder's list of names is on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

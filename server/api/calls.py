@@ -1,0 +1,35 @@
+"""The beginning of a generating request: its place in the tenant's quota and its pinned target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from server.http.request import state_of
+from server.live.quotas import Admission
+from server.live.sets import Target
+from server.services import services_of
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request holds until the last byte of its answer."""
+
+    tenant: str
+    target: Target
+    admission: Admission
+
+
+def open_call(http: Request, model: str) -> Call:
+    """Counts the request and pins what its `model` stands for: whatever is swapped meanwhile, it
+    ends on the adapter that it began with. Raises `RateLimitedError`, `UnknownModelError`."""
+    services, state = services_of(http), state_of(http.scope)
+    quota = services.access.quota(state.tenant)
+    admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
+    target = services.sets.resolve(state.tenant, model, may_use_base=quota.may_use_base)
+    state.adapter = target.name
+    if target.digest is not None:
+        services.adapters.retain(target.digest)
+        state.holds.callback(services.adapters.release, target.digest)
+    return Call(state.tenant, target, admission)

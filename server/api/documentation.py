@@ -1,0 +1,27 @@
+"""What the OpenAPI document says of answers that the handlers build themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from server.http.errors import ErrorBody
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request is wrong; `param` names the field."},
+    401: {"description": "No valid API key, where the server wants one."},
+    404: {"description": "No such model."},
+    413: {"description": "The body is too large."},
+    415: {"description": "The body is not sent as application/json."},
+    422: {"description": "Never sent; validation errors are 400."},
+    429: {"description": "Over the tenant's quota; see Retry-After and x-ratelimit-*."},
+    500: {"description": "An error of the server."},
+    503: {"description": "Not now: full, stopping, or the model is not at hand; see Retry-After."},
+}
+
+
+def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a generating route. A stream has no schema: it is many documents."""
+    whole = {"model": answer, "content": {"text/event-stream": {}}}
+    return {200: whole, **{status: {**d, "model": ErrorBody} for status, d in _ERRORS.items()}}

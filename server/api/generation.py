@@ -1,0 +1,161 @@
+"""From a validated body to sequences on the engine, and their events merged into one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from remix_runtime.contracts import (
+    Engine,
+    FinishReason,
+    GenerationRequest,
+    PositionLogprobs,
+    SamplingParams,
+    TokenEvent,
+)
+from remix_runtime.errors import EngineBusyError, InvalidRequestError
+from server.api.wire.answers import FinishedBy
+from server.api.wire.requests import GenerationBody
+from server.metrics import SequenceWatch
+
+
+def sampling_params(
+    body: GenerationBody, *, max_tokens: int, logprobs: int | None, choice: int
+) -> SamplingParams:
+    """The engine's parameters for choice number `choice` of a prompt."""
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(0, body.top_k or 0),  # vLLM's -1 means the same as 0
+        min_p=body.min_p or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        seed=None if body.seed is None else choice_seed(body.seed, choice),
+        stop=tuple(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        logit_bias=body.logit_bias,
+        logprobs=logprobs,
+    )
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The first choice keeps the client's seed; the others get unrelated ones."""
+    if choice == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{choice}".encode()).digest()[:7], "big")
+
+
+def tokens_to_generate(
+    *, asked: int | None, default: int, prompt_tokens: int, context: int, param: str
+) -> int:
+    """`asked`, or the default cut to what the context leaves. Raises `InvalidRequestError`."""
+    room = context - prompt_tokens
+    if room < (asked or 1):
+        raise InvalidRequestError(
+            f"This model's maximum context length is {context} tokens. However, you requested "
+            f"{prompt_tokens + (asked or 1)} tokens ({prompt_tokens} in the {param}, "
+            f"{asked or 1} in the completion). Please reduce the length of either one.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return min(default, room) if asked is None else asked
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sequence and what it has generated so far."""
+
+    texts: list[str] = field(default_factory=list)
+    positions: list[PositionLogprobs] = field(default_factory=list)
+    num_tokens: int = 0
+    finished_by: FinishedBy | None = None
+
+    def add(self, event: TokenEvent) -> None:
+        self.texts.append(event.text)
+        self.positions.extend(event.logprobs or ())
+        self.num_tokens += len(event.token_ids)
+        self.finished_by = finished_by(event)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+def finished_by(event: TokenEvent) -> FinishedBy | None:
+    """OpenAI's word. Raises `EngineBusyError` for a request that the server itself ended."""
+    match event.finish_reason:
+        case None:
+            return None
+        case FinishReason.STOP:
+            return "stop"
+        case FinishReason.LENGTH:
+            return "length"
+        case FinishReason.ABORT:
+            raise EngineBusyError("The server is shutting down.", retry_after=5)
+
+
+class Fanout:
+    """All sequences of one HTTP request on the engine at the same time.
+
+    Leaving the context, for whatever reason, takes those that are not finished off the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[GenerationRequest],
+        watches: Sequence[SequenceWatch],
+    ) -> None:
+        self.choices = [Choice() for _ in requests]
+        self._engine = engine
+        self._requests = requests
+        self._watches = watches
+        self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self._pump(index, request))
+            for index, request in enumerate(self._requests)
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()  # inside the engine's iterator, which closes and aborts
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """(choice, event) until every choice has finished. Raises the first failure of any.
+
+        All sequences are handed over before the first token can come, so a refusal is the
+        first thing that is seen.
+        """
+        unfinished = len(self._requests)
+        while unfinished:
+            index, item = await self._queue.get()
+            if isinstance(item, Exception):
+                raise item
+            self._watches[index].see(item)
+            self.choices[index].add(item)
+            unfinished -= item.finish_reason is not None
+            yield index, item
+
+    async def _pump(self, index: int, request: GenerationRequest) -> None:
+        try:
+            async for event in self._engine.generate(request):
+                self._queue.put_nowait((index, event))
+        except Exception as error:
+            self._queue.put_nowait((index, error))

@@ -1,0 +1,96 @@
+"""Reading a request body: its type, its size, and JSON by the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from server.http.errors import ApiError, as_api_error
+from server.http.request import label_error
+from server.settings import ServerSettings
+
+
+class ClientGoneError(BaseException):
+    """The client left while it sent its body. FastAPI makes a 400 of every `Exception`."""
+
+
+class StrictRequest(Request):
+    """Refuses a wrong content type, a body over the limit, and what is not strict JSON."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            self._check_content_type()
+            settings: ServerSettings = self.app.state.services.settings
+            limit = settings.max_body_bytes
+            # The announced length is refused before a byte of it is read.
+            announced = self.headers.get("content-length", "")
+            if announced.isdecimal() and int(announced[:20]) > limit:
+                raise _too_large(limit)
+            received = bytearray()
+            try:
+                async for chunk in self.stream():
+                    received += chunk
+                    if len(received) > limit:
+                        raise _too_large(limit)
+            except ClientDisconnect:
+                raise ClientGoneError from None
+            self._body = bytes(received)
+        return self._body
+
+    async def json(self) -> Any:
+        try:
+            # Rejects NaN, Infinity, lone surrogates, invalid UTF-8 and endless nesting.
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            message = f"the body is not valid JSON: {error}"
+            raise ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json") from None
+
+    def _check_content_type(self) -> None:
+        content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # Browsers send nothing else across sites without asking first.
+        if content_type != "application/json":
+            raise ApiError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                f"Content-Type: found {content_type[:100]!r}, expected 'application/json'",
+                code="unsupported_media_type",
+            )
+
+
+class StrictRoute(APIRoute):
+    """A route whose handler gets a `StrictRequest` and fails with nothing but `ApiError`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def strict_handler(request: Request) -> Response:
+            try:
+                return await handler(StrictRequest(request.scope, request.receive))
+            except ClientGoneError:
+                label_error(request.scope, "client_disconnected")
+                return _NoResponse()
+            except Exception as error:
+                raise as_api_error(error) from error
+
+        return strict_handler
+
+
+class _NoResponse(Response):
+    """Nobody is there to read one."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the request body is larger than {limit} bytes",
+        code="body_too_large",
+    )

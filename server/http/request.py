@@ -1,0 +1,93 @@
+"""What one request holds and tells the metrics, and the middleware that ends it."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import monotonic
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.metrics import OTHER, Metrics
+
+ENDPOINTS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
+DISCONNECTED = "disconnected"
+_STATE = "remix.request"
+
+
+@dataclass(slots=True)
+class RequestState:
+    """Filled in while a request is handled; the metrics read it at the end."""
+
+    tenant: str = ""
+    """Whom the key belongs to; `SINGLE_USER` too."""
+    adapter: str = OTHER
+    """A name that the tenant's set resolved, so the set of values is bounded."""
+    error: str | None = None
+    holds: ExitStack = field(default_factory=ExitStack)
+    """What is given back after the last byte of the answer, whatever the end is."""
+
+
+def open_state(scope: MutableMapping[str, Any]) -> RequestState:
+    state = RequestState()
+    scope[_STATE] = state
+    return state
+
+
+def state_of(scope: MutableMapping[str, Any]) -> RequestState:
+    """The request's state; made where nobody counts requests (the admin API)."""
+    state: RequestState = scope.setdefault(_STATE, RequestState())
+    return state
+
+
+def label_error(scope: MutableMapping[str, Any], error: str) -> None:
+    if _STATE in scope:
+        scope[_STATE].error = error
+
+
+class RequestMiddleware:
+    """Gives every request its state, and back what it held; counts those of the generating
+    endpoints, whatever their end is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = open_state(scope)
+        with state.holds:
+            endpoint = ENDPOINTS.get(scope["path"])
+            if endpoint is None or scope["method"] != "POST":
+                await self._app(scope, receive, send)
+            else:
+                await self._counted(endpoint, state, scope, receive, send)
+
+    async def _counted(
+        self, endpoint: str, state: RequestState, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        status = DISCONNECTED
+        start = monotonic()
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(HTTPStatus(message["status"]).value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        finally:
+            metrics: Metrics = scope["app"].state.services.metrics
+            metrics.count_request(
+                tenant=state.tenant,
+                adapter=state.adapter,
+                endpoint=endpoint,
+                status=status,
+                error=state.error,
+                seconds=monotonic() - start,
+            )

@@ -1,0 +1,54 @@
+"""A server without tenants: one set of adapters, fixed at start, for whoever may ask."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from remix_runtime.contracts import Engine
+from remix_runtime.errors import ConfigError, RemixError
+from server.live.access import SINGLE_USER
+from server.live.adapters import LiveAdapters
+from server.live.sets import LiveSets
+from server.tenancy.errors import InvalidValueError
+from server.tenancy.records import check_name
+
+log = logging.getLogger(__name__)
+
+
+def parse_adapters(options: Iterable[str]) -> dict[str, Path]:
+    """`NAME=DIR` options as a mapping. Raises `ConfigError` for a bad or repeated name."""
+    folders: dict[str, Path] = {}
+    for option in options:
+        name, separator, folder = option.partition("=")
+        if not separator or not folder:
+            raise ConfigError(f"--adapter: found {option!r}, expected NAME=DIR")
+        try:
+            check_name("--adapter: name", name)
+        except InvalidValueError as error:
+            raise ConfigError(str(error)) from None
+        if name in folders:
+            raise ConfigError(f"--adapter: the name {name!r} is given twice")
+        folders[name] = Path(folder)
+    return folders
+
+
+async def load_single_set(
+    engine: Engine, adapters: LiveAdapters, sets: LiveSets, folders: Mapping[str, Path]
+) -> None:
+    """Loads every adapter into the started engine. A refusal names the adapter."""
+    if sets.base_name in folders:
+        raise ConfigError(
+            f"adapter name {sets.base_name!r} is the base model's name; choose another one"
+        )
+    entries = {}
+    for name, folder in folders.items():
+        try:
+            info = await engine.load_adapter(folder)
+        except RemixError as error:
+            raise ConfigError(f"adapter {name!r} in {folder}: {error}") from error
+        adapters.adopt(info)
+        entries[name] = info.digest
+        log.info("adapter %s is %s from %s", name, info.digest, folder)
+    sets.flip(SINGLE_USER, 0, entries)

@@ -1,0 +1,69 @@
+"""What lives as long as the app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from remix_runtime.contracts import Engine
+from remix_runtime.errors import EngineBusyError
+from server.live.access import Access
+from server.live.adapters import LiveAdapters
+from server.live.quotas import Quotas
+from server.live.sets import LiveSets
+from server.metrics import Metrics
+from server.settings import ServerSettings
+
+
+class Gate:
+    """Counts the generations in flight; once closed it lets no new one in."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._inside = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        if self.closed:
+            raise EngineBusyError("The server is shutting down.", retry_after=5)
+        self._inside += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        await self._idle.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """`app.state.services`, present while the app's lifespan is open."""
+
+    settings: ServerSettings
+    engine: Engine
+    access: Access
+    quotas: Quotas
+    sets: LiveSets
+    adapters: LiveAdapters
+    metrics: Metrics
+    gate: Gate = field(default_factory=Gate)
+
+    @property
+    def max_choices(self) -> int:
+        """Sequences of one request: as many as are allowed and could ever be admitted."""
+        return min(self.settings.max_choices, self.engine.model.max_requests)
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
