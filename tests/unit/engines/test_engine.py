@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from remix_runtime.adapter.checkpoint import Checkpoint, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.adapter.parity import record_parity
-from remix_runtime.contracts import FinishReason
+from remix_runtime.contracts import FinishReason, TokenEvent
 from remix_runtime.engines import front
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.core import EngineCore
@@ -82,6 +83,25 @@ async def test_a_stall_is_seen_in_a_command_and_over_when_it_ends(
     await complete(engine, request([1], max_tokens=1))
     await asyncio.sleep(0.2)  # idle is no stall
     assert engine.health().ready
+
+
+async def test_the_time_in_the_queue_is_told_once_whenever_the_abort_comes(
+    engine: EmbeddedEngine,
+) -> None:
+    core = core_of(engine)
+
+    def aborted_after(steps: int) -> list[TokenEvent]:
+        item = request([1, 2], max_tokens=5)
+        outputs = core.add(item)
+        for _ in range(steps):
+            outputs += core.step()
+        outputs += core.abort(item.request_id)
+        return [output.event for output in outputs if isinstance(output.event, TokenEvent)]
+
+    for steps, told in ((0, 0), (1, 1), (2, 1)):
+        events = await engine._thread.call(partial(aborted_after, steps))
+        assert len(events) == steps + 1
+        assert sum(event.queue_seconds is not None for event in events) == told
 
 
 def fail_steps(engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
