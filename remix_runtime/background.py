@@ -1,4 +1,4 @@
-"""Work on the event loop that goes on when whoever asked for it goes away."""
+"""Runs work on the event loop that goes on when its caller goes away."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 class BackgroundTasks:
-    """Keeps tasks until they end. A failure goes to whoever awaits the task, and to the log: there
-    may be nobody. `what` names the work there."""
+    """Keeps tasks until they end. A failure is raised where the task is awaited, and logged, since
+    nobody may await it. `what` names the work in the log."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:
         self._log = log

@@ -1,4 +1,4 @@
-"""The frozen base as training and `remix check` load it, and what serving must see the same way."""
+"""Loads the frozen base for training and `remix check`, and finds what serving must know of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from remix_runtime.errors import ConfigError
 
 
 def load_model(base: str) -> PreTrainedModel:
-    """A float32 model on the CPU, in eval mode (no dropout).
+    """Loads a float32 model on the CPU, in eval mode (no dropout).
 
-    Only safetensors files are read and no code of the model's author is run. Raises
-    `ConfigError` when `base` is neither a folder nor a known hub id.
+    Only safetensors files are read and no code of the model's author is run. Raises `ConfigError`
+    when `base` is neither a folder nor a known hub id.
     """
     logging.disable_progress_bar()
     getLogger("huggingface_hub").setLevel(ERROR)  # its retries; the last failure is raised
@@ -31,14 +31,14 @@ def load_model(base: str) -> PreTrainedModel:
 
 
 def without_weights(config: PretrainedConfig) -> PreTrainedModel:
-    """The modules of a model, with the shapes of their weights and no memory for them."""
+    """Builds a model's modules without memory for their weights."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
 
 
 def unusable(base: str, error: Exception) -> ConfigError:
-    """One line on a base that cannot be loaded."""
+    """The error, in one line, for a base that cannot be loaded."""
     reason = str(error).strip().splitlines()[0]
     hint = "" if Path(base).is_dir() else " (there is no folder of that name; set the base)"
     return ConfigError(f"base: {base!r} cannot be loaded{hint}: {reason}")

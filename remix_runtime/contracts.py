@@ -55,7 +55,7 @@ class GenerationRequest:
     digest: str | None = None
     """A loaded adapter; None is the base model alone."""
     tenant: str = ""
-    """Whose request it is: engines share their work fairly between tenants."""
+    """The tenant that the request comes from; engines share their work fairly between tenants."""
 
 
 class FinishReason(StrEnum):
@@ -147,20 +147,20 @@ class EngineStats:
     adapter_slot_fills: int = 0
     """How often an adapter was put into a slot (host to device), since the start."""
     adapter_slot_fill_seconds: float = 0.0
-    """What that took, together."""
+    """Seconds that those fills took."""
     adapters_loaded: int = 0
     adapters_on_host: int = 0
-    """Of the loaded: those in host memory, the ones in slots included."""
+    """How many of the loaded adapters are in host memory, those in slots included."""
     adapter_reads: int = 0
     """How often an adapter was read (disk to host) for its load or for a request, since the
     start."""
     adapter_read_seconds: float = 0.0
-    """What that took, together, validation and layout included."""
+    """Seconds that those reads took, validation and layout included."""
     device_adapter_bytes_used: int = 0
     device_adapter_bytes_total: int = 0
     expert_load: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
-    """By digest and module, how often each expert was activated in a sample of the steps since the
-    adapter was loaded. Empty where the engine does not look."""
+    """How often each expert was activated, by digest and module, in a sample of the steps since the
+    adapter was loaded. Empty where the engine does not count."""
     host_adapter_bytes_used: int = 0
     host_adapter_bytes_total: int = 0
 
@@ -180,13 +180,13 @@ class AdapterState:
     digest: str
     tier: AdapterTier
     slot: int | None
-    """On the device tier only."""
+    """Its slot; None off the device."""
     requests: int
-    """Running and waiting ones."""
+    """Running and waiting requests."""
     idle_seconds: float | None
     """Since its last request ended; 0 while it has some, None before the first."""
     read_seconds: float
-    """What its last read from disk took, validation and layout included."""
+    """Seconds that the last read from disk took, validation and layout included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +230,8 @@ class Tokenizer(Protocol):
 class Engine(Protocol):
     """The whole border between server and runtime. All methods are called from one event loop.
 
-    A life: `start` → any number of `load_adapter`, `generate`, `abort`, `unload_adapter` → `stop`.
+    A life: `start`, then any number of `load_adapter`, `generate`, `abort` and `unload_adapter`,
+    then `stop`.
     """
 
     @property
@@ -263,12 +264,12 @@ class Engine(Protocol):
         ...
 
     async def unload_adapter(self, digest: str) -> None:
-        """New requests for the digest are refused at once; its memory is freed when the last
-        request that uses it ends, and the call returns then. Unknown digests are a no-op."""
+        """Refuses new requests for the digest at once. Frees its memory, and returns, when the last
+        request that uses it has ended. Unknown digests are a no-op."""
         ...
 
     async def adapter_states(self) -> list[AdapterState]:
-        """Of all loaded adapters, in no order."""
+        """The state of every loaded adapter, in no order."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:

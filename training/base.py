@@ -10,7 +10,8 @@ from remix_runtime.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises `ConfigError` where CUDA is asked for in vain."""
+    """The device of a setting; `auto` is CUDA where there is one. Raises `ConfigError` for CUDA
+    where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: found cuda without a CUDA device, expected cpu or auto")
     if name == "auto":
@@ -21,7 +22,7 @@ def pick_device(name: str) -> torch.device:
 def load_base(
     base: str, device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`base_model.load_model` on `device`, and the tokenizer. Raises `ConfigError`."""
+    """Loads the base model on `device`, and its tokenizer. Raises `ConfigError`."""
     model = load_model(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)

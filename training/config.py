@@ -59,14 +59,15 @@ class TrainConfig(BaseModel):
     credit: Credit = "causal"
     """`causal` charges a selection with the loss-to-go, `sequence` (the paper) with the whole."""
     router: Literal["rloo", "random"] = "rloo"
-    """`random`: the ablation. Routers keep their random initial weights; experts train as ever."""
+    """`learned`, or `random` for the ablation: routers keep their random initial weights, and the
+    experts are trained as usual."""
     selections: Annotated[int, Field(ge=2)] = 4
-    """M, how many selections of each example a step draws."""
+    """M: selections drawn for each example in a step."""
 
     num_experts: Count = 8
-    """n, experts of each adapted layer."""
+    """n: experts of each adapted layer."""
     top_k: Count = 4
-    """k, experts that a token activates."""
+    """k: experts that a token activates."""
     r: Count = 8
     """LoRA rank of an expert."""
     scaling: Scaling = "rslora"
@@ -75,9 +76,9 @@ class TrainConfig(BaseModel):
     """Suffixes of module names, as in PEFT: `gate_proj` or `layers.20.mlp.gate_proj`."""
 
     steps: Count = 300
-    """Updates of the weights."""
+    """Number of updates of the weights."""
     batch_size: Count = 4
-    """Examples in one pass; the pass holds batch_size · selections sequences."""
+    """Examples in one pass, which runs batch_size · selections sequences."""
     gradient_accumulation: Count = 1
     """Passes per step."""
     expert_learning_rate: Rate = 3e-3
@@ -93,21 +94,21 @@ class TrainConfig(BaseModel):
     weight_decay: Rate = 0.0
     """AdamW's decoupled decay."""
     max_grad_norm: Rate = 1.0
-    """Experts and routers are clipped apart; 0 clips nothing."""
+    """Largest gradient norm, of experts and of routers apart; 0 clips nothing."""
     max_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens of a row, prompt and completion together."""
+    """The most tokens of a row, prompt and completion together."""
     too_long: Literal["refuse", "truncate"] = "refuse"
     """A longer row stops the run, or loses its end (the number of such rows is printed)."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Of initial weights, data order and selections."""
+    """Seed of initial weights, data order and selections."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is CUDA where there is one."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU threads; runs are bit-identical at a fixed number. None: torch's own choice."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What the adapter is written in; training is in float32. bfloat16 halves the file and what
-    the serving kernels read for each token; the parity file is recorded after the rounding."""
+    """Type of the tensors that are written; training is in float32. bfloat16 halves the file and
+    what the serving kernels read for each token. The parity file is recorded after the rounding."""
     checkpoint_every: Count = 100
     """Steps between saved training states."""
     eval_every: Count = 50
@@ -132,7 +133,8 @@ class TrainConfig(BaseModel):
 
     @property
     def adapter(self) -> AdapterConfig:
-        """What `attach` builds and the checkpoint says; plain LoRA is one expert, always on."""
+        """The adapter's configuration, as `attach` builds it and the checkpoint states it. A plain
+        LoRA is one expert that is always on."""
         lora = self.method == "lora"
         return AdapterConfig(
             base_model_name_or_path=self.base_name or self.base,

@@ -51,10 +51,10 @@ class Batch:
     labels_BT: Tensor
     """The next token where it is a target, `IGNORED` elsewhere."""
     mask_BT: Tensor
-    """True where an input is a token of the row."""
+    """True where an input is a token of the row, and not padding."""
 
     def repeat(self, times: int) -> Batch:
-        """Every row `times` times, copies adjacent."""
+        """Repeats every row `times` times, copies side by side."""
         b, labels, mask = (
             t.repeat_interleave(times, dim=0)
             for t in (self.inputs_BT, self.labels_BT, self.mask_BT)
@@ -90,7 +90,7 @@ class BatchOrder:
     """
 
     POOL = 16
-    """Batches that are sorted by length together."""
+    """So many batches are sorted by length together."""
 
     def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
         assert lengths
@@ -187,7 +187,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _encode(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
 ) -> Example:
-    """Raises `DataError` without file and line."""
+    """Turns a row into an example. Raises `DataError` without file and line."""
     if "messages" in row and ("prompt" in row or "completion" in row):
         raise DataError("expected prompt and completion, or messages; found both")
     if "messages" in row:

@@ -23,12 +23,12 @@ from training.data import Example, collate, read_examples
 from training.objective import completion_shares
 
 SPARE_TOKENS = 8
-"""An answer may spell its reference in a few more tokens than the tokenizer would."""
+"""Tokens that an answer may take beyond its reference's, which it may spell differently."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a model does on a data set."""
+    """Scores of a model on a data set."""
 
     loss: float
     exact_match: float
@@ -65,8 +65,8 @@ def held_out_loss(
 
 @contextmanager
 def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills what is not set from the model's own file: a repetition penalty, say. The
-    server does not, and greedy is greedy."""
+    """A generation config with nothing but greedy search in it. `generate` would fill other fields
+    from the model's own file, a repetition penalty for example, and the server does not."""
     defaults = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -122,7 +122,7 @@ def score(
     *,
     batch_size: int = 16,
 ) -> Score:
-    """Loss and exact match of the model as it is: with an adapter attached, or without."""
+    """Loss and exact match of the model as it stands, with or without an adapter attached."""
     answers = greedy_answers(model, tokenizer, examples, batch_size=batch_size)
     hits = sum(a.strip() == e.reference.strip() for a, e in zip(answers, examples, strict=True))
     return Score(

@@ -18,7 +18,7 @@ from training.objective import Layers
 
 PARITY_PROMPTS = 4
 PARITY_TOKENS = 64
-"""At most so many tokens of each parity prompt: it is replayed at every load."""
+"""The most tokens of a parity prompt: it is replayed at every load."""
 
 
 def export_adapter(
@@ -51,7 +51,7 @@ def export_adapter(
 
 
 def _round(layers: Layers, dtype: torch.dtype) -> None:
-    """In place, so that the parity prompts see the weights that are served."""
+    """Rounds the layers in place, so that the parity prompts see the weights that are served."""
     with torch.no_grad():
         for layer in layers.values():
             for weight in (layer.a_nrD, layer.b_nOr, layer.router_nD):
@@ -59,7 +59,7 @@ def _round(layers: Layers, dtype: torch.dtype) -> None:
 
 
 def model_card(config: TrainConfig, *, rows: Sequence[Row], num_examples: int) -> str:
-    """Markdown: what the adapter is, its data, its metrics, the command that made it."""
+    """The model card in Markdown: the adapter, its data, its metrics, the command that made it."""
     adapter = config.adapter
     kind = "plain LoRA, stored as one ReMix expert" if config.method == "lora" else "ReMix adapter"
     tail = [row["loss"] for row in rows[-10:]]

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard, the progress bar."""
+"""Writes what a run reports: metrics.jsonl, TensorBoard, the progress bar."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def row_of(report: StepReport) -> Row:
 
 
 def read_metrics(folder: Path) -> list[Row]:
-    """The rows of metrics.jsonl; lines that a crash left half-written are left out."""
+    """Reads the rows of metrics.jsonl; lines that a crash left half-written are left out."""
     path = folder / METRICS
     if not path.exists():
         return []

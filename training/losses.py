@@ -46,16 +46,17 @@ def loss_shares(loss_BT: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 def loss_to_go(share_BT: Tensor) -> Tensor:
-    """The part of the sequence loss at t and later, [B, T]."""
+    """The loss-to-go: the part of the sequence loss at t and later, [B, T]."""
     return share_BT.flip(-1).cumsum(-1).flip(-1)
 
 
 def rloo_advantages(share_BT: Tensor, *, selections: int, credit: Credit) -> Tensor:
-    """What a selection at position t is charged with, less the mean over its example's M rows.
+    """The advantage of each selection: the loss that it is charged with, less the mean over its
+    example's M rows.
 
-    `sequence` charges every position with the whole loss of the sequence (the paper), `causal`
-    with the loss-to-go. Both leave the estimator unbiased, since the part left out does not
-    depend on the selection. Rows of one example are adjacent. Returns [B, T], detached.
+    `sequence` charges every position with the whole loss of the sequence (the paper), `causal` with
+    the loss-to-go. Both leave the estimator unbiased, since the part left out does not depend on
+    the selection. Rows of one example are adjacent. Returns [B, T], detached.
 
     A difference within rounding is 0. As long as B is 0 all selections of an example have the same
     loss, and AdamW, which divides by the size of a gradient, would turn the rounding noise into

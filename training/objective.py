@@ -57,7 +57,7 @@ class SoftmaxLinear(RemixLinear):
 
 
 def softmax_gate(z_Tn: Tensor, selection_Tk: Tensor) -> Tensor:
-    """Softmax over the selected experts' logits, 0 for the others. [..., n]"""
+    """The softmax over the selected experts' logits, [..., n]; 0 for the other experts."""
     weights_Tk = torch.softmax(z_Tn.gather(-1, selection_Tk), dim=-1)
     return torch.zeros_like(z_Tn).scatter(-1, selection_Tk, weights_Tk)
 
@@ -78,7 +78,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> Layers:
 
 @contextmanager
 def selecting(layers: Layers, rule: SelectExperts) -> Iterator[None]:
-    """Every layer selects by `rule` while the context is open, by top-k afterwards."""
+    """Makes every layer select by `rule` while the context is open, and by top-k afterwards."""
     for layer in layers.values():
         layer.select = rule
     try:
@@ -109,7 +109,7 @@ def completion_shares(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RoutingStats:
-    """What the routers did in one pass, over real tokens."""
+    """Routing statistics of one pass, over real tokens."""
 
     entropy: float
     """Mean entropy of the routing distribution, in nats; ln n is uniform."""

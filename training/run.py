@@ -35,9 +35,9 @@ CURVE, LOAD = "learning_curve.png", "expert_load.png"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     rows: list[Row]
-    """Every step's line of metrics.jsonl."""
+    """The rows of metrics.jsonl, one for each step."""
     adapter: Path | None
-    """None for method softmax."""
+    """The trained adapter's folder; None for method softmax."""
     digest: str | None
 
 
@@ -104,7 +104,7 @@ def run_training(
 
 
 def _require_writable(config: TrainConfig) -> None:
-    """Raises `ConfigError` for settings that no adapter folder can hold: now, not at the end."""
+    """Raises `ConfigError`, before training, for settings that no adapter folder can hold."""
     if config.method != "softmax":
         try:
             emit_config(config.adapter)

@@ -22,7 +22,7 @@ from remix_runtime.errors import TrainingError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEPT = 2
-"""Files kept; a newer one never replaces an older one in place."""
+"""The number of states that are kept; a newer one never replaces an older one in place."""
 
 Parameters = Mapping[str, nn.Parameter]
 

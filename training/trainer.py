@@ -48,10 +48,10 @@ NOT_THE_RUN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one step did. Means over the passes of the step."""
+    """Report of one step. Values are means over its passes."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of steps done, this one included."""
     loss: float
     loss_spread: float
     """Standard deviation of the loss over the M selections of an example; 0 for baselines."""
@@ -201,10 +201,8 @@ class Trainer:
         )
 
     def resume(self, folder: Path) -> int:
-        """Goes on from the newest state in `folder`; returns its step, 0 where there is none.
-
-        Raises `TrainingError` when it belongs to other settings or data.
-        """
+        """Loads the newest state in `folder`. Returns its step, 0 where there is none. Raises
+        `TrainingError` when it belongs to other settings or data."""
         self.step = load_state(
             folder,
             parameters=self.parameters,
@@ -238,7 +236,7 @@ class Trainer:
         )
 
     def _snapshot(self) -> Snapshot:
-        """Weights and moments as they are now, copied."""
+        """A copy of the weights and moments as they are now."""
         moments = {
             parameter: {key: value.clone() for key, value in state.items()}
             for parameter, state in self.optimizer.state.items()

@@ -1,17 +1,19 @@
-"""Does this engine compute what training computed? Recorded with an adapter, replayed at its load.
+"""Checks that an engine computes what training computed: prompts are recorded with the trained
+adapter and replayed when the adapter is loaded.
 
 Rules of the comparison, prompt by prompt:
 
 1. Positions are compared in order. Up to the first position where a route differs, all agree.
-2. There, a layer whose recorded margin is below the route tolerance may differ: a near-tie that
-   rounding can flip. If no differing layer has such a margin, the adapter is refused.
-3. A flip changes what every later layer and position sees, so after an allowed one nothing of the
-   prompt is compared: it is not decisive. `replay_parity` wants one decisive prompt at least.
+2. There, a layer whose recorded margin is below the route tolerance may differ: it is a near-tie
+   that rounding can flip. If no differing layer has such a margin, the adapter is refused.
+3. A flip changes what every later layer and position sees. So after an allowed flip the rest of the
+   prompt is not compared, and the prompt is not decisive. `replay_parity` wants at least one
+   decisive prompt.
 4. Without a flip, the top logits of the last position agree within the logit tolerance, and no
    other token's logit is above the lowest of them by more.
 
-Shape suffixes: T tokens, L adapted layers in sorted order of their names, n experts,
-k activated experts, V vocabulary, j recorded logits.
+Shape suffixes: T tokens, L adapted layers in sorted order of their names, n experts, k activated
+experts, V vocabulary, j recorded logits.
 """
 
 from __future__ import annotations
@@ -51,9 +53,9 @@ def record_parity(
     route_tolerance: float = ROUTE_TOLERANCE,
     logit_tolerance: float = LOGIT_TOLERANCE,
 ) -> Parity:
-    """What `model`, with `layers` attached, does for each prompt (token ids, not empty).
+    """Records what `model`, with `layers` attached, does for each prompt (token ids, not empty).
 
-    Runs in eval mode with the deterministic top-k, whatever training has set, and restores it.
+    Runs in eval mode with the deterministic top-k, whatever training has set, and restores both.
     """
     return Parity(
         prompts=tuple(_record(model, layers, prompt) for prompt in prompts),
@@ -77,7 +79,7 @@ def replay_parity(parity: Parity, run: RunPrompt, *, slack: float = 1.0) -> int:
 
 
 def require_decisive(parity: Parity, decisive: int, *, slack: float = 1.0) -> None:
-    """Raises `ParityError` where all prompts ran and none of them could tell."""
+    """Raises `ParityError` where every prompt had a flipped near-tie, so that none was decisive."""
     if not decisive and slack <= 1:
         raise ParityError(
             f"{PARITY_FILE}: found routes at near-ties flipped in all {len(parity.prompts)} "
@@ -125,7 +127,8 @@ def compare_parity(
 
 
 def model_runner(model: PreTrainedModel, layers: Mapping[str, RemixLinear]) -> RunPrompt:
-    """A `RunPrompt` on a transformers model with `layers` attached: the readable truth."""
+    """Makes a `RunPrompt` of a transformers model with `layers` attached, the readable
+    reference."""
     vocab_size = model.get_input_embeddings().weight.shape[0]
 
     def run(token_ids_T: Tensor) -> tuple[dict[str, Tensor], Tensor]:

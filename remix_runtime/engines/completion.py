@@ -1,4 +1,4 @@
-"""From generated tokens to token events: the output of one request, the same in every engine.
+"""Turns the generated tokens of one request into token events, the same in every engine.
 
 The end of a sequence, stop tokens and stop strings, the length, text that is held back,
 log-probabilities and the time in the queue are settled here and nowhere else.
@@ -35,16 +35,17 @@ class Completion:
         self._num_tokens = 0
         self._arrived = time.monotonic()
         self._queue_seconds: float | None = None
-        """Known once the request is scheduled, and told by one event only."""
+        """Set when the request is scheduled, and told by one event only."""
 
     def scheduled(self) -> None:
-        """The request enters its first step: its time in the queue is over."""
+        """Ends the time in the queue: the request enters its first step."""
         self._queue_seconds = time.monotonic() - self._arrived
 
     def take(
         self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None
     ) -> TokenEvent:
-        """New tokens, in order. Those after an end are dropped, and their log-probabilities."""
+        """Takes new tokens, in order. Those after an end are dropped, with their
+        log-probabilities."""
         text, reason, taken = "", None, 0
         for token_id in token_ids:
             taken += 1
@@ -65,7 +66,7 @@ class Completion:
         return self._event(token_ids[:taken], text, logprobs and logprobs[:taken], reason)
 
     def abort(self) -> TokenEvent:
-        """The last event of a request that somebody ended, with the text that was held back."""
+        """Ends the request. The event has the text that was held back."""
         return self._event((), self._text.flush(), None, FinishReason.ABORT)
 
     def _event(

@@ -1,11 +1,10 @@
-"""Whose turn is it? Fair service between tenants by virtual token counters. Pure Python.
+"""Decides whose turn it is: fair service between tenants by virtual token counters. Pure Python.
 
-The algorithm is VTC (arXiv 2401.00588, algorithm 2). Every tenant has a counter of the tokens it
-was served, weighted; the next request is the oldest one of the waiting tenant with the smallest
-counter. Prompts are counted when they are admitted, output tokens as they come. A tenant that
-comes back after a pause is lifted to the smallest counter of those that wait, so that a pause
-saves up no credit. No tenant waits while another one that also waits runs ahead of it for long:
-see `service_bound`.
+The algorithm is VTC (arXiv 2401.00588, algorithm 2). Every tenant has a counter of the weighted
+tokens that it was served; the next request is the oldest one of the waiting tenant with the
+smallest counter. Prompts are counted when they are admitted, output tokens as they come. A tenant
+that comes back after a pause is lifted to the smallest counter of those that wait, so that a pause
+earns no credit. `service_bound` says how far two waiting tenants can drift apart.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ OUTPUT_WEIGHT = 2
 
 
 def service_bound(longest_prompt: int, batch_tokens: int) -> int:
-    """By how much the weighted service of two tenants can differ over any time in which both have
-    requests waiting (theorem 4.4). `batch_tokens`: as many as a running batch can hold."""
+    """The most by which the weighted service of two tenants can differ over any time in which both
+    have requests waiting (theorem 4.4). `batch_tokens`: the most tokens that a running batch can
+    hold."""
     return 2 * max(PROMPT_WEIGHT * longest_prompt, OUTPUT_WEIGHT * batch_tokens)
 
 
@@ -47,7 +47,7 @@ class FairQueue(Generic[T]):
         self._waiting[tenant][item] = None
 
     def remove(self, tenant: str, item: T) -> bool:
-        """Takes an item out, admitted or not; False for one that does not wait."""
+        """Takes an item out, admitted or not. Returns False for one that does not wait."""
         items = self._waiting.get(tenant, {})
         if item not in items:
             return False
@@ -68,7 +68,8 @@ class FairQueue(Generic[T]):
         return self.counter(tenant) - self._smallest()
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
-        """Tenants by counter, ties to the one that waits longer. Charging or removing ends it."""
+        """Items by their tenants' counters; of equal ones the tenant that waits longer comes first.
+        Charging or removing ends the iteration."""
         for tenant in sorted(self._waiting, key=self.counter):
             for item in self._waiting[tenant]:
                 yield tenant, item

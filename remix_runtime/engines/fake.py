@@ -236,7 +236,8 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
             await self._close(served, lambda: self._unload(digest, served))
 
     def read(self, digest: str) -> None:
-        """Into memory again, where it is not. Raises `AdapterUnavailableError`."""
+        """Reads an adapter back into memory if it is not there. Raises
+        `AdapterUnavailableError`."""
         if digest not in self._host:
             try:
                 found = _read(self._served[digest].folder).digest

@@ -1,7 +1,7 @@
-"""The life of a request as its caller sees it, the same in every engine.
+"""Runs the life of a request as its caller sees it, the same in every engine.
 
-Admission, the stream of events, abort, drain and health are here, and who pins an adapter. An
-engine derives from `EngineFront` and says how requests are computed and how they are taken off.
+Admission, the stream of events, abort, drain and health are here, and so are the requests' pins on
+adapters. An engine derives from `EngineFront` and says how requests are computed.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class EngineFront(ABC, Generic[S]):
 
     @abstractmethod
     def _open(self, request: GenerationRequest) -> S:
-        """The stream of a request that is admitted."""
+        """Makes the stream of a request that is admitted."""
 
     @abstractmethod
     def _submit(self, stream: S) -> None:
-        """Has the request computed; its events go through `_send`."""
+        """Starts to compute the request; its events go through `_send`."""
 
     @abstractmethod
     async def abort(self, request_id: str) -> None: ...
@@ -162,7 +162,8 @@ class EngineFront(ABC, Generic[S]):
         return self._streams.get(stream.request.request_id) is stream
 
     def _send(self, stream: S, event: TokenEvent | Exception) -> None:
-        """Hands an event to the caller; after the last one nothing of the request is left here."""
+        """Hands an event to the caller. The last event of a request closes its stream first, so
+        that the caller finds nothing left of it."""
         if not self._is_open(stream):
             return
         if isinstance(event, Exception) or event.finish_reason is not None:

@@ -21,10 +21,10 @@ class ServedAdapter:
     info: AdapterInfo
     read_seconds: float = 0.0
     pins: int = 0
-    """By open requests: an adapter that is pinned stays."""
+    """Open requests that use the adapter. It stays while it is pinned."""
     last_used: float | None = None
     is_open: bool = False
-    """Takes new requests: not before its load is complete, nor while it is unloaded."""
+    """Whether new requests are taken: not before the load is complete, and not during an unload."""
     unload: asyncio.Task[None] | None = None
 
     def state(self, tier: AdapterTier, slot: int | None) -> AdapterState:
@@ -47,14 +47,14 @@ S = TypeVar("S", bound=ServedAdapter)
 
 
 class ServedAdapters(Generic[S]):
-    """By digest. Used on one event loop. How they are loaded, read again and unloaded is the
-    engine's: it derives from this."""
+    """Loaded adapters by digest. Used on one event loop. An engine derives from this and says how
+    adapters are loaded, read again and unloaded."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self.num_reads = 0
         self.total_read_seconds = 0.0
-        """Of the reads that brought a copy, those of loads included."""
+        """Seconds of all reads that brought a copy, those of loads included."""
         self._served: dict[str, S] = {}
         # Every change is a task of its own: half of one is none when its caller goes away.
         self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
@@ -78,7 +78,7 @@ class ServedAdapters(Generic[S]):
             self._tell_unpinned()
 
     async def settle(self, seconds: float) -> None:
-        """Waits for what has begun to end, at most that long."""
+        """Waits for the loads and unloads that have begun, at most so many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._tasks.settle()
@@ -86,7 +86,8 @@ class ServedAdapters(Generic[S]):
             self._log.warning("loads of adapters are still running")
 
     async def _close(self, served: S, unload: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Takes no new requests from now on; returns when `unload`, or the one before it, did."""
+        """Refuses new requests from now on, and returns when `unload`, or the unload before it, is
+        done."""
         if served.is_open:
             served.is_open = False
             if served.unload is None or served.unload.done():
@@ -100,7 +101,7 @@ class ServedAdapters(Generic[S]):
         self.total_read_seconds += served.read_seconds
 
     def _tell_unpinned(self) -> None:
-        """Whoever waits on `_unpinned` looks again."""
+        """Makes whoever waits on `_unpinned` look again."""
         self._tasks.start(self._notify_unpinned())
 
     async def _notify_unpinned(self) -> None:

@@ -1,7 +1,7 @@
-"""Generated token ids to text that can be shown, with stop strings held back.
+"""Turns generated token ids into text that can be shown, and holds back what may be a stop string.
 
-A byte-level token may end inside a character, and a stop string may begin in one token and end
-in a later one. So some text is held until the next tokens decide what it is.
+A byte-level token may end inside a character, and a stop string may begin in one token and end in a
+later one. So some text is held until the next tokens decide what it is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 _INCOMPLETE = "\ufffd"
 _MAX_PENDING_TOKENS = 8
-"""No character takes more byte tokens than this: a longer run of U+FFFD is the model's own text."""
+"""A character takes at most so many byte tokens: a longer run of U+FFFD is the model's own text."""
 _PROMPT_CONTEXT = 4
-"""Prompt tokens decoded along, since some tokenizers drop a space at the start of a text."""
+"""So many prompt tokens are decoded with the first generated ones, since some tokenizers drop a
+space at the start of a text."""
 
 
 class TextStream:

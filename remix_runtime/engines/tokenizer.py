@@ -12,7 +12,8 @@ from remix_runtime.errors import ConfigError, InvalidRequestError
 
 
 class ModelTokenizer:
-    """Loads from the model's folder; never runs remote code. Raises `ConfigError`."""
+    """The tokenizer in the model's folder. No code of the model's author is run. Raises
+    `ConfigError`."""
 
     def __init__(self, model: str) -> None:
         try:

@@ -169,7 +169,7 @@ class PagedKV:
         ]  # fmt: skip
 
     def native_addresses(self) -> list[int]:
-        """Of each layer's struct, for native code that attends by itself."""
+        """Address of each layer's struct, for native code that calls attention itself."""
         assert self.is_native
         return [layer.address for layer in self.layers if isinstance(layer, _NativeLayerKV)]
 

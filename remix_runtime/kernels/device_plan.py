@@ -34,7 +34,7 @@ class DevicePlan:
     """The same of each tile of at most `MANY`."""
     num_slots: int
     max_adapters: int
-    """No more slots than that have tokens. The host's bound, for the choice of kernels."""
+    """The most slots that can have tokens, as far as the host knows; for the choice of kernels."""
 
     @classmethod
     def empty(
@@ -55,7 +55,7 @@ class DevicePlan:
         )
 
     def first(self, num_tokens: int, max_adapters: int) -> DevicePlan:
-        """The part of the buffers that a step of `num_tokens` takes, at the same addresses."""
+        """The part of the buffers for a step of `num_tokens`, at the same addresses."""
         assert num_tokens <= len(self.slot_T), (num_tokens, len(self.slot_T))
         assert max_adapters <= self.max_adapters
         return DevicePlan(
@@ -69,6 +69,6 @@ class DevicePlan:
 
 
 def max_tiles(num_tokens: int, max_adapters: int, size: int) -> int:
-    """The most tiles that so many tokens of so many adapters can be cut into."""
+    """The most tiles that `num_tokens` tokens of `num_adapters` adapters can be cut into."""
     adapters = min(num_tokens, max_adapters)
     return (num_tokens - adapters) // size + adapters

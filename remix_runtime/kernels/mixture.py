@@ -22,7 +22,7 @@ Reduce = Callable[[Tensor], Tensor]
 all-reduce of a linear layer whose inputs are spread over devices."""
 
 MAX_TOP_K = DEFAULT_LIMITS.num_experts
-"""No adapter's top_k is larger: the width of routes of all adapters."""
+"""The largest top_k of an adapter, and so the width of tensors of routes."""
 
 OUTPUT_TILE = 64
 """P of `native/mixture.c`."""
@@ -88,14 +88,14 @@ class MixtureWeights:
         )
 
     def to(self, device: torch.device) -> MixtureWeights:
-        """The same on another device; itself on the CPU."""
+        """The weights on another device; on the CPU the object itself."""
         if device.type == "cpu":
             return self
         assert not self.lanes, "the native layout is the CPU's own"
         return replace(self, a=self.a.to(device), b=self.b.to(device))
 
     def moved(self, arena: Arena) -> MixtureWeights:
-        """The same in the memory of `arena`."""
+        """The weights in the memory of `arena`."""
         return replace(self, a=_moved(self.a, arena), b=_moved(self.b, arena))
 
     @property
@@ -176,7 +176,7 @@ class Batch:
     h_Tm: Tensor = field(init=False, repr=False)
     picks_Tk: Tensor = field(init=False, repr=False)
     plan: DevicePlan | None = field(init=False, repr=False)
-    """Of a device with kernels of its own: whichever layer comes first makes it."""
+    """The plan of a device with kernels of its own; the first layer that needs it makes it."""
 
     def __init__(self, runs: Sequence[tuple[int, int, int]]) -> None:
         self.runs = tuple(runs)

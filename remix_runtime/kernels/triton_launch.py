@@ -282,7 +282,7 @@ def _is_aligned(widths: Sequence[int]) -> bool:
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Before others: its few small programs shall not wait for the base product's."""
+    """A stream of high priority: its few small programs shall not wait for the base product's."""
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 

@@ -78,7 +78,8 @@ def _plan(
 
 @triton.jit
 def _slots(given_T, t_I, stride, num_tokens, num_slots):
-    """Compared in the given type: a 64-bit index is not cut short first."""
+    """Slots that are valid. Compared in the given type, so that a 64-bit index is not cut short
+    first."""
     given_I = tl.load(given_T + t_I.to(tl.int64) * stride, mask=t_I < num_tokens, other=-1)
     return tl.where((given_I >= 0) & (given_I < num_slots), given_I, -1).to(tl.int32)
 

@@ -41,7 +41,7 @@ class Pending:
 
     plan: DevicePlan
     arguments: tuple[Any, ...]
-    """Of `finish_mixture`, after y and the routes."""
+    """The arguments of `finish_mixture` after y and the routes."""
     routes_TGk: Tensor | None
 
 
@@ -73,7 +73,7 @@ class TritonMixtureTable:
         self.slices = list(slices)
         self.out_features = sum(slices)
         self.form: Form | None = None
-        """Taken instead of `choose_form`'s, where set."""
+        """If set, this form is taken instead of `choose_form`'s."""
         self._dtype, self._device = dtype, torch.device(device)
         self._limits = None if max_rows is None or max_experts is None else (max_rows, max_experts)
         S, G = num_slots, len(self.slices)
@@ -153,7 +153,7 @@ class TritonMixtureTable:
             finish_mixture(y_TO, pending.routes_TGk, *pending.arguments)
 
     def _work(self, x_TD: Tensor, batch: Batch | DevicePlan) -> DevicePlan | None:
-        """The plan, where there is anything to do."""
+        """The plan; None where no row has an adapter."""
         T, N = len(x_TD), self.router_SGND.shape[2]
         if not T or not N or (isinstance(batch, Batch) and not batch.adapted):
             return None

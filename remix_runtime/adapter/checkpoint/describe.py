@@ -24,10 +24,10 @@ class Description:
     r: int
     routing_weight: float
     scaling: Scaling | None
-    """The rule that gives ω for this k and r; None where neither does."""
+    """The rule (`lora` or `rslora`) that gives ω for this k and r; None where neither does."""
     num_parameters: int
     num_active_parameters: int
-    """Of the routers and of the k experts that a token activates in each layer."""
+    """Parameters of the routers and of the k experts that a token activates, over all layers."""
     num_bytes: int
 
 

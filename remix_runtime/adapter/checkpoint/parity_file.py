@@ -51,8 +51,9 @@ class ParityPrompt:
     token_ids_T: Tensor
     routes_LTk: Tensor
     margins_LT: Tensor
-    """(z_k − z_{k+1}) / max(1, max |z|) of the sorted router logits z, infinity where k = n:
-    no change of the logits by less than half of it, relative to the largest, flips the route."""
+    """(z_k − z_{k+1}) / max(1, max |z|) of the sorted router logits z, infinity where k = n. A
+    change of every logit by less than half of this, relative to the largest, leaves the route as it
+    is."""
     top_ids_j: Tensor
     top_logits_j: Tensor
 
@@ -75,10 +76,10 @@ def read_parity(
     max_tokens: int | None = None,
     limits: CheckpointLimits = DEFAULT_LIMITS,
 ) -> Parity | None:
-    """The parity file of an adapter folder, None where there is none.
+    """Reads the parity file of an adapter folder; None where there is none.
 
-    With `vocab_size`, every token id is below it; with `max_tokens`, no prompt is longer. Layers
-    and experts are compared with the adapter's when it is replayed. Raises
+    With `vocab_size`, every token id must be below it; with `max_tokens`, no prompt may be longer.
+    Layers and experts are compared with the adapter's when the file is replayed. Raises
     `CheckpointFormatError`.
     """
     with open_folder(folder, max_files=limits.files) as files:
@@ -146,7 +147,8 @@ def _name(index: int, part: str) -> str:
 
 
 def _check_header(header: Header) -> int:
-    """The number of prompts of a header that has exactly their tensors, in shapes that agree."""
+    """Returns the number of prompts of a header that has exactly their tensors, in shapes that
+    agree."""
     metadata = header.metadata
     if metadata.get("format_version") != _VERSION:
         raise CheckpointFormatError(

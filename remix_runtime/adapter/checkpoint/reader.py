@@ -39,11 +39,12 @@ _KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.remix_(A|B|router)\.wei
 def read_checkpoint(
     folder: Path, *, base: BaseShapes | None = None, limits: CheckpointLimits = DEFAULT_LIMITS
 ) -> Checkpoint:
-    """The adapter in `folder`, its tensors as float32 on the CPU.
+    """Reads and validates the adapter in `folder`; its tensors are float32 on the CPU.
 
     With `base`, the adapted linears must be exactly those of the base model that its
     `target_modules` name, at their widths. Raises `CheckpointFormatError` or
-    `CheckpointMismatchError`, which name file, field or tensor, what was found and expected.
+    `CheckpointMismatchError`, which name file, field or tensor, what was found and what was
+    expected.
     """
     with open_folder(folder, max_files=limits.files) as files:
         config = parse_config(files.read(CONFIG_FILE, max_bytes=limits.config_bytes), limits)
@@ -164,8 +165,8 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _check_effect(config: AdapterConfig, layers: Mapping[str, LayerWeights]) -> None:
-    """Sends one random vector through every expert: B_i A_i = 0 for all of them is an adapter that
-    changes nothing, and an overflow one that can only answer NaN."""
+    """Sends one random vector through every expert. An adapter whose B_i A_i are all 0 changes
+    nothing and is refused, and so is one that overflows, which could only answer NaN."""
     generator = torch.Generator().manual_seed(0)
     any_effect = False
     for module, weights in layers.items():

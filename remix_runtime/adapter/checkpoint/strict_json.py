@@ -1,4 +1,4 @@
-"""JSON from strangers: one reading for every byte string, or none."""
+"""Parses JSON that strangers wrote. A byte string has one meaning or is refused."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _naturals(value: object) -> bool:
 
 
 def _check_spans(spans: list[tuple[int, int, str]], data_bytes: int, file: str) -> None:
-    """No gap, no overlap, nothing out of the file."""
+    """Checks that the tensors lie end to end, without a gap or an overlap, and inside the file."""
     position = 0
     for begin, end, name in spans:
         if begin != position or end > data_bytes:

@@ -58,12 +58,12 @@ class Checkpoint:
     layers: Mapping[str, LayerWeights]
     digest: str
     num_bytes: int
-    """Of all tensors together, in memory."""
+    """Bytes of all tensors in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLimits:
-    """What a folder may ask of us. Every limit is checked before the memory is taken."""
+    """Limits on a folder. Each is checked before the memory for it is taken."""
 
     num_experts: int = 256
     r: int = 1024
@@ -71,7 +71,7 @@ class CheckpointLimits:
     config_bytes: int = 1 << 20
     header_bytes: int = 1 << 22
     tensor_bytes: int = 4 << 30
-    """Of the tensors as float32."""
+    """Bytes of the tensors as float32."""
     parity_bytes: int = 64 << 20
     files: int = 1000
 

@@ -89,7 +89,7 @@ def write_checkpoint(
 
 
 def _check_place(folder: Path) -> None:
-    """Only nothing, an empty folder or an earlier checkpoint may be replaced."""
+    """Refuses a place that holds anything but an earlier checkpoint or an empty folder."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise CheckpointFormatError(
             f"{folder}: found a file or link, expected a free name or a checkpoint to replace"
@@ -126,7 +126,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Returns when the folder's list of names is on the disk."""
+    """Writes the folder's list of names to the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
-    """By digest. A folder must stay where it is as long as its adapter is loaded."""
+    """Adapters by digest. A folder must stay where it is as long as its adapter is loaded."""
 
     def __init__(self, thread: EngineThread) -> None:
         super().__init__(log)
         self._thread = thread
         self._replays: dict[str, asyncio.Task[None]] = {}
-        """Of loads that have still to finish."""
+        """Replays of parity files that are not finished, by digest."""
         # What reading takes comes on top of the memory budget: one load at a time.
         self._loading = asyncio.Lock()
 
@@ -42,7 +42,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
         return await asyncio.shield(self._tasks.start(self._load(folder)))
 
     async def unload(self, digest: str) -> None:
-        """New requests are refused from now on; returns when nothing of the adapter is left."""
+        """Refuses new requests from now on, and returns when nothing of the adapter is left."""
         served = self._served.get(digest)
         if served is None:
             # One that another caller unloads leaves with a command that is in the inbox already.
@@ -51,7 +51,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
         await self._close(served, lambda: self._unload(digest, served))
 
     def read(self, digest: str) -> None:
-        """The engine has requests for an adapter that is not in host memory."""
+        """Reads an adapter back into host memory, for requests that wait for it."""
         self._tasks.start(self._read(digest))
 
     async def states(self) -> list[AdapterState]:

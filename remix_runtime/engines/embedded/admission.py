@@ -16,9 +16,10 @@ from typing import Protocol
 from remix_runtime.engines.embedded.job import Job
 
 PATIENCE = 32
-"""Higher: fewer slot fills under load; lower: shorter waits for adapters without a slot. With
-random traffic for twice as many adapters as slots, a slot is filled for 40 % of the requests at 0,
-35 % at 8, 24 % at 16, 15 % at 32 and 10 % at 64 (`tests/unit/engines/test_admission.py`)."""
+"""Admissions that a request without a slot lets pass. A higher number means fewer slot fills under
+load, a lower one shorter waits for adapters without a slot. With random traffic for twice as many
+adapters as slots, a slot is filled for 40 % of the requests at 0, 35 % at 8, 24 % at 16, 15 % at 32
+and 10 % at 64 (`tests/unit/engines/test_admission.py`)."""
 
 
 class AdapterSlots(Protocol):
@@ -30,7 +31,7 @@ class AdapterSlots(Protocol):
     def is_resident(self, digest: str) -> bool: ...
 
     def fits(self, digests: Collection[str], without: Collection[str]) -> bool:
-        """Whether `digests` had slots and memory, were those of `without` gone."""
+        """Whether there would be slots and memory for `digests` if those of `without` were gone."""
         ...
 
     def pin_slot(self, digest: str, keep: Collection[str] = ()) -> int | None:
@@ -61,7 +62,7 @@ class SlotRound:
         self._num_admitted = num_admitted
         self._refused: set[str] = set()
         self._overdue: set[str] = set()
-        """Adapters that room is being made for; nobody behind them takes it."""
+        """Adapters that room is being made for; no request behind them takes that room."""
         self._closed: set[str] = set()
 
     def pin(self, job: Job) -> int | None:

@@ -27,7 +27,7 @@ class HostAdapter:
     digest: str
     layers: Mapping[str, MixtureWeights]
     num_bytes: int
-    """What it takes on the host, and again on a device with memory of its own."""
+    """Bytes on the host, and as many on a device with memory of its own."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class _Entry:
     num_bytes: int
     adapter: HostAdapter | None = None
     reserved: bool = False
-    """Host memory is set aside for a copy that is being read."""
+    """Whether host memory is set aside for a copy that is being read."""
     pins: int = 0
 
 
@@ -159,7 +159,7 @@ class AdapterBank:
         return True
 
     def fill(self, adapter: HostAdapter) -> None:
-        """Brings the copy that memory was set aside for; without that it is not kept."""
+        """Keeps a copy that memory was set aside for; without that it is dropped."""
         entry = self._entries.get(adapter.digest)
         if entry is not None and entry.reserved:
             assert adapter.num_bytes == entry.num_bytes, "one digest, one size"
@@ -167,7 +167,7 @@ class AdapterBank:
             self.host_count += 1
 
     def cancel(self, digest: str) -> None:
-        """Gives back what was set aside for a copy that does not come."""
+        """Gives back the memory that was set aside for a copy which does not come."""
         entry = self._entries.get(digest)
         if entry is not None and entry.reserved:
             entry.reserved = False
@@ -201,7 +201,8 @@ class AdapterBank:
         return self._slots.residents
 
     def fits(self, digests: Collection[str], without: Collection[str]) -> bool:
-        """Whether `digests` had slots and device memory, were those of `without` gone."""
+        """Whether there would be slots and device memory for `digests` if those of `without` were
+        gone."""
         return self._slots.fits([self._entries[d].num_bytes for d in digests], without)
 
     def pin_slot(self, digest: str, keep: Collection[str] = ()) -> int | None:

@@ -22,7 +22,7 @@ from remix_runtime.errors import AdapterUnavailableError, EngineDeadError, Remix
 log = logging.getLogger(__name__)
 
 _MAX_FAILED_STEPS = 3
-"""Steps that may fail one after the other before the engine calls itself dead."""
+"""So many failed steps in a row end the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class EngineCore:
     # -- adapters -----------------------------------------------------------------------------
 
     def load(self, adapter: HostAdapter, top_k: int, parity: Parity | None) -> Future[None] | None:
-        """Takes an adapter in. Where it has a parity file, it must not be used before the future
-        is done, and is out again when that has an error. Raises `CapacityError`."""
+        """Adds an adapter. One with a parity file must not be used before the future is done, and
+        is removed again if the future has an error. Raises `CapacityError`."""
         self.bank.add(adapter)
         if parity is None:
             return None
@@ -79,12 +79,12 @@ class EngineCore:
             replay.done.set_exception(error)
 
     def next_read(self) -> str | None:
-        """An adapter that must be read from its folder now; one at a time, answered with
-        `finish_read`."""
+        """The digest of an adapter that must be read from its folder now; one at a time, answered
+        with `finish_read`."""
         return self.tiers.next_read()
 
     def finish_read(self, digest: str, result: HostAdapter | Exception) -> list[Output]:
-        """Takes the copy in host memory, or fails the requests that waited for it."""
+        """Keeps the copy that was read, or fails the requests that waited for it."""
         if isinstance(result, HostAdapter):
             self.bank.fill(result)
             self.tiers.read(digest)
@@ -103,7 +103,8 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """False also while all requests wait for an adapter that is being read."""
+        """Whether a step would do anything; False also while all requests wait for adapters to be
+        read."""
         return self.scheduler.has_work
 
     def add(self, request: GenerationRequest) -> list[Output]:
@@ -146,7 +147,7 @@ class EngineCore:
         return [self._advance(s, result) for s, result in zip(sampling, samples, strict=True)]
 
     def _advance(self, job: Job, result: Sample | Exception) -> Output:
-        """Takes the sampled token into the job and says what can be shown of it."""
+        """Adds the sampled token to the job and returns what can be shown of it."""
         request_id = job.request.request_id
         if isinstance(result, Exception):
             self._forget(job)
@@ -160,7 +161,7 @@ class EngineCore:
         return Output(request_id, event)
 
     def _fail(self, jobs: list[Job], error: Exception) -> list[Output]:
-        """A batch that cannot be computed fails as one; the others go on."""
+        """Fails all requests of a batch that cannot be computed; other requests go on."""
         self._failed_steps += 1
         log.exception("a step of %d requests failed", len(jobs))
         if self._failed_steps >= _MAX_FAILED_STEPS:

@@ -55,7 +55,8 @@ class FusedBlocks(nn.Module):
 
 
 def fuse(network: nn.Module, kv: PagedKV) -> bool:
-    """Puts `FusedBlocks` into `network` where its blocks and the kernels allow; says if it did."""
+    """Puts `FusedBlocks` into `network` if its blocks and the kernels allow it. Returns whether
+    they do."""
     model = getattr(network, "model", None)
     blocks = getattr(model, "layers", None)
     if not kv.is_native or not isinstance(blocks, nn.ModuleList):
@@ -68,7 +69,7 @@ def fuse(network: nn.Module, kv: PagedKV) -> bool:
 
 
 def _is_plain(block: nn.Module) -> bool:
-    """Float32 kernels everywhere and the activation that the native block has."""
+    """Whether the block has float32 kernels everywhere and the activation of the native block."""
     linears = [module for module in block.modules() if isinstance(module, ServedLinear)]
     activation = block.mlp.config.hidden_act  # type: ignore[union-attr]
     return activation == "silu" and all(isinstance(x.linear, PackedLinear) for x in linears)

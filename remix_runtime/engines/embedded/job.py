@@ -24,7 +24,8 @@ class Job:
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""
         self.turn_came: int | None = None
-        """How many requests had been admitted when it first was its turn and no slot was there."""
+        """How many requests had been admitted when it was first this job's turn and it found no
+        slot."""
         # Its own source of randomness: a seeded request draws the same in any batch.
         self.rng = random.Random(request.params.seed)  # noqa: S311 - sampling, not secrecy
         self.generated_counts: Counter[int] = Counter()
@@ -35,12 +36,12 @@ class Job:
 
     @property
     def max_len(self) -> int:
-        """KV rows it can ever need: the last token is never fed back."""
+        """The most KV rows that the job can need: the last token is never fed back."""
         return self.prompt_len + self.params.max_tokens - 1
 
     @property
     def num_left(self) -> int:
-        """Tokens that it has to compute at most until its end."""
+        """The most tokens that are left to compute."""
         return self.max_len - self.num_computed
 
     def append(self, token_id: int) -> None:

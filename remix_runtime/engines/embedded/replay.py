@@ -1,7 +1,7 @@
-"""The replay of an adapter's parity file, queued and computed in chunks like a request.
+"""Replays an adapter's parity file on the engine, queued and computed in chunks like a request.
 
-It needs a place, KV pages and a slot, which running requests may hold; as a job it waits for
-them as long as a request would, and no longer, and the others' tokens come in between its chunks.
+A replay needs a place, KV pages and a slot, which running requests may hold. As a job it waits for
+them as long as a request would, and other requests' tokens are computed between its chunks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.scheduler import Chunk
 
 _TENANT = "parity replays"
-"""With a turn of their own: a load does not wait behind all that other tenants have queued."""
+"""A tenant of their own: a load does not wait behind all that other tenants have queued."""
 
 
 class Replay(Job):
-    """The prompts one after the other, in the same pages.
+    """Runs the prompts one after the other, in the same pages.
 
-    `done` gets the result, a `ParityError` for an adapter that computes something else.
+    `done` gets the result: a `ParityError` for an adapter that computes something else.
     """
 
     def __init__(self, digest: str, top_k: int, parity: Parity) -> None:
@@ -50,7 +50,8 @@ class Replay(Job):
         self._begin_prompt()
 
     def compute(self, runner: ModelRunner, chunk: Chunk) -> bool:
-        """Runs a chunk; whether it was the last of all prompts. Raises `ParityError`."""
+        """Runs a chunk. Returns whether it was the last one of all prompts. Raises
+        `ParityError`."""
         routes: dict[str, Tensor] = {}
         logits_SV = runner.run([chunk], routes)
         self.num_computed += chunk.count

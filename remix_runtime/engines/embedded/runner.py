@@ -90,6 +90,6 @@ class ModelRunner:
 
 
 def _page_table(pages: list[list[int]]) -> Tensor:
-    """int32 [S, P], short rows filled up with pages that are never read."""
+    """The page table, int32 [S, P]. Short rows are filled up with page 0, which is not read."""
     width = max(len(row) for row in pages)
     return torch.tensor([row + [0] * (width - len(row)) for row in pages], dtype=torch.int32)

@@ -27,7 +27,8 @@ class Sample:
 
 
 def sample(logits_SV: Tensor, jobs: list[Job]) -> list[Sample | Exception]:
-    """One sample per row; a row that fails gives its exception and spoils no other."""
+    """Draws one sample per row. A row that fails gives its exception and leaves the others
+    alone."""
     best_S1 = torch.argmax(logits_SV, dim=-1, keepdim=True)  # the first of equal values
     # argmax takes NaN for the largest, so the best logit tells whether a row is sound.
     finite = torch.isfinite(logits_SV.gather(1, best_S1)).flatten().tolist()
@@ -69,7 +70,8 @@ def _changes_logits(params: SamplingParams) -> bool:
 
 
 def _adjust(logits_V: Tensor, job: Job) -> Tensor:
-    """Logit bias; repetition penalty over prompt and output; the other two over the output."""
+    """Applies the logit bias, the repetition penalty (over prompt and output), and the presence and
+    frequency penalties (over the output)."""
     params = job.params
     logits_V = logits_V.float().clone()
     if params.repetition_penalty != 1.0:
@@ -90,9 +92,9 @@ def _adjust(logits_V: Tensor, job: Job) -> Tensor:
 
 
 def _draw(logits_V: Tensor, params: SamplingParams, u: float) -> int:
-    """Inverts the cumulative distribution of the kept tokens at u in [0, 1).
+    """Draws a token: the inverse of the kept tokens' cumulative distribution at u in [0, 1).
 
-    In float64, so that the tiniest temperature gives probabilities and not NaN.
+    In float64, so that the smallest temperature gives probabilities and not NaN.
     """
     scaled_V = logits_V.double()
     scaled_V = (scaled_V - scaled_V.max()) / params.temperature
@@ -133,7 +135,8 @@ def _largest(probs_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _logprobs(logits_V: Tensor, token_id: int, count: int) -> PositionLogprobs:
-    """Of the raw logits, before bias, penalties and temperature (vLLM's default)."""
+    """Log-probabilities of the raw logits, before bias, penalties and temperature (vLLM's
+    default)."""
     logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
     top: tuple[TokenLogprob, ...] = ()
     if count:

@@ -34,7 +34,7 @@ class PagePool:
         return -(-num_tokens // self.page_tokens)
 
     def take(self, count: int) -> list[int] | None:
-        """`count` pages, or None and no change when there are fewer."""
+        """Takes `count` pages. Returns None, and takes nothing, when fewer are free."""
         if count > len(self._free):
             return None
         return [self._free.pop() for _ in range(count)]
@@ -76,7 +76,8 @@ class Scheduler:
 
     @property
     def batch_tokens(self) -> int:
-        """As many tokens as a batch can hold: in KV memory, and the newest of each job."""
+        """The most tokens that a batch can hold: those in KV memory and the newest one of each
+        job."""
         return self.pool.num_pages * self.pool.page_tokens + self._max_running
 
     @property
@@ -136,7 +137,8 @@ class Scheduler:
             pass
 
     def _admit_next(self, slots: SlotRound, waits: set[Job]) -> bool:
-        """Admits the first that can be. `waits`: those that have found no slot in this round."""
+        """Admits the first job that can be admitted. `waits`: jobs that found no slot in this
+        round."""
         for tenant, job in self.queue:
             if self.queue.lead(tenant) > self._max_lead:
                 self._lose_patience(waits)
@@ -163,7 +165,8 @@ class Scheduler:
         return False
 
     def _lose_patience(self, jobs: Iterable[Job]) -> None:
-        """Nobody may pass them any more, so that waiting for slots saves nothing."""
+        """Lets nobody pass these jobs any more, so that waiting for a slot earns a tenant
+        nothing."""
         for job in jobs:
             job.turn_came = self.num_admitted - PATIENCE
 

@@ -1,7 +1,7 @@
-"""Which adapter is in which device slot: pins, a byte budget, who leaves first. Pure Python.
+"""Says which adapter is in which device slot: pins, a byte budget, who leaves first. Pure Python.
 
-The tensors are the bank's affair; this is the bookkeeping, so that scheduling can be tested
-without any.
+The tensors belong to the bank; this is the bookkeeping, so that scheduling can be tested without
+them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class SlotTable:
         return 0 if resident is None else resident.pins
 
     def fits(self, sizes: Collection[int], without: Collection[str]) -> bool:
-        """Whether adapters of these sizes had slots and memory, were those of `without` gone."""
+        """Whether there would be slots and memory for adapters of these sizes if `without` were
+        gone."""
         leaving = [self._residents[digest] for digest in without]
         free_bytes = self.num_bytes - self.bytes_used + sum(r.num_bytes for r in leaving)
         return len(sizes) <= len(self._free) + len(leaving) and sum(sizes) <= free_bytes

@@ -70,8 +70,8 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
 
 
 def check_supported(network: PreTrainedModel) -> None:
-    """The attention of this engine knows causal, sliding-window and soft-capped attention only;
-    anything else is refused here instead of being computed wrongly."""
+    """Refuses what this engine would compute wrongly: it knows causal, sliding-window and
+    soft-capped attention only. Raises `ConfigError`."""
     config, name = network.config, type(network).__name__
     if not getattr(network, "_supports_attention_backend", False) or config.is_encoder_decoder:
         raise ConfigError(f"model: {name} does not take transformers' attention interface")
@@ -126,7 +126,7 @@ def _load(model: str, dtype: torch.dtype) -> PreTrainedModel:
 def _kv(
     network: nn.Module, budget: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[PagedKV, int]:
-    """As many pages as the budget holds."""
+    """The KV memory and its number of pages: as many as the budget holds."""
     config = network.config
     assert isinstance(config, PretrainedConfig)
     heads = config.num_key_value_heads or config.num_attention_heads

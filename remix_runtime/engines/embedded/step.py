@@ -25,8 +25,8 @@ class Step:
     kv: PagedKV
     mixture: Batch
     routes: dict[str, Tensor] | None = None
-    """Where given, adapted linears leave the experts each token activated there: int32
-    [T, MAX_TOP_K] by module name, ascending, padded with -1."""
+    """If given, adapted linears write the experts that each token activated here: int32 [T,
+    MAX_TOP_K] by module name, ascending, padded with -1."""
 
 
 _current: ContextVar[Step | None] = ContextVar("remix_step", default=None)

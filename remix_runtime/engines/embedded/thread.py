@@ -70,8 +70,8 @@ class EngineThread:
         self._thread = thread
 
     async def stop(self, patience_seconds: float) -> None:
-        """Ends the thread, or leaves it alone where it hangs that long, and frees everything.
-        Idempotent."""
+        """Ends the thread and frees everything. A thread that hangs is left alone after
+        `patience_seconds`. Idempotent."""
         if self._thread is not None:
             self._end()
             await asyncio.to_thread(self._thread.join, patience_seconds)
@@ -95,7 +95,8 @@ class EngineThread:
         return self.core
 
     def post(self, action: Callable[[], list[Output]]) -> None:
-        """Runs `action` in the thread, between two steps; its outputs come like a step's."""
+        """Runs `action` in the thread, between two steps, and delivers its outputs like those of a
+        step."""
         self._inbox.put(lambda: self._send(action()))
 
     async def call(self, action: Callable[[], T]) -> T:
@@ -118,7 +119,7 @@ class EngineThread:
         return await self.result(future)
 
     async def result(self, future: Future[T]) -> T:
-        """Waits for what the thread will set; raises `EngineDeadError` if the thread ends."""
+        """Waits for a future that the thread sets. Raises `EngineDeadError` if the thread ends."""
         self.running_core()
         self._pending.add(future)
         try:
@@ -184,7 +185,7 @@ class EngineThread:
         self._fail_pending(EngineDeadError(f"the engine stopped: {self.death}"))
 
     def _fail_pending(self, error: EngineDeadError) -> None:
-        """What nobody will compute any more."""
+        """Fails the calls that wait for the thread."""
         for future in self._pending:
             if not future.done():
                 future.set_exception(error)

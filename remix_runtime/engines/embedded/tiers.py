@@ -35,7 +35,7 @@ class ColdRequests:
         self._count = 0
         self._jobs: dict[str, dict[Job, None]] = {}
         self._turns: dict[str, dict[str, None]] = {}
-        """By tenant, who has waited longest first: the digests it needs, the oldest first."""
+        """By tenant, the one first that waits longest: the digests that it needs, oldest first."""
 
     def __len__(self) -> int:
         return self._count
@@ -66,7 +66,7 @@ class ColdRequests:
             del self._jobs[digest]
 
     def next(self) -> str | None:
-        """The adapter whose turn it is; the same until `take`."""
+        """The digest of the adapter whose turn it is; the same until `take`."""
         return next((next(iter(digests)) for digests in self._turns.values()), None)
 
     def take(self, digest: str) -> list[Job]:
@@ -84,9 +84,9 @@ class ColdRequests:
 class Tiers:
     """Hands jobs to the scheduler as soon as their adapter is in host memory.
 
-    When the adapter whose turn it is finds no room because all others are in use, and `PATIENCE`
+    If the adapter whose turn it is finds no room because all others are pinned, and `PATIENCE`
     requests were admitted since, the door closes: newcomers wait here too, even for adapters that
-    are ready, until one of those is unused and makes room.
+    are ready, until an adapter is unpinned and makes room.
     """
 
     def __init__(self, memory: HostMemory, scheduler: Scheduler) -> None:
@@ -121,8 +121,9 @@ class Tiers:
             self._memory.unpin(digest)
 
     def next_read(self) -> str | None:
-        """The adapter that has to be read now; its memory is set aside until `read` or `failed`.
-        None while one is being read, or none is needed, or there is no room."""
+        """The digest of the adapter that has to be read now; its memory is set aside until `read`
+        or `failed`. None while one is being read, where none is needed, or where there is no room.
+        """
         if not self._is_closed:
             self._let_in()
         digest = self._cold.next()
@@ -139,13 +140,13 @@ class Tiers:
         return self._reading
 
     def read(self, digest: str) -> None:
-        """The copy has come, or its adapter was removed meanwhile."""
+        """The copy is in memory now, or its adapter was removed meanwhile."""
         assert digest == self._reading
         self._reading = None
         self._let_in()
 
     def failed(self, digest: str) -> list[Job]:
-        """The copy does not come: the jobs that waited for it, taken out."""
+        """The copy does not come. Returns the jobs that waited for it, taken out of the queue."""
         assert digest == self._reading
         self._reading = None
         self._memory.cancel(digest)

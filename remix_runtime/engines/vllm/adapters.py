@@ -36,19 +36,19 @@ Replay = Callable[["Served"], Awaitable[None]]
 @dataclass(slots=True)
 class Served(ServedAdapter):
     number: int = 0
-    """Its LoRA id, while workers hold it."""
+    """The adapter's LoRA id while workers hold it."""
     slot_pins: int = 0
-    """By requests that vLLM has."""
+    """Requests in vLLM that use its slot."""
 
     @property
     def is_pinned(self) -> bool:
-        """vLLM may have a request a little longer than its caller."""
+        """Whether a request uses it. vLLM may have one a little longer than its caller."""
         return bool(self.pins or self.slot_pins)
 
 
 class VllmAdapters(ServedAdapters[Served]):
-    """`changed` is called when more requests might be admitted:
-    a read has ended, with the error of one that failed."""
+    """Adapters by digest. `changed` is called when more requests might be admitted: a digest, and
+    the error of a read that failed."""
 
     def __init__(
         self, config: VllmConfig, changed: Callable[[str, RemixError | None], None]
@@ -59,12 +59,12 @@ class VllmAdapters(ServedAdapters[Served]):
         self._held: OrderedDict[str, None] = OrderedDict()
         """What the workers hold, least recently used first."""
         self._active: set[str] = set()
-        """Of which vLLM has requests."""
+        """Digests that vLLM has requests for."""
         self._needs_victim = self._is_replaying = False
         self._next_number = 1
         self._reading: set[str] = set()
         self._turn = asyncio.Lock()
-        """One change of what the workers hold at a time."""
+        """Held while something changes in what the workers hold: one change at a time."""
 
     @property
     def num_held(self) -> int:
@@ -76,13 +76,13 @@ class VllmAdapters(ServedAdapters[Served]):
 
     @property
     def numbers(self) -> dict[int, str]:
-        """LoRA id to digest, of those that workers hold."""
+        """LoRA id to digest of the adapters that workers hold."""
         return {self._served[digest].number: digest for digest in self._held}
 
     @property
     def needs_room(self) -> bool:
-        """A read or a replay waits until requests of other adapters have ended: no new ones, or it
-        waits for ever."""
+        """Whether a read or a replay waits for requests of other adapters to end. No new ones are
+        admitted meanwhile, or it would wait for ever."""
         no_slot = len(self._active) >= self._config.adapter_slots
         return self._needs_victim or (self._is_replaying and no_slot)
 
@@ -97,8 +97,8 @@ class VllmAdapters(ServedAdapters[Served]):
         return digest in self._held
 
     def has_slot(self, digest: str) -> bool:
-        """Whether vLLM can run it beside what it has. One adapter too many would wait inside vLLM,
-        for ever if those that came later never ended."""
+        """Whether vLLM can run the adapter beside those that it runs. One too many would wait
+        inside vLLM, and for ever if requests that came later never ended."""
         slots = self._config.adapter_slots - self._is_replaying
         return digest in self._active or len(self._active) < slots
 
@@ -119,7 +119,7 @@ class VllmAdapters(ServedAdapters[Served]):
         self._tell_unpinned()
 
     def read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
-        """Has the workers load an adapter that is not held; once, however often it is asked."""
+        """Makes the workers load an adapter that they do not hold. Repeated calls load it once."""
         if digest not in self._reading:
             self._reading.add(digest)
             self._tasks.start(self._read(backend, digest, base))
@@ -210,7 +210,7 @@ class VllmAdapters(ServedAdapters[Served]):
             self._changed(digest, error)
 
     async def _checked(self, folder: Path, base: BaseShapes) -> Checkpoint:
-        """What a worker would refuse is refused before one hears of it."""
+        """Reads the folder and refuses what a worker would refuse, before a worker hears of it."""
         checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=base)
         config = checkpoint.config
         require_fit(config.num_experts, config.r, max_rows=self._config.adapter_rows)

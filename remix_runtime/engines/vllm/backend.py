@@ -1,4 +1,4 @@
-"""vLLM's asynchronous engine, in our words: the only file that uses its public interface."""
+"""Wraps vLLM's asynchronous engine. The only file that uses vLLM's public interface."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 WORKER_EXTENSION = "remix_runtime.engines.vllm.worker.WorkerExtension"
 
 _LOOK_SECONDS = 0.5
-"""Between two looks at whether the core that an answer is waited for is alive."""
+"""Seconds between two checks that the core, whose answer is waited for, is alive."""
 
 _WRAPPED = re.compile(
     r"(?:Call to \w+ method failed: )?(?:Worker failed with error '(.*)', please check .*|(.*))",
@@ -77,7 +77,7 @@ class Backend:
 
     @property
     def end_token_ids(self) -> frozenset[int]:
-        """Of the model's generation config."""
+        """The end tokens of the model's generation config."""
         config = self._llm.vllm_config.model_config.try_get_generation_config()
         ids = config.get("eos_token_id")
         return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
@@ -93,17 +93,17 @@ class Backend:
 
     @property
     def kv_usage(self) -> float:
-        """Of 1, as of the last step."""
+        """The share of the KV cache that was in use at the last step, from 0 to 1."""
         return self._kv_usage.value
 
     @property
     def death(self) -> str | None:
-        """Why it works no more."""
+        """Why vLLM works no more; None while it does."""
         return str(self._llm.dead_error) if self._llm.errored else None
 
     async def add_lora(self, name: str, number: int, folder: Path) -> None:
-        """Read and checked by every worker. Raises `CheckpointError` with what one of them said;
-        then none holds it."""
+        """Makes every worker read and check an adapter. Raises `CheckpointError` with what one of
+        them said; then none of them holds it."""
         try:
             await self._answer(self._llm.add_lora(LoRARequest(name, number, str(folder))))
         except EngineDeadError:
@@ -117,7 +117,8 @@ class Backend:
         await self._answer(self._llm.remove_lora(number))
 
     async def on_workers(self, method: str, *args: Any) -> list[Any]:
-        """One result per worker of a method of `worker.WorkerExtension`."""
+        """Calls a method of `worker.WorkerExtension` on every worker. Returns one result per
+        worker."""
         results: list[Any] = await self._answer(self._llm.collective_rpc(method, args=args))
         return results
 
@@ -128,8 +129,8 @@ class Backend:
         lora: tuple[str, int, Path] | None,
         salt: str,
     ) -> AsyncGenerator[NewTokens, None]:
-        """Closing it aborts the request. `salt`: requests with another one share no cached
-        prefix. Raises `EngineDeadError`."""
+        """Runs a request. Closing the generator aborts it. `salt`: requests with different salts
+        share no cached prefix. Raises `EngineDeadError`."""
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids)}
         if salt:
             prompt["cache_salt"] = salt
@@ -150,7 +151,8 @@ class Backend:
             await outputs.aclose()
 
     async def _answer(self, call: Coroutine[Any, Any, T]) -> T:
-        """vLLM leaves a call open whose core dies before it answers."""
+        """Waits for a call to vLLM, which leaves it open if its core dies first. Raises
+        `EngineDeadError`."""
         task = asyncio.ensure_future(call)
         try:
             while not task.done():
@@ -176,7 +178,7 @@ def worker_words(text: str) -> str:
 
 
 class _KVUsage:
-    """What the scheduler reports with every step."""
+    """Keeps the KV usage that the scheduler reports with every step."""
 
     def __init__(self) -> None:
         self.value = 0.0

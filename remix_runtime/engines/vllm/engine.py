@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 10.0
-"""Between two questions to the workers after the load of experts."""
+"""Seconds between two questions to the workers about the load of experts."""
 
 PATIENCE = 32
-"""Requests with adapters that may pass one whose adapter has no slot; as the embedded engine's."""
+"""How many requests with adapters may pass one whose adapter has no slot; as in the embedded
+engine."""
 
 
 async def _start_backend(config: VllmConfig) -> Backend:
@@ -67,7 +68,7 @@ class VllmEngine(EngineFront[Job]):
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
         self._num_admitted = 0
-        """Requests with adapters, so far."""
+        """Requests with adapters that were admitted so far."""
         self._progress = 0.0
         self._load = ExpertLoad()
 
@@ -131,7 +132,8 @@ class VllmEngine(EngineFront[Job]):
         return self._adapters.states()
 
     async def _watch_load(self, backend: Backend) -> None:
-        """Asks the workers now and then, while there is something to hear of."""
+        """Asks the workers now and then for the load of experts, if there were requests with
+        adapters."""
         seen = 0
         with contextlib.suppress(EngineDeadError):
             while True:
@@ -202,7 +204,7 @@ class VllmEngine(EngineFront[Job]):
     # -- from the queue to vLLM -----------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Admits who may run now."""
+        """Admits the requests that may run now."""
         backend = self._alive() if self._streams else None
         while backend is not None and len(self._running) < self._config.max_running:
             job = self._next(backend)
@@ -212,8 +214,8 @@ class VllmEngine(EngineFront[Job]):
             self._start(backend, job)
 
     def _next(self, backend: Backend) -> Job | None:
-        """The first in fair order that may run now. One whose adapter must be read, or finds no
-        slot, lets others pass for a while."""
+        """The first request in fair order that may run now. One whose adapter must be read, or
+        finds no slot, lets others pass for a while."""
         adapters, is_closed = self._adapters, self._adapters.needs_room
         for _, job in self._waiting:
             digest = job.request.digest
@@ -278,7 +280,7 @@ class VllmEngine(EngineFront[Job]):
         super()._close(stream)
 
     def _pump_if_alive(self) -> None:
-        """A dead engine's requests hear of it here, the waiting ones too."""
+        """Admits requests; if the engine is dead, fails those that wait."""
         try:
             self._pump()
         except EngineDeadError as error:

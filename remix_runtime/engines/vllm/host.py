@@ -25,7 +25,7 @@ from remix_runtime.errors import CapacityError, CheckpointMismatchError
 from remix_runtime.kernels import MixtureWeights
 
 MAX_EXPERTS = 32
-"""Of an adapter, in the slots of a worker."""
+"""Bytes of an adapter in the slots of a worker."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -49,7 +49,8 @@ class HostLayer:
         return cls(LayerWeights(lora_a_rD[None], lora_b_Or[None], router_nD), 1, 1.0)
 
     def pin_memory(self) -> HostLayer:
-        """vLLM asks it of what it copies to a GPU. Slots are filled rarely; nothing is gained."""
+        """vLLM calls this on tensors that it copies to a GPU. Slots are filled rarely, so pinned
+        memory would gain nothing."""
         return self
 
     def laid_out(
@@ -59,8 +60,9 @@ class HostLayer:
         *,
         plain: bool,
     ) -> MixtureWeights:
-        """As the kernels of this process want it. The two functions take this process's part of
-        [m, D] and of [O, j] under tensor parallelism; they and `plain` are always the same."""
+        """The adapter as the kernels of this process want it. `slice_a` and `slice_b` take this
+        process's part of [m, D] and of [O, j] under tensor parallelism; they and `plain` are the
+        same in every call."""
         if self._laid_out is None:
             assert self._layer is not None
             n, r = self._n, self._r
@@ -80,7 +82,7 @@ class HostLayer:
 
 
 def is_remix(folder: Path) -> bool:
-    """Whether a folder says that it is a ReMix adapter; what is wrong with any other folder is
+    """Whether a folder says that it holds a ReMix adapter. Whatever is wrong with another folder is
     for vLLM's own loader to say."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
@@ -92,8 +94,8 @@ def is_remix(folder: Path) -> bool:
 def read_layers(
     folder: Path, base: BaseShapes, *, max_rows: int
 ) -> tuple[Checkpoint, Mapping[str, HostLayer]]:
-    """A validated adapter, and its layers by module name. Raises `CheckpointError`, and
-    `CapacityError` where the slots of this process are too small for it."""
+    """Reads and validates an adapter; returns it and its layers by module name. Raises
+    `CheckpointError`, and `CapacityError` where the slots of this process are too small for it."""
     checkpoint = read_checkpoint(folder, base=base)
     config = checkpoint.config
     require_fit(config.num_experts, config.r, max_rows=max_rows)
@@ -105,8 +107,8 @@ def read_layers(
 
 
 def require_named(digest: str, name: str) -> None:
-    """Raises `CheckpointMismatchError` for a LoRA that is named by another digest than its own: the
-    folder changed after whoever asked for it had looked."""
+    """Raises `CheckpointMismatchError` for a LoRA whose name is another digest than its own: the
+    folder has changed since the caller looked at it."""
     if _DIGEST.fullmatch(name) and name != digest:
         raise CheckpointMismatchError(f"found an adapter with digest {digest}, expected {name}")
 

@@ -1,4 +1,4 @@
-"""Every touch on vLLM's internals. Written for the versions in `plugin.SUPPORTED`.
+"""Changes vLLM's internals. Written for the versions in `plugin.SUPPORTED`.
 
 Three places are changed, each in every process of vLLM:
 
@@ -138,7 +138,7 @@ class _RemixLinear(BaseLinearLayerWithLoRA):
                 )
 
     def _part(self, take: Callable[[Any], Any], position: int) -> Callable[[Tensor], Tensor]:
-        """vLLM's own choice of this process's part of a whole tensor."""
+        """This process's part of a whole tensor, as vLLM splits it."""
         if self.tp_size == 1:
             return lambda whole: whole
         if not self.is_merged:
@@ -199,14 +199,14 @@ def _add_to_linear(y_TO: Tensor, x_TD: Tensor, name: str) -> None:
 
 @torch.library.custom_op("remix::begin_at_linear", mutates_args=())
 def _begin_at_linear(x_TD: Tensor, name: str) -> Tensor:
-    """The result is empty: it makes the other half come after this one."""
+    """The result is empty. It exists so that the other half runs after this one."""
     _layer(name).begin_mixtures(x_TD)
     return x_TD.new_empty(0)
 
 
 @torch.library.custom_op("remix::finish_at_linear", mutates_args=("y_TO",))
 def _finish_at_linear(y_TO: Tensor, x_TD: Tensor, begun: Tensor, name: str) -> None:
-    """Takes x, so that nobody gives its memory away before."""
+    """Takes x so that its memory is not given away before."""
     _layer(name).finish_mixtures(y_TO, x_TD)
 
 
@@ -350,8 +350,8 @@ class _WorkerManager(LRUCacheWorkerLoRAManager):
         return name
 
     def _left_alone(self, layers: Mapping[str, HostLayer]) -> list[str]:
-        """Modules that this server keeps no mixtures for; those of other pipeline stages are not
-        its business."""
+        """Modules of an adapter that this server has no mixtures for. Those of other pipeline
+        stages are left out."""
         here = {name for name, _ in self._adapter_manager.model.named_modules()}
         wrapped = self._adapter_manager.modules
         missing = []

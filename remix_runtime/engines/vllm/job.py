@@ -25,7 +25,7 @@ class NewTokens:
 
     token_ids: Sequence[int]
     logprobs: Sequence[Mapping[int, Ranked]] | None
-    """By position, of the chosen token and the most likely ones."""
+    """By position: the chosen token's and those of the most likely tokens."""
 
 
 class Job(Stream):
@@ -35,13 +35,14 @@ class Job(Stream):
         super().__init__(request)
         self.completion = completion
         self.run: asyncio.Task[None] | None = None
-        """While vLLM has it."""
+        """The task that reads vLLM's outputs, while vLLM has the request."""
         self.turn_came: int | None = None
         """How many adapters' requests had been admitted when others first passed this one."""
 
 
 def logprobs_of(new: NewTokens, count: int | None) -> list[PositionLogprobs] | None:
-    """The `count` most likely tokens of each position, and the chosen one; None: not wanted."""
+    """The log-probabilities of the chosen token and of the `count` most likely ones, by position.
+    None where they are not wanted."""
     if count is None or new.logprobs is None:
         return None
     return [

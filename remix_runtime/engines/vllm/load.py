@@ -1,4 +1,4 @@
-"""How the work is spread over the experts of each adapter, as vLLM's workers count it."""
+"""Counts how the work is spread over the experts of each adapter, as vLLM's workers report it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ Counts = Mapping[str, tuple[int, ...]]
 
 
 class ExpertLoad:
-    """Sums by digest. What is given out is replaced and never changed: any thread may read it."""
+    """Sums by digest. A mapping that was given out is replaced and never changed, so any thread may
+    read it."""
 
     def __init__(self) -> None:
         self.totals: Mapping[str, Counts] = {}
@@ -21,9 +22,9 @@ class ExpertLoad:
         digests: Mapping[int, str],
         known: Collection[str],
     ) -> None:
-        """`parts`: what each worker counted since it was asked last, by LoRA id and module. Ranks
-        of tensor parallelism tell the same, stages of a pipeline other modules. Sums of digests
-        that are not `known` are forgotten."""
+        """Adds `parts`: what each worker counted since it was last asked, by LoRA id and module.
+        Ranks of tensor parallelism report the same, stages of a pipeline other modules. Sums of
+        digests that are not in `known` are dropped."""
         new: dict[str, dict[str, list[int]]] = {}
         for part in parts:
             for number, modules in part.items():

@@ -1,8 +1,8 @@
-"""The replay of an adapter's parity file on vLLM, as requests among the others.
+"""Replays an adapter's parity file on vLLM, as requests among the others.
 
-Until its replay is over no other request may name the adapter, so that all tokens in its slot are
-the replay's, in order. vLLM gives log-probabilities; the logits are those up to a constant, which
-is taken from the recorded ones.
+Until the replay is over no other request may name the adapter, so that all tokens in its slot are
+the replay's, in order. vLLM gives log-probabilities: they are the logits up to a constant, which is
+taken from the recorded ones.
 
 Shape suffixes: T tokens, k activated experts, V vocabulary.
 """
@@ -29,7 +29,7 @@ _LEAST_LOGPROBS = 1024
 async def replay_on(
     backend: Backend, parity: Parity, lora: tuple[str, int, Path], *, slack: float
 ) -> None:
-    """Raises `ParityError`. Where the workers cannot tell routes, logits alone are compared."""
+    """Raises `ParityError`. Only logits are compared where the workers cannot report routes."""
     decisive = 0
     for index, prompt in enumerate(parity.prompts):
         await backend.on_workers("remix_record_routes", lora[1])

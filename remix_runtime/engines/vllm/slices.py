@@ -38,7 +38,7 @@ class SlicedTable:
         reduce: Reduce | None = None,
     ) -> None:
         self.names = ("",) * len(slices)
-        """The modules of the checkpoint that the slices are."""
+        """The modules of the checkpoint that the slices stand for."""
         self._reduce = reduce
         self._ends = tuple(accumulate(slices))
         self._stacked: TritonMixtureTable | None = None
@@ -76,8 +76,8 @@ class SlicedTable:
             table.clear(slot)
 
     def begin(self, x_TD: Tensor, step: StepTokens) -> Pending | None:
-        """On a GPU, what of `add` needs no y, beside the base product; None where there is nothing
-        to begin."""
+        """Starts, on a GPU, the part of `add` that needs no y, beside the base product. None where
+        there is nothing to start."""
         if self._stacked is None or self._reduce is not None:
             return None
         return self._stacked.begin(x_TD, step.plan(len(x_TD)))

@@ -1,4 +1,4 @@
-"""Which tokens of vLLM's current step belong to which slot, and what was seen of their routes.
+"""Says which tokens of vLLM's current step belong to which slot, and collects their routes.
 
 Shape suffixes: T tokens, k activated experts.
 """
@@ -15,7 +15,7 @@ from remix_runtime.kernels import Batch
 from remix_runtime.kernels.device_plan import DevicePlan
 
 LOOK_EVERY = 32
-"""Steps between two whose routes are counted: what that costs is spread over the others."""
+"""Routes are counted in one of so many steps, which spreads what the counting costs."""
 
 
 class StepTokens:
@@ -59,9 +59,8 @@ class StepTokens:
         return self._batch
 
     def plan(self, num_tokens: int) -> DevicePlan:
-        """As `batch`, on a GPU: views of the same buffers in every step, as CUDA graphs want it.
-        Without any word from the host in between, the plan of all rows there can be is that of
-        the first ones, too."""
+        """`batch` for a GPU: views of the same buffers in every step, as CUDA graphs need. Where
+        vLLM has not called `assign`, the plan of all rows is also the plan of the first ones."""
         assert self._plan is not None
         return self._plan.first(num_tokens, self.num_slots)
 
@@ -80,7 +79,7 @@ class StepTokens:
         return is_recorded or self._steps % LOOK_EVERY == 0
 
     def saw(self, module: str, routes_Tk: Tensor) -> None:
-        """The routes of one module in this step, padded with -1."""
+        """Receives the routes of one module in this step, padded with -1."""
         for start, end, slot in self._batch.runs:
             lora = self._loras[slot] if slot >= 0 else None
             if lora is None:
@@ -97,12 +96,13 @@ class StepTokens:
         self._recorded, self._routes = lora, {}
 
     def take_routes(self) -> dict[str, list[list[int]]]:
-        """Of the modules that the LoRA adapts."""
+        """Ends the recording and returns the routes of the modules that the LoRA adapts."""
         routes, self._recorded, self._routes = self._routes, None, {}
         return {module: rows for module, rows in routes.items() if all(rows)}
 
     def take_load(self) -> dict[int, dict[str, list[int]]]:
-        """By LoRA and module, how often each expert was activated in the steps looked at."""
+        """How often each expert was activated in the counted steps, by LoRA and module. Resets the
+        counts."""
         load, self._load = self._load, {}
         return {
             lora: {module: count.tolist() for module, count in modules.items()}

@@ -1,7 +1,5 @@
-"""What a worker of vLLM answers beside vLLM's own calls; mixed into its worker class.
-
-No import of vLLM: the methods see the worker as `self`.
-"""
+"""Methods that are mixed into vLLM's worker class, for calls of ours. No import of vLLM: the
+methods see the worker as `self`."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ class WorkerExtension:
     model_runner: Any
 
     def remix_record_routes(self, lora_id: int) -> None:
-        """From now on the routes of the tokens of one adapter are kept."""
+        """Keeps the routes of the tokens of one adapter from now on."""
         for step in _steps(self):
             step.record(lora_id)
 
@@ -29,8 +27,8 @@ class WorkerExtension:
         return routes
 
     def remix_expert_load(self) -> dict[int, dict[str, list[int]]]:
-        """LoRA id to module name to how often each expert was activated, of the steps that were
-        looked at since the last call."""
+        """How often each expert was activated in the counted steps since the last call: by LoRA id
+        and module name."""
         load: dict[int, dict[str, list[int]]] = {}
         for step in _steps(self):
             for lora_id, modules in step.take_load().items():
