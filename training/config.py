@@ -59,7 +59,7 @@ class TrainConfig(BaseModel):
     credit: Credit = "causal"
     """`causal` charges a selection with the loss-to-go, `sequence` (the paper) with the whole."""
     router: Literal["rloo", "random"] = "rloo"
-    """`learned`, or `random` for the ablation: routers keep their random initial weights, and the
+    """`rloo`, or `random` for the ablation: routers keep their random initial weights, and the
     experts are trained as usual."""
     selections: Annotated[int, Field(ge=2)] = 4
     """M: selections drawn for each example in a step."""

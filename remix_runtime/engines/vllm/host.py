@@ -60,7 +60,7 @@ class HostLayer:
         *,
         plain: bool,
     ) -> MixtureWeights:
-        """The adapter as the kernels of this process want it. `slice_a` and `slice_b` take this
+        """The adapter as the kernels of this process want it. `part_of_a` and `part_of_b` take this
         process's part of [m, D] and of [O, j] under tensor parallelism; they and `plain` are the
         same in every call."""
         if self._laid_out is None:
