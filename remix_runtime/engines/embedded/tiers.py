@@ -32,13 +32,9 @@ class ColdRequests:
     """Waiting jobs by the adapter they need, and the tenants' turns."""
 
     def __init__(self) -> None:
-        self._count = 0
         self._jobs: dict[str, dict[Job, None]] = {}
         self._turns: dict[str, dict[str, None]] = {}
         """By tenant, the one first that waits longest: the digests that it needs, oldest first."""
-
-    def __len__(self) -> int:
-        return self._count
 
     def __contains__(self, job: Job) -> bool:
         return job in self._jobs.get(_digest(job), ())
@@ -49,7 +45,6 @@ class ColdRequests:
 
     def add(self, job: Job) -> None:
         digest = _digest(job)
-        self._count += 1
         self._jobs.setdefault(digest, {})[job] = None
         self._turns.setdefault(job.request.tenant, {})[digest] = None
 
@@ -57,7 +52,6 @@ class ColdRequests:
         digest, tenant = _digest(job), job.request.tenant
         jobs = self._jobs[digest]
         del jobs[job]
-        self._count -= 1
         if not any(other.request.tenant == tenant for other in jobs):
             del self._turns[tenant][digest]
             if not self._turns[tenant]:
@@ -72,7 +66,6 @@ class ColdRequests:
     def take(self, digest: str) -> list[Job]:
         """All that wait for an adapter, in order of arrival. Their tenants go to the end."""
         jobs = list(self._jobs.pop(digest, ()))
-        self._count -= len(jobs)
         for tenant in dict.fromkeys(job.request.tenant for job in jobs):
             digests = self._turns.pop(tenant)
             del digests[digest]
@@ -95,10 +88,6 @@ class Tiers:
         self._cold = ColdRequests()
         self._reading: str | None = None
         self._blocked_since: int | None = None
-
-    @property
-    def num_cold(self) -> int:
-        return len(self._cold)
 
     def add(self, job: Job) -> None:
         digest = job.request.digest

@@ -41,7 +41,7 @@ class Slots:
         self.table.unpin(digest)
 
 
-def sequence(
+def job_of(
     prompt: int, new: int, adapter: str | None = None, name: str = "r", tenant: str = ""
 ) -> Job:
     request = GenerationRequest(

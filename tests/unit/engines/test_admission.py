@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
-from tests.unit.engines.scheduling import PAGE, Slots, advance, sequence
+from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 
 def scheduler(slots: int, running: int) -> tuple[Scheduler, Slots]:
@@ -21,10 +21,10 @@ def scheduler(slots: int, running: int) -> tuple[Scheduler, Slots]:
 
 def test_a_cold_adapter_takes_a_slot_that_nobody_waits_for_at_once() -> None:
     s, bank = scheduler(slots=1, running=4)
-    s.add(sequence(2, 2, "old"))
+    s.add(job_of(2, 2, "old"))
     while s.has_work:
         advance(s)
-    s.add(sequence(2, 2, "new", "n"))
+    s.add(job_of(2, 2, "new", "n"))
     assert dict(advance(s)) == {"n": 2}
     assert bank.residents == ("new",)
 
@@ -37,12 +37,12 @@ def test_hot_adapters_cannot_keep_a_cold_one_out(tenants: int) -> None:
 
     def feed() -> None:
         while len(s.queue) < 20:
-            s.add(sequence(2, rng.randint(5, 20), rng.choice(["hot1", "hot2"]), "hot"))
+            s.add(job_of(2, rng.randint(5, 20), rng.choice(["hot1", "hot2"]), "hot"))
 
     for _ in range(10):
         feed()
         advance(s)
-    s.add(sequence(2, 2, "cold", "cold", tenant="" if tenants == 1 else "other"))
+    s.add(job_of(2, 2, "cold", "cold", tenant="" if tenants == 1 else "other"))
     before = s.num_admitted
     for _ in range(400):
         feed()
@@ -62,7 +62,7 @@ def fills_per_request(adapters: int, slots: int, *, count: int = 600) -> tuple[f
     longest = admitted = made = 0
     while made < count or s.has_work:
         while made < count and len(s.queue) < 48:
-            s.add(sequence(4, rng.randint(4, 12), f"a{rng.randrange(adapters)}", str(made)))
+            s.add(job_of(4, rng.randint(4, 12), f"a{rng.randrange(adapters)}", str(made)))
             arrived[str(made)] = s.num_admitted
             made += 1
         for name, tokens in advance(s):
@@ -106,7 +106,7 @@ def test_whatever_the_traffic_everyone_ends_and_slots_are_never_idle_with_work(
     while arrivals or s.has_work:
         while arrivals and arrivals[0][0] <= step:
             _, prompt, new, adapter, tenant = arrivals.pop(0)
-            s.add(sequence(prompt, new, adapter, f"r{len(arrivals)}", tenant))
+            s.add(job_of(prompt, new, adapter, f"r{len(arrivals)}", tenant))
         had_work = s.has_work
         found = advance(s)
         assert bool(found) == had_work

@@ -67,7 +67,7 @@ def setup(
     torch.set_num_threads(threads)
 
 
-def sequence(core: EngineCore, prompt: list[int], adapter: str | None) -> Job:
+def job_of(core: EngineCore, prompt: list[int], adapter: str | None) -> Job:
     request = GenerationRequest(
         request_id="x",
         prompt_token_ids=tuple(prompt),
@@ -117,7 +117,7 @@ def logits(
 
 
 def alone(core: EngineCore, prompt: list[int], adapter: str | None) -> Tensor:
-    item = sequence(core, prompt, adapter)
+    item = job_of(core, prompt, adapter)
     (row_V,) = logits(core, [item], [[len(prompt)]])
     free(core, item)
     return row_V
@@ -148,7 +148,7 @@ def test_same_bits_in_any_batch_and_chunking(
     torch.set_num_threads(1)
     expected = [alone(core, p, name) for p, name in zip(PROMPTS, names, strict=True)]
     torch.set_num_threads(data.draw(st.sampled_from([1, 2])))
-    items = [sequence(core, p, name) for p, name in zip(PROMPTS, names, strict=True)]
+    items = [job_of(core, p, name) for p, name in zip(PROMPTS, names, strict=True)]
     found = logits(core, items, steps)
     for item in items:
         free(core, item)
@@ -180,7 +180,7 @@ def test_the_fused_blocks_have_the_bits_of_the_modules_they_stand_for(
     for checkpoint in (None, *checkpoints):
         digest = checkpoint.digest if checkpoint else None
         fused = alone(core, PROMPTS[4], digest)
-        item = sequence(core, PROMPTS[4], digest)
+        item = job_of(core, PROMPTS[4], digest)
         # Recording routes runs the blocks' own modules.
         (plain,) = logits(core, [item], [[len(PROMPTS[4])]], routes={})
         free(core, item)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
 from remix_runtime.engines.fairness import FairQueue, service_bound
-from tests.unit.engines.scheduling import PAGE, Slots, advance, sequence
+from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 TENANTS = ("f", "g", "h")
 
@@ -82,7 +82,7 @@ def test_service_of_backlogged_tenants_stays_within_the_bound(
     while arrivals or s.has_work:
         while arrivals and arrivals[0][0] <= step:
             _, tenant, prompt, new, adapter = arrivals.pop(0)
-            s.add(sequence(prompt, new, adapter, tenant=tenant))
+            s.add(job_of(prompt, new, adapter, tenant=tenant))
         service.step()
         step += 1
     bound = service_bound(max(spec[2] for spec in specs), s.batch_tokens)
@@ -96,7 +96,7 @@ def test_the_bound_would_not_hold_in_order_of_arrival() -> None:
     s = Scheduler(PagePool(4, PAGE), Slots(1), max_running=2, max_tokens_per_step=16)
     service = Service(s)
     for i in range(120):
-        s.add(sequence(4, 4, tenant="f" if i < 60 else "g"))
+        s.add(job_of(4, 4, tenant="f" if i < 60 else "g"))
     s.queue.charge_output("g", 10_000)  # as if g were always ahead: f's long queue goes first
     for _ in range(60):
         service.step()
@@ -106,10 +106,10 @@ def test_the_bound_would_not_hold_in_order_of_arrival() -> None:
 def test_a_tenant_at_ten_times_the_load_does_not_delay_the_other() -> None:
     s = Scheduler(PagePool(1000, PAGE), Slots(1), max_running=4, max_tokens_per_step=16)
     for i in range(100):
-        s.add(sequence(4, 8, name=f"loud{i}", tenant="f"))
+        s.add(job_of(4, 8, name=f"loud{i}", tenant="f"))
     for _ in range(5):
         advance(s)
-    s.add(sequence(4, 8, name="quiet", tenant="g"))
+    s.add(job_of(4, 8, name="quiet", tenant="g"))
     # Eight tokens are as many steps: it gets the first place that becomes free.
     assert any("quiet" in dict(advance(s)) for _ in range(8))
 
@@ -117,7 +117,7 @@ def test_a_tenant_at_ten_times_the_load_does_not_delay_the_other() -> None:
 def test_a_tenant_alone_is_served_in_order_of_arrival_with_all_there_is() -> None:
     s = Scheduler(PagePool(1000, PAGE), Slots(1), max_running=4, max_tokens_per_step=16)
     for i in range(9):
-        s.add(sequence(2, 2, name=str(i), tenant="f"))
+        s.add(job_of(2, 2, name=str(i), tenant="f"))
     order: list[str] = []
     while s.has_work:
         order += [name for name, count in advance(s) if count == 2]

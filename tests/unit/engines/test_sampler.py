@@ -15,7 +15,7 @@ from remix_runtime.engines.embedded.sampler import Sample, sample
 V = 50
 
 
-def sequence(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Job:
+def job_of(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Job:
     request = GenerationRequest(
         request_id="r",
         prompt_token_ids=prompt,
@@ -26,7 +26,7 @@ def sequence(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Job:
 
 def draws(logits_V: torch.Tensor, count: int = 3000, **params: Any) -> Counter[int]:
     """`count` tokens drawn by one request."""
-    item = sequence(seed=7, **params)
+    item = job_of(seed=7, **params)
     rows = logits_V.expand(count, -1)
     return Counter(result.token_id for result in good(sample(rows, [item] * count)))
 
@@ -61,7 +61,7 @@ def random_logits() -> torch.Tensor:
 def test_greedy_takes_the_first_of_equal_logits() -> None:
     logits_V = torch.zeros(V)
     logits_V[[7, 3, 30]] = 2.0
-    assert one(logits_V, sequence(temperature=0.0)) == 3
+    assert one(logits_V, job_of(temperature=0.0)) == 3
 
 
 def test_temperature_one_follows_the_softmax() -> None:
@@ -121,28 +121,28 @@ def test_top_k_and_top_p_together_renormalise_in_between() -> None:
 def test_logit_bias_moves_the_greedy_choice() -> None:
     logits_V = random_logits()
     best, other = torch.topk(logits_V, 2).indices.tolist()
-    assert one(logits_V, sequence(temperature=0.0, logit_bias={best: -100.0})) == other
+    assert one(logits_V, job_of(temperature=0.0, logit_bias={best: -100.0})) == other
 
 
 def test_repetition_penalty_covers_the_prompt_and_both_signs() -> None:
     logits_V = torch.full((V,), -3.0)
     logits_V[[1, 2, 5]] = torch.tensor([4.0, -1.0, 3.0])
-    assert one(logits_V, sequence(prompt=(1,), temperature=0.0)) == 1
-    assert one(logits_V, sequence(prompt=(1,), temperature=0.0, repetition_penalty=2.0)) == 5
+    assert one(logits_V, job_of(prompt=(1,), temperature=0.0)) == 1
+    assert one(logits_V, job_of(prompt=(1,), temperature=0.0, repetition_penalty=2.0)) == 5
     logits_V[[1, 5]] = -2.0
     # -1 penalised twofold is -2, level with two others: the lowest id wins.
-    assert one(logits_V, sequence(prompt=(2,), temperature=0.0, repetition_penalty=2.0)) == 1
+    assert one(logits_V, job_of(prompt=(2,), temperature=0.0, repetition_penalty=2.0)) == 1
 
 
 def test_presence_and_frequency_count_generated_tokens_only() -> None:
     logits_V = torch.full((V,), -9.0)
     logits_V[[1, 2, 3]] = torch.tensor([2.0, 1.5, 1.0])
-    item = sequence(prompt=(1, 1, 1), temperature=0.0, frequency_penalty=0.3)
+    item = job_of(prompt=(1, 1, 1), temperature=0.0, frequency_penalty=0.3)
     assert one(logits_V, item) == 1
     item.append(1)
     item.append(1)
     assert one(logits_V, item) == 2
-    item = sequence(prompt=(3,), temperature=0.0, presence_penalty=0.7)
+    item = job_of(prompt=(3,), temperature=0.0, presence_penalty=0.7)
     item.append(1)
     item.append(1)
     assert one(logits_V, item) == 2
@@ -150,9 +150,9 @@ def test_presence_and_frequency_count_generated_tokens_only() -> None:
 
 def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
     rows = torch.randn(5, 12, V)
-    alone = sequence(seed=3)
-    together = sequence(seed=3)
-    others = [sequence(seed=i) for i in range(4)]
+    alone = job_of(seed=3)
+    together = job_of(seed=3)
+    others = [job_of(seed=i) for i in range(4)]
     first, second = [], []
     for step in rows.unbind(1):
         first.append(one(step[2], alone))
@@ -163,7 +163,7 @@ def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     logits_V = random_logits()
-    item = sequence(temperature=0.0, logprobs=3, logit_bias={4: 100.0})
+    item = job_of(temperature=0.0, logprobs=3, logit_bias={4: 100.0})
     result = good(sample(logits_V.unsqueeze(0), [item]))[0]
     expected = torch.log_softmax(logits_V, -1)
     assert result.token_id == 4
@@ -174,7 +174,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 
 def test_a_row_with_nan_fails_alone() -> None:
     logits_SV = torch.stack([random_logits(), torch.full((V,), math.nan), random_logits()])
-    results = sample(logits_SV, [sequence(temperature=0.0) for _ in range(3)])
+    results = sample(logits_SV, [job_of(temperature=0.0) for _ in range(3)])
     assert isinstance(results[1], ArithmeticError)
     assert isinstance(results[0], Sample)
     assert isinstance(results[2], Sample)

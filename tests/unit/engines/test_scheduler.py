@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
-from tests.unit.engines.scheduling import PAGE, Slots, advance, sequence
+from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 
 def scheduler(
@@ -19,9 +19,9 @@ def scheduler(
 
 def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
     s, _ = scheduler(budget=16)
-    s.add(sequence(2, 20, name="short"))
+    s.add(job_of(2, 20, name="short"))
     assert advance(s) == [("short", 2)]
-    s.add(sequence(40, 2, name="long"))
+    s.add(job_of(40, 2, name="long"))
     steps = [dict(advance(s)) for _ in range(3)]
     assert [step["long"] for step in steps] == [15, 15, 10]
     assert all(step["short"] == 1 for step in steps)
@@ -29,23 +29,23 @@ def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
 
 def test_decodes_come_before_prompts_that_arrived_earlier() -> None:
     s, _ = scheduler(budget=8)
-    s.add(sequence(100, 1, name="long"))
+    s.add(job_of(100, 1, name="long"))
     advance(s)
-    s.add(sequence(1, 5, name="late"))
+    s.add(job_of(1, 5, name="late"))
     advance(s)
     assert dict(advance(s))["late"] == 1
 
 
 def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:
     s, _ = scheduler(slots=1, running=4)
-    s.add(sequence(1, 3, "hot", name="0"))
+    s.add(job_of(1, 3, "hot", name="0"))
     advance(s)
-    s.add(sequence(1, 3, "cold", name="cold"))
+    s.add(job_of(1, 3, "cold", name="cold"))
     overtook = 0
     for number in range(1, 3 * PATIENCE):
         # Always another one for the resident adapter, and one for the base, which needs no slot.
-        s.add(sequence(1, 3, "hot", name=str(number)))
-        s.add(sequence(1, 1, None, name=f"base{number}"))
+        s.add(job_of(1, 3, "hot", name=str(number)))
+        s.add(job_of(1, 1, None, name=f"base{number}"))
         ran = [name for name, _ in advance(s)]
         assert any(name.startswith("base") for name in ran)
         overtook += str(number) in ran
@@ -58,9 +58,9 @@ def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:
 
 def test_admission_waits_for_all_pages_a_request_can_ever_need() -> None:
     s, _ = scheduler(pages=5)
-    s.add(sequence(8, 9, name="a"))  # 16 rows: 4 pages
-    s.add(sequence(4, 5, name="b"))  # 8 rows: 2 pages
-    s.add(sequence(1, 1, name="c"))  # 1 page, but not past b
+    s.add(job_of(8, 9, name="a"))  # 16 rows: 4 pages
+    s.add(job_of(4, 5, name="b"))  # 8 rows: 2 pages
+    s.add(job_of(1, 1, name="c"))  # 1 page, but not past b
     assert dict(advance(s)) == {"a": 8}
     while s.running:
         advance(s)
@@ -72,7 +72,7 @@ def test_admission_waits_for_all_pages_a_request_can_ever_need() -> None:
 def test_a_request_without_a_free_slot_lets_others_pass() -> None:
     s, bank = scheduler(slots=1)
     for name, adapter in (("a", "x"), ("b", "y"), ("c", "x"), ("d", None)):
-        s.add(sequence(2, 2, adapter, name))
+        s.add(job_of(2, 2, adapter, name))
     assert sorted(n for n, _ in advance(s)) == ["a", "c", "d"]
     advance(s)
     assert advance(s) == [("b", 2)]
@@ -82,7 +82,7 @@ def test_a_request_without_a_free_slot_lets_others_pass() -> None:
 def test_tokens_of_one_adapter_are_side_by_side() -> None:
     s, _ = scheduler()
     for i, adapter in enumerate(["x", None, "y", "x", None, "y"]):
-        s.add(sequence(1, 3, adapter, f"r{i}"))
+        s.add(job_of(1, 3, adapter, f"r{i}"))
     slots = [chunk.job.slot for chunk in s.schedule()]
     assert slots == sorted(slots)
     assert len(set(slots)) == 3
@@ -106,7 +106,7 @@ def test_every_request_ends_once_and_everything_comes_back(
 ) -> None:
     budget = data.draw(st.integers(running, 20))
     s, bank = scheduler(pages, slots, running, budget)
-    sequences = [sequence(p, n, a, f"r{i}") for i, (p, n, a) in enumerate(specs)]
+    sequences = [job_of(p, n, a, f"r{i}") for i, (p, n, a) in enumerate(specs)]
     for item in sequences:
         s.add(item)
     aborted = data.draw(st.sets(st.sampled_from(sequences), max_size=3))
@@ -130,7 +130,7 @@ def test_every_request_ends_once_and_everything_comes_back(
 
 def test_finishing_twice_frees_once() -> None:
     s, bank = scheduler()
-    item = sequence(3, 3, "x")
+    item = job_of(3, 3, "x")
     s.add(item)
     s.schedule()
     s.finish(item)

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
 from remix_runtime.engines.embedded.tiers import ColdRequests, Tiers
-from tests.unit.engines.scheduling import PAGE, Slots, sequence
+from tests.unit.engines.scheduling import PAGE, Slots, job_of
 
 
 class Memory:
@@ -60,9 +61,18 @@ class Host:
         self._delay = delay
         self._left = 0
         self.finished: list[str] = []
+        self._num_added = 0
 
-    def add(self, adapter: str | None, name: str, tenant: str = "", new: int = 3) -> None:
-        self.tiers.add(sequence(2, new, adapter, name, tenant))
+    @property
+    def num_waiting(self) -> int:
+        """Jobs in both queues: for their adapter's copy, and for their turn."""
+        return self._num_added - len(self.finished) - len(self.scheduler.running)
+
+    def add(self, adapter: str | None, name: str, tenant: str = "", new: int = 3) -> Job:
+        job = job_of(2, new, adapter, name, tenant)
+        self.tiers.add(job)
+        self._num_added += 1
+        return job
 
     def step(self) -> dict[str, int]:
         if self._left:
@@ -102,14 +112,14 @@ def test_a_cold_request_waits_for_its_adapter_and_nobody_waits_for_it() -> None:
 def test_tenants_take_turns_in_reading() -> None:
     cold = ColdRequests()
     for i in range(5):
-        cold.add(sequence(1, 1, f"loud{i}", tenant="loud"))
-    cold.add(sequence(1, 1, "quiet", tenant="quiet"))
+        cold.add(job_of(1, 1, f"loud{i}", tenant="loud"))
+    cold.add(job_of(1, 1, "quiet", tenant="quiet"))
     order = []
     while (digest := cold.next()) is not None:
         cold.take(digest)
         order.append(digest)
     assert order == ["loud0", "quiet", "loud1", "loud2", "loud3", "loud4"]
-    assert len(cold) == 0
+    assert cold.digests == ()
 
 
 def test_a_failed_read_takes_out_those_that_waited_for_it() -> None:
@@ -130,7 +140,7 @@ def test_requests_for_adapters_in_memory_cannot_keep_others_out_for_ever() -> No
 
     def feed() -> None:
         nonlocal serial
-        while len(host.scheduler.queue) + host.tiers.num_cold < 6:
+        while host.num_waiting < 6:
             serial += 1
             host.add(("hot1", "hot2")[serial % 2], f"hot{serial}")
 
@@ -173,8 +183,7 @@ def test_whatever_the_traffic_everyone_ends_and_memory_holds(
     for step in range(3000):
         while arrivals and arrivals[0][1][0] <= step:
             number, (_, adapter, tenant, new, aborts) = arrivals.pop(0)
-            q = sequence(2, new, adapter, f"r{number}", tenant)
-            host.tiers.add(q)
+            q = host.add(adapter, f"r{number}", tenant, new)
             if aborts:
                 aborting.append((step + 2, q))
         for when, q in aborting:
@@ -182,7 +191,7 @@ def test_whatever_the_traffic_everyone_ends_and_memory_holds(
                 host.tiers.finish(q)
                 host.finished.append(q.request.request_id)
         host.step()
-        if not arrivals and not host.scheduler.has_work and not host.tiers.num_cold:
+        if not arrivals and not host.scheduler.has_work and not host.num_waiting:
             break
     else:
         pytest.fail("somebody waits for ever")
