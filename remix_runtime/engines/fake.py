@@ -127,18 +127,6 @@ class FakeEngine(EngineFront[_Job]):
     def _busy_since(self) -> float | None:
         return None
 
-    # -- adapters -----------------------------------------------------------------------------
-
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
-        self._require_alive()
-        return self._adapters.load(folder)
-
-    async def unload_adapter(self, digest: str) -> None:
-        await self._adapters.unload(digest)
-
-    async def adapter_states(self) -> list[AdapterState]:
-        return self._adapters.states()
-
     # -- requests -----------------------------------------------------------------------------
 
     def _open(self, request: GenerationRequest) -> _Job:
@@ -223,18 +211,6 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
     def num_on_host(self) -> int:
         return len(self._host)
 
-    def load(self, folder: Path) -> AdapterInfo:
-        info = _read(folder)
-        served = self._served.setdefault(info.digest, ServedAdapter(folder, info))
-        served.folder, served.is_open = folder, True
-        self._into_memory(info.digest)
-        return info
-
-    async def unload(self, digest: str) -> None:
-        served = self._served.get(digest)
-        if served is not None:
-            await self._close(served, lambda: self._unload(digest, served))
-
     def read(self, digest: str) -> None:
         """Reads an adapter back into memory if it is not there. Raises
         `AdapterUnavailableError`."""
@@ -247,7 +223,7 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
                 raise AdapterUnavailableError(f"adapter {digest}: found {found} in its folder")
         self._into_memory(digest)
 
-    def states(self) -> list[AdapterState]:
+    async def states(self) -> list[AdapterState]:
         def tier(digest: str) -> AdapterTier:
             return AdapterTier.HOST if digest in self._host else AdapterTier.DISK
 
@@ -256,6 +232,13 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
     def unpin(self, digest: str) -> None:
         super().unpin(digest)
         self._shrink(keep=digest)
+
+    async def _load(self, folder: Path) -> AdapterInfo:
+        info = _read(folder)
+        if self._open_again(info.digest, folder) is None:
+            self._served[info.digest] = ServedAdapter(folder, info, is_open=True)
+        self._into_memory(info.digest)
+        return info
 
     async def _unload(self, digest: str, served: ServedAdapter) -> None:
         async with self._unpinned:

@@ -11,9 +11,18 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from remix_runtime.contracts import GenerationRequest, Health, ModelInfo, TokenEvent, Tokenizer
+from remix_runtime.contracts import (
+    AdapterInfo,
+    AdapterState,
+    GenerationRequest,
+    Health,
+    ModelInfo,
+    TokenEvent,
+    Tokenizer,
+)
 from remix_runtime.engines.served import ServedAdapters
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
@@ -122,6 +131,19 @@ class EngineFront(ABC, Generic[S]):
     async def _wait_idle(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
+
+    # -- adapters -------------------------------------------------------------------------------
+
+    async def load_adapter(self, folder: Path) -> AdapterInfo:
+        self._require_alive()
+        return await self._served.load(folder)
+
+    async def unload_adapter(self, digest: str) -> None:
+        self._require_alive()
+        await self._served.unload(digest)
+
+    async def adapter_states(self) -> list[AdapterState]:
+        return await self._served.states()
 
     # -- requests -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -46,7 +46,7 @@ class ServedAdapter:
 S = TypeVar("S", bound=ServedAdapter)
 
 
-class ServedAdapters(Generic[S]):
+class ServedAdapters(ABC, Generic[S]):
     """Loaded adapters by digest. Used on one event loop. An engine derives from this and says how
     adapters are loaded, read again and unloaded."""
 
@@ -67,6 +67,31 @@ class ServedAdapters(Generic[S]):
     def __len__(self) -> int:
         return len(self._served)
 
+    @abstractmethod
+    async def states(self) -> list[AdapterState]: ...
+
+    @abstractmethod
+    async def _load(self, folder: Path) -> AdapterInfo: ...
+
+    @abstractmethod
+    async def _unload(self, digest: str, served: S) -> None:
+        """Frees the adapter when nothing pins it, unless it was loaded again meanwhile."""
+
+    async def load(self, folder: Path) -> AdapterInfo:
+        return await asyncio.shield(self._tasks.start(self._load(folder)))
+
+    async def unload(self, digest: str) -> None:
+        """Refuses new requests from now on, and returns when nothing of the adapter is left."""
+        served = self._served.get(digest)
+        if served is None:
+            return
+        if served.is_open:
+            served.is_open = False
+            if served.unload is None or served.unload.done():
+                served.unload = self._tasks.start(self._unload(digest, served))
+        if served.unload is not None:
+            await asyncio.shield(served.unload)
+
     def pin(self, digest: str) -> None:
         self._served[digest].pins += 1
 
@@ -85,15 +110,13 @@ class ServedAdapters(Generic[S]):
         except TimeoutError:
             self._log.warning("loads of adapters are still running")
 
-    async def _close(self, served: S, unload: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Refuses new requests from now on, and returns when `unload`, or the unload before it, is
-        done."""
-        if served.is_open:
-            served.is_open = False
-            if served.unload is None or served.unload.done():
-                served.unload = self._tasks.start(unload())
-        if served.unload is not None:
-            await asyncio.shield(served.unload)
+    def _open_again(self, digest: str, folder: Path) -> AdapterInfo | None:
+        """Keeps an adapter that is loaded already, from now on in `folder`; None for others."""
+        served = self._served.get(digest)
+        if served is None:
+            return None
+        served.folder, served.is_open = folder, True
+        return served.info
 
     def _count_read(self, served: S, started: float) -> None:
         served.read_seconds = time.monotonic() - started

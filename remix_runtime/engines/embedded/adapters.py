@@ -38,17 +38,12 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
         # What reading takes comes on top of the memory budget: one load at a time.
         self._loading = asyncio.Lock()
 
-    async def load(self, folder: Path) -> AdapterInfo:
-        return await asyncio.shield(self._tasks.start(self._load(folder)))
-
     async def unload(self, digest: str) -> None:
-        """Refuses new requests from now on, and returns when nothing of the adapter is left."""
-        served = self._served.get(digest)
-        if served is None:
+        if digest in self._served:
+            await super().unload(digest)
+        else:
             # One that another caller unloads leaves with a command that is in the inbox already.
             await self._thread.call(lambda: None)
-            return
-        await self._close(served, lambda: self._unload(digest, served))
 
     def read(self, digest: str) -> None:
         """Reads an adapter back into host memory, for requests that wait for it."""
@@ -74,10 +69,8 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
             # Another load of the same may still fail, and this one's parity file be better.
             while digest in self._replays:
                 await asyncio.wait([self._replays[digest]])
-            served = self._served.get(digest)
-            if served is not None:
-                served.folder, served.is_open = folder, True
-                return served.info
+            if (known := self._open_again(digest, folder)) is not None:
+                return known
             parity = await _in_thread(
                 lambda: read_parity(
                     folder, vocab_size=model.vocab_size, max_tokens=model.max_model_len

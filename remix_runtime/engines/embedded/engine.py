@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from remix_runtime.contracts import (
-    AdapterInfo,
-    AdapterState,
     EngineStats,
     GenerationRequest,
     ModelInfo,
@@ -60,19 +56,6 @@ class EmbeddedEngine(EngineFront[Stream]):
     @property
     def _busy_since(self) -> float | None:
         return self._thread.busy_since
-
-    # -- adapters -----------------------------------------------------------------------------
-
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
-        self._require_alive()
-        return await self._adapters.load(folder)
-
-    async def unload_adapter(self, digest: str) -> None:
-        self._require_alive()
-        await self._adapters.unload(digest)
-
-    async def adapter_states(self) -> list[AdapterState]:
-        return await self._adapters.states()
 
     # -- requests -----------------------------------------------------------------------------
 

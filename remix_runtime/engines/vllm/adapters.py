@@ -12,25 +12,25 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remix_runtime.adapter.checkpoint import BaseShapes, Checkpoint, read_checkpoint
+from remix_runtime.adapter.checkpoint import BaseShapes, Checkpoint, read_checkpoint, read_parity
+from remix_runtime.adapter.layers import base_shapes
+from remix_runtime.base_model import without_weights
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.host import require_fit, require_named
+from remix_runtime.engines.vllm.replay import replay_on
 from remix_runtime.errors import AdapterUnavailableError, CheckpointError, RemixError
 
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
 
 log = logging.getLogger(__name__)
-
-Replay = Callable[["Served"], Awaitable[None]]
-"""Raises `ParityError` for an adapter that computes something else than its training did."""
 
 
 @dataclass(slots=True)
@@ -65,6 +65,11 @@ class VllmAdapters(ServedAdapters[Served]):
         self._reading: set[str] = set()
         self._turn = asyncio.Lock()
         """Held while something changes in what the workers hold: one change at a time."""
+
+    def start(self, backend: Backend) -> None:
+        """Before anything else. The adapters must fit the model that `backend` serves."""
+        self._backend = backend
+        self._base: BaseShapes = base_shapes(without_weights(backend.hf_config))
 
     @property
     def num_held(self) -> int:
@@ -118,25 +123,15 @@ class VllmAdapters(ServedAdapters[Served]):
             self._active.discard(digest)
         self._tell_unpinned()
 
-    def read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
+    def read(self, digest: str) -> None:
         """Makes the workers load an adapter that they do not hold. Repeated calls load it once."""
         if digest not in self._reading:
             self._reading.add(digest)
-            self._tasks.start(self._read(backend, digest, base))
+            self._tasks.start(self._read(digest))
 
     # -- loading --------------------------------------------------------------------------------
 
-    async def load(
-        self, backend: Backend, folder: Path, base: BaseShapes, replay: Replay
-    ) -> AdapterInfo:
-        return await asyncio.shield(self._tasks.start(self._load(backend, folder, base, replay)))
-
-    async def unload(self, backend: Backend, digest: str) -> None:
-        served = self._served.get(digest)
-        if served is not None:
-            await self._close(served, lambda: self._unload(backend, digest, served))
-
-    def states(self) -> list[AdapterState]:
+    async def states(self) -> list[AdapterState]:
         on_device = set(list(self._held)[-self._config.adapter_slots :])
 
         def tier(digest: str) -> AdapterTier:
@@ -147,24 +142,20 @@ class VllmAdapters(ServedAdapters[Served]):
         # A slot is vLLM's own, and another one with every activation.
         return [s.state(tier(digest), slot=None) for digest, s in self._served.items() if s.is_open]
 
-    async def _load(
-        self, backend: Backend, folder: Path, base: BaseShapes, replay: Replay
-    ) -> AdapterInfo:
+    async def _load(self, folder: Path) -> AdapterInfo:
         async with self._turn:
-            checkpoint = await self._checked(folder, base)
+            checkpoint = await self._checked(folder)
             digest = checkpoint.digest
-            served = self._served.get(digest)
-            if served is not None:
-                served.folder, served.is_open = folder, True
-                return served.info
+            if (known := self._open_again(digest, folder)) is not None:
+                return known
             self._served[digest] = served = Served(folder, adapter_info(checkpoint))
             try:
-                await self._hold(backend, digest, served)
+                await self._hold(digest, served)
                 self._is_replaying = True
-                await replay(served)
+                await self._replay(served)
             except BaseException:
                 try:
-                    await self._drop(backend, digest)
+                    await self._drop(digest)
                 finally:
                     del self._served[digest]
                 raise
@@ -174,7 +165,7 @@ class VllmAdapters(ServedAdapters[Served]):
             served.is_open = True
             return served.info
 
-    async def _unload(self, backend: Backend, digest: str, served: Served) -> None:
+    async def _unload(self, digest: str, served: Served) -> None:
         while True:
             async with self._unpinned:
                 await self._unpinned.wait_for(lambda: not served.is_pinned)
@@ -183,20 +174,20 @@ class VllmAdapters(ServedAdapters[Served]):
                 if served.is_open:
                     return
                 if not served.is_pinned:
-                    await self._drop(backend, digest)
+                    await self._drop(digest)
                     del self._served[digest]
                     return
 
-    async def _read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
+    async def _read(self, digest: str) -> None:
         error: RemixError | None = None
         try:
             async with self._turn:
                 served = self._served.get(digest)
                 if served is None or digest in self._held:
                     return
-                checkpoint = await self._checked(served.folder, base)
+                checkpoint = await self._checked(served.folder)
                 require_named(checkpoint.digest, digest)
-                await self._hold(backend, digest, served)
+                await self._hold(digest, served)
         except CheckpointError as failure:
             error = AdapterUnavailableError(f"adapter {digest} could not be read again: {failure}")
         except RemixError as failure:
@@ -209,24 +200,38 @@ class VllmAdapters(ServedAdapters[Served]):
             self._reading.discard(digest)
             self._changed(digest, error)
 
-    async def _checked(self, folder: Path, base: BaseShapes) -> Checkpoint:
+    async def _replay(self, served: Served) -> None:
+        """Raises `ParityError` for an adapter that computes something else than its training
+        did."""
+        backend = self._backend
+        parity = await asyncio.to_thread(
+            read_parity,
+            served.folder,
+            vocab_size=backend.vocab_size,
+            max_tokens=backend.max_model_len - 1,
+        )
+        if parity is not None:
+            lora = (served.info.digest, served.number, served.folder)
+            await replay_on(backend, parity, lora, slack=backend.parity_slack)
+
+    async def _checked(self, folder: Path) -> Checkpoint:
         """Reads the folder and refuses what a worker would refuse, before a worker hears of it."""
-        checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=base)
+        checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=self._base)
         config = checkpoint.config
         require_fit(config.num_experts, config.r, max_rows=self._config.adapter_rows)
         return checkpoint
 
-    async def _hold(self, backend: Backend, digest: str, served: Served) -> None:
+    async def _hold(self, digest: str, served: Served) -> None:
         started = time.monotonic()
         if len(self._held) >= self._config.host_adapters:
-            await self._make_room(backend)
+            await self._make_room()
         served.number = self._next_number
         self._next_number += 1
-        await backend.add_lora(digest, served.number, served.folder)
+        await self._backend.add_lora(digest, served.number, served.folder)
         self._held[digest] = None
         self._count_read(served, started)
 
-    async def _make_room(self, backend: Backend) -> None:
+    async def _make_room(self) -> None:
         self._needs_victim = True
         try:
             async with self._unpinned:
@@ -237,12 +242,12 @@ class VllmAdapters(ServedAdapters[Served]):
             self._needs_victim = False
         del self._held[victim]
         self._changed(victim, None)  # those that had to let this pass
-        await backend.remove_lora(self._served[victim].number)
+        await self._backend.remove_lora(self._served[victim].number)
 
     def _victim(self) -> str | None:
         return next((digest for digest in self._held if digest not in self._active), None)
 
-    async def _drop(self, backend: Backend, digest: str) -> None:
+    async def _drop(self, digest: str) -> None:
         if digest in self._held:
             del self._held[digest]
-            await backend.remove_lora(self._served[digest].number)
+            await self._backend.remove_lora(self._served[digest].number)

@@ -11,12 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remix_runtime.adapter.checkpoint import BaseShapes, read_parity
-from remix_runtime.adapter.layers import base_shapes
-from remix_runtime.base_model import without_weights
 from remix_runtime.contracts import (
-    AdapterInfo,
-    AdapterState,
     EngineStats,
     GenerationRequest,
     ModelInfo,
@@ -26,11 +21,10 @@ from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
 from remix_runtime.engines.front import STALL_SECONDS, EngineFront
 from remix_runtime.engines.tokenizer import ModelTokenizer
-from remix_runtime.engines.vllm.adapters import Served, VllmAdapters
+from remix_runtime.engines.vllm.adapters import VllmAdapters
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import Job, logprobs_of
 from remix_runtime.engines.vllm.load import ExpertLoad
-from remix_runtime.engines.vllm.replay import replay_on
 from remix_runtime.errors import EngineDeadError, RemixError
 
 if TYPE_CHECKING:
@@ -87,7 +81,7 @@ class VllmEngine(EngineFront[Job]):
             eos_token_ids=tuple(sorted(self._ends)),
             max_requests=self._config.max_running + self._config.max_waiting,
         )
-        self._base_shapes: BaseShapes = base_shapes(without_weights(backend.hf_config))
+        self._adapters.start(backend)
         self._backend = backend
         self._watching = asyncio.create_task(self._watch_load(backend))
 
@@ -120,17 +114,6 @@ class VllmEngine(EngineFront[Job]):
     def _busy_since(self) -> float | None:
         return self._progress if self._running else None
 
-    # -- adapters -----------------------------------------------------------------------------
-
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
-        return await self._adapters.load(self._alive(), folder, self._base_shapes, self._replay)
-
-    async def unload_adapter(self, digest: str) -> None:
-        await self._adapters.unload(self._alive(), digest)
-
-    async def adapter_states(self) -> list[AdapterState]:
-        return self._adapters.states()
-
     async def _watch_load(self, backend: Backend) -> None:
         """Asks the workers now and then for the load of experts, if there were requests with
         adapters."""
@@ -144,18 +127,6 @@ class VllmEngine(EngineFront[Job]):
                 parts = await backend.on_workers("remix_expert_load")
                 self._load.add(parts, self._adapters.numbers, self._adapters.digests)
 
-    async def _replay(self, served: Served) -> None:
-        backend = self._alive()
-        parity = await asyncio.to_thread(
-            read_parity,
-            served.folder,
-            vocab_size=self._model.vocab_size,
-            max_tokens=self._model.max_model_len - 1,
-        )
-        if parity is not None:
-            lora = (served.info.digest, served.number, served.folder)
-            await replay_on(backend, parity, lora, slack=backend.parity_slack)
-
     # -- requests -----------------------------------------------------------------------------
 
     def _open(self, request: GenerationRequest) -> Job:
@@ -163,7 +134,7 @@ class VllmEngine(EngineFront[Job]):
 
     def _submit(self, stream: Job) -> None:
         self._waiting.add(stream.request.tenant, stream)
-        self._pump_if_alive()
+        self._pump()
 
     async def abort(self, request_id: str) -> None:
         job = self._streams.get(request_id)
@@ -173,7 +144,7 @@ class VllmEngine(EngineFront[Job]):
         if job.run is not None:
             job.run.cancel()
             await asyncio.wait([job.run])
-        self._pump_if_alive()
+        self._pump()
 
     def stats(self) -> EngineStats:
         backend = self._backend
@@ -196,24 +167,20 @@ class VllmEngine(EngineFront[Job]):
             adapter_read_seconds=self._adapters.total_read_seconds,
         )
 
-    def _alive(self) -> Backend:
-        self._require_alive()
-        assert self._backend is not None
-        return self._backend
-
     # -- from the queue to vLLM -----------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Admits the requests that may run now."""
-        backend = self._alive() if self._streams else None
-        while backend is not None and len(self._running) < self._config.max_running:
-            job = self._next(backend)
-            if job is None:
-                return
-            self._waiting.remove(job.request.tenant, job)
-            self._start(backend, job)
+        """Admits the requests that may run now; if the engine is dead, fails those that wait."""
+        try:
+            if self._streams:
+                self._require_alive()
+            while len(self._running) < self._config.max_running and (job := self._next()):
+                self._waiting.remove(job.request.tenant, job)
+                self._start(job)
+        except EngineDeadError as error:
+            self._fail([job for _, job in self._waiting], error)
 
-    def _next(self, backend: Backend) -> Job | None:
+    def _next(self) -> Job | None:
         """The first request in fair order that may run now. One whose adapter must be read, or
         finds no slot, lets others pass for a while."""
         adapters, is_closed = self._adapters, self._adapters.needs_room
@@ -225,14 +192,14 @@ class VllmEngine(EngineFront[Job]):
             if is_held and has_slot and not is_closed:
                 return job
             if not is_held and (has_slot or adapters.has_room):
-                adapters.read(backend, digest, self._base_shapes)
+                adapters.read(digest)
             if job.turn_came is None:
                 job.turn_came = self._num_admitted
             if not has_slot and self._num_admitted - job.turn_came >= PATIENCE:
                 is_closed = True  # until the requests of an adapter in a slot have run out
         return None
 
-    def _start(self, backend: Backend, job: Job) -> None:
+    def _start(self, job: Job) -> None:
         request = job.request
         self._waiting.charge_prompt(request.tenant, len(request.prompt_token_ids))
         self._running.add(job)
@@ -242,13 +209,14 @@ class VllmEngine(EngineFront[Job]):
         if request.digest is not None:
             lora = self._adapters.pin_slot(request.digest)
             self._num_admitted += 1
-        job.run = asyncio.get_running_loop().create_task(self._run(backend, job, lora))
+        job.run = asyncio.get_running_loop().create_task(self._run(job, lora))
         # Not in the task, which may be cancelled before its first line.
         job.run.add_done_callback(lambda _: self._ended(job))
 
-    async def _run(self, backend: Backend, job: Job, lora: tuple[str, int, Path] | None) -> None:
+    async def _run(self, job: Job, lora: tuple[str, int, Path] | None) -> None:
         request = job.request
-        outputs = backend.generate(request, self._ends, lora, salt=request.tenant)
+        assert self._backend is not None
+        outputs = self._backend.generate(request, self._ends, lora, salt=request.tenant)
         try:
             async for new in outputs:
                 self._progress = time.monotonic()
@@ -273,20 +241,13 @@ class VllmEngine(EngineFront[Job]):
         self._running.discard(job)
         if job.request.digest is not None:
             self._adapters.unpin_slot(job.request.digest)
-        self._pump_if_alive()
+        self._pump()
 
     def _close(self, stream: Job) -> None:
         self._waiting.remove(stream.request.tenant, stream)
         super()._close(stream)
 
-    def _pump_if_alive(self) -> None:
-        """Admits requests; if the engine is dead, fails those that wait."""
-        try:
-            self._pump()
-        except EngineDeadError as error:
-            self._fail([job for _, job in self._waiting], error)
-
     def _adapter_read(self, digest: str, error: RemixError | None) -> None:
         if error is not None:
             self._fail([job for _, job in self._waiting if job.request.digest == digest], error)
-        self._pump_if_alive()
+        self._pump()

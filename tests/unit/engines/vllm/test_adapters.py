@@ -97,7 +97,7 @@ async def test_a_load_whose_parity_differs_leaves_nothing(
         assert engine.stats().adapters_on_host == 1
         raise ParityError("found other routes")
 
-    monkeypatch.setattr(engine, "_replay", differs)
+    monkeypatch.setattr(engine._adapters, "_replay", differs)
     with pytest.raises(ParityError):
         await engine.load_adapter(folders[0])
     assert (backend.loras, engine.stats().adapters_loaded) == ({}, 0)
@@ -218,7 +218,7 @@ async def test_a_replay_gets_a_slot_among_requests_that_never_cease(
     async def replay(*args: object) -> None:
         await replayed.wait()
 
-    monkeypatch.setattr(engine, "_replay", replay)
+    monkeypatch.setattr(engine._adapters, "_replay", replay)
     load = asyncio.create_task(engine.load_adapter(folders[1]))
     await until(lambda: engine.stats().adapters_on_host == 2)
     late, two = ask(engine, digest)
