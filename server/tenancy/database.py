@@ -25,6 +25,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from remix_runtime.errors import ConfigError
+from remix_runtime.extras import missing_extra
 from server.tenancy.errors import DatabaseUnavailableError
 
 CONNECT_SECONDS = 5
@@ -187,9 +188,7 @@ def _postgres_engine(url: URL) -> AsyncEngine:
         }
         engine = create_async_engine(url, pool_pre_ping=True, connect_args=connect)
     except ImportError:
-        raise ConfigError(
-            "PostgreSQL needs a driver: pip install 'remix-serve[postgres]'"
-        ) from None
+        raise missing_extra("database URL", "postgres", "psycopg") from None
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:

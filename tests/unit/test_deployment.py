@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from remix_runtime.cli import build_app
 from server.settings import ServerSettings, load_settings
@@ -20,6 +22,15 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("remix_runtime", "training", "server", "benchmarks")
 IMAGES = ("Dockerfile.cpu", "Dockerfile.gpu")
 DEFAULTS = ServerSettings.model_fields
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+LOCKED = ("postgres", "s3", "train", "peft", "demo")
+"""What an image may have. Of vLLM there are only builds for GPUs in the lock file of that image."""
+LOCKS = {
+    "Dockerfile.cpu": ("requirements-cpu.txt", ("torch-cpu.txt",), LOCKED),
+    "Dockerfile.gpu": ("requirements-gpu.txt", (), (*LOCKED, "vllm")),
+}
+"""For each image its lock file, what is pinned beside it, and the extras that are locked."""
 PORT, ADMIN_PORT = DEFAULTS["port"].default, DEFAULTS["admin_port"].default
 
 
@@ -170,11 +181,77 @@ def test_images_expose_no_admin_port_and_have_the_driver_for_postgresql(name: st
     assert re.findall(r"^EXPOSE (.+)$", text, re.MULTILINE) == [str(PORT)]
     assert re.search(r'pip install .*"\.\[\$\{EXTRAS\}\]"$', text, re.MULTILINE)
     (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", text, re.MULTILINE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    optional = project["project"]["optional-dependencies"]
-    items = [item for extra in extras.split(",") for item in optional[extra]]
+    items = [item for extra in extras.split(",") for item in EXTRAS[extra]]
     assert any("psycopg" in item for item in items)
     assert any(item.startswith("vllm==") for item in items) == (name == "Dockerfile.gpu")
+
+
+def pins(file: str) -> list[tuple[Requirement, list[str]]]:
+    """The requirements of a lock file and their hashes."""
+    text = (ROOT / "docker" / file).read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [
+        (Requirement(line.partition(" --hash=")[0]), re.findall(r"--hash=(\S+)", line))
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize("file", ["requirements-cpu.txt", "requirements-gpu.txt", "torch-cpu.txt"])
+def test_every_locked_package_has_one_version_and_a_hash(file: str) -> None:
+    found = pins(file)
+    assert found
+    for requirement, hashes in found:
+        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
+        assert hashes, requirement
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), requirement
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_lock_has_what_the_project_asks_for(name: str) -> None:
+    """If this fails: `make lock`."""
+    lock, beside, extras = LOCKS[name]
+    locked = {
+        canonicalize_name(requirement.name): str(requirement.specifier).removeprefix("==")
+        for file in (lock, *beside)
+        for requirement, _ in pins(file)
+        if requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux"})
+    }
+    asked = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+    for text in [*asked, *(text for extra in extras for text in EXTRAS[extra])]:
+        requirement = Requirement(text)
+        assert locked[canonicalize_name(requirement.name)] in requirement.specifier, text
+    assert ("vllm" in locked) == (name == "Dockerfile.gpu")
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_installs_by_its_lock(name: str) -> None:
+    lock, beside, locked = LOCKS[name]
+    text = (ROOT / "docker" / name).read_text(encoding="utf-8")
+    (command,) = re.findall(r"^RUN .*pip install .*EXTRAS.*$", text, re.MULTILINE)
+    assert f"--constraints docker/{lock} --build-constraints docker/{lock} " in command
+    for file in beside:
+        assert re.search(rf"pip install --no-deps --require-hashes .*-r docker/{file}$", text, re.M)
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", text, re.MULTILINE)
+    assert set(extras.split(",")) <= set(locked)
+    (named,) = re.findall(r"^# Of the extras in pyproject.toml: (.+) are locked\.$", text, re.M)
+    assert set(re.split(r", | and ", named)) == set(locked)
+    assert "!docker/*.txt\n" in (ROOT / ".dockerignore").read_text()
+
+
+def test_nothing_of_cuda_is_in_the_cpu_image() -> None:
+    """And `make` takes the same build of torch."""
+    names = {requirement.name for requirement, _ in pins("requirements-cpu.txt")}
+    assert {name for name in names if re.match(r"nvidia|cuda|triton|torch$", name)} == set()
+    ((torch, _),) = pins("torch-cpu.txt")
+    assert str(torch.specifier).endswith("+cpu")
+    assert f"CPU_TORCH := {torch}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_lock_is_made_for_the_extras_that_images_may_have() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"$(patsubst %,--extra=%,{' '.join(LOCKED)})" in makefile
+    for lock, _, _ in LOCKS.values():
+        assert f"--output-file=docker/{lock} " in makefile
 
 
 def test_kubernetes_keeps_the_admin_port_off_the_public_service() -> None:
