@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measure import agreement, first_difference, rates, ratio, spread
-from benchmarks.systems.protocol import Run, Workload
+from benchmarks.agreement import agreement, first_difference
+from benchmarks.rounds import ratio, spread
+from benchmarks.speed.measure import rates
+from benchmarks.speed.systems.protocol import Run, Workload
 
 
 def _workload(prompt_lengths: list[int], new_tokens: int) -> Workload:
