@@ -103,14 +103,13 @@ def bench(
             vllm_eager=vllm_eager,
             vllm_preload=vllm_preload,
         )
-        markdown = run_speed(config, stem, report)
+        run_speed(config, stem, report)
     elif suite == "determinism":
         from benchmarks.speed.determinism import run_determinism
 
-        markdown = run_determinism(base, stem, shape, threads, report)
+        run_determinism(base, stem, shape, threads, report)
     else:
         raise ConfigError(f"suite: found {suite!r}, expected speed or determinism")
-    typer.echo(markdown)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

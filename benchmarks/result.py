@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import describe_machine
 
-def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines
-    )
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    header: Sequence[object]
+    rows: Sequence[Sequence[object]]
+
+    def __str__(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join(
+            "| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines
+        )
 
 
 def fields(values: Mapping[str, object]) -> str:
@@ -21,23 +28,26 @@ def fields(values: Mapping[str, object]) -> str:
     return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in values.items())
 
 
-def write_result(
+def publish(
     stem: Path | None,
     title: str,
-    parts: Iterable[str],
-    machine: Mapping[str, Any],
-    figures: Mapping[str, Any],
+    *parts: str | Table,
+    machine: Mapping[str, Any] | None = None,
+    **figures: Any,
 ) -> str:
-    """The Markdown of a result: the title with the day, the parts that are not empty, the machine.
+    """Prints a result and returns it: the title with the day, the parts with content, the machine.
 
-    With a `stem` it is written to `stem`.md, and machine and figures to `stem`.json.
+    With a `stem` it is also written, as `stem`.md, and machine, tables and figures as `stem`.json.
     """
-    title = f"# {title}, {machine['date'][:10]}"
-    sections = [title, *filter(None, parts), "## Machine\n\n" + fields(machine)]
-    markdown = "\n\n".join(sections) + "\n"
+    machine = machine or describe_machine()
+    shown = [f"# {title}, {machine['date'][:10]}", *parts, "## Machine", fields(machine)]
+    markdown = "\n\n".join(str(part) for part in shown if part) + "\n"
+    print(markdown)
     if stem is not None:
+        tables = [[part.header, *part.rows] for part in parts if isinstance(part, Table)]
+        document = {"machine": machine, "tables": tables, **figures}
         stem.parent.mkdir(parents=True, exist_ok=True)
-        document = json.dumps({"machine": machine, **figures}, indent=1)
-        stem.with_name(stem.name + ".json").write_text(document + "\n", encoding="utf-8")
+        text = json.dumps(document, indent=1, default=str)
+        stem.with_name(stem.name + ".json").write_text(text + "\n", encoding="utf-8")
         stem.with_name(stem.name + ".md").write_text(markdown, encoding="utf-8")
     return markdown

@@ -4,7 +4,7 @@
 float64, then times CUDA graphs of all layers, each with weights of its own as in the real model:
 the base linears alone, and with the addition to gate/up and down, by the forms that may be best,
 after the base product and beside it. The two graphs are replayed in turns. Writes STEM.json and
-STEM.md, prints the best of each case. Needs PyTorch and Triton only.
+STEM.md. Needs PyTorch and Triton only.
 
 Shape suffixes: T tokens, D input width, O output width; n experts, k activated, r rank.
 """
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.mixture_report import Case, Model, Result, Summary, short, write
+from benchmarks.gpu.mixture_report import Case, Model, Result, Summary, write
 from benchmarks.rounds import percentile, run_rounds
 from benchmarks.shape import AdapterShape
 from remix_runtime.kernels.device_plan import DevicePlan
@@ -220,17 +220,14 @@ def check(summary: Summary) -> None:
         want_TO = torch.zeros(tokens, sum(widths), dtype=torch.float64, device=DEVICE)
         routes_TGk = torch.full((tokens, len(widths), k), -1, device=DEVICE)
         for t, slot in enumerate(slot_T.tolist()):
-            column = 0
-            for g, width in enumerate(widths if slot >= 0 else []):
-                x_D = x_TD[t].double()
+            x_D = x_TD[t].double()
+            columns_GO = torch.arange(sum(widths), device=DEVICE).view(len(widths), -1)
+            for g, columns in enumerate(columns_GO if slot >= 0 else []):
                 z_n = table.router_SGND[slot, g, :n].double() @ x_D
-                route = z_n.topk(k).indices.sort().values
+                routes_TGk[t, g] = route = z_n.topk(k).indices.sort().values
                 h_nr = (table.a_SGMD[slot, g].double() @ x_D).view(n, r)[route].flatten()
-                columns = slice(column, column + width)
-                b_nrO = table.b_SMO[slot, :, columns].view(n, r, width)[route].flatten(0, 1)
+                b_nrO = table.b_SMO[slot, :, columns].view(n, r, -1)[route].flatten(0, 1)
                 want_TO[t, columns] = table.weight_SG[slot, g] * (h_nr @ b_nrO.double())
-                routes_TGk[t, g] = route
-                column += width
         for form, beside in itertools.product(Form, (False, True)):
             table.form = form
             y_TO = torch.zeros(tokens, sum(widths), dtype=DTYPE, device=DEVICE)
@@ -262,18 +259,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: no CUDA device here")
-    start = time.monotonic()
+    deadline = time.monotonic() + arguments.budget
     torch.manual_seed(0)
     with torch.inference_mode():
-        summary = Summary()
+        summary = Summary(copy_bandwidth())
         check(summary)
-        summary.bandwidth = copy_bandwidth()
         for model in (LLAMA,) if arguments.quick else (LLAMA, SMOL):
-            run(model, summary, quick=arguments.quick, deadline=start + arguments.budget)
+            run(model, summary, quick=arguments.quick, deadline=deadline)
             torch.cuda.empty_cache()
-    summary.seconds = time.monotonic() - start
     write(summary, arguments.out)
-    print(short(summary))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe_machine
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from benchmarks.shape import AdapterShape
 
 BF16_FLOPS, FP32_FLOPS = 800e12, 60e12
@@ -54,18 +54,8 @@ class Result:
     seconds: float
 
     @property
-    def base(self) -> float:
-        """Microseconds per layer."""
-        return self.base_seconds / self.case.layers * 1e6
-
-    @property
-    def added(self) -> float:
-        """Microseconds per layer."""
-        return (self.seconds - self.base_seconds) / self.case.layers * 1e6
-
-    @property
-    def percent(self) -> float:
-        return 100 * (self.seconds / self.base_seconds - 1)
+    def _added(self) -> float:
+        return self.seconds - self.base_seconds
 
     def floor(self, bandwidth: float) -> float:
         """Microseconds per layer that the addition cannot beat: the bytes of the routers, of the
@@ -88,38 +78,18 @@ class Result:
         return max(size / bandwidth, arithmetic) * 1e6
 
     def row(self, bandwidth: float) -> list[object]:
-        floor = self.floor(bandwidth)
-        name = self.form + " *" * self.is_chosen
-        microseconds = (self.base, self.added, self.percent, floor, self.added / floor)
-        cells = [self.model.name, self.shape, self.case, name]
-        return [*cells, *(f"{number:.1f}" for number in microseconds)]
+        base, added = (s / self.case.layers * 1e6 for s in (self.base_seconds, self._added))
+        floor, percent = self.floor(bandwidth), 100 * self._added / self.base_seconds
+        figures = [f"{number:.1f}" for number in (base, added, percent, floor, added / floor)]
+        return [self.model.name, self.shape, self.case, self.form + " *" * self.is_chosen, *figures]
 
 
 @dataclass(slots=True)
 class Summary:
+    bandwidth: float
     checks: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    bandwidth: float = 3e12
-    seconds: float = 0.0
-
-
-def short(summary: Summary) -> str:
-    """A line per case, microseconds per layer: the chosen form, after the base product and beside
-    it, and the others, best first."""
-    groups: dict[str, list[Result]] = {}
-    for result in sorted(summary.results, key=lambda result: result.seconds):
-        groups.setdefault(f"{result.model.name} {result.shape} {result.case}", []).append(result)
-    lines = [*summary.checks, *(f"left out: {line}" for line in summary.left_out[:3])]
-    for name, results in groups.items():
-        chosen, others = (
-            ", ".join(f"{r.form} {r.added:.1f}" for r in results if r.is_chosen == wanted)
-            for wanted in (True, False)
-        )
-        floor = results[0].floor(summary.bandwidth)
-        lines.append(f"{name}: base {results[0].base:.0f} floor {floor:.1f} | {chosen} | {others}")
-    lines.append(f"{summary.seconds:.0f} s, {len(summary.left_out)} left out")
-    return "\n".join(lines)
 
 
 def write(summary: Summary, stem: Path) -> None:
@@ -127,27 +97,18 @@ def write(summary: Summary, stem: Path) -> None:
         **describe_machine(),
         "gpu": torch.cuda.get_device_name(),
         "copy_tb_per_s": round(summary.bandwidth / 1e12, 2),
-        "seconds": round(summary.seconds),
     }
-    notes = [*(f"- check: {line}" for line in summary.checks)]
+    notes = [f"- check: {line}" for line in summary.checks]
     notes += [f"- left out, the time was over: {line}" for line in summary.left_out]
-    parts = [
+    publish(
+        stem,
+        "The ReMix addition on a GPU",
         "\n".join(notes),
         "Microseconds per layer (gate/up and down together), percent of the step's linears; "
         "`*` marks the form that `choose_form` takes.",
-        table(HEADER, [result.row(summary.bandwidth) for result in summary.results]),
-    ]
-    figures = {
-        "checks": summary.checks,
-        "left_out": summary.left_out,
-        "results": [
-            asdict(result)
-            | {
-                "added_us_per_layer": result.added,
-                "percent": result.percent,
-                "floor_us_per_layer": result.floor(summary.bandwidth),
-            }
-            for result in summary.results
-        ],
-    }
-    write_result(stem, "The ReMix addition on a GPU", parts, machine, figures)
+        Table(HEADER, [result.row(summary.bandwidth) for result in summary.results]),
+        machine=machine,
+        checks=summary.checks,
+        left_out=summary.left_out,
+        results=[asdict(result) for result in summary.results],
+    )

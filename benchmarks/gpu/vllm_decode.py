@@ -10,128 +10,111 @@ turns, at 1 and 32 requests with none, 1 and 32 adapters.
 
 from __future__ import annotations
 
+import itertools
+import random
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from benchmarks.vllm_engines import Adapters, lora_options, named, submit  # isort: skip
-
 import torch
 import typer
 from transformers import AutoModelForCausalLM, LlamaConfig
-from vllm import LLM, SamplingParams
-from vllm.lora.request import LoRARequest
 
 from benchmarks.adapters import write_random_adapters
 from benchmarks.agreement import agreement
 from benchmarks.machine import describe_machine
-from benchmarks.result import fields, table, write_result
+from benchmarks.result import Table, fields, publish
 from benchmarks.rounds import ratio, run_rounds
 from benchmarks.shape import AdapterShape
+from benchmarks.speed.plan import random_workload
+from benchmarks.speed.systems.protocol import Workload
+from benchmarks.speed.worker import Worker
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
-from remix_runtime.engines.vllm import plugin
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-COMMON = {"vocab_size": 32_000, "max_position_embeddings": 2048, "bos_token_id": 1}
-SMALL = LlamaConfig(
-    **COMMON,
-    hidden_size=256,
-    intermediate_size=768,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    initializer_range=0.06,
-)
+VOCABULARY = 32_000
+COMMON = {"vocab_size": VOCABULARY, "max_position_embeddings": 2048, "bos_token_id": 1}
 CHECKED = (AdapterShape(8, 4, 8), AdapterShape(4, 2, 8), AdapterShape(1, 1, 16))
+CHECKED_TOKENS = 24
 TIMED = AdapterShape(4, 2, 8)
-PROMPT, NEW_TOKENS, CHECKED_TOKENS = 16, 64, 24
 ROUNDS = 2
 
 
+def small() -> LlamaConfig:
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaConfig(**COMMON, **sizes, **heads, initializer_range=0.06)
+
+
 def large(layers: int) -> LlamaConfig:
-    return LlamaConfig(
-        **COMMON,
-        architectures=["LlamaForCausalLM"],
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    return LlamaConfig(**COMMON, **sizes, **heads, architectures=["LlamaForCausalLM"])
 
 
-def engine(folder: Path, mode: str, **options: Any) -> LLM:
+def start(base: Path, mode: str, adapters: Sequence[Path], rank: int, **engine: Any) -> Worker:
     """`compiled` is vLLM's default; `graphs` are CUDA graphs of what PyTorch would run."""
     if mode == "graphs":
-        options["compilation_config"] = {
+        engine["compilation_config"] = {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
             "cudagraph_capture_sizes": [1, 8, 32],
         }
-    return LLM(
-        str(folder),
-        skip_tokenizer_init=True,
-        max_model_len=1024,
-        max_num_seqs=32,
-        enforce_eager=mode == "eager",
-        **{"gpu_memory_utilization": 0.4, "dtype": "bfloat16", **options},
-    )
+    engine |= {"skip_tokenizer_init": True, "max_model_len": 1024, "max_num_seqs": 32}
+    options = {
+        "model": str(base),
+        "engine": {**engine, "enforce_eager": mode == "eager"},
+        "adapters": [str(folder) for folder in adapters],
+        "lora_rank": rank,
+        "lora_slots": len(adapters),
+        "remix": bool(adapters),
+    }
+    target = "benchmarks.speed.systems.vllm:VllmSystem"
+    log = base / f"vllm-{len(adapters)}.log"
+    # The plugin is registered by hand: it may not be installed.
+    return Worker(mode, target, options, log=log, threads=8, env={"VLLM_PLUGINS": ""})
 
 
-def tokens(llm: LLM, jobs: Sequence[tuple[list[int], LoRARequest | None]]) -> list[list[int]]:
-    params = SamplingParams(
-        temperature=0, max_tokens=CHECKED_TOKENS, ignore_eos=True, detokenize=False
-    )
-    outputs = llm.generate(
-        [{"prompt_token_ids": prompt} for prompt, _ in jobs],
-        params,
-        lora_request=[lora for _, lora in jobs],
-        use_tqdm=False,
-    )
-    return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-def reference(base: Path, prompt: list[int], lora: LoRARequest | None) -> list[int]:
+def reference(base: Path, prompt: list[int], adapter: Path | None) -> list[int]:
     """Greedy tokens of the readable model."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if lora is not None:
-        attach_checkpoint(model, read_checkpoint(Path(lora.lora_path)))
+    if adapter is not None:
+        attach_checkpoint(model, read_checkpoint(adapter))
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
-        out_1T = model.to(DEVICE).generate(
-            torch.tensor([prompt], device=DEVICE),
-            max_new_tokens=CHECKED_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        ids_1T = torch.tensor([prompt], device=DEVICE)
+        out_1T = model.to(DEVICE).generate(ids_1T, max_new_tokens=CHECKED_TOKENS, **options)
     return list(out_1T[0, len(prompt) :].tolist())
 
 
-def check(folder: Path, mode: str) -> dict[str, Any]:
+def check(base: Path, mode: str) -> dict[str, Any]:
     """Shares of tokens that agree up to the first difference, in float32: each request alone
     against all in one batch, and these against the readable reference."""
-    base = folder / "base"
-    AutoModelForCausalLM.from_config(SMALL, dtype=torch.float32).save_pretrained(base)
-    loras = named(
-        [write_random_adapters(folder / str(shape), base, shape, 1)[0] for shape in CHECKED]
-    )
-    options = lora_options(max(shape.n * shape.r for shape in CHECKED), slots=3, cpu_slots=3)
-    if DEVICE == "cuda":
-        options["attention_backend"] = "TRITON_ATTN"  # the one that takes float32
-    llm = engine(base, mode, dtype="float32", gpu_memory_utilization=0.1, **options)
+    AutoModelForCausalLM.from_config(small(), dtype=torch.float32).save_pretrained(base)
+    adapters = [write_random_adapters(base / str(s), base, s, 1)[0] for s in CHECKED]
+    # The attention backend that takes float32.
+    attention = {"attention_backend": "TRITON_ATTN"} if DEVICE == "cuda" else {}
+    rank = max(shape.n * shape.r for shape in CHECKED)
+    engine = {"dtype": "float32", "gpu_memory_utilization": 0.1, **attention}
     jobs = [
-        (torch.randint(2, 32_000, (length,)).tolist(), lora)
-        for lora in (*loras, None)
+        (random.choices(range(2, VOCABULARY), k=length), adapter)
+        for adapter in (*range(len(adapters)), None)
         for length in (1, 17, 90)
     ]
-    together = tokens(llm, jobs)
-    alone = [tokens(llm, [job])[0] for job in jobs]
-    references = [reference(base, *job) for job in jobs]
+    with closing(start(base, mode, adapters, rank, **engine)) as worker:
+
+        def tokens(jobs: Sequence[tuple[list[int], int | None]]) -> list[list[int]]:
+            prompts, chosen = ([job[i] for job in jobs] for i in (0, 1))
+            return worker.run(Workload(prompts, CHECKED_TOKENS, chosen)).tokens  # type: ignore[arg-type]
+
+        together = tokens(jobs)
+        alone = [tokens([job])[0] for job in jobs]
+    references = [reference(base, p, None if i is None else adapters[i]) for p, i in jobs]
     return {
         "sequences": len(jobs),
         "different": len({tuple(output) for output in together}),
@@ -140,50 +123,47 @@ def check(folder: Path, mode: str) -> dict[str, Any]:
     }
 
 
-def step_seconds(llm: LLM, batch: int, adapters: Adapters, number: int) -> float:
+def step_seconds(worker: Worker, batch: int, adapters: Sequence[int | None], number: int) -> float:
     """Median time of a decode step."""
-    core, first, times = submit(llm, batch, PROMPT, NEW_TOKENS, adapters), set[str](), list[float]()
-    while core.has_unfinished_requests():
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        found = {output.request_id for output in core.step()}
-        torch.cuda.synchronize()
-        if len(first) == batch:
-            times.append(time.perf_counter() - started)
-        first |= found
-    return statistics.median(times[2:-2])
+    run = worker.run(random_workload(batch, 16, 64, adapters, VOCABULARY, f"{batch} {number}"))
+    # Every request has begun when the last one has its first token.
+    last = max(run.arrivals, key=lambda times: times[0])
+    steps = [after - before for before, after in itertools.pairwise(last)]
+    return statistics.median(steps[2:-2])
 
 
-def measure(folder: Path, layers: int, mode: str, slots: int) -> list[list[object]]:
+def measure(base: Path, layers: int, mode: str, slots: int) -> list[list[object]]:
     """Requests, adapters, milliseconds without and with ReMix, ratio; by case."""
-    base = folder / "large"
     large(layers).save_pretrained(base)
-    plain = engine(base, mode, load_format="dummy")
     # One folder under many ids: every load has memory of its own, which is what costs.
-    loras = named(write_random_adapters(folder, base, TIMED, 1) * slots)
-    options = lora_options(TIMED.n * TIMED.r, slots, cpu_slots=slots)
-    remix = engine(base, mode, load_format="dummy", **options)
-    cases: dict[tuple[int, int], Adapters] = {
-        (1, 1): loras[:1],
-        (32, slots): loras,
-        (32, 1): loras[:1],
+    adapters = write_random_adapters(base, base, TIMED, 1) * slots
+    engine = {"dtype": "bfloat16", "gpu_memory_utilization": 0.4, "load_format": "dummy"}
+    cases: dict[tuple[int, int], Sequence[int | None]] = {
+        (1, 1): [0],
+        (32, slots): range(slots),
+        (32, 1): [0],
         (32, 0): [None],
         (1, 0): [None],
     }
-    sides = {
-        (batch, count): {
-            "base": partial(step_seconds, plain, batch, [None]),
-            "remix": partial(step_seconds, remix, batch, adapters),
+    with (
+        closing(start(base, mode, [], 0, **engine)) as plain,
+        closing(start(base, mode, adapters, TIMED.n * TIMED.r, **engine)) as remix,
+    ):
+        sides = {
+            (batch, count): {
+                "base": partial(step_seconds, plain, batch, [None]),
+                "remix": partial(step_seconds, remix, batch, chosen),
+            }
+            for (batch, count), chosen in cases.items()
         }
-        for (batch, count), adapters in cases.items()
-    }
+        # The warm-up fills the slots, too.
+        found = run_rounds(sides, rounds=ROUNDS, warm_up=1)
     rows: list[list[object]] = []
-    # The warm-up fills the slots, too.
-    for (batch, count), found in run_rounds(sides, rounds=ROUNDS, warm_up=1).items():
-        times = [1e3 * statistics.median(found[side].values()) for side in ("base", "remix")]
-        ratios = ratio(found["remix"], found["base"])
+    for case, times in found.items():
+        sides_ms = (1e3 * statistics.median(times[side].values()) for side in ("base", "remix"))
+        ratios = ratio(times["remix"], times["base"])
         assert ratios is not None
-        rows.append([batch, count, *(round(t, 3) for t in times), round(ratios.median, 3)])
+        rows.append([*case, *(round(ms, 3) for ms in sides_ms), round(ratios.median, 3)])
     return rows
 
 
@@ -191,26 +171,21 @@ def main(
     out: Annotated[Path, typer.Option(help="Result path without ending.")],
     layers: int = 32,
     slots: int = 32,
-    checks: Annotated[
-        str, typer.Option(help="Modes whose tokens are compared.")
-    ] = "eager,compiled",
+    check_modes: Annotated[str, typer.Option(help="Whose tokens are compared.")] = "eager,compiled",
     mode: Annotated[str, typer.Option(help="Of the timed engines; none: no timing.")] = "graphs",
 ) -> None:
     """Check the tokens and time decode steps of ReMix on vLLM."""
-    plugin.register()
+    random.seed(0)
     torch.manual_seed(0)
     gpu = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
     machine = {**describe_machine(), "gpu": gpu, "layers": layers, "mode": mode}
     with tempfile.TemporaryDirectory() as name:
-        checked = {
-            f"check {found}": check(Path(name) / found, found)
-            for found in filter(None, checks.split(","))
-        }
-        print(checked, flush=True)
-        rows = [] if mode == "none" else measure(Path(name), layers, mode, slots)
-    decode = table(["requests", "adapters", "base ms", "ReMix ms", "ratio"], rows)
-    parts = [fields(checked), decode]
-    print(write_result(out, "ReMix on vLLM, GPU", parts, machine, {**checked, "decode": rows}))
+        wanted = [found for found in check_modes.split(",") if found]
+        checks = {f"check {found}": check(Path(name) / found, found) for found in wanted}
+        print(checks, flush=True)
+        rows = [] if mode == "none" else measure(Path(name) / "large", layers, mode, slots)
+    decode = Table(["requests", "adapters", "base ms", "ReMix ms", "ratio"], rows)
+    publish(out, "ReMix on vLLM, GPU", fields(checks), decode, machine=machine, checks=checks)
 
 
 if __name__ == "__main__":

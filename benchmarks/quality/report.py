@@ -9,8 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.machine import describe_machine
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from training.plots import smooth
 
 Run = dict[str, Any]
@@ -82,32 +81,30 @@ def write_report(
         ]
         for skill in sorted(runs[0]["by_skill"])
     ]
-    rates = {method: found[0]["rates"] for method, found in by_method.items()}
-    parts = [
+    stem = folder / setting["name"]
+    publish(
+        stem,
+        "Training quality: ReMix against its baselines",
         f"float32 on {setting['threads']} CPU thread(s). Made by",
         f"    {command(setting)}",
         introduction(setting, base_loss, num_skills=len(skills)),
-        table(
+        Table(
             ["method", "held-out loss, mean ± sd", "by seed", "seconds per run, machine shared"],
             rows,
         ),
         f"{LABELS[OURS]}, is",
         "\n".join(verdicts(losses)),
         "Effective support size of the routing weights (first step; mean of the last ten):",
-        table(["method", "first", "last"], support),
+        Table(["method", "first", "last"], support),
         f"![curves]({setting['name']}.png)",
         "Held-out loss by skill, mean over seeds:",
-        table(["skill", *by_method], skills),
+        Table(["skill", *by_method], skills),
         "Learning rates, the best on development rows with a seed of their own:",
         "\n".join(
-            f"- {method}: {', '.join(f'{k} {v}' for k, v in sorted(found.items()))}"
-            for method, found in rates.items()
+            f"- {method}: {', '.join(f'{k} {v}' for k, v in sorted(found[0]['rates'].items()))}"
+            for method, found in by_method.items()
         ),
-    ]
-    stem = folder / setting["name"]
-    figures = {"base_loss": base_loss, "rates": rates, "rows": rows}
-    title = "Training quality: ReMix against its baselines"
-    write_result(stem, title, parts, describe_machine(), figures)
+    )
     plot(by_method, stem.with_name(stem.name + ".png"))
 
 

@@ -10,15 +10,14 @@ cache. Sides take turns and the fastest turn of each counts, as other load only 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
 import typer
 
-from benchmarks.machine import describe_machine
 from benchmarks.options import Out
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from benchmarks.rounds import run_rounds, timed
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
 
@@ -103,7 +102,7 @@ def main(threads: int = torch.get_num_threads(), seconds: float = 1.5, out: Out 
     """Time paged attention against SDPA; `seconds` is the time for each workload."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rows = []
+    rows: list[list[object]] = []
     with torch.inference_mode():
         for load in WORKLOADS:
             sides = {"paged": timed(paged(load)), "sdpa": timed(sdpa(load))}
@@ -113,17 +112,16 @@ def main(threads: int = torch.get_num_threads(), seconds: float = 1.5, out: Out 
             pairs = load.sequences * load.rows * (load.context + (load.rows + 1) / 2)
             flops = 4 * pairs * load.heads * load.head_dim
             read = 8 * keys * load.kv_heads * load.head_dim
-            cells = [load.name, f"{load.heads}/{load.kv_heads}", load.head_dim]
-            cells += [load.sequences, load.rows, load.context]
-            cells += [f"{ours * 1e6:.0f}", f"{theirs * 1e6:.0f}", f"{theirs / ours:.2f}"]
-            rows.append([*cells, f"{flops / ours / 1e9:.0f}", f"{read / ours / 1e9:.1f}"])
-    header = ["", "H/G", "d", "sequences", "new", "context", "paged µs", "SDPA µs", "ratio"]
-    parts = [
+            times = (f"{1e6 * ours:.0f}", f"{1e6 * theirs:.0f}", f"{theirs / ours:.2f}")
+            rates = (f"{flops / ours / 1e9:.0f}", f"{read / ours / 1e9:.1f}")
+            rows.append([*astuple(load), *times, *rates])
+    header = ["", "H", "G", "d", "sequences", "new", "context", "paged µs", "SDPA µs", "ratio"]
+    publish(
+        out,
+        "Paged attention",
         f"{threads} threads, {torch.backends.cpu.get_cpu_capability()}.",
-        table([*header, "GFLOP/s", "GB/s"], rows),
-    ]
-    figures = {"threads": threads, "rows": rows}
-    print(write_result(out, "Paged attention", parts, describe_machine(), figures))
+        Table([*header, "GFLOP/s", "GB/s"], rows),
+    )
 
 
 if __name__ == "__main__":

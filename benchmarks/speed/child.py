@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,7 +37,7 @@ def main() -> None:
         except EOFError:
             return
         idle_cpu, idle_wall = time.process_time() - cpu, time.monotonic() - wall
-        run = _attempt(lambda asked=workload: system.run(asked))
+        run = _attempt(partial(system.run, workload))
         pipe.send(run if isinstance(run, Failure) else Answer(run, idle_cpu, idle_wall))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.adapters import empty_model, write_random_adapters
 from benchmarks.agreement import first_difference
 from benchmarks.machine import describe_machine
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from benchmarks.rounds import Report
 from benchmarks.shape import AdapterShape
 from benchmarks.speed.plan import NUM_ADAPTERS
@@ -118,8 +118,8 @@ def run_determinism(
     threads: int,
     report: Report,
     sizes: Sizes | None = None,
-) -> str:
-    """Counts, writes `stem`.json and .md, and returns the Markdown. Raises `ConfigError`."""
+) -> None:
+    """Counts, prints, writes `stem`.json and .md. Raises `ConfigError`."""
     sizes = sizes or Sizes()
     wanted = items(sizes, empty_model(base).config.vocab_size)
     counts: list[Count] = []
@@ -141,7 +141,7 @@ def run_determinism(
             except WorkerError as error:
                 raise ConfigError(f"bench: {error}") from None
             report(f"determinism: flips so far: {sum(c.flips for c in counts)}")
-    return _write(stem, counts, sizes, shape)
+    _write(stem, counts, sizes, shape)
 
 
 def _start(base: Path, setting: Setting, adapters: list[Path], log: Path) -> Worker:
@@ -167,23 +167,23 @@ def _decode(
     return outputs
 
 
-def _write(stem: Path, counts: list[Count], sizes: Sizes, shape: AdapterShape) -> str:
+def _write(stem: Path, counts: list[Count], sizes: Sizes, shape: AdapterShape) -> None:
     machine = describe_machine()
-    total = {
-        name: sum(getattr(c, name) for c in counts) for name in ("flips", "requests", "tokens")
-    }
-    flips = total["flips"]
-    parts = [
-        f"{flips} of {total['requests']} requests flipped, {total['tokens']} greedy tokens "
-        f"compared; the target is 0: {f'missed by {flips}' if flips else 'met'}.",
+    names = ("flips", "requests", "tokens")
+    flips, requests, tokens = (sum(getattr(c, name) for c in counts) for name in names)
+    publish(
+        stem,
+        "Determinism of the embedded engine",
+        f"{flips} of {requests} requests flipped, {tokens} greedy tokens compared; the target is "
+        f"0: {f'missed by {flips}' if flips else 'met'}.",
         f"{machine['cpu']}, {machine['cores']} cores, commit {machine['commit']}; base and four "
         f"random adapters ({shape}), prompts of {sizes.prompt_lengths} tokens, "
         f"{sizes.new_tokens} new tokens. Reference: each request alone, first start.",
-        table(
+        Table(
             ["engine", "requests decoded", "requests", "tokens", "flips"],
             [[c.setting, c.composition, c.requests, c.tokens, c.flips] for c in counts],
         ),
-    ]
-    figures = {"sizes": asdict(sizes), "adapter_shape": str(shape), **total}
-    figures["counts"] = [asdict(count) for count in counts]
-    return write_result(stem, "Determinism of the embedded engine", parts, machine, figures)
+        machine=machine,
+        sizes=asdict(sizes),
+        counts=[asdict(count) for count in counts],
+    )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -21,12 +21,10 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
 from benchmarks.options import Out
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from benchmarks.rounds import percentile, run_rounds
 from remix_runtime.adapter.checkpoint.types import LayerWeights
-from remix_runtime.errors import ConfigError
 from remix_runtime.kernels import Batch, MixtureWeights, cpu, native
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
 
@@ -39,7 +37,6 @@ COLD_BYTES = 100 << 20
 
 Call = Callable[[int, Tensor], object]
 """(layer, x_TD)"""
-Row = list[object]
 
 
 def fastest_tenths(calls: Sequence[Call], layers: int, x_TD: Tensor, seconds: float) -> list[float]:
@@ -70,10 +67,10 @@ def onednn(weights: Sequence[Tensor], tokens: int) -> Call:
     return lambda i, x_TD: ops._linear_pointwise(x_TD, packed[i], None, "none", [], "")
 
 
-def bench_linear(D: int, out_features: int, seconds: float) -> list[Row]:
+def bench_linear(D: int, out_features: int, seconds: float) -> Iterator[list[object]]:
     weights = random_weights(D, out_features)
     ours = [PackedLinear(w_OD) for w_OD in weights]
-    size, rows = D * out_features, []
+    size = D * out_features
     for tokens in TOKENS:
         calls: list[Call] = [
             lambda i, x_TD: ours[i](x_TD),
@@ -85,9 +82,7 @@ def bench_linear(D: int, out_features: int, seconds: float) -> list[Row]:
             f"{t * 1e6:.0f}, {size * 4 / t / 1e9:.1f}, {2 * tokens * size / t / 1e9:.0f}"
             for t in taken
         ]
-        times = [f"{t / taken[0]:.2f}" for t in taken[1:]]
-        rows.append([f"{D} → {out_features}", tokens, *cells, *times])
-    return rows
+        yield [f"{D} → {out_features}", tokens, *cells, *(f"{t / taken[0]:.2f}" for t in taken[1:])]
 
 
 def make_table(D: int, out_features: int, *, short: bool) -> NativeMixtureTable:
@@ -98,13 +93,10 @@ def make_table(D: int, out_features: int, *, short: bool) -> NativeMixtureTable:
         return values.bfloat16().float() if short else values
 
     table = NativeMixtureTable(ADAPTERS, D, out_features)
+    n, k, r = EXPERTS, TOP_K, RANK
     for slot in range(ADAPTERS):
-        layer = LayerWeights(
-            a_nrD=random(EXPERTS, RANK, D),
-            b_nOr=random(EXPERTS, out_features, RANK),
-            router_nD=random(EXPERTS, D),
-        )
-        table.set(slot, MixtureWeights.from_layer(layer, TOP_K, (TOP_K * RANK) ** -0.5))
+        layer = LayerWeights(random(n, r, D), random(n, out_features, r), random(n, D))
+        table.set(slot, MixtureWeights.from_layer(layer, k, (k * r) ** -0.5))
     return table
 
 
@@ -137,10 +129,9 @@ def adapted(
     return call
 
 
-def bench_mixture(D: int, out_features: int, seconds: float) -> list[Row]:
+def bench_mixture(D: int, out_features: int, seconds: float) -> Iterator[list[object]]:
     linears = [PackedLinear(w_OD) for w_OD in random_weights(D, out_features)]
     by_type = [[make_table(D, out_features, short=s) for _ in linears] for s in (False, True)]
-    rows = []
     for tokens in TOKENS:
         each = max(1, tokens // ADAPTERS)
         runs = [(i * each, (i + 1) * each, i) for i in range(min(ADAPTERS, tokens))]
@@ -148,27 +139,26 @@ def bench_mixture(D: int, out_features: int, seconds: float) -> list[Row]:
         calls += [adapted(linears, tables, Batch(runs)) for tables in by_type]
         base, *others = fastest_tenths(calls, len(linears), torch.randn(tokens, D), seconds)
         shares = [f"{100 * (t / base - 1):+.0f} %" for t in others]
-        rows.append([f"{D} → {out_features}", tokens, len(runs), f"{base * 1e6:.0f}", *shares])
-    return rows
+        yield [f"{D} → {out_features}", tokens, len(runs), f"{base * 1e6:.0f}", *shares]
 
 
 def main(threads: int = torch.get_num_threads(), seconds: float = 0.5, out: Out = None) -> None:
     """Time the CPU kernels; `seconds` is the time for each figure."""
     if not cpu.available():
-        raise ConfigError("no native kernels here; install a C compiler such as gcc")
+        raise SystemExit("error: no native kernels here; install a C compiler such as gcc")
     torch.set_num_threads(threads)
     with torch.inference_mode():
         linear = [row for shape in SHAPES for row in bench_linear(*shape, seconds)]
         mixture = [row for shape in SHAPES for row in bench_mixture(*shape, seconds)]
     header = ["D → O", "tokens", "ours: µs, GB/s, GFLOP/s", "F.linear", "oneDNN"]
-    parts = [
+    publish(
+        out,
+        "CPU kernels",
         f"{threads} threads.",
-        "## Linear\n\n" + table([*header, "F.linear / ours", "oneDNN / ours"], linear),
-        "## What the adapters add\n\n"
-        + table(["D → O", "tokens", "adapters", "base µs", "float32", "bfloat16"], mixture),
-    ]
-    figures = {"threads": threads, "linear": linear, "mixture": mixture}
-    print(write_result(out, "CPU kernels", parts, describe_machine(), figures))
+        Table([*header, "F.linear / ours", "oneDNN / ours"], linear),
+        "What four adapters add to the base:",
+        Table(["D → O", "tokens", "adapters", "base µs", "float32", "bfloat16"], mixture),
+    )
 
 
 if __name__ == "__main__":

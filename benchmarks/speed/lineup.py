@@ -112,7 +112,6 @@ def _own_systems(config: SpeedConfig, scratch: Path, bytes_per_token: int) -> li
 def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
     """Raises `WorkerError` for one that cannot run here."""
     generate = {"model": str(config.base), "threads": config.threads}
-    slots = {"max_running": config.max_running, "max_model_len": _SLOT_TOKENS}
     if peer == "generate":
         return Start(Lane.GENERATE, "generate:GenerateSystem", generate)
     if peer == "peft":
@@ -129,9 +128,15 @@ def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
                 f"no Python with vLLM at {python}; give --vllm-python or REMIX_BENCH_VLLM_PYTHON"
             )
         env = {"LD_PRELOAD": config.vllm_preload} if config.vllm_preload else {}
-        options = {"model": str(config.base), **slots, "eager": config.vllm_eager}
-        process = {"python": str(python), "env": env}
-        return Start(Lane.VLLM, "vllm_cpu:VllmSystem", options, process)
+        # Compiled by default; no prefix is cached of prompts that never repeat.
+        engine = {
+            "dtype": "float32",
+            "max_num_seqs": config.max_running,
+            "max_model_len": _SLOT_TOKENS,
+            "enforce_eager": config.vllm_eager,
+        }
+        options = {"model": str(config.base), "engine": engine}
+        return Start(Lane.VLLM, "vllm:VllmSystem", options, {"python": str(python), "env": env})
     assert peer == "llamacpp"
     if importlib.util.find_spec("xllamacpp") is None:
         raise WorkerError("xllamacpp is not installed; `pip install xllamacpp`")
@@ -140,7 +145,12 @@ def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
         export_gguf(config.base, gguf)
     except ConfigError as error:
         raise WorkerError(str(error)) from None
-    options = {"gguf": str(gguf), "threads": config.threads, **slots}
+    options = {
+        "gguf": str(gguf),
+        "threads": config.threads,
+        "max_running": config.max_running,
+        "max_model_len": _SLOT_TOKENS,
+    }
     return Start(Lane.LLAMACPP, "llamacpp:LlamaCppSystem", options)
 
 

@@ -104,13 +104,27 @@ def cases(batches: Sequence[int], prompts: Sequence[Prompt], new_tokens: int) ->
 
 
 def workload(case: Case, lane: Lane, vocab_size: int, seed: int) -> Workload:
-    """Random token ids: the same for all lanes of one seed, new for every seed, so that no
-    system can reuse a prompt it has seen."""
-    rng = random.Random(f"{seed} {case!r}")
+    """The same prompts for all lanes of one seed, new ones for every seed, so that no system can
+    reuse a prompt it has seen."""
+    adapters = range(NUM_ADAPTERS) if lane in MIXED_LANES else [None]
+    sizes = (case.batch, PROMPT_TOKENS[case.prompt], case.new_tokens)
+    return random_workload(*sizes, adapters, vocab_size, f"{seed} {case!r}")
+
+
+def random_workload(
+    requests: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    adapters: Sequence[int | None],
+    vocab_size: int,
+    seed: str,
+) -> Workload:
+    """Prompts of random token ids; the requests take the adapters in turn."""
+    rng = random.Random(seed)
     # The first ids of a vocabulary are special tokens.
-    low = min(64, vocab_size // 4)
-    length = PROMPT_TOKENS[case.prompt]
-    prompts = [[rng.randrange(low, vocab_size) for _ in range(length)] for _ in range(case.batch)]
-    mixed = lane in MIXED_LANES
-    adapters = [i % NUM_ADAPTERS if mixed else None for i in range(case.batch)]
-    return Workload(prompts=prompts, new_tokens=case.new_tokens, adapters=adapters)
+    ids = range(min(64, vocab_size // 4), vocab_size)
+    return Workload(
+        prompts=[[rng.choice(ids) for _ in range(prompt_tokens)] for _ in range(requests)],
+        new_tokens=new_tokens,
+        adapters=[adapters[i % len(adapters)] for i in range(requests)],
+    )

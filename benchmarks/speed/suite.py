@@ -17,11 +17,8 @@ from benchmarks.speed.plot import plot_output_rates
 from benchmarks.speed.report import write_report
 
 
-def run_speed(config: SpeedConfig, stem: Path, report: Report) -> str:
-    """Measures, writes `stem`.json, .md and .png, and returns the Markdown.
-
-    Raises `ConfigError`.
-    """
+def run_speed(config: SpeedConfig, stem: Path, report: Report) -> None:
+    """Measures, prints, writes `stem`.json, .md and .png. Raises `ConfigError`."""
     machine = describe_machine()
     grid = cases(config.batches, config.prompts, config.new_tokens)
     with lineup(config, report) as systems:
@@ -41,6 +38,5 @@ def run_speed(config: SpeedConfig, stem: Path, report: Report) -> str:
         del settings[path]  # of this machine only
     settings["megabytes_read_per_token"] = round(systems.bytes_per_token / 1e6, 1)
     verdicts = judge(goals(grid), results)
-    markdown = write_report(stem, results, verdicts, machine, systems.about(), settings)
+    write_report(stem, results, verdicts, machine, systems.about(), settings)
     plot_output_rates(results, stem.with_name(stem.name + ".png"))
-    return markdown

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import typer
 
-from benchmarks.machine import describe_machine
 from benchmarks.options import Base, Out
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
+from benchmarks.rounds import percentile
 from benchmarks.tenants.traffic import (
     NEW_TOKENS,
     PROMPT_TOKENS,
@@ -86,14 +86,14 @@ def main(
     )
     waited, difference, bound = asyncio.run(measure(config, rate, seconds, backlog))
     rows = [[name, *milliseconds(times)] for name, times in waited.items()]
-    ratio = milliseconds(waited["quiet"])[2] / milliseconds(waited["quiet, alone"])[2]
-    parts = [
-        table(["tenant", "requests", "TTFT p50 ms", "p99 ms"], rows),
+    ratio = percentile(waited["quiet"], 0.99) / percentile(waited["quiet, alone"], 0.99)
+    publish(
+        out,
+        "Fairness of tenants",
+        Table(["tenant", "requests", "TTFT p50 ms", "p99 ms"], rows),
         f"quiet p99 beside the loud one: {ratio:.2f} times its p99 alone (goal: at most 2)",
         f"service difference {difference:.0f} weighted tokens, bound {bound}",
-    ]
-    figures = {"rows": rows, "p99_ratio": ratio, "difference": difference, "bound": bound}
-    print(write_result(out, "Fairness of tenants", parts, describe_machine(), figures))
+    )
 
 
 if __name__ == "__main__":

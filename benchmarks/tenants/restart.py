@@ -16,14 +16,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from benchmarks.adapters import write_random_adapters
-from benchmarks.machine import describe_machine
 from benchmarks.options import Base, Out
-from benchmarks.result import write_result
+from benchmarks.result import publish
 from benchmarks.rounds import percentile
 from benchmarks.shape import AdapterShape
 from benchmarks.tenants.served import client, completion, served
@@ -84,33 +82,29 @@ async def has_its_set(url: str, tenant: Tenant) -> bool:
     return found == tenant.entries
 
 
-async def measure(base: Path, tenants: int, adapters: int) -> dict[str, Any]:
+async def measure(base: Path, tenants: int, adapters: int) -> tuple[bool, list[str]]:
+    """Whether every set is as registered, and what was measured."""
     with tempfile.TemporaryDirectory() as name:
         registered = await register(base, Path(name), tenants, adapters)
         started = time.perf_counter()
         async with served(base, Path(name), Path(name)) as (url, _):
-            figures: dict[str, Any] = {"seconds_to_serving": time.perf_counter() - started}
+            lines = [f"process start to serving: {time.perf_counter() - started:.1f} s"]
             for kind in ("cold", "warm"):
-                asked = (ask(url, tenant) for tenant in registered[:ASKED])
-                figures[kind] = list(await asyncio.gather(*asked))
-            same = [await has_its_set(url, tenant) for tenant in registered]
-            return {**figures, "same": all(same)}
+                asked = registered[:ASKED]
+                times = await asyncio.gather(*(ask(url, tenant) for tenant in asked))
+                half, last = percentile(times, 0.5), max(times)
+                requests = f"{len(asked)} {kind} requests at once"
+                lines.append(f"{requests}: p50 {half:.2f} s, last {last:.2f} s")
+            return all([await has_its_set(url, tenant) for tenant in registered]), lines
 
 
 def main(base: Base, tenants: int = 200, adapters: int = 500, out: Out = None) -> None:
     """Restart a server that has so many tenants and adapters."""
-    figures = asyncio.run(measure(base, tenants, adapters))
-    parts = [
-        f"{tenants} tenants, {adapters} adapters, sets of {NAMES}",
-        f"process start to serving: {figures['seconds_to_serving']:.1f} s",
-    ]
-    for kind in ("cold", "warm"):
-        seconds = figures[kind]
-        half, last = percentile(seconds, 0.5), max(seconds)
-        parts.append(f"{len(seconds)} {kind} requests at once: p50 {half:.2f} s, last {last:.2f} s")
-    parts.append(f"sets as registered: {figures['same']}")
-    print(write_result(out, "Restart", parts, describe_machine(), figures))
-    raise typer.Exit(0 if figures["same"] else 1)
+    same, lines = asyncio.run(measure(base, tenants, adapters))
+    size = f"{tenants} tenants, {adapters} adapters, sets of {NAMES}"
+    same_line = f"sets as registered: {same}"
+    publish(out, "Restart", size, *lines, same_line, lines=lines, same=same)
+    raise typer.Exit(0 if same else 1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import random
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -53,6 +54,7 @@ class Tenant:
     data: httpx.AsyncClient
     """With the tenant's key."""
     history: list[Revision] = field(default_factory=list)
+    """By number, so that a rollback finds them."""
     seen: list[Observation] = field(default_factory=list)
 
     @property
@@ -99,24 +101,51 @@ class Report:
 
 
 class Storm:
-    """`texts`: what each usable digest answers; `bad`: digests that must be refused."""
+    """Tenants on a server, each with two of the good adapters under `NAMES`."""
 
-    def __init__(
-        self,
-        admin: httpx.AsyncClient,
-        tenants: Sequence[Tenant],
-        texts: Mapping[str, str],
-        bad: Sequence[str],
-        seed: int,
-    ) -> None:
+    def __init__(self, admin: httpx.AsyncClient, seed: int) -> None:
         self.report = Report()
         self._admin = admin
-        self._tenants = tenants
-        self._texts = texts
-        self._bad = bad
+        self._tenants: list[Tenant] = []
+        self._texts: dict[str, str] = {}
+        """What each usable digest answers."""
+        self._bad: list[str] = []
+        """Digests that must be refused."""
         self._random = random.Random(seed)
         self._swapping: str | None = None
         """The tenant whose set is being swapped; `*` for all."""
+
+    async def prepare(
+        self, url: str, tenants: int, good: Sequence[Path], bad: Sequence[Path]
+    ) -> None:
+        """Creates tenants, imports the adapters in the folders and learns what good ones answer."""
+        digests = [await self._import(folder) for folder in good]
+        self._bad = [secrets.token_hex(32), *[await self._import(folder) for folder in bad]]
+        for name in (f"tenant-{number}" for number in range(tenants)):
+            await self._post("/tenants", {"id": name})
+            key = (await self._post(f"/tenants/{name}/keys"))["secret"]
+            self._tenants.append(Tenant(name, client(url, key)))
+        first = self._tenants[0]
+        for digest in digests:
+            await self._put(first, dict.fromkeys(NAMES, digest))
+            body = completion(NAMES[0], stream=False)
+            answer = await first.data.post("/v1/completions", json=body)
+            self._texts[digest] = answer.raise_for_status().json()["choices"][0]["text"]
+        if len(set(self._texts.values())) < len(self._texts):
+            raise ValueError("two adapters say the same; take stronger ones or another prompt")
+        for tenant in self._tenants:
+            await self._put(tenant, dict(zip(NAMES, digests, strict=False)))
+
+    async def _import(self, folder: Path) -> str:
+        return str((await self._post("/adapters", {"source": str(folder)}))["digest"])
+
+    async def _post(self, path: str, body: Mapping[str, str] | None = None) -> Any:
+        return (await self._admin.post(f"/admin/v1{path}", json=body)).raise_for_status().json()
+
+    async def _put(self, tenant: Tenant, entries: Entries) -> None:
+        answer = await self._admin.put(tenant.set_url, json={"adapters": entries})
+        answer.raise_for_status()
+        tenant.record(entries, asked=0.0)
 
     @asynccontextmanager
     async def load(self, clients_per_tenant: int) -> AsyncIterator[None]:
@@ -133,6 +162,7 @@ class Storm:
             stop.set()
             await asyncio.gather(*clients)
             for tenant in self._tenants:
+                await tenant.data.aclose()
                 self.report.mixed += tenant.mixtures()
 
     async def swap(self, count: int, num_bad: int, *, block: int, rest_seconds: float) -> None:
@@ -170,16 +200,12 @@ class Storm:
         for _ in range(rounds):
             tenant = self._random.choice(self._tenants)
             tag = (await self._admin.get(tenant.set_url)).headers["etag"]
-            wanted = self._random.sample(self._other_entries(tenant), racers)
             match = {"If-Match": tag}
-            statuses = Counter(
-                await asyncio.gather(
-                    *(
-                        self._change(tenant, e, "PUT", json={"adapters": e}, headers=match)
-                        for e in wanted
-                    )
-                )
+            puts = (
+                self._change(tenant, entries, "PUT", json={"adapters": entries}, headers=match)
+                for entries in self._random.sample(self._other_entries(tenant), racers)
             )
+            statuses = Counter(await asyncio.gather(*puts))
             if statuses != {200: 1, 412: racers - 1}:
                 self.report.unexpected.append(f"race: {dict(statuses)}")
         self._swapping = None
@@ -275,44 +301,3 @@ class Storm:
         if self._swapping in (tenant.name, "*"):
             return None
         return self._swapping is not None
-
-
-async def prepare(
-    admin: httpx.AsyncClient,
-    data_url: str,
-    num_tenants: int,
-    good: Sequence[Path],
-    bad: Sequence[Path],
-) -> tuple[list[Tenant], dict[str, str], list[str]]:
-    """Tenants with keys, the texts of the adapters in the folders `good`, digests of `bad` ones.
-    The first two good adapters are every tenant's first set."""
-
-    async def post(path: str, body: Mapping[str, str] | None = None) -> Any:
-        return (await admin.post(f"/admin/v1{path}", json=body)).raise_for_status().json()
-
-    async def put(tenant: Tenant, entries: Entries) -> None:
-        answer = await admin.put(tenant.set_url, json={"adapters": entries})
-        answer.raise_for_status()
-        tenant.record(entries, asked=0.0)
-
-    async def imported(folders: Sequence[Path]) -> list[str]:
-        return [(await post("/adapters", {"source": str(f)}))["digest"] for f in folders]
-
-    digests, bad_digests = await imported(good), await imported(bad)
-    tenants, texts = [], dict[str, str]()
-    for name in (f"tenant-{number}" for number in range(num_tenants)):
-        await post("/tenants", {"id": name})
-        key = (await post(f"/tenants/{name}/keys"))["secret"]
-        tenants.append(Tenant(name, client(data_url, key)))
-    for digest in digests:
-        await put(tenants[0], dict.fromkeys(NAMES, digest))
-        answer = await tenants[0].data.post(
-            "/v1/completions", json=completion(NAMES[0], stream=False)
-        )
-        texts[digest] = answer.raise_for_status().json()["choices"][0]["text"]
-    for tenant in tenants:
-        # Revisions are counted by their place in the history, so that a rollback finds them.
-        await put(tenant, dict(zip(NAMES, digests, strict=False)))
-    if len(set(texts.values())) < len(texts):
-        raise ValueError("two adapters say the same; take stronger ones or another prompt")
-    return tenants, texts, bad_digests

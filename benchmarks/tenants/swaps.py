@@ -11,7 +11,6 @@ Exit code 1 means: a request failed, an answer mixed versions, a swap ended as i
 from __future__ import annotations
 
 import asyncio
-import secrets
 import tempfile
 from pathlib import Path
 
@@ -20,13 +19,12 @@ import typer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.adapters import README, write_random_adapter
-from benchmarks.machine import describe_machine
 from benchmarks.options import Base, Out
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from benchmarks.rounds import percentile
 from benchmarks.shape import AdapterShape
 from benchmarks.tenants.served import served
-from benchmarks.tenants.storm import Report, Storm, prepare
+from benchmarks.tenants.storm import Report, Storm
 from benchmarks.tenants.traffic import milliseconds
 from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
@@ -78,15 +76,12 @@ async def run(
         folder = Path(name)
         good, refused = make_adapters(base, folder, ADAPTERS)
         async with served(base, folder / "data", folder) as (url, admin):
-            tenants, texts, bad_digests = await prepare(admin, url, TENANTS, good, refused)
-            unknown = secrets.token_hex(32)
-            storm = Storm(admin, tenants, texts, [*bad_digests, unknown], seed=0)
+            storm = Storm(admin, seed=0)
+            await storm.prepare(url, TENANTS, good, refused)
             async with storm.load(CLIENTS_PER_TENANT):
                 await storm.swap(swaps, bad, block=BLOCK, rest_seconds=rest_seconds)
                 await storm.roll_back(rollbacks)
                 await storm.race(races, RACERS)
-            for tenant in tenants:
-                await tenant.data.aclose()
             return storm.report
 
 
@@ -94,34 +89,30 @@ def main(
     base: Base, swaps: int = 1000, bad: int = 100, rest_seconds: float = 2.0, out: Out = None
 ) -> None:
     """Swap sets of tenants under load; `bad` of the swaps must be refused."""
-    report = asyncio.run(
-        run(
-            base,
-            swaps=swaps,
-            bad=bad,
-            rollbacks=ROLLBACKS,
-            races=RACES,
-            rest_seconds=rest_seconds,
-        )
-    )
+    sizes = {"swaps": swaps, "bad": bad, "rollbacks": ROLLBACKS, "races": RACES}
+    report = asyncio.run(run(base, **sizes, rest_seconds=rest_seconds))
+    wrong = report.unexpected + report.failed + report.mixed
     statuses = ", ".join(f"{count} x {status}" for status, count in sorted(report.swaps.items()))
     times = {
         "swap": report.swap_seconds,
         "first token, nobody swaps": report.quiet,
         "first token of others, one swaps": report.beside,
     }
-    rows = [[name, *milliseconds(seconds)] for name, seconds in times.items() if seconds]
-    wrong = report.unexpected + report.failed + report.mixed
     ratio = percentile(report.beside, 0.99) / percentile(report.quiet, 0.99)
-    parts = [
+    publish(
+        out,
+        "Swaps under load",
         f"answers {report.answers}, failed {len(report.failed)}, mixed {len(report.mixed)}",
         f"swaps by status: {statuses}; other than expected: {len(report.unexpected)}",
-        table(["", "n", "p50 ms", "p99 ms"], rows),
+        Table(
+            ["", "n", "p50 ms", "p99 ms"], [[name, *milliseconds(t)] for name, t in times.items()]
+        ),
         f"others' p99 beside a swap: {ratio:.2f} times that without",
         *wrong[:20],
-    ]
-    figures = {"answers": report.answers, "swaps": report.swaps, "wrong": wrong, "rows": rows}
-    print(write_result(out, "Swaps under load", parts, describe_machine(), figures))
+        answers=report.answers,
+        swaps=report.swaps,
+        wrong=wrong,
+    )
     raise typer.Exit(1 if wrong else 0)
 
 

@@ -15,15 +15,17 @@ from contextlib import suppress
 
 import typer
 
-from benchmarks.machine import describe_machine
 from benchmarks.options import Base, Out
-from benchmarks.result import table, write_result
+from benchmarks.result import Table, publish
 from benchmarks.tenants.traffic import Arrival, milliseconds, play, poisson, serving
 from remix_runtime.contracts import Engine
 from remix_runtime.engines.embedded import EmbeddedConfig
 
 SLOTS = 8
-HEADER = ("adapters", "host budget MiB", "requests", "TTFT p50 ms", "p99 ms", "fills", "reads")
+HEADER = (
+    *("adapters", "host budget MiB", "requests", "TTFT p50 ms", "p99 ms"),
+    *("fills", "reads", "peak MiB"),
+)
 
 
 async def _peak(engine: Engine, found: list[int]) -> None:
@@ -47,7 +49,7 @@ async def measure(
         await watch
         stats = engine.stats()
     assert found[0] <= config.host_adapter_bytes, "the budget was exceeded"
-    row = [f"{num_adapters} over {SLOTS}", f"{config.host_adapter_bytes / 2**20:.0f}"]
+    row: list[object] = [f"{num_adapters} over {SLOTS}", config.host_adapter_bytes >> 20]
     row += milliseconds([item.first_token for item in served])
     row += [stats.adapter_slot_fills - loaded.adapter_slot_fills]
     row += [stats.adapter_reads - loaded.adapter_reads, f"{found[0] / 2**20:.1f}"]
@@ -66,9 +68,7 @@ def main(
     few, _ = run(SLOTS, 4 << 30)
     all_fit, used = run(many, 4 << 30)
     third_fits, _ = run(many, used // 3)
-    rows = [few, all_fit, third_fits]
-    parts = [table([*HEADER, "peak MiB"], rows)]
-    print(write_result(out, "Tiers of adapters", parts, describe_machine(), {"rows": rows}))
+    publish(out, "Tiers of adapters", Table(HEADER, [few, all_fit, third_fits]))
 
 
 if __name__ == "__main__":

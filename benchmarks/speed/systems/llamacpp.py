@@ -7,8 +7,8 @@ No prompt cache, so every prompt is computed. Keys and values are float16, llama
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
@@ -39,13 +39,26 @@ class LlamaCppSystem:
         }
 
     def run(self, workload: Workload) -> Run:
-        streams = [_Stream(prompt, workload.new_tokens) for prompt in workload.prompts]
         start = time.perf_counter()
-        threads = [threading.Thread(target=stream.run, args=(self._server,)) for stream in streams]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        streams = [_Stream() for _ in workload.prompts]
+        with ThreadPoolExecutor(len(streams)) as pool:
+            futures = [
+                pool.submit(
+                    self._server.handle_completions,
+                    {
+                        "prompt": prompt,
+                        "max_tokens": workload.new_tokens,
+                        "temperature": 0.0,
+                        "ignore_eos": True,
+                        "cache_prompt": False,
+                        "stream": True,
+                    },
+                    stream.take,
+                )
+                for prompt, stream in zip(workload.prompts, streams, strict=True)
+            ]
+        for future in futures:
+            future.result()
         failures = [stream.failure for stream in streams if stream.failure]
         if failures:
             raise RuntimeError(failures[0])
@@ -57,28 +70,14 @@ class LlamaCppSystem:
 
 
 class _Stream:
-    """One request and what has come of it."""
+    """What has come of one request."""
 
-    def __init__(self, prompt: list[int], new_tokens: int) -> None:
+    def __init__(self) -> None:
         self.times: list[float] = []
         self.pieces: list[str] = []
         self.failure = ""
-        self._request = {
-            "prompt": prompt,
-            "max_tokens": new_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "cache_prompt": False,
-            "stream": True,
-        }
 
-    def run(self, server: Any) -> None:
-        try:
-            server.handle_completions(self._request, self._take)
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
-
-    def _take(self, event: Any) -> bool:
+    def take(self, event: Any) -> bool:
         """One event per token, then one with the finish reason and the number of tokens.
 
         A token that ends within a character has no event of its own; its time is taken to be

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.result import table
+from benchmarks.result import Table
 from benchmarks.rounds import rotated
 from benchmarks.speed.goals import Verdict, goals, judge
 from benchmarks.speed.measure import Results, measure
@@ -79,7 +79,7 @@ def test_verdicts_state_ratio_and_gap(results: tuple[list[Case], Results]) -> No
     verdicts = judge(goals(grid), found)
 
     def of(title: str, case: Case) -> Verdict:
-        return next(v for v in verdicts if (v.goal.title, v.goal.case) == (title, case))
+        return next(v for v in verdicts if (v.goal.goal, v.goal.case) == (title, case))
 
     ahead = of("ahead of generate", Case(8, "long", 6))
     assert ahead.met is True
@@ -166,5 +166,5 @@ def test_every_lane_is_first_in_some_round() -> None:
 
 
 def test_a_table_is_rectangular_whatever_its_cells_hold() -> None:
-    lines = table(["a", "b"], [["x|y", "1"], ["z", ""]]).splitlines()
+    lines = str(Table(["a", "b"], [["x|y", "1"], ["z", ""]])).splitlines()
     assert {line.count("|") for line in lines} == {3}
