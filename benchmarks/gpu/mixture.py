@@ -136,7 +136,8 @@ def captured(step: Callable[[], object]) -> Replay:
     with torch.cuda.graph(graph, stream=stream):
         step()
 
-    def replay(number: int) -> float:
+    def replay(number: int, keeps_alive: object = step) -> float:
+        # The graph reads the tensors that the step refers to.
         start, end = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(2)
@@ -150,10 +151,10 @@ def captured(step: Callable[[], object]) -> Replay:
     return replay
 
 
-def medians(*replays: Replay, count: int = REPLAYS) -> list[float]:
+def medians(*replays: Replay) -> list[float]:
     """Seconds of each, replayed in turns."""
     sides = dict(enumerate(replays))
-    found = run_rounds({"": sides}, rounds=count, warm_up=3)[""]
+    found = run_rounds({"": sides}, rounds=REPLAYS, warm_up=3)[""]
     return [percentile(list(found[i].values()), 0.5) for i in sides]
 
 
@@ -171,10 +172,8 @@ def forms_of(model: Model, case: Case) -> list[Form]:
     elif case.tokens >= 32:
         likely = [Form.ROWS_CHOSEN, Form.TILES]
     else:
-        several = case.adapters > 1
-        likely = [
-            f for f in Form if f is not Form.PROMPT and (several or f is not Form.ROWS_CHOSEN)
-        ]
+        unlikely = {Form.PROMPT} if case.adapters > 1 else {Form.PROMPT, Form.ROWS_CHOSEN}
+        likely = [form for form in Form if form not in unlikely]
     chosen = choose_form(case.tokens, case.bound, model.hidden * 2 * model.ffn)
     return [chosen, *(form for form in likely if form is not chosen)]
 

@@ -109,8 +109,8 @@ def check(base: Path, mode: str) -> dict[str, Any]:
     with closing(start(base, mode, adapters, rank, **engine)) as worker:
 
         def tokens(jobs: Sequence[tuple[list[int], int | None]]) -> list[list[int]]:
-            prompts, chosen = ([job[i] for job in jobs] for i in (0, 1))
-            return worker.run(Workload(prompts, CHECKED_TOKENS, chosen)).tokens  # type: ignore[arg-type]
+            prompts, chosen = [prompt for prompt, _ in jobs], [adapter for _, adapter in jobs]
+            return worker.run(Workload(prompts, CHECKED_TOKENS, chosen)).tokens
 
         together = tokens(jobs)
         alone = [tokens([job])[0] for job in jobs]

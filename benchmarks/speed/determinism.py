@@ -84,23 +84,16 @@ def settings(threads: int) -> list[Setting]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One request that is decoded again and again."""
-
-    prompt: list[int]
-    adapter: int | None
-
-
-def items(sizes: Sizes, vocab_size: int, seed: int = 0) -> list[Item]:
+def requests(sizes: Sizes, vocab_size: int) -> Workload:
     """Requests of all lengths; base and adapters in turn within each length."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     choices = [None, *range(NUM_ADAPTERS)]
-    return [
-        Item([rng.randrange(vocab_size) for _ in range(length)], choices[i % len(choices)])
+    rows = [
+        ([rng.randrange(vocab_size) for _ in range(length)], choices[i % len(choices)])
         for length in sizes.prompt_lengths
         for i in range(sizes.requests_per_length)
     ]
+    return Workload([prompt for prompt, _ in rows], sizes.new_tokens, [a for _, a in rows])
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
@@ -121,7 +114,7 @@ def run_determinism(
 ) -> None:
     """Counts, prints, writes `stem`.json and .md. Raises `ConfigError`."""
     sizes = sizes or Sizes()
-    wanted = items(sizes, empty_model(base).config.vocab_size)
+    wanted = requests(sizes, empty_model(base).config.vocab_size)
     counts: list[Count] = []
     reference: list[list[int]] = []
     with tempfile.TemporaryDirectory(prefix="remix-bench-") as scratch:
@@ -131,8 +124,8 @@ def run_determinism(
             try:
                 with closing(_start(base, setting, adapters, Path(scratch) / "log")) as worker:
                     for size in (1, *sizes.compositions):
-                        groups = batches(len(wanted), size, seed=len(counts))
-                        outputs = _decode(worker, wanted, groups, sizes.new_tokens)
+                        groups = batches(len(wanted.prompts), size, seed=len(counts))
+                        outputs = _decode(worker, wanted, groups)
                         reference = reference or outputs
                         name = "alone" if size == 1 else f"{size} at once"
                         counts.append(Count(setting.name, name))
@@ -154,14 +147,13 @@ def _start(base: Path, setting: Setting, adapters: list[Path], log: Path) -> Wor
     return Worker(setting.name, target, options, log=log, threads=setting.engine["threads"])
 
 
-def _decode(
-    worker: Worker, wanted: list[Item], groups: Iterable[list[int]], tokens: int
-) -> list[list[int]]:
+def _decode(worker: Worker, wanted: Workload, groups: Iterable[list[int]]) -> list[list[int]]:
     """Output tokens by request, decoded group by group."""
-    outputs: list[list[int]] = [[] for _ in wanted]
+    outputs: list[list[int]] = [[] for _ in wanted.prompts]
     for group in groups:
-        prompts = [wanted[i].prompt for i in group]
-        run = worker.run(Workload(prompts, tokens, [wanted[i].adapter for i in group]))
+        prompts = [wanted.prompts[i] for i in group]
+        adapters = [wanted.adapters[i] for i in group]
+        run = worker.run(Workload(prompts, wanted.new_tokens, adapters))
         for i, output in zip(group, run.tokens, strict=True):
             outputs[i] = output
     return outputs
