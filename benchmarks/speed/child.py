@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.speed.systems.protocol import Answer, Failure
+from benchmarks.speed.systems.protocol import Answer, Failure, System
 
 
 def main() -> None:
@@ -23,7 +23,9 @@ def main() -> None:
     pipe = Connection(int(sys.argv[1]))
     target, options = pipe.recv()
     module, _, name = target.partition(":")
-    system = _attempt(lambda: getattr(importlib.import_module(module), name)(**options))
+    system: System | Failure = _attempt(
+        lambda: getattr(importlib.import_module(module), name)(**options)
+    )
     if isinstance(system, Failure):
         pipe.send(system)
         return
