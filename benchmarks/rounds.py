@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 Report = Callable[[str], None]
@@ -64,15 +65,19 @@ def rotated(sides: Sequence[S], number: int) -> Iterator[S]:
     yield from (*sides[start:], *sides[:start])
 
 
-def timed(call: Callable[[], object]) -> Callable[[int], float]:
-    """A side that gives the seconds of one call."""
+def fastest(
+    calls: Sequence[Callable[[], object]], *, rounds: int | None = None, seconds: float = math.inf
+) -> list[float]:
+    """Seconds of each one's fastest call, as other load only slows down; they take turns."""
 
-    def seconds(number: int) -> float:
+    def timed(call: Callable[[], object], number: int) -> float:
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
 
-    return seconds
+    sides = {i: partial(timed, call) for i, call in enumerate(calls)}
+    found = run_rounds({"": sides}, rounds=rounds, warm_up=1, seconds=seconds)[""]
+    return [min(found[i].values()) for i in sides]
 
 
 @dataclass(frozen=True, slots=True)

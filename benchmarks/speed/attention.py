@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.options import Out
 from benchmarks.result import Table, publish
-from benchmarks.rounds import run_rounds, timed
+from benchmarks.rounds import fastest
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
 
 
@@ -105,9 +105,8 @@ def main(threads: int = torch.get_num_threads(), seconds: float = 1.5, out: Out 
     rows: list[list[object]] = []
     with torch.inference_mode():
         for load in WORKLOADS:
-            sides = {"paged": timed(paged(load)), "sdpa": timed(sdpa(load))}
-            found = run_rounds({"": sides}, seconds=seconds, warm_up=1)[""]
-            ours, theirs = (min(found[side].values()) / load.layers for side in sides)
+            turns = fastest([paged(load), sdpa(load)], seconds=seconds)
+            ours, theirs = (taken / load.layers for taken in turns)
             keys = load.sequences * (load.context + load.rows)
             pairs = load.sequences * load.rows * (load.context + (load.rows + 1) / 2)
             flops = 4 * pairs * load.heads * load.head_dim

@@ -4,7 +4,7 @@
 shapes of a 135M model, GB/s of weights and GFLOP/s of our linear layer, of PyTorch's and of oneDNN
 with prepacked weights, and then what the mixtures of four adapters (n 8, k 4, r 8) cost, as a share
 of the base layer's time. The calls walk through more weights than the caches hold and take turns;
-each one's fastest tenth ends at the printed time, so other load matters little.
+the fastest walk of each counts.
 
 Shape suffixes: T tokens, D input width, O output width.
 """
@@ -12,7 +12,6 @@ Shape suffixes: T tokens, D input width, O output width.
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.options import Out
 from benchmarks.result import Table, publish
-from benchmarks.rounds import percentile, run_rounds
+from benchmarks.rounds import fastest
 from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import Batch, MixtureWeights, cpu, native
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
@@ -39,20 +38,15 @@ Call = Callable[[int, Tensor], object]
 """(layer, x_TD)"""
 
 
-def fastest_tenths(calls: Sequence[Call], layers: int, x_TD: Tensor, seconds: float) -> list[float]:
-    """Seconds of one call of each, the end of its fastest tenth."""
+def walks(calls: Sequence[Call], layers: int, x_TD: Tensor, seconds: float) -> list[float]:
+    """Seconds of one call of each, in its fastest walk through the layers."""
 
-    def walk(call: Call, number: int) -> list[float]:
-        taken = []
+    def walk(call: Call) -> None:
         for layer in range(layers):
-            start = time.perf_counter()
             call(layer, x_TD)
-            taken.append(time.perf_counter() - start)
-        return taken
 
-    sides = {i: partial(walk, call) for i, call in enumerate(calls)}
-    found = run_rounds({"": sides}, seconds=seconds * len(calls))[""]
-    return [percentile([t for taken in found[i].values() for t in taken], 0.1) for i in sides]
+    taken = fastest([partial(walk, call) for call in calls], seconds=seconds * len(calls))
+    return [walk_seconds / layers for walk_seconds in taken]
 
 
 def random_weights(D: int, out_features: int) -> list[Tensor]:
@@ -77,7 +71,7 @@ def bench_linear(D: int, out_features: int, seconds: float) -> Iterator[list[obj
             lambda i, x_TD: F.linear(x_TD, weights[i]),
             onednn(weights, tokens),
         ]
-        taken = fastest_tenths(calls, len(weights), torch.randn(tokens, D), seconds)
+        taken = walks(calls, len(weights), torch.randn(tokens, D), seconds)
         cells = [
             f"{t * 1e6:.0f}, {size * 4 / t / 1e9:.1f}, {2 * tokens * size / t / 1e9:.0f}"
             for t in taken
@@ -137,7 +131,7 @@ def bench_mixture(D: int, out_features: int, seconds: float) -> Iterator[list[ob
         runs = [(i * each, (i + 1) * each, i) for i in range(min(ADAPTERS, tokens))]
         calls: list[Call] = [lambda i, x_TD: linears[i](x_TD)]
         calls += [adapted(linears, tables, Batch(runs)) for tables in by_type]
-        base, *others = fastest_tenths(calls, len(linears), torch.randn(tokens, D), seconds)
+        base, *others = walks(calls, len(linears), torch.randn(tokens, D), seconds)
         shares = [f"{100 * (t / base - 1):+.0f} %" for t in others]
         yield [f"{D} → {out_features}", tokens, len(runs), f"{base * 1e6:.0f}", *shares]
 
