@@ -4,7 +4,7 @@
 float64, then times CUDA graphs of all layers, each with weights of its own as in the real model:
 the base linears alone, and with the addition to gate/up and down, by the forms that may be best,
 after the base product and beside it. The two graphs are replayed in turns. Writes STEM.json and
-STEM.md. Needs PyTorch and Triton only.
+STEM.md. Needs PyTorch, Triton and safetensors only.
 
 Shape suffixes: T tokens, D input width, O output width; n experts, k activated, r rank.
 """

@@ -135,8 +135,8 @@ def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
             "max_model_len": _SLOT_TOKENS,
             "enforce_eager": config.vllm_eager,
         }
-        options = {"model": str(config.base), "engine": engine}
-        return Start(Lane.VLLM, "vllm:VllmSystem", options, {"python": str(python), "env": env})
+        vllm = {"model": str(config.base), "engine": engine}
+        return Start(Lane.VLLM, "vllm:VllmSystem", vllm, {"python": str(python), "env": env})
     assert peer == "llamacpp"
     if importlib.util.find_spec("xllamacpp") is None:
         raise WorkerError("xllamacpp is not installed; `pip install xllamacpp`")
@@ -145,7 +145,7 @@ def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
         export_gguf(config.base, gguf)
     except ConfigError as error:
         raise WorkerError(str(error)) from None
-    options = {
+    options: dict[str, Any] = {
         "gguf": str(gguf),
         "threads": config.threads,
         "max_running": config.max_running,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -63,7 +64,9 @@ class VllmSystem:
             detokenize=not engine.get("skip_tokenizer_init"),
         )
         self._clock = time.process_time if cpu_time else time.perf_counter
-        self._wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        self._wait: Callable[[], object] = (
+            torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        )
         self._count = 0
         settings = ", ".join(f"{name} {value}" for name, value in engine.items())
         self.about: dict[str, Any] = {
