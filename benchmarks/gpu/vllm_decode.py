@@ -96,7 +96,10 @@ def check(base: Path, mode: str) -> dict[str, Any]:
     """Shares of tokens that agree up to the first difference, in float32: each request alone
     against all in one batch, and these against the readable reference."""
     AutoModelForCausalLM.from_config(small(), dtype=torch.float32).save_pretrained(base)
-    adapters = [write_random_adapters(base / str(s), base, s, 1)[0] for s in CHECKED]
+    adapters = [
+        write_random_adapters(base.parent / f"{mode}-{i}", base, shape, 1)[0]
+        for i, shape in enumerate(CHECKED)
+    ]
     # The attention backend that takes float32.
     attention = {"attention_backend": "TRITON_ATTN"} if DEVICE == "cuda" else {}
     rank = max(shape.n * shape.r for shape in CHECKED)
@@ -136,7 +139,7 @@ def measure(base: Path, layers: int, mode: str, slots: int) -> list[list[object]
     """Requests, adapters, milliseconds without and with ReMix, ratio; by case."""
     large(layers).save_pretrained(base)
     # One folder under many ids: every load has memory of its own, which is what costs.
-    adapters = write_random_adapters(base, base, TIMED, 1) * slots
+    adapters = write_random_adapters(base.parent, base, TIMED, 1) * slots
     engine = {"dtype": "bfloat16", "gpu_memory_utilization": 0.4, "load_format": "dummy"}
     cases: dict[tuple[int, int], Sequence[int | None]] = {
         (1, 1): [0],

@@ -91,8 +91,8 @@ def start_lanes(base: Path, folder: Path, stack: ExitStack) -> dict[str, Lane]:
         lanes[own_lora(shape)] = Lane(start(paths, rank), range(ADAPTERS))
     folders = [
         path
-        for shape in SHAPES
-        for path in write_random_adapters(folder / str(shape), base, shape, ADAPTERS)
+        for number, shape in enumerate(SHAPES)
+        for path in write_random_adapters(folder / f"remix-{number}", base, shape, ADAPTERS)
     ]
     remix = start(folders, max(shape.n * shape.r for shape in SHAPES), remix=True)
     for number, shape in enumerate(SHAPES):

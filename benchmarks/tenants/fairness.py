@@ -18,16 +18,8 @@ import typer
 from benchmarks.options import Base, Out
 from benchmarks.result import Table, publish
 from benchmarks.rounds import percentile
-from benchmarks.tenants.traffic import (
-    NEW_TOKENS,
-    PROMPT_TOKENS,
-    Arrival,
-    Served,
-    milliseconds,
-    play,
-    poisson,
-    serving,
-)
+from benchmarks.tenants import traffic
+from benchmarks.tenants.traffic import Arrival, Served, milliseconds, play, poisson, serving
 from remix_runtime.engines.embedded import EmbeddedConfig
 from remix_runtime.engines.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT, service_bound
 
@@ -40,7 +32,7 @@ def service_difference(served: Sequence[Served]) -> float:
     then both had requests waiting."""
     end = max(item.token_times[0] for item in served if item.arrival.tenant == "quiet")
     events = [
-        (at, item.arrival.tenant, OUTPUT_WEIGHT + (not i) * PROMPT_WEIGHT * PROMPT_TOKENS)
+        (at, item.arrival.tenant, OUTPUT_WEIGHT + (not i) * PROMPT_WEIGHT * traffic.PROMPT_TOKENS)
         for item in served
         for i, at in enumerate(item.token_times)
         if at <= end
@@ -72,8 +64,8 @@ async def measure(
     for tenant, name in (("quiet", "quiet"), ("loud", f"loud, x{LOAD}")):
         waited[name] = [item.first_token for item in both if item.arrival.tenant == tenant]
     # Of what the batch can really hold: requests, not KV memory, fill it here.
-    held = min(batch_tokens, MAX_RUNNING * (PROMPT_TOKENS + NEW_TOKENS))
-    return waited, difference, service_bound(PROMPT_TOKENS, held)
+    held = min(batch_tokens, MAX_RUNNING * (traffic.PROMPT_TOKENS + traffic.NEW_TOKENS))
+    return waited, difference, service_bound(traffic.PROMPT_TOKENS, held)
 
 
 def main(

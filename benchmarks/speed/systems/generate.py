@@ -33,18 +33,18 @@ class GenerateSystem:
             "threads": torch.get_num_threads(),
             "settings": f"sdpa, float32, left-padded batch, {self._model.config.model_type}",
         }
-        if lora_rank:
-            self._add_lora(lora_rank, num_adapters, list(target_modules))
-
-    def _add_lora(self, rank: int, num_adapters: int, target_modules: list[str]) -> None:
+        if not lora_rank:
+            return
         import peft
 
-        config = peft.LoraConfig(r=rank, target_modules=target_modules, init_lora_weights=False)
+        config = peft.LoraConfig(
+            r=lora_rank, target_modules=list(target_modules), init_lora_weights=False
+        )
         self._model = peft.get_peft_model(self._model, config, adapter_name="adapter-0").eval()
         for i in range(1, num_adapters):
             self._model.add_adapter(f"adapter-{i}", config)
         self.about["version"] += f", peft {peft.__version__}"
-        self.about["settings"] += f"; {num_adapters} LoRAs of rank {rank} by adapter_names"
+        self.about["settings"] += f"; {num_adapters} LoRAs of rank {lora_rank} by adapter_names"
 
     def run(self, workload: Workload) -> Run:
         width = max(len(p) for p in workload.prompts)
@@ -54,10 +54,8 @@ class GenerateSystem:
             ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
             mask_BT[row, width - len(prompt) :] = 1
         clock = _StepClock()
-        named = {}
-        if any(i is not None for i in workload.adapters):
-            names = ["__base__" if i is None else f"adapter-{i}" for i in workload.adapters]
-            named = {"adapter_names": names}
+        names = ["__base__" if i is None else f"adapter-{i}" for i in workload.adapters]
+        named = {"adapter_names": names} if set(workload.adapters) != {None} else {}
         start = time.perf_counter()
         with torch.inference_mode():
             out_BT = self._model.generate(
