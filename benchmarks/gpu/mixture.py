@@ -78,7 +78,6 @@ class Layers:
             [normal(o, d, scale=d**-0.5) for d, o in sizes] for _ in range(model.layers)
         ]
         self.tables: list[tuple[TritonMixtureTable, TritonMixtureTable]] = []
-        self._bases: dict[tuple[int, int], Replay] = {}
 
     def set_shape(self, shape: AdapterShape) -> None:
         h, f = self.model.hidden, self.model.ffn
@@ -86,44 +85,31 @@ class Layers:
         for _ in self.linears:
             self.tables.append((make_table(h, [f, f], shape), make_table(f, [h], shape)))
 
-    def base(self, case: Case) -> Replay:
-        """Captured once for each number of tokens and layers."""
-        key = case.tokens, case.layers
-        if key not in self._bases:
-            inputs = self._inputs(case)
-            self._bases[key] = captured(lambda: self._step(case.layers, *inputs, None, False))
-        return self._bases[key]
-
-    def adapted(self, case: Case, form: Form, beside: bool) -> Replay:
-        slot_T, inputs = slots_of(case.tokens, case.adapters), self._inputs(case)
+    def step(self, case: Case, form: Form | None, beside: bool = False) -> Replay:
+        """Without a form the base alone. Inputs are the same for every layer: nothing depends on
+        their values."""
+        inputs = normal(case.tokens, self.model.hidden), normal(case.tokens, self.model.ffn)
+        slot_T = slots_of(case.tokens, case.adapters)
         buffers = DevicePlan.empty(case.tokens, SLOTS, DEVICE, SLOTS)
         for table in itertools.chain.from_iterable(self.tables):
             table.form = form
 
         def step() -> None:
-            plan = plan_from_slots(slot_T, SLOTS, max_adapters=case.bound, out=buffers)
-            self._step(case.layers, *inputs, plan, beside)
+            if form is not None:
+                plan = plan_from_slots(slot_T, SLOTS, max_adapters=case.bound, out=buffers)
+            for i, (qkv, out, *feed_forward) in enumerate(self.linears[: case.layers]):
+                F.linear(inputs[0], qkv)
+                F.linear(inputs[0], out)
+                for weight, table, x_TD in zip(feed_forward, self.tables[i], inputs, strict=True):
+                    if form is None:
+                        F.linear(x_TD, weight)
+                    elif beside:
+                        pending = table.begin(x_TD, plan)
+                        table.finish(F.linear(x_TD, weight), pending)
+                    else:
+                        table.add(F.linear(x_TD, weight), x_TD, plan)
 
         return captured(step)
-
-    def _inputs(self, case: Case) -> tuple[Tensor, Tensor]:
-        """The same for every layer: nothing depends on their values."""
-        return normal(case.tokens, self.model.hidden), normal(case.tokens, self.model.ffn)
-
-    def _step(
-        self, layers: int, x_TD: Tensor, h_TF: Tensor, plan: DevicePlan | None, beside: bool
-    ) -> None:
-        for i, (qkv, out, gate_up, down) in enumerate(self.linears[:layers]):
-            F.linear(x_TD, qkv)
-            F.linear(x_TD, out)
-            for j, (weight, input) in enumerate(((gate_up, x_TD), (down, h_TF))):
-                if plan is None:
-                    F.linear(input, weight)
-                elif beside:
-                    pending = self.tables[i][j].begin(input, plan)
-                    self.tables[i][j].finish(F.linear(input, weight), pending)
-                else:
-                    self.tables[i][j].add(F.linear(input, weight), input, plan)
 
 
 def captured(step: Callable[[], object]) -> Replay:
@@ -190,7 +176,7 @@ def cases(model: Model, *, quick: bool) -> Iterator[Case]:
 
 
 def run(model: Model, summary: Summary, *, quick: bool, deadline: float) -> None:
-    layers = Layers(model)
+    layers, bases = Layers(model), dict[tuple[int, int], Replay]()
     for shape in (*SHAPES, PLAIN):
         layers.set_shape(shape)
         for case in cases(model, quick=quick):
@@ -203,7 +189,10 @@ def run(model: Model, summary: Summary, *, quick: bool, deadline: float) -> None
                 if time.monotonic() > deadline:
                     summary.left_out.append(f"{model.name} {shape} {case} {name}")
                     continue
-                seconds = medians(layers.base(case), layers.adapted(case, form, beside))
+                key = case.tokens, case.layers
+                if key not in bases:
+                    bases[key] = layers.step(case, None)
+                seconds = medians(bases[key], layers.step(case, form, beside))
                 is_chosen = form is forms[0]
                 summary.results.append(Result(model, shape, case, name, is_chosen, *seconds))
 

@@ -26,6 +26,8 @@ from benchmarks.speed.systems.protocol import Workload
 from benchmarks.speed.worker import Worker, WorkerError
 from remix_runtime.errors import ConfigError
 
+SYSTEM = "benchmarks.speed.systems.embedded:EmbeddedSystem"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
@@ -117,34 +119,31 @@ def run_determinism(
     wanted = requests(sizes, empty_model(base).config.vocab_size)
     counts: list[Count] = []
     reference: list[list[int]] = []
-    with tempfile.TemporaryDirectory(prefix="remix-bench-") as scratch:
-        adapters = write_random_adapters(Path(scratch), base, shape, NUM_ADAPTERS)
+    with tempfile.TemporaryDirectory(prefix="remix-bench-") as name:
+        scratch = Path(name)
+        adapters = write_random_adapters(scratch, base, shape, NUM_ADAPTERS)
         for setting in settings(threads):
             report(f"determinism: {setting.name}")
+            options = {
+                "engine": {"model": str(base), **setting.engine},
+                "adapters": [str(folder) for folder in adapters],
+                "swap": setting.swap,
+            }
+            process = {"log": scratch / "log", "threads": setting.engine["threads"]}
             try:
-                with closing(_start(base, setting, adapters, Path(scratch) / "log")) as worker:
+                with closing(Worker(setting.name, SYSTEM, options, **process)) as worker:
                     for size in (1, *sizes.compositions):
                         groups = batches(len(wanted.prompts), size, seed=len(counts))
                         outputs = _decode(worker, wanted, groups)
                         reference = reference or outputs
-                        name = "alone" if size == 1 else f"{size} at once"
-                        counts.append(Count(setting.name, name))
+                        together = "alone" if size == 1 else f"{size} at once"
+                        counts.append(Count(setting.name, together))
                         for output, expected in zip(outputs, reference, strict=True):
                             counts[-1].add(output, expected)
             except WorkerError as error:
                 raise ConfigError(f"bench: {error}") from None
             report(f"determinism: flips so far: {sum(c.flips for c in counts)}")
     _write(stem, counts, sizes, shape)
-
-
-def _start(base: Path, setting: Setting, adapters: list[Path], log: Path) -> Worker:
-    options = {
-        "engine": {"model": str(base), **setting.engine},
-        "adapters": [str(folder) for folder in adapters],
-        "swap": setting.swap,
-    }
-    target = "benchmarks.speed.systems.embedded:EmbeddedSystem"
-    return Worker(setting.name, target, options, log=log, threads=setting.engine["threads"])
 
 
 def _decode(worker: Worker, wanted: Workload, groups: Iterable[list[int]]) -> list[list[int]]:

@@ -177,7 +177,11 @@ class Storm:
                 await asyncio.sleep(rest_seconds)
                 tenant = next(turns)
                 self._swapping = tenant.name
-            await self._swap(tenant, is_bad=number in bad)
+            entries = self._random.choice(self._other_entries(tenant))
+            if number in bad:
+                entries = {**entries, self._random.choice(NAMES): self._random.choice(self._bad)}
+            body, expected = {"adapters": entries}, 422 if number in bad else 200
+            await self._change(tenant, entries, "PUT", json=body, expected=expected)
         self._swapping = None
 
     async def roll_back(self, count: int) -> None:
@@ -209,13 +213,6 @@ class Storm:
             if statuses != {200: 1, 412: racers - 1}:
                 self.report.unexpected.append(f"race: {dict(statuses)}")
         self._swapping = None
-
-    async def _swap(self, tenant: Tenant, *, is_bad: bool) -> None:
-        entries = self._random.choice(self._other_entries(tenant))
-        if is_bad:
-            entries = {**entries, self._random.choice(NAMES): self._random.choice(self._bad)}
-        expected = 422 if is_bad else 200
-        await self._change(tenant, entries, "PUT", json={"adapters": entries}, expected=expected)
 
     async def _change(
         self,
