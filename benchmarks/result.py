@@ -37,15 +37,15 @@ def publish(
 ) -> str:
     """Prints a result and returns it: the title with the day, the parts with content, the machine.
 
-    With a `stem` it is also written, as `stem`.md, and machine, tables and figures as `stem`.json.
+    With a `stem` it is also written, as `stem`.md, and as `stem`.json together with the figures.
     """
     machine = machine or describe_machine()
     shown = [f"# {title}, {machine['date'][:10]}", *parts, "## Machine", fields(machine)]
     markdown = "\n\n".join(str(part) for part in shown if part) + "\n"
     print(markdown)
     if stem is not None:
-        tables = [[part.header, *part.rows] for part in parts if isinstance(part, Table)]
-        document = {"machine": machine, "tables": tables, **figures}
+        result = [[p.header, *p.rows] if isinstance(p, Table) else p for p in parts if p]
+        document = {"machine": machine, **figures, "result": result}
         stem.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, default=str)
         stem.with_name(stem.name + ".json").write_text(text + "\n", encoding="utf-8")

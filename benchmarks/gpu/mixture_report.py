@@ -108,7 +108,5 @@ def write(summary: Summary, stem: Path) -> None:
         "`*` marks the form that `choose_form` takes.",
         Table(HEADER, [result.row(summary.bandwidth) for result in summary.results]),
         machine=machine,
-        checks=summary.checks,
-        left_out=summary.left_out,
         results=[asdict(result) for result in summary.results],
     )
