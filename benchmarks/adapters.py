@@ -6,12 +6,13 @@ Shape suffixes: n experts, r LoRA rank, D input width, O output width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import AutoConfig, PreTrainedModel
 
+from benchmarks.shape import AdapterShape
 from remix_runtime.adapter.checkpoint import (
     AdapterConfig,
     LayerWeights,
@@ -19,29 +20,33 @@ from remix_runtime.adapter.checkpoint import (
     write_checkpoint,
 )
 from remix_runtime.adapter.layers import base_shapes, target_shapes
+from remix_runtime.base_model import without_weights
 from remix_runtime.errors import ConfigError
 
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+README = "# Random adapter of the benchmark\n"
 
-@dataclass(frozen=True, slots=True)
-class AdapterShape:
-    """n experts of rank r, of which a token activates k."""
 
-    n: int
-    k: int
-    r: int
+def empty_model(base: Path) -> PreTrainedModel:
+    """The base without its weights: shapes only. Raises `ConfigError`."""
+    if not (base / "config.json").is_file():
+        raise ConfigError(f"base: found no config.json in {base}, expected a model folder")
+    return without_weights(AutoConfig.from_pretrained(base))
 
-    @classmethod
-    def parse(cls, text: str) -> AdapterShape:
-        """From "n,k,r". Raises `ConfigError`."""
-        try:
-            n, k, r = (int(part) for part in text.split(","))
-        except ValueError:
-            raise ConfigError(
-                f"adapter shape: found {text!r}, expected n,k,r as in 8,4,8"
-            ) from None
-        if not (1 <= k <= n and r >= 1):
-            raise ConfigError(f"adapter shape: found {text!r}, expected 1 <= k <= n and r >= 1")
-        return cls(n, k, r)
+
+def write_random_adapters(
+    folder: Path,
+    base: Path,
+    shape: AdapterShape,
+    count: int,
+    targets: Sequence[str] = FEED_FORWARD,
+) -> list[Path]:
+    """Folders of `count` different adapters for the base, in `folder`. Raises `ConfigError`."""
+    model = empty_model(base)
+    folders = [folder / f"adapter-{seed}" for seed in range(count)]
+    for seed, adapter in enumerate(folders):
+        write_random_adapter(adapter, model, shape, targets, seed)
+    return folders
 
 
 def write_random_adapter(
@@ -70,10 +75,5 @@ def write_random_adapter(
         routing_weight=weight,
         target_modules=tuple(targets),
     )
-    write_checkpoint(
-        folder,
-        config,
-        layers,
-        readme="# Random adapter of the benchmark\n",
-        dtype=torch.bfloat16,  # as `remix train` writes them
-    )
+    # In bfloat16, as `remix train` writes them.
+    write_checkpoint(folder, config, layers, readme=README, dtype=torch.bfloat16)

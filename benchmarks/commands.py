@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+
+from remix_runtime.errors import ConfigError
+
+Name = TypeVar("Name", bound=str)
 
 
 def bench(
@@ -69,8 +74,7 @@ def bench(
     """
     from rich.console import Console
 
-    from benchmarks.lineup import PEERS
-    from remix_runtime.errors import ConfigError
+    from benchmarks.shape import AdapterShape
 
     console = Console(stderr=True, highlight=False)
 
@@ -79,41 +83,36 @@ def bench(
 
     stem = out or Path("benchmarks/results") / f"{date.today().isoformat()}-{suite}"
     threads = threads or len(os.sched_getaffinity(0))
+    shape = AdapterShape.parse(adapter_shape)
     if suite == "speed":
-        from benchmarks.suite_speed import SpeedConfig, run_speed
+        from benchmarks.speed.plan import PEERS, PROMPT_TOKENS, SpeedConfig
+        from benchmarks.speed.suite import run_speed
 
-        wanted = _names(peers, PEERS, "peers")
-        markdown = run_speed(
-            SpeedConfig(
-                base=base,
-                stem=stem,
-                shape=adapter_shape,
-                targets=tuple(targets.split(",")),
-                batches=_numbers(batches),
-                prompts=_names(prompt, ("short", "long"), "prompt"),
-                new_tokens=new_tokens,
-                peers=wanted,
-                rounds=rounds,
-                minutes=minutes,
-                threads=threads,
-                vllm_python=vllm_python,
-                vllm_eager=vllm_eager,
-                vllm_preload=vllm_preload,
-            ),
-            report,
+        config = SpeedConfig(
+            base=base,
+            shape=shape,
+            targets=tuple(targets.split(",")),
+            batches=_numbers(batches),
+            prompts=_names(prompt, tuple(PROMPT_TOKENS), "prompt"),
+            new_tokens=new_tokens,
+            peers=_names(peers, PEERS, "peers"),
+            rounds=rounds,
+            minutes=minutes,
+            threads=threads,
+            vllm_python=vllm_python,
+            vllm_eager=vllm_eager,
+            vllm_preload=vllm_preload,
         )
+        run_speed(config, stem, report)
     elif suite == "determinism":
-        from benchmarks.determinism import run_determinism
+        from benchmarks.speed.determinism import run_determinism
 
-        markdown = run_determinism(base, stem, adapter_shape, threads, report)
+        run_determinism(base, stem, shape, threads, report)
     else:
         raise ConfigError(f"suite: found {suite!r}, expected speed or determinism")
-    typer.echo(markdown)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    from remix_runtime.errors import ConfigError
-
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -123,11 +122,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _names(text: str, known: tuple[str, ...], field: str) -> tuple[str, ...]:
-    from remix_runtime.errors import ConfigError
-
-    names = tuple(name for name in text.split(",") if name)
+def _names(text: str, known: Sequence[Name], field: str) -> tuple[Name, ...]:
+    by_text = {str(name): name for name in known}
+    names = [name for name in text.split(",") if name]
     for name in names:
-        if name not in known:
+        if name not in by_text:
             raise ConfigError(f"{field}: found {name!r}, expected some of {', '.join(known)}")
-    return names
+    return tuple(by_text[name] for name in names)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.storm import Report
-from benchmarks.swaps import run
+from benchmarks.tenants.storm import Report
+from benchmarks.tenants.swaps import run
 from tests.models import save_tiny_base
 
 
 async def storm(base: Path, **size: int) -> Report:
-    report = await run(str(save_tiny_base(base)), **size, rest_seconds=0.2)
+    report = await run(save_tiny_base(base), **size, rest_seconds=0.2)
     assert report.failed == []
     assert report.mixed == []
     assert report.unexpected == []

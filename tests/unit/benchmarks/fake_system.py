@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.systems.protocol import Run, Workload
+from benchmarks.speed.systems.protocol import Run, Workload
 
 
 class FakeSystem:

@@ -9,9 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import determinism
 from benchmarks.commands import bench
-from benchmarks.gguf_export import gguf_name, interleave_rotary
+from benchmarks.shape import AdapterShape
+from benchmarks.speed import determinism
+from benchmarks.speed.gguf_export import gguf_name, interleave_rotary
 from remix_runtime.errors import ConfigError
 from tests.models import save_tiny_base
 
@@ -68,7 +69,8 @@ def test_determinism_suite_finds_no_flip_and_sees_one_that_is_there(
     ]
     monkeypatch.setattr(determinism, "settings", lambda threads: chosen)
     stem = tmp_path / "flips"
-    determinism.run_determinism(base, stem, "4,2,4", 1, lambda line: None, sizes)
+    shape = AdapterShape(4, 2, 4)
+    determinism.run_determinism(base, stem, shape, 1, lambda line: None, sizes)
     counts = json.loads((tmp_path / "flips.json").read_text())["counts"]
     by_setting: dict[str, list[int]] = {c["setting"]: [] for c in counts}
     for count in counts:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 
-from benchmarks.measure import agreement, first_difference, rates, ratio, spread
-from benchmarks.systems.protocol import Run, Workload
+from benchmarks.agreement import agreement, first_difference
+from benchmarks.rounds import fastest, ratio, run_rounds, spread
+from benchmarks.speed.measure import rates
+from benchmarks.speed.systems.protocol import Run, Workload
 
 
 def _workload(prompt_lengths: list[int], new_tokens: int) -> Workload:
@@ -53,3 +58,23 @@ def test_agreement_is_the_share_before_the_first_difference() -> None:
     assert first_difference("abc", "abcd") == 3
     assert agreement([[1, 2, 3, 4], [9, 2, 3, 4]], [[1, 2, 0, 4], [1, 2, 3, 4]]) == 0.25
     assert agreement(["same"], ["same"]) == 1.0
+
+
+def test_sides_take_turns_and_only_what_was_measured_is_kept() -> None:
+    order: list[tuple[str, int]] = []
+
+    def side(name: str) -> Callable[[int], int | None]:
+        def run(number: int) -> int | None:
+            order.append((name, number))
+            return None if (name, number) == ("b", 1) else 10 * number
+
+        return run
+
+    found = run_rounds({"case": {"a": side("a"), "b": side("b")}}, rounds=2, warm_up=1)
+    assert found == {"case": {"a": {0: 0, 1: 10}, "b": {0: 0}}}
+    assert order == [("b", -1), ("a", -1), ("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+def test_the_fastest_call_counts_within_a_time() -> None:
+    quick, slow = fastest([lambda: None, lambda: time.sleep(0.01)], seconds=0.05)
+    assert 0 <= quick < 0.01 <= slow

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.goals import Verdict, goals, judge
-from benchmarks.plan import Case, Lane, cases, rotations, workload
-from benchmarks.report import as_json, as_markdown, table
-from benchmarks.speed import Results, run_rounds
-from benchmarks.worker import Worker
+from benchmarks.result import Table
+from benchmarks.rounds import rotated
+from benchmarks.speed.goals import Verdict, goals, judge
+from benchmarks.speed.measure import Results, measure
+from benchmarks.speed.plan import Case, Lane, cases, workload
+from benchmarks.speed.report import write_report
+from benchmarks.speed.worker import Worker
 
 FAKE = "tests.unit.benchmarks.fake_system:FakeSystem"
 # Seconds per token of the fake systems; vLLM fails on the long prompts.
@@ -38,7 +40,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Cas
             workers[lane] = Worker(str(lane), FAKE, options, log=log, threads=1)
             stack.callback(workers[lane].close)
         workers[Lane.MIXED] = workers[Lane.LOADED]
-        found = run_rounds(
+        found = measure(
             grid,
             workers,
             vocab_size=500,
@@ -77,7 +79,7 @@ def test_verdicts_state_ratio_and_gap(results: tuple[list[Case], Results]) -> No
     verdicts = judge(goals(grid), found)
 
     def of(title: str, case: Case) -> Verdict:
-        return next(v for v in verdicts if (v.goal.title, v.goal.case) == (title, case))
+        return next(v for v in verdicts if (v.goal.goal, v.goal.case) == (title, case))
 
     ahead = of("ahead of generate", Case(8, "long", 6))
     assert ahead.met is True
@@ -90,7 +92,9 @@ def test_verdicts_state_ratio_and_gap(results: tuple[list[Case], Results]) -> No
     assert of("ahead of vLLM CPU", Case(8, "long", 6)).sentence() == "not measured"
 
 
-def test_report_holds_every_round_and_every_goal(results: tuple[list[Case], Results]) -> None:
+def test_report_holds_every_round_and_every_goal(
+    results: tuple[list[Case], Results], tmp_path: Path
+) -> None:
     grid, found = results
     verdicts = judge(goals(grid), found)
     machine = {
@@ -105,20 +109,22 @@ def test_report_holds_every_round_and_every_goal(results: tuple[list[Case], Resu
     systems = {
         "remix": {"version": "1", "threads": 2, "settings": "s", "idle_cpu_share": 0.001},
     }
-    document = json.loads(as_json(found, verdicts, machine, systems, {"rounds": 2}))
+    stem = tmp_path / "folder" / "report"
+    text = write_report(stem, found, verdicts, machine, systems, {"rounds": 2})
+    assert stem.with_suffix(".md").read_text() == text
+    document = json.loads(stem.with_suffix(".json").read_text())
     lanes = {c["name"]: c["lanes"] for c in document["cases"]}
     assert len(lanes["8 x short prompt, 6 new tokens"]["remix"]["rounds"]) == 2
     assert len(document["goals"]) == len(verdicts)
     missed = [g for g in document["goals"] if g["met"] is False]
     assert {g["goal"] for g in missed} == {"level with llama.cpp F32"}
-    text = as_markdown(found, verdicts, machine, systems, {"rounds": 2})
     assert "| 8 x short prompt, 6 new tokens | 400.0 (400.0 to 400.0) |" in text
     assert "missed by 0.200 (20.0% of the goal)" in text
     met = sum(v.met is True for v in verdicts)
     assert f"{met} of {len([v for v in verdicts if v.met is not None])} goals met" in text
     assert "The machine was busy before the run (load average 1.75)" in text
     quiet = {**machine, "load_average": [0.1, 2.0, 2.0]}
-    assert "was busy" not in as_markdown(found, verdicts, quiet, systems, {"rounds": 2})
+    assert "was busy" not in write_report(stem, found, verdicts, quiet, systems, {"rounds": 2})
     assert "Left out: vllm cpu: vllm cpu: RuntimeError: broken prompt" in text
 
 
@@ -126,7 +132,7 @@ def test_no_round_begins_that_would_not_end_in_time(tmp_path: Path) -> None:
     grid = cases([1], ["short"], 6)
     worker = Worker("fake", FAKE, {"seconds_per_token": 0.02}, log=tmp_path / "log", threads=1)
     try:
-        found = run_rounds(
+        found = measure(
             grid,
             {Lane.REMIX: worker},
             vocab_size=500,
@@ -154,11 +160,11 @@ def test_workloads_are_shared_by_lanes_and_new_each_round() -> None:
 
 def test_every_lane_is_first_in_some_round() -> None:
     lanes = (Lane.REMIX, Lane.GENERATE, Lane.VLLM)
-    orders = [list(rotations(lanes, i)) for i in range(3)]
+    orders = [list(rotated(lanes, i)) for i in range(3)]
     assert {order[0] for order in orders} == set(lanes)
     assert all(set(order) == set(lanes) for order in orders)
 
 
 def test_a_table_is_rectangular_whatever_its_cells_hold() -> None:
-    lines = table(["a", "b"], [["x|y", "1"], ["z", ""]]).splitlines()
+    lines = str(Table(["a", "b"], [["x|y", "1"], ["z", ""]])).splitlines()
     assert {line.count("|") for line in lines} == {3}

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.systems.protocol import Workload
-from benchmarks.worker import Worker, WorkerError
+from benchmarks.speed.systems.protocol import Workload
+from benchmarks.speed.worker import Worker, WorkerError
 
 FAKE = "tests.unit.benchmarks.fake_system:FakeSystem"
 Start = Callable[..., Worker]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import quality
-from benchmarks.quality import (
+from benchmarks.quality import experiment
+from benchmarks.quality.experiment import (
     EXPERT_RATES,
     FIRST_ROUTER_RATE,
     METHODS,
@@ -20,8 +20,8 @@ from benchmarks.quality import (
     PARTS,
     keep_upper_layers,
 )
-from benchmarks.quality_report import LABELS, OURS, verdicts, write_report
-from benchmarks.quality_skills import SKILLS, write_mixed_skills
+from benchmarks.quality.report import LABELS, OURS, verdicts, write_report
+from benchmarks.quality.skills import SKILLS, write_mixed_skills
 from remix_runtime.adapter.layers import base_shapes
 from tests.models import tiny_model
 from training.data import collate, read_examples
@@ -69,8 +69,8 @@ def test_rates_are_those_of_the_lowest_development_loss(
     def loss(task: object, work: Path, method: str, rates: dict[str, float]) -> float:
         return sum(abs(math.log(rate / best[name])) for name, rate in rates.items())
 
-    monkeypatch.setattr(quality, "development_loss", loss)
-    rates = quality.tuned_rates(None, tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(experiment, "development_loss", loss)
+    rates = experiment.tuned_rates(None, tmp_path)  # type: ignore[arg-type]
     assert rates.keys() == METHODS.keys()
     assert rates["lora"] == rates["random routing"] == {"expert_learning_rate": expert}
     assert rates["remix causal"] == rates["remix sequence"] == rates["softmax"] == best

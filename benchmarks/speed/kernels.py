@@ -1,0 +1,159 @@
+"""Speed of the CPU kernels alone: the packed linear layer and the ReMix addition.
+
+`python -m benchmarks.speed.kernels [--threads 2] [--seconds 0.5]` gives, for the feed-forward
+shapes of a 135M model, GB/s of weights and GFLOP/s of our linear layer, of PyTorch's and of oneDNN
+with prepacked weights, and then what the mixtures of four adapters (n 8, k 4, r 8) cost, as a share
+of the base layer's time. The calls walk through more weights than the caches hold and take turns;
+the fastest walk of each counts.
+
+Shape suffixes: T tokens, D input width, O output width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from benchmarks.options import Out
+from benchmarks.result import Table, publish
+from benchmarks.rounds import fastest
+from remix_runtime.adapter.checkpoint.types import LayerWeights
+from remix_runtime.kernels import Batch, MixtureWeights, cpu, native
+from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
+
+SHAPES = ((576, 1536), (1536, 576))
+"""(D, O)"""
+TOKENS = (1, 4, 8, 32, 128, 512)
+EXPERTS, TOP_K, RANK, ADAPTERS = 8, 4, 8, 4
+COLD_BYTES = 100 << 20
+"""More weights than a cache holds: every call finds its own in memory."""
+
+Call = Callable[[int, Tensor], object]
+"""(layer, x_TD)"""
+
+
+def walks(calls: Sequence[Call], layers: int, x_TD: Tensor, seconds: float) -> list[float]:
+    """Seconds of one call of each, in its fastest walk through the layers."""
+
+    def walk(call: Call) -> None:
+        for layer in range(layers):
+            call(layer, x_TD)
+
+    taken = fastest([partial(walk, call) for call in calls], seconds=seconds * len(calls))
+    return [walk_seconds / layers for walk_seconds in taken]
+
+
+def random_weights(D: int, out_features: int) -> list[Tensor]:
+    layers = COLD_BYTES // (D * out_features * 4)
+    return [torch.randn(out_features, D) / D**0.5 for _ in range(layers)]
+
+
+def onednn(weights: Sequence[Tensor], tokens: int) -> Call:
+    """PyTorch's own prepacked product, as torch.compile uses it when it freezes weights."""
+    ops = torch.ops.mkldnn
+    packed = [ops._reorder_linear_weight(w_OD, tokens) for w_OD in weights]
+    return lambda i, x_TD: ops._linear_pointwise(x_TD, packed[i], None, "none", [], "")
+
+
+def bench_linear(D: int, out_features: int, seconds: float) -> Iterator[list[object]]:
+    weights = random_weights(D, out_features)
+    ours = [PackedLinear(w_OD) for w_OD in weights]
+    size = D * out_features
+    for tokens in TOKENS:
+        calls: list[Call] = [
+            lambda i, x_TD: ours[i](x_TD),
+            lambda i, x_TD: F.linear(x_TD, weights[i]),
+            onednn(weights, tokens),
+        ]
+        taken = walks(calls, len(weights), torch.randn(tokens, D), seconds)
+        cells = [
+            f"{t * 1e6:.0f}, {size * 4 / t / 1e9:.1f}, {2 * tokens * size / t / 1e9:.0f}"
+            for t in taken
+        ]
+        yield [f"{D} → {out_features}", tokens, *cells, *(f"{t / taken[0]:.2f}" for t in taken[1:])]
+
+
+def make_table(D: int, out_features: int, *, short: bool) -> NativeMixtureTable:
+    """A table of random adapters; `short` ones fit bfloat16."""
+
+    def random(*shape: int) -> Tensor:
+        values = torch.randn(shape)
+        return values.bfloat16().float() if short else values
+
+    table = NativeMixtureTable(ADAPTERS, D, out_features)
+    n, k, r = EXPERTS, TOP_K, RANK
+    for slot in range(ADAPTERS):
+        layer = LayerWeights(random(n, r, D), random(n, out_features, r), random(n, D))
+        table.set(slot, MixtureWeights.from_layer(layer, k, (k * r) ** -0.5))
+    return table
+
+
+def adapted(
+    linears: Sequence[PackedLinear], tables: Sequence[NativeMixtureTable], batch: Batch
+) -> Call:
+    """Base and mixture in the one call that the engine's native blocks make."""
+    library = native.lib()
+    assert library is not None
+    function = library.remix_adapted_linear
+    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+    h_Tm, picks_Tk = batch.scratch(*tables[0].scratch_size)
+
+    def call(i: int, x_TD: Tensor) -> Tensor:
+        linear = linears[i]
+        y_TO = torch.empty(len(x_TD), linear.out_features)
+        tensors = (batch.runs_R3, x_TD, y_TO, h_Tm, picks_Tk)
+        sizes = (len(batch.runs), *x_TD.shape, linear.out_features)
+        function(
+            *linear.native_addresses,
+            tables[i].native_address,
+            *(tensor.data_ptr() for tensor in tensors),
+            *sizes,
+            h_Tm.shape[1],
+            picks_Tk.shape[1],
+            torch.get_num_threads(),
+        )
+        return y_TO
+
+    return call
+
+
+def bench_mixture(D: int, out_features: int, seconds: float) -> Iterator[list[object]]:
+    linears = [PackedLinear(w_OD) for w_OD in random_weights(D, out_features)]
+    by_type = [[make_table(D, out_features, short=s) for _ in linears] for s in (False, True)]
+    for tokens in TOKENS:
+        each = max(1, tokens // ADAPTERS)
+        runs = [(i * each, (i + 1) * each, i) for i in range(min(ADAPTERS, tokens))]
+        calls: list[Call] = [lambda i, x_TD: linears[i](x_TD)]
+        calls += [adapted(linears, tables, Batch(runs)) for tables in by_type]
+        base, *others = walks(calls, len(linears), torch.randn(tokens, D), seconds)
+        shares = [f"{100 * (t / base - 1):+.0f} %" for t in others]
+        yield [f"{D} → {out_features}", tokens, len(runs), f"{base * 1e6:.0f}", *shares]
+
+
+def main(threads: int = torch.get_num_threads(), seconds: float = 0.5, out: Out = None) -> None:
+    """Time the CPU kernels; `seconds` is the time for each figure."""
+    if not cpu.available():
+        raise SystemExit("error: no native kernels here; install a C compiler such as gcc")
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        linear = [row for shape in SHAPES for row in bench_linear(*shape, seconds)]
+        mixture = [row for shape in SHAPES for row in bench_mixture(*shape, seconds)]
+    header = ["D → O", "tokens", "ours: µs, GB/s, GFLOP/s", "F.linear", "oneDNN"]
+    publish(
+        out,
+        "CPU kernels",
+        f"{threads} threads.",
+        Table([*header, "F.linear / ours", "oneDNN / ours"], linear),
+        "What four adapters add to the base:",
+        Table(["D → O", "tokens", "adapters", "base µs", "float32", "bfloat16"], mixture),
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

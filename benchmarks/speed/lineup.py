@@ -1,0 +1,167 @@
+"""Starts the measured systems, each in its own process, and says why one is left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.adapters import empty_model, write_random_adapters
+from benchmarks.rounds import Report
+from benchmarks.speed.gguf_export import export_gguf
+from benchmarks.speed.plan import NUM_ADAPTERS, Lane, SpeedConfig
+from benchmarks.speed.worker import Worker, WorkerError
+from remix_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SYSTEMS = "benchmarks.speed.systems."
+_SLOT_TOKENS = 512
+"""Context of one request in the peers: the longest workload fits."""
+
+
+@dataclass(slots=True)
+class Lineup:
+    """The running systems."""
+
+    bytes_per_token: int
+    vocab_size: int
+    workers: dict[Lane, Worker] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def about(self) -> dict[str, Any]:
+        """What each system says of itself, and the CPU it used while others were measured."""
+        return {
+            str(lane): {**w.about, "idle_cpu_share": round(w.idle_cpu_share, 4)}
+            for lane, w in self.workers.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a system is started: its class in `systems`, its options, its process."""
+
+    lane: Lane
+    target: str
+    options: dict[str, Any]
+    process: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def lineup(config: SpeedConfig, report: Report) -> Iterator[Lineup]:
+    """Everything that `config` names, running. Raises `ConfigError` if our own engine fails."""
+    model = empty_model(config.base)
+    found = Lineup(bytes_read_per_token(model), model.config.vocab_size)
+    with tempfile.TemporaryDirectory(prefix="remix-bench-") as name, ExitStack() as stack:
+        scratch = Path(name)
+
+        def start(system: Start) -> None:
+            report(f"starting {system.lane}")
+            worker = Worker(
+                str(system.lane),
+                _SYSTEMS + system.target,
+                system.options,
+                log=scratch / f"{system.lane.name.lower()}.log",
+                threads=config.threads,
+                **system.process,
+            )
+            found.workers[system.lane] = stack.enter_context(closing(worker))
+
+        try:
+            for system in _own_systems(config, scratch, found.bytes_per_token):
+                start(system)
+        except WorkerError as error:
+            raise ConfigError(f"bench: {error}") from None
+        # The same process as the adapters' base-only traffic: only the requests differ.
+        found.workers[Lane.MIXED] = found.workers[Lane.LOADED]
+        for peer in config.peers:
+            try:
+                start(_peer(config, scratch, peer))
+            except WorkerError as error:
+                found.left_out[peer] = str(error)
+                report(f"{peer} is left out: {error}")
+        yield found
+
+
+def _own_systems(config: SpeedConfig, scratch: Path, bytes_per_token: int) -> list[Start]:
+    folders = write_random_adapters(
+        scratch, config.base, config.shape, NUM_ADAPTERS, config.targets
+    )
+    engine = {
+        "model": str(config.base),
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": config.threads,
+        "max_running": config.max_running,
+    }
+    embedded = "embedded:EmbeddedSystem"
+    roofline = {"bytes_per_token": bytes_per_token, "threads": config.threads}
+    return [
+        Start(Lane.REMIX, embedded, {"engine": engine}),
+        Start(Lane.LOADED, embedded, {"engine": engine, "adapters": [str(f) for f in folders]}),
+        Start(Lane.ROOFLINE, "roofline:RooflineSystem", roofline),
+    ]
+
+
+def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
+    """Raises `WorkerError` for one that cannot run here."""
+    generate = {"model": str(config.base), "threads": config.threads}
+    if peer == "generate":
+        return Start(Lane.GENERATE, "generate:GenerateSystem", generate)
+    if peer == "peft":
+        lora = {
+            "lora_rank": config.shape.k * config.shape.r,
+            "num_adapters": NUM_ADAPTERS,
+            "target_modules": config.targets,
+        }
+        return Start(Lane.PEFT, "generate:GenerateSystem", {**generate, **lora})
+    if peer == "vllm":
+        python = config.vllm_python
+        if python is None or shutil.which(str(python)) is None:
+            raise WorkerError(
+                f"no Python with vLLM at {python}; give --vllm-python or REMIX_BENCH_VLLM_PYTHON"
+            )
+        env = {"LD_PRELOAD": config.vllm_preload} if config.vllm_preload else {}
+        # Compiled by default; no prefix is cached of prompts that never repeat.
+        engine = {
+            "dtype": "float32",
+            "max_num_seqs": config.max_running,
+            "max_model_len": _SLOT_TOKENS,
+            "enforce_eager": config.vllm_eager,
+        }
+        vllm = {"model": str(config.base), "engine": engine}
+        return Start(Lane.VLLM, "vllm:VllmSystem", vllm, {"python": str(python), "env": env})
+    assert peer == "llamacpp"
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise WorkerError("xllamacpp is not installed; `pip install xllamacpp`")
+    gguf = scratch / "base-f32.gguf"
+    try:
+        export_gguf(config.base, gguf)
+    except ConfigError as error:
+        raise WorkerError(str(error)) from None
+    options: dict[str, Any] = {
+        "gguf": str(gguf),
+        "threads": config.threads,
+        "max_running": config.max_running,
+        "max_model_len": _SLOT_TOKENS,
+    }
+    return Start(Lane.LLAMACPP, "llamacpp:LlamaCppSystem", options)
+
+
+def bytes_read_per_token(model: PreTrainedModel) -> int:
+    """Float32 bytes of all weights that one decoded token reads.
+
+    Tied embeddings count once, as the output head; of untied input embeddings one row is read.
+    """
+    elements: int = sum(p.numel() for p in model.parameters())
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:
+        elements -= embedding.weight.numel()
+    return 4 * elements

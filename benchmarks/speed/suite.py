@@ -1,0 +1,42 @@
+"""The speed suite from its settings to its files: start the systems, run rounds, judge, write."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from benchmarks.machine import describe_machine
+from benchmarks.rounds import Report
+from benchmarks.speed.goals import goals, judge
+from benchmarks.speed.lineup import lineup
+from benchmarks.speed.measure import measure
+from benchmarks.speed.plan import SpeedConfig, cases
+from benchmarks.speed.plot import plot_output_rates
+from benchmarks.speed.report import write_report
+
+
+def run_speed(config: SpeedConfig, stem: Path, report: Report) -> None:
+    """Measures, prints, writes `stem`.json, .md and .png. Raises `ConfigError`."""
+    machine = describe_machine()
+    grid = cases(config.batches, config.prompts, config.new_tokens)
+    with lineup(config, report) as systems:
+        results = measure(
+            grid,
+            systems.workers,
+            vocab_size=systems.vocab_size,
+            rounds=config.rounds,
+            minutes=config.minutes,
+            detokenize=AutoTokenizer.from_pretrained(config.base).decode,
+            report=report,
+        )
+        results.failures |= systems.left_out
+    machine["load_average_at_end"] = describe_machine()["load_average"]
+    settings = asdict(config) | {"base": config.base.name, "shape": str(config.shape)}
+    for path in ("vllm_python", "vllm_preload"):
+        del settings[path]  # of this machine only
+    settings["megabytes_read_per_token"] = round(systems.bytes_per_token / 1e6, 1)
+    verdicts = judge(goals(grid), results)
+    write_report(stem, results, verdicts, machine, systems.about(), settings)
+    plot_output_rates(results, stem.with_name(stem.name + ".png"))
