@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from remix_runtime.errors import ConfigError
+from remix_runtime.extras import require_extra
 
 Name = TypeVar("Name", bound=str)
 
@@ -85,6 +86,7 @@ def bench(
     threads = threads or len(os.sched_getaffinity(0))
     shape = AdapterShape.parse(adapter_shape)
     if suite == "speed":
+        require_extra("remix bench", "bench", "matplotlib")
         from benchmarks.speed.plan import PEERS, PROMPT_TOKENS, SpeedConfig
         from benchmarks.speed.suite import run_speed
 

@@ -17,6 +17,7 @@ from benchmarks.speed.gguf_export import export_gguf
 from benchmarks.speed.plan import NUM_ADAPTERS, Lane, SpeedConfig
 from benchmarks.speed.worker import Worker, WorkerError
 from remix_runtime.errors import ConfigError
+from remix_runtime.extras import missing_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +140,7 @@ def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
         return Start(Lane.VLLM, "vllm:VllmSystem", vllm, {"python": str(python), "env": env})
     assert peer == "llamacpp"
     if importlib.util.find_spec("xllamacpp") is None:
-        raise WorkerError("xllamacpp is not installed; `pip install xllamacpp`")
+        raise WorkerError(str(missing_extra("llama.cpp", "bench", "xllamacpp")))
     gguf = scratch / "base-f32.gguf"
     try:
         export_gguf(config.base, gguf)

@@ -28,7 +28,7 @@ class Form(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """Where the forms change, set from the tables of `benchmarks/gpu_mixture.py` on an H100."""
+    """Where the forms change, set from the tables of `benchmarks/gpu/mixture.py` on an H100."""
 
     chosen_adapters: int = 32
     """From so many possible adapters, one token of each: `ROWS_CHOSEN`. High, because the host
@@ -61,7 +61,7 @@ def choose_form(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Sizes of programs. `benchmarks/gpu_mixture.py` times other values."""
+    """Sizes of programs, set from a sweep on an H100 (docs/LOG.md)."""
 
     span: int = 512
     """Columns of D in one partial sum of logits. Another value gives them other bits."""

@@ -44,6 +44,7 @@ def check_line(line: str, feature: str, package: str) -> None:
     [
         (["train", "recipe.yaml"], "remix train", "matplotlib"),
         (["train", "recipe.yaml"], "remix train", "tensorboard"),
+        (["bench", "--base", "base"], "remix bench", "matplotlib"),
         (["demo-model", "--cache", "cache"], "demo model", "gguf"),
         (["demo-model", "--cache", "cache"], "demo model", "accelerate"),
         (["serve", "--base", "base", "--engine", "vllm", "--port", "0"], "engine", "vllm"),
