@@ -74,7 +74,7 @@ def _replica(services: AdminServices, state: AdapterState | None) -> schemas.Rep
     return schemas.ReplicaState(
         tier=state.tier,
         slot=state.slot,
-        references=services.adapters.references(state.digest),
+        pins=services.adapters.pins(state.digest),
         requests=state.requests,
         last_used=None if idle is None else now() - timedelta(seconds=idle),
         load_seconds=services.adapters.load_seconds(state.digest),

@@ -193,8 +193,8 @@ class ReplicaState(BaseModel):
     tier: AdapterTier
     slot: int | None
     """On the device tier only."""
-    references: int
-    """Pins: live sets, running requests and running swaps that refer to it."""
+    pins: int
+    """Live sets, running requests and running swaps that use it."""
     requests: int
     """Running and waiting ones in the engine."""
     last_used: datetime | None

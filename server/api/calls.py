@@ -30,6 +30,6 @@ def open_call(http: Request, model: str) -> Call:
     target = services.sets.resolve(state.tenant, model, may_use_base=quota.may_use_base)
     state.adapter = target.name
     if target.digest is not None:
-        services.adapters.retain(target.digest)
-        state.holds.callback(services.adapters.release, target.digest)
+        services.adapters.pin(target.digest)
+        state.holds.callback(services.adapters.unpin, target.digest)
     return Call(state.tenant, target, admission)

@@ -125,7 +125,7 @@ class Follower:
     async def _activate(self, tenant: str, wanted: SetRevision) -> None:
         """Loads what another process has found good; what fails here is tried again."""
         retry_seconds = _FIRST_RETRY_SECONDS
-        with self._adapters.retained(wanted.entries.values()):
+        with self._adapters.pinned(wanted.entries.values()):
             while True:
                 try:
                     digests = set(wanted.entries.values())

@@ -43,7 +43,7 @@ _EMPTY = LiveSet(since=0)
 
 
 class LiveSets:
-    """The live set of every tenant. Each refers to its adapters while it is live."""
+    """The live set of every tenant. Each pins its adapters while it is live."""
 
     def __init__(self, base_name: str, adapters: LiveAdapters) -> None:
         self.base_name = base_name
@@ -77,17 +77,17 @@ class LiveSets:
 
     def flip(self, tenant: str, revision: int, entries: Mapping[str, str]) -> None:
         """Makes a revision live, unless that one or a newer one is. One moment: requests that
-        were resolved before keep what they refer to, all others get the new set."""
+        were resolved before keep what they have pinned, all others get the new set."""
         before = self.live(tenant)
         if tenant in self._sets and revision <= before.revision:
             return
         for digest in entries.values():
-            self._adapters.retain(digest)
+            self._adapters.pin(digest)
         self._sets[tenant] = LiveSet(revision, dict(entries))
         for digest in before.entries.values():
-            self._adapters.release(digest)
+            self._adapters.unpin(digest)
 
     def drop(self, tenant: str) -> None:
         """For a tenant that is no more."""
         for digest in self._sets.pop(tenant, _EMPTY).entries.values():
-            self._adapters.release(digest)
+            self._adapters.unpin(digest)

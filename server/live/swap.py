@@ -119,7 +119,7 @@ class Swaps:
         # Before the costly part; the write compares again.
         if before.entries != entries and expected is not None and expected != before.revision:
             raise StaleRevisionError(tenant, found=before.revision, expected=expected)
-        with self._adapters.retained(entries.values()):
+        with self._adapters.pinned(entries.values()):
             await self._load(entries)
             if write is None:
                 after = replace(before, entries=dict(entries))

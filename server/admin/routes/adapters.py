@@ -1,4 +1,4 @@
-"""Adapters: import, look at, delete, collect what nobody refers to."""
+"""Adapters: import, look at, delete, collect garbage."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def collect_adapter_garbage(
         float, Query(ge=60, le=10**9, description="Younger folders stay.")
     ] = MIN_AGE_SECONDS,
 ) -> schemas.Collected:
-    """Removes from this server's store what is neither registered nor in use."""
+    """Removes from this server's store what is neither registered nor pinned."""
     services = admin_services(http)
     removed = await collect_garbage(
         services.directory, services.store, services.adapters, min_age_seconds=min_age_seconds

@@ -49,7 +49,7 @@ class ServerModel:
     stored: set[str] = field(default_factory=set)
 
     @property
-    def references(self) -> Counter[str]:
+    def pins(self) -> Counter[str]:
         counted = Counter(self.running.values())
         for live in self.live.values():
             counted.update(live.entries.values())
@@ -143,7 +143,7 @@ class Model:
 
     def collect(self, at: int) -> None:
         server = self.servers[at]
-        server.stored &= self.directory.adapters | server.references.keys()
+        server.stored &= self.directory.adapters | server.pins.keys()
 
     def refuse(self, at: int, adapter: str | None) -> None:
         """From now on the engine does not load this adapter; None: no adapter at all."""
@@ -175,7 +175,7 @@ class Model:
                 behind = tenant not in server.live or server.live[tenant].revision < revision
                 if not behind:
                     del server.wanted[tenant]
-            server.held &= server.references.keys()
+            server.held &= server.pins.keys()
 
     def _can_load(self, server: ServerModel, adapter: str) -> bool:
         if adapter in server.held:

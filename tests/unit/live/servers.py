@@ -130,7 +130,7 @@ class Servers:
         digest = here.sets.resolve(tenant, name, may_use_base=False).digest
         assert digest is not None
         with ExitStack() as holds:
-            holds.enter_context(here.adapters.retained([digest]))
+            holds.enter_context(here.adapters.pinned([digest]))
             await here.adapters.load_for_request(digest)
             request = GenerationRequest(
                 request_id=str(number),
@@ -196,9 +196,9 @@ class Servers:
     def lag(self, at: int) -> dict[str, tuple[int, int]]:
         return self._nodes[at].follower.set_lag()
 
-    def references(self, at: int) -> dict[str, int]:
+    def pins(self, at: int) -> dict[str, int]:
         adapters = self._nodes[at].adapters
-        return {self._name[digest]: adapters.references(digest) for digest in adapters.digests}
+        return {self._name[digest]: adapters.pins(digest) for digest in adapters.digests}
 
     async def held(self, at: int) -> set[str]:
         return {self._name[state.digest] for state in await self.engines[at].adapter_states()}

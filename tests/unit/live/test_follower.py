@@ -146,14 +146,14 @@ async def test_a_set_that_is_not_wanted_any_more_holds_nothing(
     async with node(url, tmp_path / "one") as one, node(url, tmp_path / "two") as two:
         await one.directory.create_tenant(TENANT, actor="test")
         old, good, bad = [await one.add(source) for source in sources]
-        with two.adapters.retained([old]):
+        with two.adapters.pinned([old]):
             await two.adapters.load(old)
             monkeypatch.setattr(two.engine, "load_adapter", full)
             await one.swaps.put(TENANT, {"x": good, "y": bad}, expected=None, actor="test")
-            await eventually(lambda: two.adapters.references(bad) == 1)
+            await eventually(lambda: two.adapters.pins(bad) == 1)
             wanted = {} if emptied else {"x": old}
             await (one if emptied else two).swaps.put(TENANT, wanted, expected=1, actor="test")
-            await eventually(lambda: two.adapters.references(bad) == 0)
+            await eventually(lambda: two.adapters.pins(bad) == 0)
         await two.adapters.settle()
         assert two.sets.live(TENANT).revision == 2
         assert two.adapters.digests == set(wanted.values())
@@ -187,13 +187,13 @@ async def test_an_adapter_that_its_source_no_longer_has_is_refused(
 
     async with node(url, tmp_path / "one") as one, node(url, tmp_path / "two") as two:
         digest = await one.add(sources[0])
-        with two.adapters.retained([digest]):
+        with two.adapters.pinned([digest]):
             await two.adapters.load(digest)
             assert two.store.digests() == [digest]
         other = AdapterRecord(digest="0" * 64, source=sources[1], num_bytes=1)
         await one.directory.add_adapter(other, actor="test")
         with (
-            two.adapters.retained([other.digest]),
+            two.adapters.pinned([other.digest]),
             pytest.raises(UnknownDigestError, match=f"expected {other.digest}"),
         ):
             await two.adapters.load(other.digest)
@@ -203,7 +203,7 @@ async def test_an_adapter_that_its_source_no_longer_has_is_refused(
 async def test_an_adapter_that_is_gone_everywhere_is_unavailable(url: str, tmp_path: Path) -> None:
     """Another server has taken it out and deleted it; this one's live set is a moment behind."""
     async with node(url, tmp_path / "store") as server:
-        with server.adapters.retained(["0" * 64]), pytest.raises(AdapterUnavailableError):
+        with server.adapters.pinned(["0" * 64]), pytest.raises(AdapterUnavailableError):
             await server.adapters.load_for_request("0" * 64)
         await server.adapters.settle()
 

@@ -207,7 +207,7 @@ class SwapMachine(RuleBasedStateMachine):
         for at in range(2):
             self._do(Call("refresh", at))
             self.the_servers_are_as_the_model()
-            assert self._servers.references(at) == {}
+            assert self._servers.pins(at) == {}
             assert self._run(self._servers.held(at)) == set()
 
     def _running(self) -> list[tuple[int, int]]:
@@ -316,7 +316,7 @@ class SwapMachine(RuleBasedStateMachine):
         for at, server in enumerate(self._model.servers):
             assert self._seen(at) == expected[at]
             held = await self._servers.held(at)
-            assert server.needed <= held <= server.references.keys()
+            assert server.needed <= held <= server.pins.keys()
             assert server.needed <= self._servers.stored(at)
         assert await self._servers.newest(0) == self._newest()
         assert await self._servers.registered(0) == self._model.directory.adapters
@@ -325,7 +325,7 @@ class SwapMachine(RuleBasedStateMachine):
         return {
             "live": self._servers.live(at),
             "lag": self._servers.lag(at),
-            "references": self._servers.references(at),
+            "pins": self._servers.pins(at),
             "resolved": {pair: self._servers.resolved(at, *pair) for pair in MODELS},
         }
 
@@ -338,7 +338,7 @@ class SwapMachine(RuleBasedStateMachine):
                 tenant: (live.get(tenant, nothing)[0], revision)
                 for tenant, (revision, _) in server.wanted.items()
             },
-            "references": dict(server.references),
+            "pins": dict(server.pins),
             "resolved": {
                 (tenant, name): live.get(tenant, nothing)[1].get(name) for tenant, name in MODELS
             },
