@@ -66,7 +66,7 @@ class Metrics:
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
         for tenant, live in self._sets.all.items():  # so that rates start from a known zero
-            for name in (self._sets.base_name, *live.entries):
+            for name in (self._sets.base_name, *live.adapters):
                 labels = self._labels(tenant, name)
                 self._prompt_tokens.labels(*labels)
                 self._generated.labels(*labels)
@@ -198,7 +198,7 @@ class _EngineCollector(Collector):
         served = [
             (tenant, name, digest)
             for tenant, live in self._sets.all.items()
-            for name, digest in live.entries.items()
+            for name, digest in live.adapters.items()
         ]
         yield GaugeMetricFamily(
             "remix_served_adapters", "Names in all live sets.", value=float(len(served))

@@ -59,7 +59,7 @@ async def describe_adapters(
             created=record.created,
             description=dict(record.description),
             tenants=[
-                tenant for tenant, item in sets.items() if record.digest in item.entries.values()
+                tenant for tenant, item in sets.items() if record.digest in item.adapters.values()
             ],
             replica=_replica(services, states.get(record.digest)),
         )

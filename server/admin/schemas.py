@@ -6,20 +6,17 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from remix_runtime.contracts import AdapterTier
-from server.http.fields import invalid
 from server.live.swap import SwapResult
 from server.store import Progress
-from server.tenancy.errors import InvalidValueError
 from server.tenancy.records import (
     DIGEST_PATTERN,
-    MAX_ENTRIES,
+    MAX_ADAPTERS,
     MAX_LIMIT,
     MAX_TEXT,
     NAME_PATTERN,
-    check_entries,
 )
 
 MAX_PAGE = 1000
@@ -28,24 +25,15 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
-
-def _check_entries(entries: dict[str, str]) -> dict[str, str]:
-    try:
-        check_entries(entries)
-    except InvalidValueError as error:
-        raise invalid(str(error)) from None
-    return entries
-
-
-Entries = Annotated[
+Adapters = Annotated[
     dict[str, str],
-    AfterValidator(_check_entries),
+    # The directory checks it.
     WithJsonSchema(
         {
             "type": "object",
             "propertyNames": {"pattern": NAME_PATTERN},
             "additionalProperties": {"type": "string", "pattern": DIGEST_PATTERN},
-            "maxProperties": MAX_ENTRIES,
+            "maxProperties": MAX_ADAPTERS,
         }
     ),
 ]
@@ -64,7 +52,7 @@ class CreateTenant(_Request):
 
 
 class PutSet(_Request):
-    adapters: Entries
+    adapters: Adapters
     """Names to digests: the whole set."""
 
 
@@ -141,9 +129,7 @@ class SetRevision(_Answer):
     tenant: str
     revision: int
     """Also the ETag. 0 is the empty set before the first."""
-    adapters: Annotated[
-        Mapping[str, str], Field(validation_alias=AliasChoices("entries", "adapters"))
-    ]
+    adapters: Mapping[str, str]
     """Names to digests."""
     created: datetime
     actor: str

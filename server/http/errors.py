@@ -194,11 +194,11 @@ def _from_tenancy(error: TenancyError) -> ApiError:
             return ApiError(status, str(error), code="stale_revision", headers=headers)
         case UnknownAdapterError():
             reasons = {
-                name: f"{digest} is not registered" for name, digest in error.entries.items()
+                name: f"{digest} is not registered" for name, digest in error.adapters.items()
             }
             return _unprocessable(error, "unknown_adapter", reasons=reasons)
         case InvalidValueError():
-            return _unprocessable(error, "invalid_value", param=error.field)
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), param=error.field)
     return _internal_error(error)
 
 

@@ -54,7 +54,7 @@ class Follower:
         self.snapshot: Snapshot = await self._directory.snapshot()
         self._confirmed = time.monotonic()
         for tenant, state in self.snapshot.tenants.items():
-            self._sets.flip(tenant, state.set.revision, state.set.entries)
+            self._sets.flip(tenant, state.set.revision, state.set.adapters)
         self._metrics.behind.set_function(lambda: len(self.set_lag()))
         self._metrics.directory_age.set_function(lambda: self.age_seconds)
         self._following = asyncio.create_task(self._follow())
@@ -108,9 +108,9 @@ class Follower:
 
     def _want(self, tenant: str, wanted: SetRevision) -> None:
         running = self._activations.get(tenant)
-        if not wanted.entries or self._sets.live(tenant).revision >= wanted.revision:
+        if not wanted.adapters or self._sets.live(tenant).revision >= wanted.revision:
             # Also revision 0 of a new tenant, so that it has a set at all.
-            self._sets.flip(tenant, wanted.revision, wanted.entries)
+            self._sets.flip(tenant, wanted.revision, wanted.adapters)
             if running is not None:  # for a set that is not wanted any more
                 running.cancel()
             return
@@ -125,10 +125,10 @@ class Follower:
     async def _activate(self, tenant: str, wanted: SetRevision) -> None:
         """Loads what another process has found good; what fails here is tried again."""
         retry_seconds = _FIRST_RETRY_SECONDS
-        with self._adapters.pinned(wanted.entries.values()):
+        with self._adapters.pinned(wanted.adapters.values()):
             while True:
                 try:
-                    digests = set(wanted.entries.values())
+                    digests = set(wanted.adapters.values())
                     await asyncio.gather(*map(self._adapters.load, digests))
                     break
                 except RemixError as error:
@@ -143,7 +143,7 @@ class Follower:
                 await asyncio.sleep(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
             if self._sets.live(tenant).revision < wanted.revision:
-                self._sets.flip(tenant, wanted.revision, wanted.entries)
+                self._sets.flip(tenant, wanted.revision, wanted.adapters)
                 self._metrics.followed.inc()
 
     def _activated(self, tenant: str, task: asyncio.Task[None]) -> None:

@@ -38,7 +38,9 @@ async def collect_garbage_until(
                 directory, store, adapters, min_age_seconds=MIN_AGE_SECONDS
             )
             if removed:
-                log.info("collected %d folders that are neither registered nor pinned", len(removed))
+                log.info(
+                    "collected %d adapters that are neither registered nor pinned", len(removed)
+                )
         except (RemixError, OSError) as error:
             log.warning("garbage was not collected: %s", error)
         except Exception:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -27,13 +27,13 @@ from server.tenancy.errors import (
     StaleRevisionError,
     UnknownAdapterError,
 )
-from server.tenancy.records import SetRevision, check_entries
+from server.tenancy.records import SetRevision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapResult:
     """`before` and `after` are the same revision where nothing was written: in a dry run, whose
-    `after` has the wanted entries, and where the set was as wanted already."""
+    `after` has the wanted adapters, and where the set was as wanted already."""
 
     before: SetRevision
     after: SetRevision
@@ -41,16 +41,16 @@ class SwapResult:
 
     @property
     def added(self) -> tuple[str, ...]:
-        return tuple(sorted(self.after.entries.keys() - self.before.entries.keys()))
+        return tuple(sorted(self.after.adapters.keys() - self.before.adapters.keys()))
 
     @property
     def removed(self) -> tuple[str, ...]:
-        return tuple(sorted(self.before.entries.keys() - self.after.entries.keys()))
+        return tuple(sorted(self.before.adapters.keys() - self.after.adapters.keys()))
 
     @property
     def changed(self) -> tuple[str, ...]:
         """Names that stand for another digest."""
-        before, after = self.before.entries, self.after.entries
+        before, after = self.before.adapters, self.after.adapters
         return tuple(sorted(n for n in before.keys() & after.keys() if before[n] != after[n]))
 
 
@@ -68,64 +68,64 @@ class Swaps:
     async def put(
         self,
         tenant: str,
-        entries: Mapping[str, str],
+        adapters: Mapping[str, str],
         *,
         expected: int | None,
         actor: str,
         dry_run: bool = False,
     ) -> SwapResult:
-        """Makes `entries` the tenant's set, if its revision is `expected` (None: any).
+        """Makes `adapters` the tenant's set, if its revision is `expected` (None: any).
 
         Raises `BadSetError`, and as `Directory.put_set` does. A dry run raises the same but writes
         nothing and leaves nothing loaded.
         """
         with self._counted():
-            check_entries(entries)
 
             async def write() -> SetRevision:
                 return await self._directory.put_set(
-                    tenant, entries, expected=expected, actor=actor
+                    tenant, adapters, expected=expected, actor=actor
                 )
 
             return await self._swap(
-                tenant, entries, expected=expected, write=None if dry_run else write
+                tenant, adapters, expected=expected, write=None if dry_run else write
             )
 
     async def rollback(
         self, tenant: str, to: int, *, expected: int | None, actor: str
     ) -> SwapResult:
-        """Makes the entries of revision `to` the tenant's set again, as a new revision.
+        """Makes the adapters of revision `to` the tenant's set again, as a new revision.
         Raises as `put` and `Directory.rollback_set` do."""
         with self._counted():
-            entries = (await self._directory.revision(tenant, to)).entries
+            adapters = (await self._directory.revision(tenant, to)).adapters
 
             async def write() -> SetRevision:
                 return await self._directory.rollback_set(
                     tenant, to, expected=expected, actor=actor
                 )
 
-            return await self._swap(tenant, entries, expected=expected, write=write)
+            return await self._swap(tenant, adapters, expected=expected, write=write)
 
     async def _swap(
         self,
         tenant: str,
-        entries: Mapping[str, str],
+        adapters: Mapping[str, str],
         *,
         expected: int | None,
         write: Callable[[], Awaitable[SetRevision]] | None,
     ) -> SwapResult:
         started = time.monotonic()
+        unregistered = await self._directory.unregistered(adapters)
         before = await self._directory.current_set(tenant)
         # Before the costly part; the write compares again.
-        if before.entries != entries and expected is not None and expected != before.revision:
+        if before.adapters != adapters and expected is not None and expected != before.revision:
             raise StaleRevisionError(tenant, found=before.revision, expected=expected)
-        with self._adapters.pinned(entries.values()):
-            await self._load(entries)
+        with self._adapters.pinned(adapters.values()):
+            await self._load(adapters, set(unregistered.values()))
             if write is None:
-                after = replace(before, entries=dict(entries))
+                after = replace(before, adapters=dict(adapters))
             else:
                 after = await write()
-                self._sets.flip(tenant, after.revision, after.entries)
+                self._sets.flip(tenant, after.revision, after.adapters)
         if write is not None:
             applied = after.revision != before.revision
             self._metrics.swaps.labels("applied" if applied else "unchanged").inc()
@@ -133,20 +133,9 @@ class Swaps:
         self._metrics.swap.observe(seconds)
         return SwapResult(before=before, after=after, seconds=seconds)
 
-    async def _load(self, entries: Mapping[str, str]) -> None:
-        reasons = {
-            name: "this is the base model's name"
-            for name in entries
-            if name == self._sets.base_name
-        }
-        refused: dict[str, str] = {}
-        try:
-            await self._directory.require_adapters(entries)
-        except UnknownAdapterError as error:
-            refused = {
-                digest: str(AdapterNotFoundError(digest)) for digest in error.entries.values()
-            }
-        digests = sorted(set(entries.values()) - refused.keys())
+    async def _load(self, adapters: Mapping[str, str], unregistered: Set[str]) -> None:
+        refused = {digest: str(AdapterNotFoundError(digest)) for digest in unregistered}
+        digests = sorted(set(adapters.values()) - unregistered)
         results = await asyncio.gather(
             *(self._adapters.load(digest) for digest in digests), return_exceptions=True
         )
@@ -155,7 +144,9 @@ class Swaps:
                 refused[digest] = str(result)
             elif isinstance(result, BaseException):
                 raise result
-        reasons |= {n: refused[digest] for n, digest in entries.items() if digest in refused}
+        reasons = {name: refused[digest] for name, digest in adapters.items() if digest in refused}
+        if self._sets.base_name in adapters:
+            reasons[self._sets.base_name] = "this is the base model's name"
         if reasons:
             raise BadSetError(reasons)
 
