@@ -23,9 +23,9 @@ from remix_runtime.errors import (
     RemixError,
 )
 from server.http.request import label_error
-from server.live.errors import BadSetError
 from server.live.quotas import RateLimitedError
 from server.live.sets import UnknownModelError
+from server.live.swap import BadSetError
 from server.store import (
     ImportStoppedError,
     RejectedAdapterError,

@@ -120,6 +120,11 @@ class LiveAdapters:
         finally:
             self._cold_waits -= 1
 
+    def loaded(self, digests: Iterable[str]) -> bool:
+        """Whether the engine takes requests for all of them at this moment."""
+        entries = [self._entries.get(digest) for digest in digests]
+        return all(entry is not None and entry.info is not None for entry in entries)
+
     def pins(self, digest: str) -> int:
         entry = self._entries.get(digest)
         return 0 if entry is None else entry.pins

@@ -75,17 +75,19 @@ class LiveSets:
     def all(self) -> Mapping[str, LiveSet]:
         return self._sets
 
-    def flip(self, tenant: str, revision: int, adapters: Mapping[str, str]) -> None:
+    def flip(self, tenant: str, revision: int, adapters: Mapping[str, str]) -> bool:
         """Makes a revision live, unless that one or a newer one is. One moment: requests that
-        were resolved before keep what they have pinned, all others get the new set."""
+        were resolved before keep what they have pinned, all others get the new set. Returns
+        whether the revision is newer than the one before."""
         before = self.live(tenant)
         if tenant in self._sets and revision <= before.revision:
-            return
+            return False
         for digest in adapters.values():
             self._adapters.pin(digest)
         self._sets[tenant] = LiveSet(revision, dict(adapters))
         for digest in before.adapters.values():
             self._adapters.unpin(digest)
+        return revision > before.revision
 
     def drop(self, tenant: str) -> None:
         """For a tenant that is no more."""

@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from remix_runtime.errors import RemixError
 from server.live.adapters import UNSERVABLE, LiveAdapters
-from server.live.errors import BadSetError
+from server.live.follower import Follower
 from server.live.metrics import LiveMetrics
-from server.live.sets import LiveSets
 from server.tenancy.directory import Directory
 from server.tenancy.errors import (
     AdapterNotFoundError,
@@ -28,6 +28,19 @@ from server.tenancy.errors import (
     UnknownAdapterError,
 )
 from server.tenancy.records import SetRevision
+
+
+class BadSetError(RemixError):
+    """Adapters of a wanted set cannot be served (422). `reasons`: why, by their names in the set.
+
+    The set that was live goes on.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        some = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:5])
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        super().__init__(f"the set was not changed: {some}{more}")
+        self.reasons = dict(reasons)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +71,19 @@ class Swaps:
     """Changes of sets that are asked of this process. Any number may run at the same time."""
 
     def __init__(
-        self, directory: Directory, adapters: LiveAdapters, sets: LiveSets, metrics: LiveMetrics
+        self,
+        directory: Directory,
+        adapters: LiveAdapters,
+        follower: Follower,
+        metrics: LiveMetrics,
+        *,
+        base_name: str,
     ) -> None:
         self._directory = directory
         self._adapters = adapters
-        self._sets = sets
+        self._follower = follower
         self._metrics = metrics
+        self._base_name = base_name
 
     async def put(
         self,
@@ -125,7 +145,7 @@ class Swaps:
                 after = replace(before, adapters=dict(adapters))
             else:
                 after = await write()
-                self._sets.flip(tenant, after.revision, after.adapters)
+                self._follower.make_live(after)
         if write is not None:
             applied = after.revision != before.revision
             self._metrics.swaps.labels("applied" if applied else "unchanged").inc()
@@ -145,8 +165,8 @@ class Swaps:
             elif isinstance(result, BaseException):
                 raise result
         reasons = {name: refused[digest] for name, digest in adapters.items() if digest in refused}
-        if self._sets.base_name in adapters:
-            reasons[self._sets.base_name] = "this is the base model's name"
+        if self._base_name in adapters:
+            reasons[self._base_name] = "this is the base model's name"
         if reasons:
             raise BadSetError(reasons)
 

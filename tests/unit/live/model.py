@@ -8,8 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from remix_runtime.errors import AdapterUnavailableError
-from server.live.errors import BadSetError
 from server.live.sets import UnknownModelError
+from server.live.swap import BadSetError
 from server.store import RejectedAdapterError
 from server.tenancy.errors import UnknownAdapterError, UnknownRevisionError
 from tests.unit.tenancy.model import Adapters

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from remix_runtime.errors import RemixError
 from server.live import adapters as live_adapters
 from server.live import follower
-from server.live.errors import BadSetError
+from server.live.swap import BadSetError
 from server.tenancy.errors import UnknownAdapterError
 from tests.postgres import memory_folder
 from tests.unit.adapter.checkpoint.adapters import TENSOR_FILE

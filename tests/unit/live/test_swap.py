@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.live.adapters import LiveAdapters
-from server.live.errors import BadSetError
+from server.live.follower import Follower
 from server.live.metrics import LiveMetrics
 from server.live.sets import LiveSets
-from server.live.swap import Swaps
+from server.live.swap import BadSetError, Swaps
 from server.tenancy.directory import Directory
 from server.tenancy.errors import (
     InvalidValueError,
@@ -48,7 +48,9 @@ def registry() -> CollectorRegistry:
 def swaps(
     directory: Directory, adapters: LiveAdapters, sets: LiveSets, registry: CollectorRegistry
 ) -> Swaps:
-    return Swaps(directory, adapters, sets, LiveMetrics(registry))
+    metrics = LiveMetrics(registry)
+    follower = Follower(directory, adapters, sets, metrics, poll_seconds=60)
+    return Swaps(directory, adapters, follower, metrics, base_name="base")
 
 
 @pytest.fixture
