@@ -28,7 +28,6 @@ async def import_adapter(
         description=asdict(stored.description),
     )
     registered = await services.directory.add_adapter(record, actor=ACTOR)
-    await services.follower.refresh()
     return registered, registered is record
 
 

@@ -11,8 +11,9 @@ from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.admin import schemas
-from server.admin.documentation import admin_router, failures
+from server.admin.documentation import failures
 from server.admin.imports import describe_adapters, import_adapter
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import as_api_error
 from server.live.garbage import MIN_AGE_SECONDS, collect_garbage
@@ -97,9 +98,7 @@ async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
 )
 async def delete_adapter(digest: str, http: Request) -> None:
     """Refused while a tenant's set names it. Its files go with the next collection of garbage."""
-    services = admin_services(http)
-    await services.directory.delete_adapter(digest, actor=ACTOR)
-    await services.follower.refresh()
+    await admin_services(http).directory.delete_adapter(digest, actor=ACTOR)
 
 
 @router.post("/adapters/collect-garbage", responses=failures(400))

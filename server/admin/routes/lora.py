@@ -15,8 +15,9 @@ from fastapi import Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from server.admin import schemas
-from server.admin.documentation import Responses, admin_router, set_failures
+from server.admin.documentation import Responses, set_failures
 from server.admin.imports import import_adapter
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import ApiError
 from server.store import SourceMissingError
@@ -120,8 +121,7 @@ async def _change(
         wanted = change(dict(current.adapters))
         try:
             await services.swaps.put(tenant, wanted, expected=current.revision, actor=ACTOR)
-            break
+            return
         except StaleRevisionError:
             if not tries_left:
                 raise
-    await services.follower.refresh()
