@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from remix_runtime.errors import InvalidRequestError
+
 MAX_MODEL_NAME = 256
 """Characters of a model's name in the API."""
 
@@ -104,7 +106,19 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     max_requests: int
-    """Sequences that the engine takes at the same time, those in its queue included."""
+    """Requests that the engine takes at the same time, those in its queue included."""
+
+    def require_room(self, prompt_tokens: int, max_tokens: int, *, param: str = "prompt") -> None:
+        """Raises `InvalidRequestError` where a request does not fit the context. `param`: the
+        API's field that the prompt came in."""
+        if prompt_tokens + max_tokens > self.max_model_len:
+            raise InvalidRequestError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you "
+                f"requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {param}, "
+                f"{max_tokens} in the completion). Please reduce the length of either one.",
+                param=param,
+                code="context_length_exceeded",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +140,6 @@ class EngineStats:
 
     running: int = 0
     waiting: int = 0
-    waiting_for_read: int = 0
-    """Of the waiting: those whose adapter is being read from disk, or will be."""
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
     adapter_slots_used: int = 0

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.contracts import (
@@ -24,25 +21,24 @@ from remix_runtime.contracts import (
     EngineStats,
     FinishReason,
     GenerationRequest,
-    Health,
     ModelInfo,
     TokenEvent,
     Tokenizer,
 )
+from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
 from remix_runtime.engines.fake_model import EOS_ID, VOCAB_SIZE, ByteTokenizer, HashModel
-from remix_runtime.engines.text import TextStream
-from remix_runtime.engines.validate import validate_request
+from remix_runtime.engines.front import EngineFront, Stream
+from remix_runtime.engines.served import ServedAdapter, ServedAdapters
 from remix_runtime.errors import (
-    AdapterNotLoadedError,
     AdapterUnavailableError,
     CheckpointError,
     CheckpointFormatError,
     ConfigError,
-    EngineBusyError,
     EngineDeadError,
-    InvalidRequestError,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,47 +50,56 @@ class FakeConfig:
     max_running: int = 4
     max_waiting: int = 8
     host_adapters: int = 1000
-    """Adapters in memory at once, those in use apart; others are read from their folders again."""
+    """Adapters in memory at once, pinned ones apart; others are read from their folders again."""
     prefill_seconds: float = 0.0
     token_seconds: float = 0.0
 
 
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    request: GenerationRequest
-    arrival: float = field(default_factory=monotonic)
-    running: bool = False
-    aborted: bool = False
-    error: Exception | None = None
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    generated: int = 0
+class _Job(Stream):
+    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
+        super().__init__(request)
+        self.completion = Completion(request, tokenizer.decode, (EOS_ID,))
+        self.num_generated = 0
+        self.fail_after: int | None = None
+        self.run: asyncio.Task[None] | None = None
 
 
-class FakeEngine:
+class FakeEngine(EngineFront[_Job]):
     """See `contracts.Engine`. A folder with an `adapter_config.json` alone is an adapter too.
 
-    For tests: `aborted` lists the ids of requests that ended early, `fail_next_after` makes the
-    next request raise after that many tokens, `kill` makes the engine dead.
+    For tests: `requests` lists all that were admitted and `aborted` the ids of those that ended
+    early, `fail_next_after` makes the next request fail after that many tokens, `kill` makes the
+    engine dead.
     """
 
     def __init__(self, config: FakeConfig | None = None) -> None:
         self._config = config or FakeConfig()
+        self._adapters = _FakeAdapters(self._config.host_adapters)
+        super().__init__(self._adapters, max_waiting=self._config.max_waiting)
         self._tokenizer = ByteTokenizer()
-        self._adapters: dict[str, AdapterInfo] = {}
-        self._folders: dict[str, Path] = {}
-        self._host: dict[str, None] = {}
-        """Adapters in memory, the least recently used first."""
-        self._reads = 0
-        self._sequences: dict[str, _Sequence] = {}
-        self._waiting: FairQueue[_Sequence] = FairQueue()
-        self._changed = asyncio.Condition()
-        self._users: Counter[str] = Counter()
+        self._waiting: FairQueue[_Job] = FairQueue()
+        self._running: set[_Job] = set()
         self._started = False
-        self._draining = False
-        self._death: str | None = None
-        self.aborted: list[str] = []
+        self._killed: str | None = None
         self.requests: list[GenerationRequest] = []
+        self.aborted: list[str] = []
         self.fail_next_after: int | None = None
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        if self._config.max_running < 1:
+            raise ConfigError(f"max_running: found {self._config.max_running}, expected 1 or more")
+        self._started = True
+
+    async def _shut_down(self) -> None:
+        await self._adapters.settle(1.0)
+        self._started = False
+
+    def kill(self, reason: str) -> None:
+        """The engine is dead from now on; requests in flight end with `EngineDeadError`."""
+        self._killed = reason
+        self._fail(self._streams.values(), EngineDeadError(reason))
 
     @property
     def model(self) -> ModelInfo:
@@ -110,226 +115,166 @@ class FakeEngine:
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
-    async def start(self) -> None:
-        if self._config.max_running < 1:
-            raise ConfigError(f"max_running: found {self._config.max_running}, expected 1 or more")
-        self._started = True
+    @property
+    def _is_started(self) -> bool:
+        return self._started
 
-    async def stop(self, *, drain_seconds: float = 0.0) -> None:
-        self._draining = True
-        async with self._changed:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: not self._sequences), drain_seconds
-                )
-        for request_id in list(self._sequences):
-            await self.abort(request_id)
-        self._adapters.clear()
-        self._started = False
+    @property
+    def _death(self) -> str | None:
+        return self._killed
 
-    def kill(self, reason: str) -> None:
-        """The engine is dead from now on; requests in flight end with `EngineDeadError`."""
-        self._death = reason
-        for sequence in self._sequences.values():
-            sequence.error = EngineDeadError(reason)
-            sequence.wake.set()
+    @property
+    def _busy_since(self) -> float | None:
+        return None
+
+    # -- adapters -----------------------------------------------------------------------------
 
     async def load_adapter(self, folder: Path) -> AdapterInfo:
-        self._check_alive()
+        self._require_alive()
+        return self._adapters.load(folder)
+
+    async def unload_adapter(self, digest: str) -> None:
+        await self._adapters.unload(digest)
+
+    async def adapter_states(self) -> list[AdapterState]:
+        return self._adapters.states()
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def _open(self, request: GenerationRequest) -> _Job:
+        if request.digest is not None:
+            self._adapters.read(request.digest)
+        self.requests.append(request)
+        job = _Job(request, self._tokenizer)
+        job.fail_after, self.fail_next_after = self.fail_next_after, None
+        return job
+
+    def _submit(self, stream: _Job) -> None:
+        self._waiting.add(stream.request.tenant, stream)
+        self._pump()
+
+    async def abort(self, request_id: str) -> None:
+        job = self._streams.get(request_id)
+        if job is not None:
+            self._send(job, job.completion.abort())
+
+    def stats(self) -> EngineStats:
+        on_host = self._adapters.num_on_host
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_tokens_used=sum(
+                len(job.request.prompt_token_ids) + job.num_generated for job in self._running
+            ),
+            kv_tokens_total=self._config.max_running * self._config.max_model_len,
+            adapter_slots_used=on_host,
+            adapter_slots_total=max(16, on_host),
+            adapters_loaded=len(self._adapters),
+            adapters_on_host=on_host,
+            adapter_reads=self._adapters.num_reads,
+        )
+
+    def _pump(self) -> None:
+        while len(self._waiting) and len(self._running) < self._config.max_running:
+            tenant, job = next(iter(self._waiting))
+            self._waiting.remove(tenant, job)
+            self._waiting.charge_prompt(tenant, len(job.request.prompt_token_ids))
+            self._running.add(job)
+            job.completion.scheduled()
+            job.run = asyncio.get_running_loop().create_task(self._run(job))
+
+    async def _run(self, job: _Job) -> None:
+        model = HashModel(job.request)
+        await asyncio.sleep(self._config.prefill_seconds)
+        while self._is_open(job):
+            await asyncio.sleep(self._config.token_seconds)
+            if job.num_generated == job.fail_after:
+                self._send(job, RuntimeError("injected failure in /secret/path.py"))
+                return
+            token_id, logprobs = model.next_token()
+            job.num_generated += 1
+            self._waiting.charge_output(job.request.tenant)
+            self._send(
+                job, job.completion.take((token_id,), None if logprobs is None else (logprobs,))
+            )
+
+    def _send(self, stream: _Job, event: TokenEvent | Exception) -> None:
+        if isinstance(event, Exception) or event.finish_reason == FinishReason.ABORT:
+            self.aborted.append(stream.request.request_id)
+        super()._send(stream, event)
+
+    def _close(self, stream: _Job) -> None:
+        super()._close(stream)
+        self._waiting.remove(stream.request.tenant, stream)
+        self._running.discard(stream)
+        if stream.run is not None and stream.run is not asyncio.current_task():
+            stream.run.cancel()
+        self._pump()
+
+
+class _FakeAdapters(ServedAdapters[ServedAdapter]):
+    def __init__(self, host_adapters: int) -> None:
+        super().__init__(log)
+        self._host_adapters = host_adapters
+        self._host: dict[str, None] = {}
+        """Adapters in memory, the least recently used first."""
+
+    @property
+    def num_on_host(self) -> int:
+        return len(self._host)
+
+    def load(self, folder: Path) -> AdapterInfo:
         info = _read(folder)
-        self._adapters[info.digest] = info
-        self._folders[info.digest] = folder
+        served = self._served.setdefault(info.digest, ServedAdapter(folder, info))
+        served.folder, served.is_open = folder, True
         self._into_memory(info.digest)
         return info
+
+    async def unload(self, digest: str) -> None:
+        served = self._served.get(digest)
+        if served is not None:
+            await self._close(served, lambda: self._unload(digest, served))
+
+    def read(self, digest: str) -> None:
+        """Into memory again, where it is not. Raises `AdapterUnavailableError`."""
+        if digest not in self._host:
+            try:
+                found = _read(self._served[digest].folder).digest
+            except CheckpointError as error:
+                raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
+            if found != digest:
+                raise AdapterUnavailableError(f"adapter {digest}: found {found} in its folder")
+        self._into_memory(digest)
+
+    def states(self) -> list[AdapterState]:
+        def tier(digest: str) -> AdapterTier:
+            return AdapterTier.HOST if digest in self._host else AdapterTier.DISK
+
+        return [s.state(tier(digest), slot=None) for digest, s in self._served.items() if s.is_open]
+
+    def unpin(self, digest: str) -> None:
+        super().unpin(digest)
+        self._shrink(keep=digest)
+
+    async def _unload(self, digest: str, served: ServedAdapter) -> None:
+        async with self._unpinned:
+            await self._unpinned.wait_for(lambda: not served.pins)
+        if not served.is_open:  # or it was loaded again meanwhile, and stays
+            del self._served[digest]
+            self._host.pop(digest, None)
 
     def _into_memory(self, digest: str) -> None:
         if digest in self._host:
             del self._host[digest]
         else:
-            self._reads += 1
+            self.num_reads += 1
         self._host[digest] = None
-        self._shrink(digest)
+        self._shrink(keep=digest)
 
     def _shrink(self, keep: str) -> None:
-        for other in [d for d in self._host if not self._users[d] and d != keep]:
-            if len(self._host) > self._config.host_adapters:
+        for other in [d for d in self._host if not self._served[d].pins and d != keep]:
+            if len(self._host) > self._host_adapters:
                 del self._host[other]
-
-    def _read_again(self, digest: str) -> None:
-        try:
-            found = _read(self._folders[digest]).digest
-        except CheckpointError as error:
-            raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
-        if found != digest:
-            raise AdapterUnavailableError(f"adapter {digest}: found {found} in its folder")
-
-    async def adapter_states(self) -> list[AdapterState]:
-        return [
-            AdapterState(
-                digest=digest,
-                tier=AdapterTier.HOST if digest in self._host else AdapterTier.DISK,
-                slot=None,
-                requests=self._users[digest],
-                idle_seconds=None,
-                read_seconds=0.0,
-            )
-            for digest in self._adapters
-        ]
-
-    async def unload_adapter(self, digest: str) -> None:
-        if self._adapters.pop(digest, None) is not None:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._users[digest] == 0)
-            if digest not in self._adapters:
-                self._host.pop(digest, None)
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        self._admit(request)
-        if request.digest is not None:
-            if request.digest not in self._host:
-                self._read_again(request.digest)
-            self._into_memory(request.digest)
-        sequence = _Sequence(request)
-        fail_after, self.fail_next_after = self.fail_next_after, None
-        self.requests.append(request)
-        self._sequences[request.request_id] = sequence
-        self._waiting.add(request.tenant, sequence)
-        if request.digest is not None:
-            self._users[request.digest] += 1
-        finished = False
-        try:
-            async for event in self._events(sequence, fail_after):
-                finished = event.finish_reason not in (None, FinishReason.ABORT)
-                yield event
-        finally:
-            if not finished:
-                self.aborted.append(request.request_id)
-            await self._release(sequence)
-
-    async def abort(self, request_id: str) -> None:
-        sequence = self._sequences.get(request_id)
-        if sequence is not None:
-            sequence.aborted = True
-            sequence.wake.set()
-            # Its memory is free now, even if nobody reads its last event.
-            await self._release(sequence)
-
-    def health(self) -> Health:
-        if self._death is not None:
-            return Health(alive=False, ready=False, reason=self._death)
-        if self._draining:
-            return Health(alive=True, ready=False, reason="draining")
-        return Health(alive=True, ready=self._started)
-
-    def stats(self) -> EngineStats:
-        running = [s for s in self._sequences.values() if s.running]
-        return EngineStats(
-            running=len(running),
-            waiting=len(self._sequences) - len(running),
-            kv_tokens_used=sum(len(s.request.prompt_token_ids) + s.generated for s in running),
-            kv_tokens_total=self._config.max_running * self._config.max_model_len,
-            adapter_slots_used=len(self._host),
-            adapter_slots_total=max(16, len(self._host)),
-            adapters_loaded=len(self._adapters),
-            adapters_on_host=len(self._host),
-            adapter_reads=self._reads,
-        )
-
-    def _check_alive(self) -> None:
-        if self._death is not None:
-            raise EngineDeadError(self._death)
-        if not self._started:
-            raise EngineDeadError("the engine is not started")
-
-    def _admit(self, request: GenerationRequest) -> None:
-        if self._draining:
-            raise EngineBusyError("the server is shutting down", retry_after=5.0)
-        self._check_alive()
-        if request.request_id in self._sequences:
-            raise InvalidRequestError(f"request id {request.request_id!r} is in use")
-        if request.digest is not None and request.digest not in self._adapters:
-            raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
-        validate_request(request, self.model)
-        # A free place counts as one in the queue, so that an idle engine takes a full batch.
-        if len(self._sequences) >= self.model.max_requests:
-            raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
-
-    async def _events(
-        self, sequence: _Sequence, fail_after: int | None
-    ) -> AsyncIterator[TokenEvent]:
-        request, params = sequence.request, sequence.request.params
-        self._fill_slots()
-        while not sequence.running and not sequence.aborted:
-            await self._pause(sequence, None)
-        queue_seconds: float | None = monotonic() - sequence.arrival
-        await self._pause(sequence, self._config.prefill_seconds)
-        text = TextStream(self._tokenizer.decode, request.prompt_token_ids, params.stop)
-        model = HashModel(request)
-        while True:
-            await self._pause(sequence, self._config.token_seconds)
-            if sequence.aborted:
-                yield TokenEvent(token_ids=(), text="", finish_reason=FinishReason.ABORT)
-                return
-            if sequence.generated == fail_after:
-                raise RuntimeError("injected failure in /secret/path.py")
-            token_id, logprobs = model.next_token()
-            sequence.generated += 1
-            self._waiting.charge_output(request.tenant)
-            reason: FinishReason | None = None
-            stops = () if params.ignore_eos else (EOS_ID,)
-            if token_id in (*stops, *params.stop_token_ids):
-                shown, reason = text.flush(), FinishReason.STOP
-            else:
-                shown = text.push(token_id)
-                if text.stopped:
-                    reason = FinishReason.STOP
-                elif sequence.generated == params.max_tokens:
-                    shown, reason = shown + text.flush(), FinishReason.LENGTH
-            yield TokenEvent(
-                token_ids=(token_id,),
-                text=shown,
-                logprobs=None if logprobs is None else (logprobs,),
-                finish_reason=reason,
-                queue_seconds=queue_seconds,
-            )
-            if reason is not None:
-                return
-            queue_seconds = None
-
-    async def _pause(self, sequence: _Sequence, seconds: float | None) -> None:
-        """Sleeps, or returns at once when the sequence is aborted or admitted."""
-        if not sequence.aborted and sequence.error is None:
-            sequence.wake.clear()
-            try:
-                await asyncio.wait_for(sequence.wake.wait(), seconds)
-            except TimeoutError:
-                await asyncio.sleep(0)
-        if sequence.error is not None:
-            raise sequence.error
-
-    def _fill_slots(self) -> None:
-        running = sum(s.running for s in self._sequences.values())
-        while len(self._waiting) and running < self._config.max_running:
-            tenant, sequence = next(iter(self._waiting))
-            self._waiting.remove(tenant, sequence)
-            self._waiting.charge_prompt(tenant, len(sequence.request.prompt_token_ids))
-            sequence.running = True
-            sequence.wake.set()
-            running += 1
-
-    async def _release(self, sequence: _Sequence) -> None:
-        request = sequence.request
-        if self._sequences.get(request.request_id) is not sequence:
-            return
-        del self._sequences[request.request_id]
-        sequence.running = False
-        self._waiting.remove(request.tenant, sequence)
-        self._fill_slots()
-        if request.digest is not None:
-            self._users[request.digest] -= 1
-            self._shrink(request.digest)
-        async with self._changed:
-            self._changed.notify_all()
 
 
 def _read(folder: Path) -> AdapterInfo:

@@ -1,4 +1,4 @@
-"""The adapters that an engine has loaded: who uses them, and what is told of them."""
+"""The adapters that an engine has loaded: which requests pin them, and what is told of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class ServedAdapter:
     folder: Path
     info: AdapterInfo
     read_seconds: float = 0.0
-    requests: int = 0
+    pins: int = 0
+    """By open requests: an adapter that is pinned stays."""
     last_used: float | None = None
     is_open: bool = False
     """Takes new requests: not before its load is complete, nor while it is unloaded."""
@@ -28,7 +29,7 @@ class ServedAdapter:
 
     def state(self, tier: AdapterTier, slot: int | None) -> AdapterState:
         idle = None
-        if self.requests:
+        if self.pins:
             idle = 0.0
         elif self.last_used is not None:
             idle = time.monotonic() - self.last_used
@@ -36,7 +37,7 @@ class ServedAdapter:
             digest=self.info.digest,
             tier=tier,
             slot=slot,
-            requests=self.requests,
+            requests=self.pins,
             idle_seconds=idle,
             read_seconds=self.read_seconds,
         )
@@ -57,7 +58,7 @@ class ServedAdapters(Generic[S]):
         self._served: dict[str, S] = {}
         # Every change is a task of its own: half of one is none when its caller goes away.
         self._tasks = BackgroundTasks(log, "loading, reading or unloading an adapter")
-        self._unused = asyncio.Condition()
+        self._unpinned = asyncio.Condition()
 
     def __contains__(self, digest: str) -> bool:
         served = self._served.get(digest)
@@ -66,15 +67,15 @@ class ServedAdapters(Generic[S]):
     def __len__(self) -> int:
         return len(self._served)
 
-    def use(self, digest: str) -> None:
-        self._served[digest].requests += 1
+    def pin(self, digest: str) -> None:
+        self._served[digest].pins += 1
 
-    def unuse(self, digest: str) -> None:
+    def unpin(self, digest: str) -> None:
         served = self._served[digest]
-        served.requests -= 1
+        served.pins -= 1
         served.last_used = time.monotonic()
-        if not served.requests:
-            self._tell_unused()
+        if not served.pins:
+            self._tell_unpinned()
 
     async def settle(self, seconds: float) -> None:
         """Waits for what has begun to end, at most that long."""
@@ -98,13 +99,13 @@ class ServedAdapters(Generic[S]):
         self.num_reads += 1
         self.total_read_seconds += served.read_seconds
 
-    def _tell_unused(self) -> None:
-        """Whoever waits on `_unused` looks again."""
-        self._tasks.start(self._notify_unused())
+    def _tell_unpinned(self) -> None:
+        """Whoever waits on `_unpinned` looks again."""
+        self._tasks.start(self._notify_unpinned())
 
-    async def _notify_unused(self) -> None:
-        async with self._unused:
-            self._unused.notify_all()
+    async def _notify_unpinned(self) -> None:
+        async with self._unpinned:
+            self._unpinned.notify_all()
 
 
 def adapter_info(checkpoint: Checkpoint) -> AdapterInfo:

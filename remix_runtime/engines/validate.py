@@ -38,14 +38,7 @@ def validate_request(request: GenerationRequest, model: ModelInfo) -> None:
         raise InvalidRequestError(
             f"max_tokens: found {params.max_tokens}, expected at least 1", param="max_tokens"
         )
-    total = len(prompt) + params.max_tokens
-    if total > model.max_model_len:
-        raise InvalidRequestError(
-            f"this model's context is {model.max_model_len} tokens; the request needs {total} "
-            f"({len(prompt)} in the prompt, {params.max_tokens} to generate)",
-            param="prompt",
-            code="context_length_exceeded",
-        )
+    model.require_room(len(prompt), params.max_tokens)
 
 
 def _check_ids(ids: tuple[int, ...], vocab_size: int, param: str) -> None:

@@ -1,7 +1,6 @@
 """Linear layers and the ReMix addition for the tokens of many adapters at once.
 
-`make_linear`, `make_table` and `add_mixture` choose a backend; callers see only the protocols
-below. The backends:
+`make_linear` and `make_table` choose a backend; callers see only the protocols below. The backends:
 
 - `cpu.py` with `native/*.c`: float32 on the CPU, where a C compiler was found
 - `triton_table.py` over the other `triton_*.py`: CUDA
@@ -14,7 +13,6 @@ Shape suffixes: T packed tokens, D input width, O output width, k activated expe
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -30,7 +28,6 @@ __all__ = [
     "Linear",
     "MixtureTable",
     "MixtureWeights",
-    "add_mixture",
     "make_linear",
     "make_table",
 ]
@@ -44,14 +41,6 @@ class Linear(Protocol):
 
     def __call__(self, x_TD: Tensor, /) -> Tensor:
         """[..., D] to a new [..., O]."""
-        ...
-
-    def rows(self, index_T: Tensor, /) -> Tensor:
-        """Rows of W: the embeddings of tokens where W is an output head tied to them."""
-        ...
-
-    def unpack(self) -> Tensor:
-        """W as [O, D]."""
         ...
 
 
@@ -101,23 +90,6 @@ def make_table(
         )
     table = NativeMixtureTable if _is_native(device, dtype) else TorchMixtureTable
     return table(num_slots, in_features, out_features)
-
-
-def add_mixture(
-    y_TO: Tensor,
-    x_TD: Tensor,
-    runs: Sequence[tuple[int, int, int]],
-    slots: Sequence[MixtureWeights | None],
-    routes_Tk: Tensor | None = None,
-) -> None:
-    """`MixtureTable.add` without a table to keep. `runs`: (first token, end, slot or -1)."""
-    table = make_table(
-        len(slots), x_TD.shape[1], y_TO.shape[1], device=x_TD.device, dtype=x_TD.dtype
-    )
-    for slot, weights in enumerate(slots):
-        if weights is not None:
-            table.set(slot, weights)
-    table.add(y_TO, x_TD, Batch(runs), routes_Tk)
 
 
 def _is_native(device: torch.device, dtype: torch.dtype) -> bool:

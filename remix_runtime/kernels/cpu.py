@@ -87,10 +87,6 @@ class PackedLinear:
             None if self.bias_O is None else self.bias_O.data_ptr(),
         )
 
-    @classmethod
-    def from_weight(cls, weight_OD: Tensor, bias_O: Tensor | None = None) -> PackedLinear:
-        return cls(weight_OD, bias_O)
-
     def __call__(self, x_TD: Tensor) -> Tensor:
         """float32 [..., D] to float32 [..., O]."""
         x_TD = x_TD.contiguous()
@@ -107,15 +103,6 @@ class PackedLinear:
             torch.get_num_threads(),
         )
         return y_TO
-
-    def rows(self, index_T: Tensor) -> Tensor:
-        """Rows of W: the embeddings of tokens where W is an output head tied to them."""
-        P = self.packed_CDP.shape[2]
-        return self.packed_CDP[index_T // P, :, index_T % P]
-
-    def unpack(self) -> Tensor:
-        """W [O, D] again, bit for bit."""
-        return self.packed_CDP.transpose(1, 2).flatten(0, 1)[: self.out_features]
 
 
 class NativeMixtureTable:

@@ -1,11 +1,10 @@
-"""The small operations of a transformer layer, fused: norm, gated activation, rotary embedding.
+"""The small operations of a transformer layer, fused: norm and gated activation.
 
 With few tokens a step is bound by the number of operations, so each of these is one call. They
 follow transformers' formulas. CPU float32 takes the native path where it exists, everything else
 PyTorch's; in both a row's result depends on that row alone, in the native one bit for bit.
 
-Shape suffixes: D row width, F feed-forward width, H query heads, G key/value heads, T tokens,
-d head width; `...` is any leading shape.
+Shape suffixes: D row width, F feed-forward width; `...` is any leading shape.
 """
 
 from __future__ import annotations
@@ -57,44 +56,9 @@ def gelu_tanh_mul(gate: Tensor, up: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh") * up if y is None else y
 
 
-def rope_(
-    q_1HTd: Tensor, k_1GTd: Tensor, cos_1Tr: Tensor, sin_1Tr: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rotates the first r of every head in place, by transformers' `rotate_half` convention.
-
-    r may be smaller than d. Returns its first two arguments.
-    """
-    functions = _native()
-    if functions is not None and q_1HTd.dtype is torch.float32 and q_1HTd.is_cpu:
-        batch, H, T, d = q_1HTd.shape
-        G, r = k_1GTd.shape[1], cos_1Tr.shape[-1]
-        _, q_H, q_T, q_d = q_1HTd.stride()
-        _, k_G, k_T, k_d = k_1GTd.stride()
-        _, cos_T, cos_r = cos_1Tr.stride()
-        assert batch == q_d == k_d == cos_r == 1
-        assert cos_1Tr.stride() == sin_1Tr.stride()
-        assert cos_1Tr.shape == sin_1Tr.shape == (1, T, r)
-        assert k_1GTd.shape == (1, G, T, d)
-        assert k_1GTd.dtype is cos_1Tr.dtype is sin_1Tr.dtype is torch.float32
-        assert r <= d
-        functions.rope(
-            q_1HTd.data_ptr(), H, q_H, q_T,
-            k_1GTd.data_ptr(), G, k_G, k_T,
-            cos_1Tr.data_ptr(), sin_1Tr.data_ptr(), cos_T, T, r, torch.get_num_threads(),
-        )  # fmt: skip
-        return q_1HTd, k_1GTd
-    cos_11Tr, sin_11Tr = cos_1Tr.unsqueeze(1), sin_1Tr.unsqueeze(1)
-    for x in (q_1HTd, k_1GTd):
-        head = x[..., : cos_1Tr.shape[-1]]
-        first, second = head.chunk(2, -1)
-        head.copy_(head * cos_11Tr + torch.cat((-second, first), -1) * sin_11Tr)
-    return q_1HTd, k_1GTd
-
-
 class _Functions(NamedTuple):
     rms_norm: Any
     act_mul: Any
-    rope: Any
 
 
 @cache
@@ -103,12 +67,10 @@ def _native() -> _Functions | None:
     if library is None:
         return None
     pointer, number, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-    functions = _Functions(library.remix_rms_norm, library.remix_act_mul, library.remix_rope)
+    functions = _Functions(library.remix_rms_norm, library.remix_act_mul)
     rows = [pointer, number]
     functions.rms_norm.argtypes = [*rows, number, number, pointer, real, real, pointer, count]
     functions.act_mul.argtypes = [count, *rows, *rows, number, number, pointer, count]
-    heads = [pointer, number, number, number]
-    functions.rope.argtypes = [*heads, *heads, pointer, pointer, number, number, number, count]
     for function in functions:
         function.restype = None
     return functions

@@ -25,12 +25,6 @@ class TorchLinear:
     def __call__(self, x_TD: Tensor) -> Tensor:
         return F.linear(x_TD, self.weight_OD, self.bias_O)
 
-    def rows(self, index_T: Tensor) -> Tensor:
-        return F.embedding(index_T, self.weight_OD)
-
-    def unpack(self) -> Tensor:
-        return self.weight_OD
-
 
 class TorchMixtureTable:
     """The adapters of one layer by slot; each run of tokens is two dense products and a mask."""

@@ -20,7 +20,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from remix_runtime.kernels.triton_select import (
     adapter_numbers,
     chosen_bits,
-    chosen_rows,
     load_logits,
     store_routes,
     sum_splits,
@@ -29,14 +28,13 @@ from remix_runtime.kernels.triton_select import (
 
 @triton.jit
 def expand_rows(
-    y_TO, z_TGPN, h_TGPM, rows_TGM, b_SMO, meta_SG3, weight_SG, columns_G2, slot_T,
-    routes_TGk, routes_T, routes_G, num_routed, y_stride, G, M, b_stride,
-    Z_SPLITS: tl.constexpr, SPLITS: tl.constexpr, PADDED: tl.constexpr, N: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, LISTED: tl.constexpr,
-    ROUTES: tl.constexpr, PDL: tl.constexpr,
+    y_TO, h_TGPM, rows_TGM, b_SMO, meta_SG3, weight_SG, columns_G2, slot_T, y_stride,
+    G, M, b_stride,
+    SPLITS: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    ALIGNED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tokens, blocks of outputs, slices): reads Bᵀ of the chosen experts only. `LISTED`:
-    `shrink_rows` has selected, `rows_TGM` are the rows and `h_TGPM` has the sums of these."""
+    """Grid (tokens, blocks of outputs, slices): reads Bᵀ of the chosen experts only. `shrink_rows`
+    has selected: `rows_TGM` are the rows, and `h_TGPM` has the sums of these."""
     t = tl.program_id(0).to(tl.int64)
     block, g = tl.program_id(1), tl.program_id(2)
     slot = tl.load(slot_T + t)
@@ -53,25 +51,14 @@ def expand_rows(
         y_o = tl.load(y, mask=o < width, other=0.0).to(tl.float32)
         if PDL:
             gdc_wait()
-        if not LISTED:
-            t_1 = t + tl.zeros([1], tl.int64)
-            z_1PN = z_TGPN + (t_1 * G + g) * Z_SPLITS * N
-            chosen_1 = chosen_bits(load_logits(z_1PN, t_1 >= 0, N, Z_SPLITS), n, k, N)
-            if ROUTES:
-                if (block == 0) & (g < num_routed):
-                    store_routes(routes_TGk, t_1, t_1 >= 0, chosen_1, g, routes_T, routes_G, N)
         h_rows = h_TGPM + (t * G + g) * SPLITS * M
         b_rows = b_SMO + slot.to(tl.int64) * M * b_stride + column + o[None, :]
         p = tl.arange(0, PADDED)
         sum_o = tl.zeros([WIDTH], tl.float32)
         for first in tl.range(0, k * r, ROWS, num_stages=1):
-            if LISTED:
-                j_J = first + tl.arange(0, ROWS)
-                live_J = j_J < k * r
-                row_J = tl.load(rows_TGM + (t * G + g) * M + j_J, mask=live_J, other=0)
-            else:
-                row_J, live_J = chosen_rows(chosen_1, first, k, r, N, ROWS)
-                j_J = row_J
+            j_J = first + tl.arange(0, ROWS)
+            live_J = j_J < k * r
+            row_J = tl.load(rows_TGM + (t * G + g) * M + j_J, mask=live_J, other=0)
             b_Jo = tl.load(
                 b_rows + row_J.to(tl.int64)[:, None] * b_stride,
                 mask=live_J[:, None] & (o < width)[None, :],

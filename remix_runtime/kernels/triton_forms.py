@@ -15,17 +15,14 @@ from enum import IntEnum
 class Form(IntEnum):
     """How the addition is computed. All give the same routes; sums differ by rounding."""
 
-    ROWS_ALL = 0
-    """Two launches: logits and A x of all experts; then Bᵀ of each token's own experts. For a
-    token or a few: launches cost more than bytes."""
-    ROWS_CHOSEN = 1
+    ROWS_CHOSEN = 0
     """Three launches: logits; A x of each token's own experts; Bᵀ of the same. The fewest bytes
     for tokens of different adapters."""
-    TILES = 2
+    TILES = 1
     """Two launches: logits and A x of all experts; then Bᵀ, for `FEW` tokens of a slot at a time:
     all of it where these are several, so that weights are read once per tile, and of the chosen
     experts where it is one token."""
-    PROMPT = 3
+    PROMPT = 2
     """Four launches, for `MANY` tokens at a time: logits; A x; selection; Bᵀ."""
 
 
@@ -33,8 +30,6 @@ class Form(IntEnum):
 class Thresholds:
     """Where the forms change, set from the tables of `benchmarks/gpu_mixture.py` on an H100."""
 
-    rows_tokens: int = 0
-    """Up to so many tokens: `ROWS_ALL`."""
     chosen_adapters: int = 32
     """From so many possible adapters, one token of each: `ROWS_CHOSEN`. High, because the host
     often knows no more than the number of slots, and where tokens turn out to share an adapter
@@ -58,8 +53,6 @@ def choose_form(
     is_small = size < thresholds.small
     if num_tokens >= (thresholds.small_prompt_tokens if is_small else thresholds.prompt_tokens):
         return Form.PROMPT
-    if num_tokens <= thresholds.rows_tokens:
-        return Form.ROWS_ALL
     is_alone = num_tokens <= max_adapters
     return (
         Form.ROWS_CHOSEN if is_alone and max_adapters >= thresholds.chosen_adapters else Form.TILES

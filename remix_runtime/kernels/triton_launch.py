@@ -142,8 +142,8 @@ def finish(
         parts = parts._replace(z_TGPN=z_TGN.unsqueeze(2))
     routes = _routes(operands, routes_TGk)
     # What was launched before on this stream is `begin`'s last kernel, or else the base product.
-    if form in (Form.ROWS_ALL, Form.ROWS_CHOSEN):
-        _expand_rows(y_TO, operands, form, parts, routes, is_next=not beside)
+    if form is Form.ROWS_CHOSEN:
+        _expand_rows(y_TO, operands, parts, is_next=not beside)
     else:
         _expand_tiles(y_TO, operands, form, parts, routes, is_next=not beside)
 
@@ -156,7 +156,7 @@ def _begin(
     routes_TGk: Tensor | None,
     parts: Parts,
 ) -> None:
-    with_router, all_rows = z_TGN is None, form in (Form.ROWS_ALL, Form.TILES)
+    with_router, all_rows = z_TGN is None, form is Form.TILES
     if with_router or all_rows:
         _router_and_shrink(x_TD, operands, parts, router=with_router, shrink=all_rows)
     if z_TGN is not None:
@@ -221,26 +221,17 @@ def _gated_prompt(
     )  # fmt: skip
 
 
-def _expand_rows(
-    y_TO: Tensor,
-    operands: Operands,
-    form: Form,
-    parts: Parts,
-    routes: Routes,
-    *,
-    is_next: bool,
-) -> None:
-    G, N, M, _ = operands.sizes
+def _expand_rows(y_TO: Tensor, operands: Operands, parts: Parts, *, is_next: bool) -> None:
+    G, _, M, _ = operands.sizes
     tuning, widths = triton_forms.TUNING, operands.widths
     width = tuning.row_outputs if max(widths) >= tuning.wide else tuning.row_outputs // 2
-    splits, is_listed = parts.h_TGPM.shape[2], form is Form.ROWS_CHOSEN
+    splits = parts.h_TGPM.shape[2]
     expand_rows[(len(operands.slot_T), triton.cdiv(max(widths), width), G)](
-        y_TO, *parts, operands.b_SMO, operands.meta_SG3, operands.weight_SG,
-        operands.columns_G2, operands.slot_T, *routes, y_TO.stride(0), G, M, sum(widths),
-        Z_SPLITS=parts.z_TGPN.shape[2], SPLITS=splits, PADDED=triton.next_power_of_2(splits), N=N,
-        ROWS=tuning.row_rows, WIDTH=width, ALIGNED=_is_aligned(widths), LISTED=is_listed,
-        ROUTES=routes[3] > 0 and not is_listed, PDL=_can_overlap(y_TO.device),
-        num_warps=tuning.row_warps, **_launch(y_TO, is_next),
+        y_TO, parts.h_TGPM, parts.rows_TGM, operands.b_SMO, operands.meta_SG3, operands.weight_SG,
+        operands.columns_G2, operands.slot_T, y_TO.stride(0), G, M, sum(widths),
+        SPLITS=splits, PADDED=triton.next_power_of_2(splits), ROWS=tuning.row_rows, WIDTH=width,
+        ALIGNED=_is_aligned(widths), PDL=_can_overlap(y_TO.device), num_warps=tuning.row_warps,
+        **_launch(y_TO, is_next),
     )  # fmt: skip
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
-from remix_runtime.contracts import FinishReason
+from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
 from remix_runtime.errors import (
     EngineBusyError,
     EngineDeadError,
@@ -14,6 +15,16 @@ from remix_runtime.errors import (
 )
 from tests.contract.conftest import MAX_WAITING, PROMPT, Setup
 from tests.engines import complete, complete_all, request
+
+
+async def aborted_after_one_token(
+    setup: Setup, item: GenerationRequest
+) -> AsyncIterator[TokenEvent]:
+    events = setup.engine.generate(item)
+    yield await anext(events)
+    await setup.engine.abort(item.request_id)
+    async for event in events:
+        yield event
 
 
 async def test_a_started_engine_is_ready_and_says_what_it_serves(setup: Setup) -> None:
@@ -81,6 +92,39 @@ async def test_only_the_first_event_tells_the_time_in_the_queue(setup: Setup) ->
     assert told == [True, False, False]
 
 
+async def test_an_abort_after_one_token_tells_the_time_in_the_queue_no_second_time(
+    setup: Setup,
+) -> None:
+    item = request(PROMPT, max_tokens=200, ignore_eos=True)
+    told = [event.queue_seconds async for event in aborted_after_one_token(setup, item)]
+    assert told[0] is not None
+    assert set(told[1:]) == {None}
+
+
+async def test_an_abort_brings_the_text_that_was_held_back(setup: Setup) -> None:
+    """All of it is: it may always be the beginning of this stop string."""
+    whole = await complete(setup.engine, request(PROMPT, max_tokens=200, ignore_eos=True))
+    stop = f"{whole.text}-never said"
+    item = request(PROMPT, max_tokens=200, ignore_eos=True, stop=(stop,))
+    events = [event async for event in aborted_after_one_token(setup, item)]
+    assert [event.text for event in events[:-1]] == [""] * (len(events) - 1)
+    assert events[-1].finish_reason == FinishReason.ABORT
+    tokens = [token for event in events for token in event.token_ids]
+    assert events[-1].text == setup.engine.tokenizer.decode(tokens) != ""
+
+
+async def test_a_stop_string_that_the_end_completes_is_a_stop(setup: Setup) -> None:
+    """Half a character is held back until the last token shows that nothing follows."""
+    tokenizer, vocabulary = setup.engine.tokenizer, range(setup.engine.model.vocab_size)
+    half = next(i for i in vocabulary if tokenizer.decode([i]) == "\ufffd")
+    params = {"max_tokens": 1, "logit_bias": {half: 100.0}, "ignore_eos": True}
+    shown = await complete(setup.engine, request(PROMPT, **params))
+    assert (shown.text, shown.finish_reason) == ("\ufffd", FinishReason.LENGTH)
+    stopped = await complete(setup.engine, request(PROMPT, **params, stop=("\ufffd",)))
+    assert (stopped.token_ids, stopped.text) == (shown.token_ids, "")
+    assert stopped.finish_reason == FinishReason.STOP
+
+
 async def test_logprobs_come_with_every_token(setup: Setup) -> None:
     done = await complete(setup.engine, request(PROMPT, max_tokens=4, ignore_eos=True, logprobs=3))
     assert [p.chosen.token_id for p in done.logprobs] == done.token_ids
@@ -116,6 +160,7 @@ async def test_a_request_over_the_context_is_refused(setup: Setup) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         await complete(setup.engine, request(PROMPT, max_tokens=limit))
     assert caught.value.code == "context_length_exceeded"
+    assert f"maximum context length is {limit} tokens" in str(caught.value)
 
 
 async def test_abort_ends_the_request_and_frees_everything(setup: Setup) -> None:

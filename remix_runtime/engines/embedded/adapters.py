@@ -110,8 +110,8 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
             del self._replays[digest]
 
     async def _unload(self, digest: str, served: ServedAdapter) -> None:
-        async with self._unused:
-            await self._unused.wait_for(lambda: not served.requests)
+        async with self._unpinned:
+            await self._unpinned.wait_for(lambda: not served.pins)
         # Loaded again while the last requests ended: then it stays.
         if not served.is_open:
             core = self._thread.running_core()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from remix_runtime.engines.embedded import sequence as engine_sequence
+from remix_runtime.engines.embedded.job import Job
 
 PATIENCE = 32
 """Higher: fewer slot fills under load; lower: shorter waits for adapters without a slot. With
@@ -33,18 +33,18 @@ class AdapterSlots(Protocol):
         """Whether `digests` had slots and memory, were those of `without` gone."""
         ...
 
-    def acquire(self, digest: str, keep: Collection[str] = ()) -> int | None:
+    def pin_slot(self, digest: str, keep: Collection[str] = ()) -> int | None:
         """Pins the adapter on the device and returns its slot; None while what is there is
         pinned or in `keep`."""
         ...
 
-    def release(self, digest: str) -> None: ...
+    def unpin_slot(self, digest: str) -> None: ...
 
 
 class SlotRound:
-    """One round of admission: sequences come in fair order and get a slot or have to wait.
+    """One round of admission: jobs come in fair order and get a slot or have to wait.
 
-    `wanted`: adapters that sequences wait for. `num_admitted`: so far, in the engine's life.
+    `wanted`: adapters that jobs wait for. `num_admitted`: so far, in the engine's life.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SlotRound:
         adapters: AdapterSlots,
         *,
         wanted: Mapping[str, int],
-        running: Sequence[engine_sequence.Sequence],
+        running: Sequence[Job],
         num_admitted: int,
     ) -> None:
         self._adapters = adapters
@@ -64,29 +64,29 @@ class SlotRound:
         """Adapters that room is being made for; nobody behind them takes it."""
         self._closed: set[str] = set()
 
-    def acquire(self, sequence: engine_sequence.Sequence) -> int | None:
-        """The slot of the sequence's adapter, pinned; None if it waits."""
-        digest = sequence.request.digest
+    def pin(self, job: Job) -> int | None:
+        """The slot of the job's adapter, pinned; None if it waits."""
+        digest = job.request.digest
         assert digest is not None
         slot = None
         if self._adapters.is_resident(digest):
             if digest not in self._closed:
-                slot = self._adapters.acquire(digest)
+                slot = self._adapters.pin_slot(digest)
         elif digest not in self._overdue:
-            slot = self._acquire_cold(digest, self._is_overdue(sequence))
-        if slot is None and sequence.turn_came is None:
-            sequence.turn_came = self._num_admitted
+            slot = self._pin_cold(digest, self._is_overdue(job))
+        if slot is None and job.turn_came is None:
+            job.turn_came = self._num_admitted
         return slot
 
-    def _is_overdue(self, sequence: engine_sequence.Sequence) -> bool:
-        came = sequence.turn_came
+    def _is_overdue(self, job: Job) -> bool:
+        came = job.turn_came
         return came is not None and self._num_admitted - came >= PATIENCE
 
-    def _acquire_cold(self, digest: str, overdue: bool) -> int | None:
+    def _pin_cold(self, digest: str, overdue: bool) -> int | None:
         if digest in self._refused and not overdue:
             return None
         if not self._overdue:
-            slot = self._adapters.acquire(digest, keep=() if overdue else self._wanted)
+            slot = self._adapters.pin_slot(digest, keep=() if overdue else self._wanted)
             if slot is not None:
                 return slot
         if overdue:
@@ -99,10 +99,9 @@ class SlotRound:
         """Closes adapters, those that run out first, until there will be room."""
         self._overdue.add(digest)
         left = dict.fromkeys(self._adapters.residents, 0)
-        for sequence in self._running:
-            if sequence.request.digest is not None:
-                adapter = sequence.request.digest
-                left[adapter] = max(left[adapter], sequence.num_left)
+        for job in self._running:
+            if (running := job.request.digest) is not None:
+                left[running] = max(left[running], job.num_left)
         for resident in sorted(left.keys() - self._closed, key=lambda d: (left[d], d)):
             if self._adapters.fits(self._overdue, self._closed):
                 return

@@ -1,7 +1,7 @@
 """Many adapters for one model, in tiers: known by size, in host memory, in device slots.
 
-An adapter that is known may be *ready*, its tensors in host memory; the one unused longest ago is
-dropped when room is needed, and somebody reads it from disk again. A slot is one index that is
+An adapter that is known may be *ready*, its tensors in host memory; the one unpinned longest ago
+is dropped when room is needed, and somebody reads it from disk again. A slot is one index that is
 valid in the mixture table of every adapted layer; `slots.SlotTable` says who has which.
 """
 
@@ -36,7 +36,7 @@ class _Entry:
     adapter: HostAdapter | None = None
     reserved: bool = False
     """Host memory is set aside for a copy that is being read."""
-    users: int = 0
+    pins: int = 0
 
 
 class AdapterBank:
@@ -135,9 +135,9 @@ class AdapterBank:
         return entry is not None and entry.adapter is not None
 
     def reserve(self, digest: str) -> bool:
-        """Sets host memory aside for an adapter that is not ready, at the cost of unused ones.
+        """Sets host memory aside for an adapter that is not ready, at the cost of unpinned ones.
 
-        False, and no change, when those in use leave too little.
+        False, and no change, when the pinned ones leave too little.
         """
         entry = self._entries[digest]
         assert entry.adapter is None
@@ -147,7 +147,7 @@ class AdapterBank:
         for other, candidate in self._entries.items():
             if used + entry.num_bytes <= self.host_bytes:
                 break
-            if candidate.adapter is not None and self._is_unused(other):
+            if candidate.adapter is not None and self._is_unpinned(other):
                 leaving.append(other)
                 used -= candidate.num_bytes
         if used + entry.num_bytes > self.host_bytes:
@@ -173,20 +173,20 @@ class AdapterBank:
             entry.reserved = False
             self.host_bytes_used -= entry.num_bytes
 
-    def use(self, digest: str) -> None:
-        """Keeps a ready adapter ready until `unuse`."""
+    def pin(self, digest: str) -> None:
+        """Keeps a ready adapter ready until `unpin`."""
         assert self.is_ready(digest)
-        self._entries[digest].users += 1
+        self._entries[digest].pins += 1
 
-    def unuse(self, digest: str) -> None:
-        assert self._entries[digest].users > 0, "given up more often than used"
-        self._entries[digest].users -= 1
+    def unpin(self, digest: str) -> None:
+        assert self._entries[digest].pins > 0, "unpinned more often than pinned"
+        self._entries[digest].pins -= 1
         self._touch(digest)
 
     def remove(self, digest: str) -> None:
-        """Forgets an adapter that nothing uses; an unknown digest is a no-op."""
+        """Forgets an adapter that nothing pins; an unknown digest is a no-op."""
         if digest in self._entries:
-            assert self._is_unused(digest), "an adapter in use must not be removed"
+            assert self._is_unpinned(digest), "a pinned adapter must not be removed"
             self.cancel(digest)
             self._drop(digest)
             del self._entries[digest]
@@ -204,7 +204,7 @@ class AdapterBank:
         """Whether `digests` had slots and device memory, were those of `without` gone."""
         return self._slots.fits([self._entries[d].num_bytes for d in digests], without)
 
-    def acquire(self, digest: str, keep: Collection[str] = ()) -> int | None:
+    def pin_slot(self, digest: str, keep: Collection[str] = ()) -> int | None:
         """Pins a ready adapter on the device and returns its slot.
 
         None, and no change, when neither a free slot nor memory can be had now because what is
@@ -225,12 +225,12 @@ class AdapterBank:
             self.slot_fill_seconds += time.monotonic() - started
         return self._slots.pin(digest)
 
-    def release(self, digest: str) -> None:
+    def unpin_slot(self, digest: str) -> None:
         self._slots.unpin(digest)
         self._touch(digest)
 
-    def _is_unused(self, digest: str) -> bool:
-        return not self._entries[digest].users and not self._slots.pins(digest)
+    def _is_unpinned(self, digest: str) -> bool:
+        return not self._entries[digest].pins and not self._slots.pins(digest)
 
     def _touch(self, digest: str) -> None:
         self._entries[digest] = self._entries.pop(digest)  # to the end: the last to leave
@@ -242,7 +242,7 @@ class AdapterBank:
             self._tables[name].clear(slot)
 
     def _drop(self, digest: str) -> None:
-        """Frees the host copy of an unused adapter, and its slot: on the CPU they are one."""
+        """Frees the host copy of an unpinned adapter, and its slot: on the CPU they are one."""
         entry = self._entries[digest]
         if digest in self._slots:
             self._clear(digest, self._slots.vacate(digest))

@@ -7,16 +7,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from remix_runtime.adapter.checkpoint import Parity
-from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
+from remix_runtime.contracts import GenerationRequest, TokenEvent
+from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.bank import AdapterBank, HostAdapter
 from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.sampler import Sample, sample
 from remix_runtime.engines.embedded.scheduler import Chunk, PagePool, Scheduler
-from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.engines.embedded.tiers import Tiers
-from remix_runtime.engines.text import TextStream
 from remix_runtime.errors import AdapterUnavailableError, EngineDeadError, RemixError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class EngineCore:
             max_tokens_per_step=config.max_tokens_per_step,
         )
         self.tiers = Tiers(bank, self.scheduler)
-        self._sequences: dict[str, Sequence] = {}
+        self._jobs: dict[str, Job] = {}
         self._failed_steps = 0
 
     # -- adapters -----------------------------------------------------------------------------
@@ -91,12 +91,12 @@ class EngineCore:
             return []
         error = AdapterUnavailableError(f"adapter {digest} cannot be read again: {result}")
         outputs = []
-        for sequence in self.tiers.failed(digest):
-            if isinstance(sequence, Replay):
-                self._end_replay(sequence, result)
+        for job in self.tiers.failed(digest):
+            if isinstance(job, Replay):
+                self._end_replay(job, result)
             else:
-                del self._sequences[sequence.request.request_id]
-                outputs.append(Output(sequence.request.request_id, error))
+                del self._jobs[job.request.request_id]
+                outputs.append(Output(job.request.request_id, error))
         return outputs
 
     # -- requests -----------------------------------------------------------------------------
@@ -107,26 +107,27 @@ class EngineCore:
         return self.scheduler.has_work
 
     def add(self, request: GenerationRequest) -> list[Output]:
-        text = TextStream(
-            self.runner.tokenizer.decode, request.prompt_token_ids, request.params.stop
+        completion = Completion(
+            request, self.runner.tokenizer.decode, self.runner.model.eos_token_ids
         )
-        sequence = self._sequences[request.request_id] = Sequence(request, text)
-        self.tiers.add(sequence)
+        job = self._jobs[request.request_id] = Job(request, completion)
+        self.tiers.add(job)
         return []
 
     def abort(self, request_id: str) -> list[Output]:
         """Ends a request now; what it held is free before the next step."""
-        sequence = self._sequences.get(request_id)
-        if sequence is None:
+        job = self._jobs.get(request_id)
+        if job is None:
             return []
-        return [self._end(sequence, [], sequence.text.flush(), None, FinishReason.ABORT)]
+        self._forget(job)
+        return [Output(request_id, job.completion.abort())]
 
     def step(self) -> list[Output]:
         """Computes one batch and returns what became of its requests."""
         chunks = []
         for chunk in self.scheduler.schedule():
-            if isinstance(chunk.sequence, Replay):
-                self._compute_replay(chunk.sequence, chunk)
+            if isinstance(chunk.job, Replay):
+                self._compute_replay(chunk.job, chunk)
             else:
                 chunks.append(chunk)
         if not chunks:
@@ -134,87 +135,41 @@ class EngineCore:
         try:
             logits_SV = self.runner.run(chunks)
         except Exception as error:
-            return self._fail([chunk.sequence for chunk in chunks], error)
+            return self._fail([chunk.job for chunk in chunks], error)
         self._failed_steps = 0
         for chunk in chunks:
-            chunk.sequence.num_computed += chunk.count
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+            chunk.job.num_computed += chunk.count
+        sampling = [chunk.job for chunk in chunks if chunk.samples]
         if not sampling:
             return []
         samples = sample(logits_SV, sampling)
         return [self._advance(s, result) for s, result in zip(sampling, samples, strict=True)]
 
-    def _advance(self, sequence: Sequence, result: Sample | Exception) -> Output:
-        """Takes the sampled token into the sequence and says what can be shown of it."""
+    def _advance(self, job: Job, result: Sample | Exception) -> Output:
+        """Takes the sampled token into the job and says what can be shown of it."""
+        request_id = job.request.request_id
         if isinstance(result, Exception):
-            self._forget(sequence)
-            log.error("request %s failed in sampling: %s", sequence.request.request_id, result)
-            return Output(sequence.request.request_id, RemixError(f"sampling failed: {result}"))
-        params = sequence.params
-        sequence.append(result.token_id)
-        is_eos = not params.ignore_eos and result.token_id in self.runner.model.eos_token_ids
-        if is_eos or result.token_id in params.stop_token_ids:
-            text, reason = sequence.text.flush(), FinishReason.STOP
-            return self._end(sequence, [result.token_id], text, result, reason)
-        text = sequence.text.push(result.token_id)
-        if sequence.text.stopped:
-            return self._end(sequence, [result.token_id], text, result, FinishReason.STOP)
-        if sequence.num_generated >= params.max_tokens:
-            text += sequence.text.flush()
-            stopped = sequence.text.stopped
-            reason = FinishReason.STOP if stopped else FinishReason.LENGTH
-            return self._end(sequence, [result.token_id], text, result, reason)
-        return Output(
-            sequence.request.request_id,
-            _event(sequence, [result.token_id], text, result, None),
-        )
+            self._forget(job)
+            log.error("request %s failed in sampling: %s", request_id, result)
+            return Output(request_id, RemixError(f"sampling failed: {result}"))
+        job.append(result.token_id)
+        logprobs = None if result.logprobs is None else (result.logprobs,)
+        event = job.completion.take((result.token_id,), logprobs)
+        if event.finish_reason is not None:
+            self._forget(job)
+        return Output(request_id, event)
 
-    def _end(
-        self,
-        sequence: Sequence,
-        token_ids: list[int],
-        text: str,
-        result: Sample | None,
-        reason: FinishReason,
-    ) -> Output:
-        self._forget(sequence)
-        return Output(
-            sequence.request.request_id, _event(sequence, token_ids, text, result, reason)
-        )
-
-    def _fail(self, sequences: list[Sequence], error: Exception) -> list[Output]:
+    def _fail(self, jobs: list[Job], error: Exception) -> list[Output]:
         """A batch that cannot be computed fails as one; the others go on."""
         self._failed_steps += 1
-        log.exception("a step of %d requests failed", len(sequences))
+        log.exception("a step of %d requests failed", len(jobs))
         if self._failed_steps >= _MAX_FAILED_STEPS:
             raise EngineDeadError(f"{_MAX_FAILED_STEPS} steps failed in a row") from error
-        for sequence in sequences:
-            self._forget(sequence)
+        for job in jobs:
+            self._forget(job)
         failure = RemixError(f"the engine could not compute this request: {type(error).__name__}")
-        return [Output(sequence.request.request_id, failure) for sequence in sequences]
+        return [Output(job.request.request_id, failure) for job in jobs]
 
-    def _forget(self, sequence: Sequence) -> None:
-        self.tiers.finish(sequence)
-        del self._sequences[sequence.request.request_id]
-
-
-def _event(
-    sequence: Sequence,
-    token_ids: list[int],
-    text: str,
-    result: Sample | None,
-    reason: FinishReason | None,
-) -> TokenEvent:
-    logprobs = None
-    if result is not None and result.logprobs is not None:
-        logprobs = (result.logprobs,)
-    queue_seconds = None
-    if sequence.num_generated <= 1 and sequence.scheduled is not None:
-        queue_seconds = sequence.scheduled - sequence.arrived
-    return TokenEvent(
-        token_ids=tuple(token_ids),
-        text=text,
-        logprobs=logprobs,
-        finish_reason=reason,
-        queue_seconds=queue_seconds,
-    )
+    def _forget(self, job: Job) -> None:
+        self.tiers.finish(job)
+        del self._jobs[job.request.request_id]

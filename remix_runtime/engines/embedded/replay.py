@@ -1,6 +1,6 @@
 """The replay of an adapter's parity file, queued and computed in chunks like a request.
 
-It needs a place, KV pages and a slot, which running requests may hold; as a sequence it waits for
+It needs a place, KV pages and a slot, which running requests may hold; as a job it waits for
 them as long as a request would, and no longer, and the others' tokens come in between its chunks.
 """
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from remix_runtime.adapter.checkpoint import Parity
 from remix_runtime.adapter.parity import compare_parity, require_decisive
 from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.scheduler import Chunk
-from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.engines.text import TextStream
 
 _TENANT = "parity replays"
 """With a turn of their own: a load does not wait behind all that other tenants have queued."""
 
 
-class Replay(Sequence):
+class Replay(Job):
     """The prompts one after the other, in the same pages.
 
     `done` gets the result, a `ParityError` for an adapter that computes something else.
@@ -38,7 +38,7 @@ class Replay(Sequence):
             digest=digest,
             tenant=_TENANT,
         )
-        super().__init__(request, TextStream(lambda _: "", ()))
+        super().__init__(request, Completion(request, lambda _: "", ()))
         self.digest = digest
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()  # whoever waits may go, the result still comes

@@ -1,6 +1,6 @@
 """Device work of the embedded engine: one forward pass over the packed tokens of a step.
 
-Shape suffixes: T tokens of the step, S sequences that get a next token, V vocabulary,
+Shape suffixes: T tokens of the step, S jobs that get a next token, V vocabulary,
 H query heads, G key-value heads, d head dimension.
 """
 
@@ -48,7 +48,7 @@ class ModelRunner:
         self.parity_slack = PARITY_SLACK[dtype]
 
     def run(self, chunks: Sequence[Chunk], routes: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits [S, V] of the chunks that reach their sequence's newest token, in their order.
+        """Logits [S, V] of the chunks that reach their job's newest token, in their order.
 
         Tokens of one adapter must be side by side. `routes`: see `Step`.
         """
@@ -58,21 +58,21 @@ class ModelRunner:
         last_rows: list[int] = []
         runs: list[tuple[int, int, int]] = []
         for chunk in chunks:
-            sequence, row, end = chunk.sequence, len(ids), chunk.start + chunk.count
+            job, row, end = chunk.job, len(ids), chunk.start + chunk.count
             first_rows.append(row)
-            ids += sequence.tokens[chunk.start : end]
+            ids += job.tokens[chunk.start : end]
             positions += range(chunk.start, end)
             if chunk.samples:
                 last_rows.append(len(ids) - 1)
-            if runs and runs[-1][2] == sequence.slot:
+            if runs and runs[-1][2] == job.slot:
                 row = runs.pop()[0]
-            runs.append((row, len(ids), sequence.slot))
+            runs.append((row, len(ids), job.slot))
         step = Step(
             attention=AttentionBatch(
                 first_rows,
                 [chunk.count for chunk in chunks],
                 [chunk.start for chunk in chunks],
-                _page_table([chunk.sequence.pages for chunk in chunks]),
+                _page_table([chunk.job.pages for chunk in chunks]),
             ),
             kv=self._kv,
             mixture=Batch(runs),

@@ -1,9 +1,9 @@
-"""The next token of each sequence from its logits.
+"""The next token of each job from its logits.
 
 Rows are independent, so a request gets the same tokens in any batch. The order of the steps is
 vLLM's: bias and penalties, temperature, min-p, top-k, top-p.
 
-Shape suffixes: S sequences, V vocabulary.
+Shape suffixes: S jobs, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from remix_runtime.contracts import PositionLogprobs, SamplingParams, TokenLogprob
-from remix_runtime.engines.embedded.sequence import Sequence
+from remix_runtime.engines.embedded.job import Job
 
 _NUCLEUS_GUESS = 1024
 """Top-p rarely needs more candidates than this; sorting the whole vocabulary is slow."""
@@ -26,33 +26,33 @@ class Sample:
     logprobs: PositionLogprobs | None
 
 
-def sample(logits_SV: Tensor, sequences: list[Sequence]) -> list[Sample | Exception]:
+def sample(logits_SV: Tensor, jobs: list[Job]) -> list[Sample | Exception]:
     """One sample per row; a row that fails gives its exception and spoils no other."""
     best_S1 = torch.argmax(logits_SV, dim=-1, keepdim=True)  # the first of equal values
     # argmax takes NaN for the largest, so the best logit tells whether a row is sound.
     finite = torch.isfinite(logits_SV.gather(1, best_S1)).flatten().tolist()
     best = best_S1.flatten().tolist()
     results: list[Sample | Exception] = []
-    for row, sequence in enumerate(sequences):
+    for row, job in enumerate(jobs):
         try:
             if not finite[row]:
                 raise ArithmeticError("the model gave logits that are not finite")
-            results.append(_sample_row(logits_SV[row], best[row], sequence))
+            results.append(_sample_row(logits_SV[row], best[row], job))
         except Exception as error:
             results.append(error)
     return results
 
 
-def _sample_row(logits_V: Tensor, best: int, sequence: Sequence) -> Sample:
-    params = sequence.params
+def _sample_row(logits_V: Tensor, best: int, job: Job) -> Sample:
+    params = job.params
     token_id = best
     if _changes_logits(params):
-        adjusted_V = _adjust(logits_V, sequence)
+        adjusted_V = _adjust(logits_V, job)
         token_id = int(torch.argmax(adjusted_V))
     else:
         adjusted_V = logits_V
     if params.temperature > 0:
-        token_id = _draw(adjusted_V, params, sequence.rng.random())
+        token_id = _draw(adjusted_V, params, job.rng.random())
     logprobs = None
     if params.logprobs is not None:
         logprobs = _logprobs(logits_V, token_id, params.logprobs)
@@ -68,19 +68,19 @@ def _changes_logits(params: SamplingParams) -> bool:
     )
 
 
-def _adjust(logits_V: Tensor, sequence: Sequence) -> Tensor:
+def _adjust(logits_V: Tensor, job: Job) -> Tensor:
     """Logit bias; repetition penalty over prompt and output; the other two over the output."""
-    params = sequence.params
+    params = job.params
     logits_V = logits_V.float().clone()
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(sequence.tokens)), device=logits_V.device)
+        seen = torch.tensor(sorted(set(job.tokens)), device=logits_V.device)
         values = logits_V[seen]
         penalty = params.repetition_penalty
         logits_V[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if sequence.generated_counts and (params.presence_penalty or params.frequency_penalty):
-        ids = torch.tensor(list(sequence.generated_counts), device=logits_V.device)
+    if job.generated_counts and (params.presence_penalty or params.frequency_penalty):
+        ids = torch.tensor(list(job.generated_counts), device=logits_V.device)
         counts = torch.tensor(
-            list(sequence.generated_counts.values()), dtype=torch.float32, device=logits_V.device
+            list(job.generated_counts.values()), dtype=torch.float32, device=logits_V.device
         )
         logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
     if params.logit_bias:

@@ -19,7 +19,7 @@ from remix_runtime.kernels.attention import AttentionBatch, PagedKV
 
 @dataclass(slots=True)
 class Step:
-    """Tokens of all sequences are packed in one row of T."""
+    """Tokens of all jobs are packed in one row of T."""
 
     attention: AttentionBatch
     kv: PagedKV

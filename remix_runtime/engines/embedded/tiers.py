@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from remix_runtime.engines.embedded.admission import PATIENCE
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Scheduler
-from remix_runtime.engines.embedded.sequence import Sequence
 
 
 class HostMemory(Protocol):
     """What the tiers need of the adapter bank; see there."""
-
-    def __contains__(self, digest: str) -> bool: ...
 
     def is_ready(self, digest: str) -> bool: ...
 
@@ -25,66 +23,66 @@ class HostMemory(Protocol):
 
     def cancel(self, digest: str) -> None: ...
 
-    def use(self, digest: str) -> None: ...
+    def pin(self, digest: str) -> None: ...
 
-    def unuse(self, digest: str) -> None: ...
+    def unpin(self, digest: str) -> None: ...
 
 
 class ColdRequests:
-    """Waiting sequences by the adapter they need, and the tenants' turns."""
+    """Waiting jobs by the adapter they need, and the tenants' turns."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._sequences: dict[str, dict[Sequence, None]] = {}
+        self._jobs: dict[str, dict[Job, None]] = {}
         self._turns: dict[str, dict[str, None]] = {}
         """By tenant, who has waited longest first: the digests it needs, the oldest first."""
 
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, sequence: Sequence) -> bool:
-        return sequence in self._sequences.get(_digest(sequence), ())
+    def __contains__(self, job: Job) -> bool:
+        return job in self._jobs.get(_digest(job), ())
 
     @property
     def digests(self) -> tuple[str, ...]:
-        return tuple(self._sequences)
+        return tuple(self._jobs)
 
-    def add(self, sequence: Sequence) -> None:
-        digest = _digest(sequence)
+    def add(self, job: Job) -> None:
+        digest = _digest(job)
         self._count += 1
-        self._sequences.setdefault(digest, {})[sequence] = None
-        self._turns.setdefault(sequence.request.tenant, {})[digest] = None
+        self._jobs.setdefault(digest, {})[job] = None
+        self._turns.setdefault(job.request.tenant, {})[digest] = None
 
-    def remove(self, sequence: Sequence) -> None:
-        digest, tenant = _digest(sequence), sequence.request.tenant
-        sequences = self._sequences[digest]
-        del sequences[sequence]
+    def remove(self, job: Job) -> None:
+        digest, tenant = _digest(job), job.request.tenant
+        jobs = self._jobs[digest]
+        del jobs[job]
         self._count -= 1
-        if not any(other.request.tenant == tenant for other in sequences):
+        if not any(other.request.tenant == tenant for other in jobs):
             del self._turns[tenant][digest]
             if not self._turns[tenant]:
                 del self._turns[tenant]
-        if not sequences:
-            del self._sequences[digest]
+        if not jobs:
+            del self._jobs[digest]
 
     def next(self) -> str | None:
         """The adapter whose turn it is; the same until `take`."""
         return next((next(iter(digests)) for digests in self._turns.values()), None)
 
-    def take(self, digest: str) -> list[Sequence]:
+    def take(self, digest: str) -> list[Job]:
         """All that wait for an adapter, in order of arrival. Their tenants go to the end."""
-        sequences = list(self._sequences.pop(digest, ()))
-        self._count -= len(sequences)
-        for tenant in dict.fromkeys(sequence.request.tenant for sequence in sequences):
+        jobs = list(self._jobs.pop(digest, ()))
+        self._count -= len(jobs)
+        for tenant in dict.fromkeys(job.request.tenant for job in jobs):
             digests = self._turns.pop(tenant)
             del digests[digest]
             if digests:
                 self._turns[tenant] = digests
-        return sequences
+        return jobs
 
 
 class Tiers:
-    """Hands sequences to the scheduler as soon as their adapter is in host memory.
+    """Hands jobs to the scheduler as soon as their adapter is in host memory.
 
     When the adapter whose turn it is finds no room because all others are in use, and `PATIENCE`
     requests were admitted since, the door closes: newcomers wait here too, even for adapters that
@@ -102,25 +100,25 @@ class Tiers:
     def num_cold(self) -> int:
         return len(self._cold)
 
-    def add(self, sequence: Sequence) -> None:
-        adapter = sequence.request.digest
-        if adapter is None:
-            self._scheduler.add(sequence)
-        elif self._memory.is_ready(adapter) and not self._is_closed:
-            self._memory.use(adapter)
-            self._scheduler.add(sequence)
+    def add(self, job: Job) -> None:
+        digest = job.request.digest
+        if digest is None:
+            self._scheduler.add(job)
+        elif self._memory.is_ready(digest) and not self._is_closed:
+            self._memory.pin(digest)
+            self._scheduler.add(job)
         else:
-            self._cold.add(sequence)
+            self._cold.add(job)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees all that it holds."""
-        adapter = sequence.request.digest
-        if adapter is not None and sequence in self._cold:
-            self._cold.remove(sequence)
+    def finish(self, job: Job) -> None:
+        """Takes a job out, wherever it is, and frees all that it holds."""
+        digest = job.request.digest
+        if digest is not None and job in self._cold:
+            self._cold.remove(job)
             return
-        self._scheduler.finish(sequence)
-        if adapter is not None:
-            self._memory.unuse(adapter)
+        self._scheduler.finish(job)
+        if digest is not None:
+            self._memory.unpin(digest)
 
     def next_read(self) -> str | None:
         """The adapter that has to be read now; its memory is set aside until `read` or `failed`.
@@ -146,8 +144,8 @@ class Tiers:
         self._reading = None
         self._let_in()
 
-    def failed(self, digest: str) -> list[Sequence]:
-        """The copy does not come: the sequences that waited for it, taken out."""
+    def failed(self, digest: str) -> list[Job]:
+        """The copy does not come: the jobs that waited for it, taken out."""
         assert digest == self._reading
         self._reading = None
         self._memory.cancel(digest)
@@ -161,11 +159,11 @@ class Tiers:
     def _let_in(self) -> None:
         for digest in self._cold.digests:
             if self._memory.is_ready(digest):
-                for sequence in self._cold.take(digest):
-                    self._memory.use(digest)
-                    self._scheduler.add(sequence)
+                for job in self._cold.take(digest):
+                    self._memory.pin(digest)
+                    self._scheduler.add(job)
 
 
-def _digest(sequence: Sequence) -> str:
-    assert sequence.request.digest is not None
-    return sequence.request.digest
+def _digest(job: Job) -> str:
+    assert job.request.digest is not None
+    return job.request.digest

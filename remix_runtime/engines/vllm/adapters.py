@@ -37,13 +37,13 @@ Replay = Callable[["Served"], Awaitable[None]]
 class Served(ServedAdapter):
     number: int = 0
     """Its LoRA id, while workers hold it."""
-    admitted: int = 0
-    """Of the requests: those that vLLM has."""
+    slot_pins: int = 0
+    """By requests that vLLM has."""
 
     @property
-    def in_use(self) -> bool:
+    def is_pinned(self) -> bool:
         """vLLM may have a request a little longer than its caller."""
-        return bool(self.requests or self.admitted)
+        return bool(self.pins or self.slot_pins)
 
 
 class VllmAdapters(ServedAdapters[Served]):
@@ -102,21 +102,21 @@ class VllmAdapters(ServedAdapters[Served]):
         slots = self._config.adapter_slots - self._is_replaying
         return digest in self._active or len(self._active) < slots
 
-    def admit(self, digest: str) -> tuple[str, int, Path]:
+    def pin_slot(self, digest: str) -> tuple[str, int, Path]:
         """The name, number and folder by which vLLM knows an adapter that is held; it stays held
-        until `leave`."""
+        until `unpin_slot`."""
         served = self._served[digest]
-        served.admitted += 1
+        served.slot_pins += 1
         self._active.add(digest)
         self._held.move_to_end(digest)
         return digest, served.number, served.folder
 
-    def leave(self, digest: str) -> None:
+    def unpin_slot(self, digest: str) -> None:
         served = self._served[digest]
-        served.admitted -= 1
-        if not served.admitted:
+        served.slot_pins -= 1
+        if not served.slot_pins:
             self._active.discard(digest)
-        self._tell_unused()
+        self._tell_unpinned()
 
     def read(self, backend: Backend, digest: str, base: BaseShapes) -> None:
         """Has the workers load an adapter that is not held; once, however often it is asked."""
@@ -176,13 +176,13 @@ class VllmAdapters(ServedAdapters[Served]):
 
     async def _unload(self, backend: Backend, digest: str, served: Served) -> None:
         while True:
-            async with self._unused:
-                await self._unused.wait_for(lambda: not served.in_use)
+            async with self._unpinned:
+                await self._unpinned.wait_for(lambda: not served.is_pinned)
             async with self._turn:
                 # Loaded again while the last requests ended: then it stays.
                 if served.is_open:
                     return
-                if not served.in_use:
+                if not served.is_pinned:
                     await self._drop(backend, digest)
                     del self._served[digest]
                     return
@@ -229,8 +229,8 @@ class VllmAdapters(ServedAdapters[Served]):
     async def _make_room(self, backend: Backend) -> None:
         self._needs_victim = True
         try:
-            async with self._unused:
-                await self._unused.wait_for(lambda: self._victim() is not None)
+            async with self._unpinned:
+                await self._unpinned.wait_for(lambda: self._victim() is not None)
             victim = self._victim()
             assert victim is not None
         finally:

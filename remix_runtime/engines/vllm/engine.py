@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,34 +19,24 @@ from remix_runtime.contracts import (
     AdapterState,
     EngineStats,
     GenerationRequest,
-    Health,
     ModelInfo,
-    TokenEvent,
     Tokenizer,
 )
+from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
+from remix_runtime.engines.front import STALL_SECONDS, EngineFront
 from remix_runtime.engines.tokenizer import ModelTokenizer
-from remix_runtime.engines.validate import validate_request
 from remix_runtime.engines.vllm.adapters import Served, VllmAdapters
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import Job, logprobs_of
 from remix_runtime.engines.vllm.load import ExpertLoad
 from remix_runtime.engines.vllm.replay import replay_on
-from remix_runtime.errors import (
-    AdapterNotLoadedError,
-    EngineBusyError,
-    EngineDeadError,
-    InvalidRequestError,
-    RemixError,
-)
+from remix_runtime.errors import EngineDeadError, RemixError
 
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
 
 log = logging.getLogger(__name__)
-
-_STALL_SECONDS = 60.0
-"""Running requests that bring no token for so long mean a hung device."""
 
 LOAD_SECONDS = 10.0
 """Between two questions to the workers after the load of experts."""
@@ -61,7 +51,7 @@ async def _start_backend(config: VllmConfig) -> Backend:
     return await Backend.start(config)
 
 
-class VllmEngine:
+class VllmEngine(EngineFront[Job]):
     """See `contracts.Engine`."""
 
     def __init__(
@@ -73,14 +63,11 @@ class VllmEngine:
         self._start_backend = start_backend
         self._backend: Backend | None = None
         self._adapters = VllmAdapters(config, self._adapter_read)
-        self._jobs: dict[str, Job] = {}
+        super().__init__(self._adapters, max_waiting=config.max_waiting)
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
         self._num_admitted = 0
         """Requests with adapters, so far."""
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = False
         self._progress = 0.0
         self._load = ExpertLoad()
 
@@ -89,30 +76,22 @@ class VllmEngine:
     async def start(self) -> None:
         self._tokenizer = ModelTokenizer(self._config.model)
         backend = await self._start_backend(self._config)
-        ends = backend.end_token_ids
+        self._ends = backend.end_token_ids
         if self._tokenizer.eos_token_id is not None:
-            ends |= {self._tokenizer.eos_token_id}
+            self._ends |= {self._tokenizer.eos_token_id}
         self._model = ModelInfo(
             name=self._config.served_model_name or Path(self._config.model).name,
             max_model_len=backend.max_model_len,
             vocab_size=backend.vocab_size,
-            eos_token_ids=tuple(sorted(ends)),
+            eos_token_ids=tuple(sorted(self._ends)),
             max_requests=self._config.max_running + self._config.max_waiting,
         )
-        self._ends = ends
         self._base_shapes: BaseShapes = base_shapes(without_weights(backend.hf_config))
         self._backend = backend
         self._watching = asyncio.create_task(self._watch_load(backend))
 
-    async def stop(self, *, drain_seconds: float = 0.0) -> None:
-        self._draining = True
-        if self._backend is None:
-            return
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), drain_seconds)
-        for request_id in list(self._jobs):
-            await self.abort(request_id)
-        await self._adapters.settle(_STALL_SECONDS)
+    async def _shut_down(self) -> None:
+        await self._adapters.settle(STALL_SECONDS)
         self._watching.cancel()
         backend, self._backend = self._backend, None
         if backend is not None:
@@ -120,13 +99,25 @@ class VllmEngine:
 
     @property
     def model(self) -> ModelInfo:
-        self._alive()
+        self._require_alive()
         return self._model
 
     @property
     def tokenizer(self) -> Tokenizer:
-        self._alive()
+        self._require_alive()
         return self._tokenizer
+
+    @property
+    def _is_started(self) -> bool:
+        return self._backend is not None
+
+    @property
+    def _death(self) -> str | None:
+        return None if self._backend is None else self._backend.death
+
+    @property
+    def _busy_since(self) -> float | None:
+        return self._progress if self._running else None
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -165,48 +156,22 @@ class VllmEngine:
 
     # -- requests -----------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        self._admit(request)
-        job = Job(request, self._tokenizer.decode, self._ends)
-        self._jobs[request.request_id] = job
-        self._idle.clear()
-        if request.digest is not None:
-            self._adapters.use(request.digest)
-        self._waiting.add(request.tenant, job)
+    def _open(self, request: GenerationRequest) -> Job:
+        return Job(request, Completion(request, self._tokenizer.decode, self._ends))
+
+    def _submit(self, stream: Job) -> None:
+        self._waiting.add(stream.request.tenant, stream)
         self._pump_if_alive()
-        try:
-            while True:
-                event = await job.events.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            if self._jobs.get(request.request_id) is job:
-                await self.abort(request.request_id)
 
     async def abort(self, request_id: str) -> None:
-        job = self._jobs.get(request_id)
+        job = self._streams.get(request_id)
         if job is None:
             return
-        job.abort()
-        self._close(job)
+        self._send(job, job.completion.abort())
         if job.run is not None:
             job.run.cancel()
             await asyncio.wait([job.run])
         self._pump_if_alive()
-
-    def health(self) -> Health:
-        if self._backend is None:
-            return Health(alive=not self._draining, ready=False, reason="not started")
-        if self._draining:
-            return Health(alive=True, ready=False, reason="draining")
-        if death := self._backend.death:
-            return Health(alive=False, ready=False, reason=f"engine stopped: {death}")
-        if self._running and time.monotonic() - self._progress > _STALL_SECONDS:
-            return Health(alive=False, ready=False, reason=f"no progress for {_STALL_SECONDS:g} s")
-        return Health(alive=True, ready=True)
 
     def stats(self) -> EngineStats:
         backend = self._backend
@@ -217,7 +182,6 @@ class VllmEngine:
         return EngineStats(
             running=len(self._running),
             waiting=len(self._waiting),
-            waiting_for_read=sum(not self._is_held(job) for _, job in self._waiting),
             kv_tokens_used=round(used * backend.kv_tokens),
             kv_tokens_total=backend.kv_tokens,
             # Whatever the workers load they put into a slot at once.
@@ -231,34 +195,15 @@ class VllmEngine:
         )
 
     def _alive(self) -> Backend:
-        backend = self._backend
-        if backend is None:
-            raise EngineDeadError("the engine is not started")
-        if death := backend.death:
-            raise EngineDeadError(f"the engine stopped: {death}")
-        return backend
-
-    def _admit(self, request: GenerationRequest) -> None:
-        if self._draining:
-            raise EngineBusyError("the server is shutting down", retry_after=5.0)
-        self._alive()
-        if request.request_id in self._jobs:
-            raise InvalidRequestError(f"request id {request.request_id!r} is in use")
-        if request.digest is not None and request.digest not in self._adapters:
-            raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
-        validate_request(request, self._model)
-        if len(self._jobs) >= self._model.max_requests:
-            raise EngineBusyError(f"the queue is full ({self._config.max_waiting} requests wait)")
-
-    def _is_held(self, job: Job) -> bool:
-        adapter = job.request.digest
-        return adapter is None or self._adapters.is_held(adapter)
+        self._require_alive()
+        assert self._backend is not None
+        return self._backend
 
     # -- from the queue to vLLM -----------------------------------------------------------------
 
     def _pump(self) -> None:
         """Admits who may run now."""
-        backend = self._alive() if self._jobs else None
+        backend = self._alive() if self._streams else None
         while backend is not None and len(self._running) < self._config.max_running:
             job = self._next(backend)
             if job is None:
@@ -271,14 +216,14 @@ class VllmEngine:
         slot, lets others pass for a while."""
         adapters, is_closed = self._adapters, self._adapters.needs_room
         for _, job in self._waiting:
-            adapter = job.request.digest
-            if adapter is None:
+            digest = job.request.digest
+            if digest is None:
                 return job
-            has_slot, is_held = adapters.has_slot(adapter), adapters.is_held(adapter)
+            has_slot, is_held = adapters.has_slot(digest), adapters.is_held(digest)
             if is_held and has_slot and not is_closed:
                 return job
             if not is_held and (has_slot or adapters.has_room):
-                adapters.read(backend, adapter, self._base_shapes)
+                adapters.read(backend, digest, self._base_shapes)
             if job.turn_came is None:
                 job.turn_came = self._num_admitted
             if not has_slot and self._num_admitted - job.turn_came >= PATIENCE:
@@ -290,10 +235,10 @@ class VllmEngine:
         self._waiting.charge_prompt(request.tenant, len(request.prompt_token_ids))
         self._running.add(job)
         self._progress = time.monotonic()
-        job.admitted()
+        job.completion.scheduled()
         lora = None
         if request.digest is not None:
-            lora = self._adapters.admit(request.digest)
+            lora = self._adapters.pin_slot(request.digest)
             self._num_admitted += 1
         job.run = asyncio.get_running_loop().create_task(self._run(backend, job, lora))
         # Not in the task, which may be cancelled before its first line.
@@ -301,50 +246,36 @@ class VllmEngine:
 
     async def _run(self, backend: Backend, job: Job, lora: tuple[str, int, Path] | None) -> None:
         request = job.request
-        wanted = request.params.logprobs
         outputs = backend.generate(request, self._ends, lora, salt=request.tenant)
         try:
             async for new in outputs:
                 self._progress = time.monotonic()
                 self._waiting.charge_output(request.tenant, len(new.token_ids))
-                logprobs = None
-                if wanted is not None and new.logprobs is not None:
-                    logprobs = [
-                        logprobs_of(position, token_id, wanted)
-                        for position, token_id in zip(new.logprobs, new.token_ids, strict=True)
-                    ]
-                if job.take(new.token_ids, logprobs) is not None:
-                    self._close(job)  # before its caller hears of it, who would abort what is open
+                logprobs = logprobs_of(new, request.params.logprobs)
+                event = job.completion.take(new.token_ids, logprobs)
+                self._send(job, event)
+                if event.finish_reason is not None:
                     break
             else:
                 raise RemixError("vLLM ended the request before its time")
         except EngineDeadError as error:
-            job.events.put_nowait(error)
+            self._send(job, error)
         except Exception as error:
             log.exception("request %s failed", request.request_id)
-            job.events.put_nowait(
-                RemixError(f"the engine could not compute this request: {type(error).__name__}")
-            )
+            message = f"the engine could not compute this request: {type(error).__name__}"
+            self._send(job, RemixError(message))
         finally:
             await outputs.aclose()  # a request that ended before vLLM knows of it is aborted there
 
     def _ended(self, job: Job) -> None:
         self._running.discard(job)
         if job.request.digest is not None:
-            self._adapters.leave(job.request.digest)
-        self._close(job)
+            self._adapters.unpin_slot(job.request.digest)
         self._pump_if_alive()
 
-    def _close(self, job: Job) -> None:
-        request = job.request
-        if self._jobs.get(request.request_id) is not job:
-            return
-        del self._jobs[request.request_id]
-        self._waiting.remove(request.tenant, job)
-        if request.digest is not None:
-            self._adapters.unuse(request.digest)
-        if not self._jobs:
-            self._idle.set()
+    def _close(self, stream: Job) -> None:
+        self._waiting.remove(stream.request.tenant, stream)
+        super()._close(stream)
 
     def _pump_if_alive(self) -> None:
         """A dead engine's requests hear of it here, the waiting ones too."""
@@ -355,10 +286,5 @@ class VllmEngine:
 
     def _adapter_read(self, digest: str, error: RemixError | None) -> None:
         if error is not None:
-            self._fail([j for _, j in self._waiting if j.request.digest == digest], error)
+            self._fail([job for _, job in self._waiting if job.request.digest == digest], error)
         self._pump_if_alive()
-
-    def _fail(self, jobs: list[Job], error: RemixError) -> None:
-        for job in jobs:
-            job.events.put_nowait(error)
-            self._close(job)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Scheduler
-from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.engines.embedded.slots import SlotTable
-from remix_runtime.engines.text import TextStream
 
 PAGE = 4
 
@@ -30,20 +30,20 @@ class Slots:
     def fits(self, digests: Collection[str], without: Collection[str]) -> bool:
         return self.table.fits([1] * len(digests), without)
 
-    def acquire(self, digest: str, keep: Collection[str] = ()) -> int | None:
+    def pin_slot(self, digest: str, keep: Collection[str] = ()) -> int | None:
         if digest not in self.table:
             if self.table.place(digest, 1, keep) is None:
                 return None
             self.fills += 1
         return self.table.pin(digest)
 
-    def release(self, digest: str) -> None:
+    def unpin_slot(self, digest: str) -> None:
         self.table.unpin(digest)
 
 
 def sequence(
     prompt: int, new: int, adapter: str | None = None, name: str = "r", tenant: str = ""
-) -> Sequence:
+) -> Job:
     request = GenerationRequest(
         request_id=name,
         prompt_token_ids=tuple(range(prompt)),
@@ -51,16 +51,16 @@ def sequence(
         digest=adapter,
         tenant=tenant,
     )
-    return Sequence(request, TextStream(lambda ids: "", ()))
+    return Job(request, Completion(request, lambda ids: "", ()))
 
 
 def advance(s: Scheduler) -> list[tuple[str, int]]:
     """One step as the engine does it; finished sequences leave."""
     chunks = s.schedule()
     for chunk in chunks:
-        chunk.sequence.num_computed += chunk.count
+        chunk.job.num_computed += chunk.count
         if chunk.samples:
-            chunk.sequence.append(0)
-            if chunk.sequence.num_generated == chunk.sequence.params.max_tokens:
-                s.finish(chunk.sequence)
-    return [(chunk.sequence.request.request_id, chunk.count) for chunk in chunks]
+            chunk.job.append(0)
+            if chunk.job.num_generated == chunk.job.params.max_tokens:
+                s.finish(chunk.job)
+    return [(chunk.job.request.request_id, chunk.count) for chunk in chunks]

@@ -61,10 +61,10 @@ def test_the_slot_holds_the_adapter_and_nothing_after_removal() -> None:
     for item in items:
         bank.add(bank.prepare(item))
     for item in items:
-        slot = bank.acquire(item.digest)
+        slot = bank.pin_slot(item.digest)
         assert slot is not None
         torch.testing.assert_close(effect(bank, slot, "x.up", x_TD), expected(item, x_TD))
-        bank.release(item.digest)
+        bank.unpin_slot(item.digest)
         bank.remove(item.digest)
         assert not effect(bank, slot, "x.up", x_TD).any()
     assert bank.host_bytes_used == bank.device_bytes_used == bank.slots_used == 0
@@ -74,9 +74,9 @@ def test_a_reused_slot_does_not_keep_layers_of_its_last_adapter() -> None:
     bank, x_TD = make(slots=1), torch.randn(2, D)
     bank.add(bank.prepare(checkpoint("both")))
     bank.add(bank.prepare(checkpoint("up only", names=("x.up",))))
-    assert bank.acquire("both") == 0
-    bank.release("both")
-    assert bank.acquire("up only") == 0
+    assert bank.pin_slot("both") == 0
+    bank.unpin_slot("both")
+    assert bank.pin_slot("up only") == 0
     assert effect(bank, 0, "x.up", x_TD).any()
     assert not effect(bank, 0, "x.down", x_TD).any()
 
@@ -85,23 +85,23 @@ def test_the_adapter_unpinned_longest_ago_leaves() -> None:
     bank = make(slots=2)
     for name in "abc":
         bank.add(bank.prepare(checkpoint(name)))
-    first = {name: bank.acquire(name) for name in "ab"}
-    bank.release("b")
-    bank.release("a")
-    assert bank.acquire("c") == first["b"]
-    assert bank.acquire("a") == first["a"]
+    first = {name: bank.pin_slot(name) for name in "ab"}
+    bank.unpin_slot("b")
+    bank.unpin_slot("a")
+    assert bank.pin_slot("c") == first["b"]
+    assert bank.pin_slot("a") == first["a"]
 
 
 def test_pinned_adapters_stay() -> None:
     bank = make(slots=1)
     bank.add(bank.prepare(checkpoint("a")))
     bank.add(bank.prepare(checkpoint("b")))
-    assert bank.acquire("a") == 0
-    assert bank.acquire("a") == 0
-    bank.release("a")
-    assert bank.acquire("b") is None
-    bank.release("a")
-    assert bank.acquire("b") == 0
+    assert bank.pin_slot("a") == 0
+    assert bank.pin_slot("a") == 0
+    bank.unpin_slot("a")
+    assert bank.pin_slot("b") is None
+    bank.unpin_slot("a")
+    assert bank.pin_slot("b") == 0
 
 
 def test_budgets_refuse_what_can_never_fit() -> None:
@@ -114,16 +114,16 @@ def test_budgets_refuse_what_can_never_fit() -> None:
         make(host=size() - 1).add(adapter)
 
 
-def test_the_copy_unused_longest_ago_leaves_host_memory_and_can_come_back() -> None:
+def test_the_copy_unpinned_longest_ago_leaves_host_memory_and_can_come_back() -> None:
     bank, x_TD = make(host=2 * size()), torch.randn(2, D)
     items = {name: checkpoint(name) for name in "abc"}
     for name in "ab":
         assert bank.add(bank.prepare(items[name]))
-    slot = bank.acquire("b")
+    slot = bank.pin_slot("b")
     assert slot is not None
-    bank.release("b")
-    bank.use("a")
-    bank.unuse("a")
+    bank.unpin_slot("b")
+    bank.pin("a")
+    bank.unpin("a")
     assert bank.add(bank.prepare(items["c"]))
     assert not bank.is_ready("b")
     assert not effect(bank, slot, "x.up", x_TD).any()
@@ -132,7 +132,7 @@ def test_the_copy_unused_longest_ago_leaves_host_memory_and_can_come_back() -> N
     assert [bank.is_ready(name) for name in "abc"] == [False, False, True]
     assert bank.host_bytes_used == 2 * size()
     bank.fill(bank.prepare(items["b"]))
-    slot = bank.acquire("b")
+    slot = bank.pin_slot("b")
     assert slot is not None
     torch.testing.assert_close(effect(bank, slot, "x.up", x_TD), expected(items["b"], x_TD))
 
@@ -140,10 +140,10 @@ def test_the_copy_unused_longest_ago_leaves_host_memory_and_can_come_back() -> N
 def test_copies_in_use_stay_and_what_is_set_aside_can_be_given_back() -> None:
     bank = make(host=size())
     assert bank.add(bank.prepare(checkpoint("a")))
-    bank.use("a")
+    bank.pin("a")
     assert not bank.add(bank.prepare(checkpoint("b"))), "known, but there is no room"
     assert not bank.reserve("b")
-    bank.unuse("a")
+    bank.unpin("a")
     assert bank.reserve("b")
     bank.cancel("b")
     assert bank.host_bytes_used == 0
@@ -159,11 +159,11 @@ def test_a_slot_is_not_taken_from_adapters_to_keep() -> None:
     for name in "abc":
         bank.add(bank.prepare(checkpoint(name)))
     for name in "ab":
-        bank.acquire(name)
-        bank.release(name)
-    assert bank.acquire("c", keep={"a", "b"}) is None
+        bank.pin_slot(name)
+        bank.unpin_slot(name)
+    assert bank.pin_slot("c", keep={"a", "b"}) is None
     assert bank.residents == ("a", "b")
-    assert bank.acquire("c", keep={"a"}) is not None
+    assert bank.pin_slot("c", keep={"a"}) is not None
     assert set(bank.residents) == {"a", "c"}
 
 
@@ -199,12 +199,12 @@ class BankMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
-    def acquire(self, data: st.DataObject) -> None:
+    def pin_slot(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.pins)))
         if not self.bank.is_ready(name):
             assert not self.pins[name], "in use, but dropped"
             return
-        slot = self.bank.acquire(name)
+        slot = self.bank.pin_slot(name)
         if slot is not None:
             if self.pins[name]:
                 assert slot == self.slots[name], "a pinned adapter moved"
@@ -215,9 +215,9 @@ class BankMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.pins.values()))
     @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    def unpin_slot(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(n for n, p in self.pins.items() if p)))
-        self.bank.release(name)
+        self.bank.unpin_slot(name)
         self.pins[name] -= 1
 
     @rule(name=st.sampled_from("abcdef"))

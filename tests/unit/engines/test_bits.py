@@ -13,13 +13,13 @@ from torch import Tensor
 
 from remix_runtime.adapter.checkpoint import Checkpoint
 from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.fused import FusedBlocks
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Chunk
-from remix_runtime.engines.embedded.sequence import Sequence
 from remix_runtime.engines.embedded.startup import build_core
-from remix_runtime.engines.text import TextStream
 from remix_runtime.kernels import native
 from tests.models import (
     ATTENTION,
@@ -67,35 +67,33 @@ def setup(
     torch.set_num_threads(threads)
 
 
-def sequence(core: EngineCore, prompt: list[int], adapter: str | None) -> Sequence:
-    item = Sequence(
-        GenerationRequest(
-            request_id="x",
-            prompt_token_ids=tuple(prompt),
-            params=SamplingParams(max_tokens=1),
-            digest=adapter,
-        ),
-        TextStream(lambda _: "", ()),
+def sequence(core: EngineCore, prompt: list[int], adapter: str | None) -> Job:
+    request = GenerationRequest(
+        request_id="x",
+        prompt_token_ids=tuple(prompt),
+        params=SamplingParams(max_tokens=1),
+        digest=adapter,
     )
+    item = Job(request, Completion(request, lambda _: "", ()))
     pages = core.scheduler.pool.take(core.scheduler.pool.pages_for(len(prompt)))
     assert pages is not None
     item.pages = pages
     if adapter is not None:
-        slot = core.bank.acquire(adapter)
+        slot = core.bank.pin_slot(adapter)
         assert slot is not None
         item.slot = slot
     return item
 
 
-def free(core: EngineCore, item: Sequence) -> None:
+def free(core: EngineCore, item: Job) -> None:
     core.scheduler.pool.give_back(item.pages)
     if item.request.digest is not None:
-        core.bank.release(item.request.digest)
+        core.bank.unpin_slot(item.request.digest)
 
 
 def logits(
     core: EngineCore,
-    items: list[Sequence],
+    items: list[Job],
     steps: list[list[int]],
     routes: dict[str, Tensor] | None = None,
 ) -> list[Tensor]:
@@ -108,10 +106,10 @@ def logits(
             for i, item in enumerate(items)
             if number < len(steps[i])
         ]
-        chunks.sort(key=lambda chunk: chunk.sequence.slot)
+        chunks.sort(key=lambda chunk: chunk.job.slot)
         rows = iter(core.runner.run(chunks, routes))
         for chunk in chunks:
-            i = items.index(chunk.sequence)
+            i = items.index(chunk.job)
             done[i] += chunk.count
             if chunk.samples:
                 result[i] = next(rows)
@@ -165,10 +163,10 @@ def test_same_bits_after_eviction_into_another_slot(
     before = alone(core, PROMPTS[3], digest)
     core.bank.remove(digest)
     core.bank.add(core.bank.prepare(checkpoints[0]))
-    taken = [core.bank.acquire(c.digest) for c in checkpoints[1:]]
+    taken = [core.bank.pin_slot(c.digest) for c in checkpoints[1:]]
     after = alone(core, PROMPTS[3], digest)
     for checkpoint in checkpoints[1:]:
-        core.bank.release(checkpoint.digest)
+        core.bank.unpin_slot(checkpoint.digest)
     assert None not in taken
     assert torch.equal(before, after)
 

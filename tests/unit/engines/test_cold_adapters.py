@@ -65,7 +65,7 @@ async def test_others_go_on_while_an_adapter_is_read(
     disk = SlowDisk(monkeypatch)
     waiting = asyncio.create_task(complete(engine, request([1, 2], digests[0])))
     assert await asyncio.to_thread(disk.begun.wait, 60)
-    assert engine.stats().waiting_for_read == 1
+    assert engine.stats().waiting == 1
     assert (await complete(engine, request([1, 2]))).token_ids
     assert not waiting.done()
     disk.let.set()

@@ -17,8 +17,8 @@ from remix_runtime.adapter.checkpoint import Checkpoint, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.adapter.parity import record_parity
 from remix_runtime.contracts import FinishReason
+from remix_runtime.engines import front
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
-from remix_runtime.engines.embedded import engine as engine_module
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.errors import ConfigError, EngineDeadError, InvalidRequestError, RemixError
@@ -70,7 +70,7 @@ async def test_a_command_whose_caller_left_does_not_end_the_engine(engine: Embed
 async def test_a_stall_is_seen_in_a_command_and_over_when_it_ends(
     engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "_STALL_SECONDS", 0.05)
+    monkeypatch.setattr(front, "STALL_SECONDS", 0.05)
     hold = threading.Event()
     holding = asyncio.create_task(engine._thread.call(hold.wait))
     await asyncio.sleep(0.2)
@@ -129,7 +129,7 @@ async def test_a_row_that_is_not_finite_fails_alone(
 
     def poisoned(chunks: Sequence[Chunk], *options: Any) -> Tensor:
         logits_SV = run(chunks, *options).clone()
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        sampling = [chunk.job for chunk in chunks if chunk.samples]
         for row, sequence in enumerate(sampling):
             if sequence.tokens[0] == 7:
                 logits_SV[row] = torch.nan

@@ -31,7 +31,7 @@ class Service:
         running = list(self.s.running)
         found = advance(self.s)
         for q in {*running, *self.s.running}:
-            if id(q) not in self._seen and q.scheduled is not None:
+            if id(q) not in self._seen:
                 self._seen.add(id(q))
                 self.served[q.request.tenant] += q.prompt_len
             self.served[q.request.tenant] += 2 * (q.num_generated - before.get(id(q), 0))

@@ -51,7 +51,7 @@ class Watched:
             (core, "next_read"),
             (core.bank, "add"),
             (core.bank, "remove"),
-            (core.bank, "acquire"),
+            (core.bank, "pin_slot"),
         ):
             monkeypatch.setattr(owner, name, self._checking(core.bank, getattr(owner, name)))
 

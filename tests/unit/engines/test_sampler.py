@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.sampler import Sample, sample
-from remix_runtime.engines.embedded.sequence import Sequence
-from remix_runtime.engines.text import TextStream
 
 V = 50
 
 
-def sequence(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Sequence:
+def sequence(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Job:
     request = GenerationRequest(
         request_id="r",
         prompt_token_ids=prompt,
         params=SamplingParams(max_tokens=10, **params),
     )
-    return Sequence(request, TextStream(lambda ids: "", ()))
+    return Job(request, Completion(request, lambda ids: "", ()))
 
 
 def draws(logits_V: torch.Tensor, count: int = 3000, **params: Any) -> Counter[int]:
@@ -36,7 +36,7 @@ def good(results: list[Sample | Exception]) -> list[Sample]:
     return results  # type: ignore[return-value]
 
 
-def one(logits_V: torch.Tensor, item: Sequence) -> int:
+def one(logits_V: torch.Tensor, item: Job) -> int:
     return good(sample(logits_V.unsqueeze(0), [item]))[0].token_id
 
 

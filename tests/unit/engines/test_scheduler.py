@@ -83,7 +83,7 @@ def test_tokens_of_one_adapter_are_side_by_side() -> None:
     s, _ = scheduler()
     for i, adapter in enumerate(["x", None, "y", "x", None, "y"]):
         s.add(sequence(1, 3, adapter, f"r{i}"))
-    slots = [chunk.sequence.slot for chunk in s.schedule()]
+    slots = [chunk.job.slot for chunk in s.schedule()]
     assert slots == sorted(slots)
     assert len(set(slots)) == 3
 

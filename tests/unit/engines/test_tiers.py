@@ -20,18 +20,15 @@ class Memory:
         self.ready: dict[str, int] = {}
         self.reserved: set[str] = set()
 
-    def __contains__(self, digest: str) -> bool:
-        return True
-
     def is_ready(self, digest: str) -> bool:
         return digest in self.ready
 
     def reserve(self, digest: str) -> bool:
         while len(self.ready) + len(self.reserved) >= self.room:
-            unused = next((d for d, users in self.ready.items() if not users), None)
-            if unused is None:
+            unpinned = next((d for d, pins in self.ready.items() if not pins), None)
+            if unpinned is None:
                 return False
-            del self.ready[unused]
+            del self.ready[unpinned]
         self.reserved.add(digest)
         return True
 
@@ -42,10 +39,10 @@ class Memory:
         self.reserved.remove(digest)
         self.ready[digest] = 0
 
-    def use(self, digest: str) -> None:
+    def pin(self, digest: str) -> None:
         self.ready[digest] += 1
 
-    def unuse(self, digest: str) -> None:
+    def unpin(self, digest: str) -> None:
         self.ready[digest] -= 1
         assert self.ready[digest] >= 0
         self.ready[digest] = self.ready.pop(digest)
@@ -81,15 +78,15 @@ class Host:
         chunks = self.scheduler.schedule()
         running = list({*running, *self.scheduler.running})
         for chunk in chunks:
-            chunk.sequence.num_computed += chunk.count
+            chunk.job.num_computed += chunk.count
             if chunk.samples:
-                chunk.sequence.append(0)
+                chunk.job.append(0)
         for q in running:
             if q.num_generated == q.params.max_tokens:
                 self.tiers.finish(q)
                 self.finished.append(q.request.request_id)
         assert len(self.memory.ready) + len(self.memory.reserved) <= self.memory.room
-        return {chunk.sequence.request.request_id: chunk.count for chunk in chunks}
+        return {chunk.job.request.request_id: chunk.count for chunk in chunks}
 
 
 def test_a_cold_request_waits_for_its_adapter_and_nobody_waits_for_it() -> None:

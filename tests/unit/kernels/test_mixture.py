@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from remix_runtime import kernels
 from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import (
     Batch,
     MixtureTable,
     MixtureWeights,
-    add_mixture,
     native,
     reference,
 )
@@ -322,7 +322,9 @@ def test_bfloat16_inputs_take_the_pytorch_path() -> None:
     y_TO = torch.zeros(6, 48, dtype=torch.bfloat16)
     routes_Tk = torch.empty(6, 2, dtype=torch.int32)
     weights = MixtureWeights.from_layer(layer, k, weight)
-    add_mixture(y_TO, x_TD.bfloat16(), [(0, 6, 0)], [weights], routes_Tk)
+    table = kernels.make_table(1, 32, 48, dtype=torch.bfloat16)
+    table.set(0, weights)
+    table.add(y_TO, x_TD.bfloat16(), Batch([(0, 6, 0)]), routes_Tk)
     want_TO = torch.zeros(6, 48)
     routes = reference.add_mixture(
         want_TO, x_TD.bfloat16().float(), [(0, 6, 0)], [(layer, k, weight)]

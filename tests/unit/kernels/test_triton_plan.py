@@ -87,11 +87,9 @@ def test_the_bound_of_tiles_holds_and_is_reached() -> None:
 
 
 def test_the_choice_of_forms() -> None:
-    limits = Thresholds(
-        rows_tokens=2, chosen_adapters=16, prompt_tokens=256, small_prompt_tokens=512, small=1000
-    )
-    assert choose_form(1, 1, 1000, limits) is Form.ROWS_ALL
-    assert choose_form(2, 32, 1000, limits) is Form.ROWS_ALL
+    limits = Thresholds(chosen_adapters=16, prompt_tokens=256, small_prompt_tokens=512, small=1000)
+    assert choose_form(1, 1, 1000, limits) is Form.TILES
+    assert choose_form(2, 32, 1000, limits) is Form.ROWS_CHOSEN
     assert choose_form(3, 1, 1000, limits) is Form.TILES
     assert choose_form(8, 8, 1000, limits) is Form.TILES
     assert choose_form(16, 16, 1000, limits) is Form.ROWS_CHOSEN

@@ -173,9 +173,9 @@ async def test_a_restart_loads_nothing_until_it_is_used(
         for number, tenant in enumerate(tenants):
             assert server.sets.live(tenant).adapters == {"x": digests[number % 3]}
             assert server.sets.live(tenant).revision == 1
-        assert server.engine._adapters == {}
+        assert server.engine.stats().adapters_loaded == 0
         await asyncio.gather(*(server.adapters.load_for_request(digests[0]) for _ in range(9)))
-        assert set(server.engine._adapters) == {digests[0]}
+        assert {state.digest for state in await server.engine.adapter_states()} == {digests[0]}
 
 
 async def test_an_adapter_that_its_source_no_longer_has_is_refused(

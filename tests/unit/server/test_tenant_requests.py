@@ -110,7 +110,7 @@ async def test_a_restart_serves_the_same_sets_from_the_first_request(tmp_path: P
         before = (await client.post("/v1/completions", json=complete("style"))).json()
     async with tenant_serving(tmp_path) as server:
         client = await server.client(key=key)
-        assert server.engine._adapters == {}
+        assert server.engine.stats().adapters_loaded == 0
         answers = await asyncio.gather(
             *(client.post("/v1/completions", json=complete("style")) for _ in range(5))
         )

@@ -53,7 +53,7 @@ async def test_a_load_is_idempotent_and_keeps_no_more_than_the_host_holds(
     assert engine.stats().adapters_on_host == 2
 
 
-async def test_the_one_unused_longest_ago_leaves(base: Path, folders: list[Path]) -> None:
+async def test_the_one_pinned_longest_ago_leaves(base: Path, folders: list[Path]) -> None:
     engine, backend = await started(base, adapter_slots=1, host_adapters=2)
     a, b = await loaded(engine, folders[:2])
     await run(engine, backend, a)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 
 from remix_runtime.contracts import GenerationRequest
-from remix_runtime.engines.text import TextStream
+from remix_runtime.engines.completion import Completion
 
 
-class Sequence:
+class Job:
     """A request from its arrival to its last token. Only the engine's thread changes it."""
 
-    def __init__(self, request: GenerationRequest, text: TextStream) -> None:
+    def __init__(self, request: GenerationRequest, completion: Completion) -> None:
         self.request = request
         self.params = request.params
-        self.text = text
+        self.completion = completion
         self.tokens = list(request.prompt_token_ids)
         self.prompt_len = len(self.tokens)
         self.num_computed = 0
@@ -26,8 +25,6 @@ class Sequence:
         """The adapter's device slot while running; -1 is the base model."""
         self.turn_came: int | None = None
         """How many requests had been admitted when it first was its turn and no slot was there."""
-        self.arrived = time.monotonic()
-        self.scheduled: float | None = None
         # Its own source of randomness: a seeded request draws the same in any batch.
         self.rng = random.Random(request.params.seed)  # noqa: S311 - sampling, not secrecy
         self.generated_counts: Counter[int] = Counter()

@@ -1,0 +1,181 @@
+"""The life of a request as its caller sees it, the same in every engine.
+
+Admission, the stream of events, abort, drain and health are here, and who pins an adapter. An
+engine derives from `EngineFront` and says how requests are computed and how they are taken off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Generic, TypeVar
+
+from remix_runtime.contracts import GenerationRequest, Health, ModelInfo, TokenEvent, Tokenizer
+from remix_runtime.engines.served import ServedAdapters
+from remix_runtime.engines.validate import validate_request
+from remix_runtime.errors import (
+    AdapterNotLoadedError,
+    EngineBusyError,
+    EngineDeadError,
+    InvalidRequestError,
+)
+
+STALL_SECONDS = 60.0
+"""A step that takes longer than this counts as a hung device."""
+
+
+class Stream:
+    """Where the events of one request go, until its last one. Engines add what they keep of it."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+
+
+S = TypeVar("S", bound=Stream)
+
+
+class EngineFront(ABC, Generic[S]):
+    """See `contracts.Engine`. Used on one event loop."""
+
+    def __init__(self, adapters: ServedAdapters[Any], *, max_waiting: int) -> None:
+        self._served = adapters
+        self._max_waiting = max_waiting
+        self._streams: dict[str, S] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+
+    # -- what an engine says of itself ----------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def model(self) -> ModelInfo: ...
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    @abstractmethod
+    def _is_started(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def _death(self) -> str | None:
+        """Why the engine works no more."""
+
+    @property
+    @abstractmethod
+    def _busy_since(self) -> float | None:
+        """When the engine last made progress, on the monotonic clock; None while it has no work."""
+
+    @abstractmethod
+    def _open(self, request: GenerationRequest) -> S:
+        """The stream of a request that is admitted."""
+
+    @abstractmethod
+    def _submit(self, stream: S) -> None:
+        """Has the request computed; its events go through `_send`."""
+
+    @abstractmethod
+    async def abort(self, request_id: str) -> None: ...
+
+    @abstractmethod
+    async def _shut_down(self) -> None:
+        """Frees everything; no request is open any more, or the device hangs."""
+
+    # -- life -----------------------------------------------------------------------------------
+
+    async def stop(self, *, drain_seconds: float = 0.0) -> None:
+        self._draining = True
+        if not self._is_started:
+            return
+        await self._wait_idle(drain_seconds)
+        for request_id in list(self._streams):
+            await self.abort(request_id)
+        await self._wait_idle(STALL_SECONDS)  # a step that hangs must not keep the process
+        await self._shut_down()
+
+    def health(self) -> Health:
+        if death := self._death:
+            return Health(alive=False, ready=False, reason=f"engine stopped: {death}")
+        if not self._is_started:
+            return Health(alive=not self._draining, ready=False, reason="not started")
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > STALL_SECONDS:
+            return Health(alive=False, ready=False, reason=f"no progress for {STALL_SECONDS:g} s")
+        if self._draining:
+            return Health(alive=True, ready=False, reason="draining")
+        return Health(alive=True, ready=True)
+
+    def _require_alive(self) -> None:
+        """Raises `EngineDeadError`."""
+        if death := self._death:
+            raise EngineDeadError(f"the engine stopped: {death}")
+        if not self._is_started:
+            raise EngineDeadError("the engine is not started")
+
+    async def _wait_idle(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+
+    # -- requests -------------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        self._admit(request)
+        stream = self._streams[request.request_id] = self._open(request)
+        self._idle.clear()
+        if request.digest is not None:
+            self._served.pin(request.digest)
+        self._submit(stream)
+        try:
+            while True:
+                event = await stream.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            if self._is_open(stream):
+                await self.abort(request.request_id)
+
+    def _admit(self, request: GenerationRequest) -> None:
+        """Refuses what cannot or must not run, before anything is allocated."""
+        if self._draining:
+            raise EngineBusyError("the server is shutting down", retry_after=5.0)
+        self._require_alive()
+        if request.request_id in self._streams:
+            raise InvalidRequestError(f"request id {request.request_id!r} is in use")
+        if request.digest is not None and request.digest not in self._served:
+            raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
+        validate_request(request, self.model)
+        # A free place counts as one in the queue, so that an idle engine takes a full batch.
+        if len(self._streams) >= self.model.max_requests:
+            raise EngineBusyError(f"the queue is full ({self._max_waiting} requests wait)")
+
+    def _is_open(self, stream: S) -> bool:
+        return self._streams.get(stream.request.request_id) is stream
+
+    def _send(self, stream: S, event: TokenEvent | Exception) -> None:
+        """Hands an event to the caller; after the last one nothing of the request is left here."""
+        if not self._is_open(stream):
+            return
+        if isinstance(event, Exception) or event.finish_reason is not None:
+            self._close(stream)
+        stream.events.put_nowait(event)
+
+    def _fail(self, streams: Iterable[S], error: Exception) -> None:
+        for stream in list(streams):
+            self._send(stream, error)
+
+    def _close(self, stream: S) -> None:
+        del self._streams[stream.request.request_id]
+        if stream.request.digest is not None:
+            self._served.unpin(stream.request.digest)
+        if not self._streams:
+            self._idle.set()
