@@ -52,11 +52,7 @@ async def describe_adapters(
     states = {state.digest: state for state in await services.engine.adapter_states()}
     return [
         schemas.Adapter(
-            digest=record.digest,
-            source=record.source,
-            num_bytes=record.num_bytes,
-            created=record.created,
-            description=dict(record.description),
+            **asdict(record),
             tenants=[
                 tenant for tenant, item in sets.items() if record.digest in item.adapters.values()
             ],

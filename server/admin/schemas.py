@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from remix_runtime.contracts import AdapterTier
-from server.live.swap import SwapResult
-from server.store import Progress
 from server.tenancy.records import (
     DIGEST_PATTERN,
     MAX_ADAPTERS,
@@ -25,9 +23,9 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
+# Names to digests, which the directory checks.
 Adapters = Annotated[
     dict[str, str],
-    # The directory checks it.
     WithJsonSchema(
         {
             "type": "object",
@@ -147,7 +145,7 @@ class RevisionList(BaseModel):
     data: list[SetRevision]
 
 
-class Swap(BaseModel):
+class Swap(_Answer):
     """The diff, by names, and both ends of it. `before` and `after` are one revision where nothing
     was written: in a dry run, and where the set was as wanted already."""
 
@@ -159,18 +157,6 @@ class Swap(BaseModel):
     removed: list[str]
     dry_run: bool
     seconds: float
-
-    @classmethod
-    def of(cls, result: SwapResult, *, dry_run: bool) -> Self:
-        return cls(
-            before=SetRevision.model_validate(result.before),
-            after=SetRevision.model_validate(result.after),
-            added=list(result.added),
-            changed=list(result.changed),
-            removed=list(result.removed),
-            dry_run=dry_run,
-            seconds=result.seconds,
-        )
 
 
 class ReplicaState(BaseModel):
@@ -218,10 +204,6 @@ class ImportProgress(BaseModel):
     """A line of an import with progress."""
 
     progress: Bytes
-
-    @classmethod
-    def of(cls, progress: Progress) -> Self:
-        return cls(progress=Bytes.model_validate(progress))
 
 
 class Imported(BaseModel):

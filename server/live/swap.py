@@ -51,6 +51,7 @@ class SwapResult:
     before: SetRevision
     after: SetRevision
     seconds: float
+    dry_run: bool
 
     @property
     def added(self) -> tuple[str, ...]:
@@ -151,7 +152,7 @@ class Swaps:
             self._metrics.swaps.labels("applied" if applied else "unchanged").inc()
         seconds = time.monotonic() - started
         self._metrics.swap.observe(seconds)
-        return SwapResult(before=before, after=after, seconds=seconds)
+        return SwapResult(before=before, after=after, seconds=seconds, dry_run=write is None)
 
     async def _load(self, adapters: Mapping[str, str], unregistered: Set[str]) -> None:
         refused = {digest: str(AdapterNotFoundError(digest)) for digest in unregistered}

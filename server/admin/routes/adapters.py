@@ -72,7 +72,8 @@ async def import_lines(services: AdminServices, source: str) -> AsyncGenerator[s
     importing.add_done_callback(lambda _: news.put_nowait(None))
     try:
         while (progress := await news.get()) is not None:
-            yield schemas.ImportProgress.of(progress).model_dump_json() + "\n"
+            line = schemas.ImportProgress(progress=schemas.Bytes.model_validate(progress))
+            yield line.model_dump_json() + "\n"
         try:
             record, created = importing.result()
             (adapter,) = await describe_adapters(services, [record])

@@ -43,7 +43,7 @@ async def put_set(
         tenant, body.adapters, expected=expected, actor=ACTOR, dry_run=dry_run
     )
     answer.headers.update(etag(result.after.revision))
-    return schemas.Swap.of(result, dry_run=dry_run)
+    return schemas.Swap.model_validate(result)
 
 
 @router.get("/revisions", responses=failures(400, 404))
@@ -68,4 +68,4 @@ async def roll_back_set(
     swaps = admin_services(http).swaps
     result = await swaps.rollback(tenant, body.revision, expected=expected, actor=ACTOR)
     answer.headers.update(etag(result.after.revision))
-    return schemas.Swap.of(result, dry_run=False)
+    return schemas.Swap.model_validate(result)
