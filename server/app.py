@@ -130,7 +130,9 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             admin.state.services = AdminServices(
                 directory=directory,
                 store=store,
-                swaps=Swaps(directory, adapters, sets, live_metrics),
+                swaps=Swaps(
+                    directory, adapters, follower, live_metrics, base_name=engine.model.name
+                ),
                 follower=follower,
                 adapters=adapters,
                 sets=sets,

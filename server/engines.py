@@ -9,6 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from remix_runtime.engines.config import EngineConfig
+from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import missing_extra
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from remix_runtime.contracts import Engine
 
 EngineName = Literal["embedded", "vllm", "fake"]
+
+CONFIGS: Mapping[str, type[EngineConfig]] = {"embedded": EmbeddedConfig, "vllm": VllmConfig}
+"""The settings of the engines that have a model."""
 
 
 def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
@@ -27,16 +33,17 @@ def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
 
         model = options.get("served_model_name") or Path(options["model"]).name
         return FakeEngine(FakeConfig(model_name=model, token_seconds=0.02))
+    known = {field.name for field in fields(CONFIGS[name])}
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"--{option.replace('_', '-')}: the {name} engine has no such option")
     _quiet_progress_bars()
     if name == "embedded":
-        from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+        from remix_runtime.engines.embedded import EmbeddedEngine
 
-        _check_options(name, options, EmbeddedConfig)
         return EmbeddedEngine(EmbeddedConfig(**options))
-    from remix_runtime.engines.vllm.config import VllmConfig
     from remix_runtime.engines.vllm.plugin import installed_version
 
-    _check_options(name, options, VllmConfig)
     config = VllmConfig(**options)
     if installed_version() is None:
         raise missing_extra("engine", "vllm", "vllm")
@@ -56,13 +63,6 @@ def parse_engine_args(text: str | None) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ConfigError(f"engine_args: found {text}, expected a JSON object")
     return found
-
-
-def _check_options(name: str, options: Mapping[str, Any], config: type[Any]) -> None:
-    known = {field.name for field in fields(config)}
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"--{option.replace('_', '-')}: the {name} engine has no such option")
 
 
 def _quiet_progress_bars() -> None:

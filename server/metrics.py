@@ -66,18 +66,18 @@ class Metrics:
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
         for tenant, live in self._sets.all.items():  # so that rates start from a known zero
-            for name in (self._sets.base_name, *live.entries):
+            for name in (self._sets.base_name, *live.adapters):
                 labels = self._labels(tenant, name)
                 self._prompt_tokens.labels(*labels)
                 self._generated.labels(*labels)
         return generate_latest(self._registry)
 
-    def watch(self, tenant: str, adapter: str, *, prompt_tokens: int) -> SequenceWatch:
+    def watch(self, tenant: str, name: str, *, prompt_tokens: int) -> SequenceWatch:
         """An observer for one sequence that is handed to the engine now.
 
         `prompt_tokens` are counted with its first event: a refused request read none.
         """
-        labels = self._labels(tenant, adapter)
+        labels = self._labels(tenant, name)
         return SequenceWatch(
             self._prompt_tokens.labels(*labels),
             prompt_tokens,
@@ -91,21 +91,21 @@ class Metrics:
         self,
         *,
         tenant: str,
-        adapter: str,
+        name: str,
         endpoint: str,
         status: str,
         error: str | None,
         seconds: float,
     ) -> None:
-        """`adapter` is a name of the tenant's set or `OTHER`: see `RequestState`."""
-        labels = self._labels(tenant, adapter)
+        """`name` is one of the tenant's set, or `OTHER`: see `RequestState`."""
+        labels = self._labels(tenant, name)
         self._requests.labels(*labels, endpoint, status).inc()
         self._duration.labels(*labels).observe(seconds)
         if error is not None:
             self._errors.labels(*labels, error).inc()
 
-    def _labels(self, tenant: str, adapter: str) -> tuple[str, str]:
-        pair = (tenant, adapter)
+    def _labels(self, tenant: str, name: str) -> tuple[str, str]:
+        pair = (tenant, name)
         if pair not in self._seen:
             if len(self._seen) >= self._max_series:
                 return (OTHER, OTHER)
@@ -198,7 +198,7 @@ class _EngineCollector(Collector):
         served = [
             (tenant, name, digest)
             for tenant, live in self._sets.all.items()
-            for name, digest in live.entries.items()
+            for name, digest in live.adapters.items()
         ]
         yield GaugeMetricFamily(
             "remix_served_adapters", "Names in all live sets.", value=float(len(served))

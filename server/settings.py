@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -11,32 +11,55 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from remix_runtime.errors import ConfigError
 
 
+def _http(text: str, **limits: Any) -> Any:
+    return Field(description=text, json_schema_extra={"panel": "HTTP"}, **limits)
+
+
+def _tenants(text: str, **limits: Any) -> Any:
+    return Field(description=text, json_schema_extra={"panel": "Tenants"}, **limits)
+
+
 class ServerSettings(BaseSettings):
+    """A field with a description is an option of `remix serve` too."""
+
     model_config = SettingsConfigDict(env_prefix="REMIX_", frozen=True, extra="ignore")
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """0 takes any free port."""
-    api_key: SecretStr | None = None
-    """When set, every path but /, /health and /ready wants `Authorization: Bearer <key>`."""
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 4 << 20
-    max_choices: Annotated[int, Field(ge=1)] = 64
-    """Prompts times `n` of one request."""
-    default_max_tokens: Annotated[int, Field(ge=1)] = 512
-    """For chats that set no max_tokens; the rest of the context is the other bound."""
-    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
-    """How long requests in flight may go on after SIGTERM."""
-    log_level: str = "info"
+    host: Annotated[str, _http("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _http("Port; 0: any free one.", ge=0, le=65535)] = 8000
+    api_key: Annotated[
+        SecretStr | None,
+        _http("Key that clients must send; better given as REMIX_API_KEY. No key by default."),
+    ] = None
+    default_max_tokens: Annotated[
+        int, _http("Length of a chat's answer if the request sets no max_tokens.", ge=1)
+    ] = 512
+    max_body_bytes: Annotated[int, _http("Largest request body.", ge=1024)] = 4 << 20
+    max_choices: Annotated[
+        int, _http("Sequences that a request may ask for: prompts times n.", ge=1)
+    ] = 64
+    drain_seconds: Annotated[
+        float,
+        _http("Time that running requests have after SIGTERM.", ge=0, allow_inf_nan=False),
+    ] = 30.0
+    log_level: Annotated[str, _http("critical, error, warning, info or debug.")] = "info"
 
-    # What follows is for servers with tenants.
-    data_dir: Path | None = None
-    """Where adapters, and without `database_url` the database too, are kept."""
-    database_url: SecretStr | None = None
-    admin_host: str = "127.0.0.1"
-    admin_port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    data_dir: Annotated[
+        Path | None, _tenants("Serve tenants, and keep them, their adapters and sets here.")
+    ] = None
+    database_url: Annotated[
+        SecretStr | None,
+        _tenants(
+            "postgresql://… or sqlite:///…, for all but the adapters. A file in the data folder by "
+            "default."
+        ),
+    ] = None
+    admin_host: Annotated[str, _tenants("Address of the admin API.")] = "127.0.0.1"
+    admin_port: Annotated[
+        int, _tenants("Port of the admin API; 0: any free one.", ge=0, le=65535)
+    ] = 8001
+    import_root: Annotated[Path, _tenants("Folder under which local adapters must be.")] = Path()
     admin_key: SecretStr | None = None
-    import_root: Path = Path()
-    """Adapters in local folders are imported from under it only."""
+    """Of the admin API. In the environment only: others can read a command line."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
     """How soon a change by another server is seen, where the database does not tell at once."""
     key_grace_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 300.0

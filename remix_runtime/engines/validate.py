@@ -1,29 +1,9 @@
-"""What every engine checks: of its settings, and of a request before it is queued."""
+"""What every engine checks of a request before it is queued."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import TYPE_CHECKING
-
-from remix_runtime.contracts import MAX_MODEL_NAME, GenerationRequest, ModelInfo
-from remix_runtime.errors import ConfigError, InvalidRequestError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-
-def check_common(config: DataclassInstance, served_model_name: str | None) -> None:
-    """Raises `ConfigError` for a name that cannot be a model's and for a number below 1."""
-    name = served_model_name
-    if name is not None and not (0 < len(name) <= MAX_MODEL_NAME and name.isprintable()):
-        raise ConfigError(
-            f"served_model_name: found {name!r}, expected up to {MAX_MODEL_NAME} printable "
-            "characters"
-        )
-    for setting in fields(config):
-        value = getattr(config, setting.name)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise ConfigError(f"{setting.name}: found {value}, expected at least 1")
+from remix_runtime.contracts import GenerationRequest, ModelInfo
+from remix_runtime.errors import InvalidRequestError
 
 
 def validate_request(request: GenerationRequest, model: ModelInfo) -> None:

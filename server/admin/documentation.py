@@ -1,22 +1,12 @@
-"""What the OpenAPI document says beside the handlers' types: key, errors, ETags."""
+"""What the OpenAPI document says beside the handlers' types: errors, ETags."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Security
-from fastapi.security import HTTPBearer
-
-from server.http.body import StrictRoute
 from server.http.errors import BadSetBody, ErrorBody
 
 Responses = dict[int | str, dict[str, Any]]
-
-_ADMIN_KEY = HTTPBearer(
-    scheme_name="adminKey",
-    description="REMIX_ADMIN_KEY of the server.",
-    auto_error=False,  # the middleware has checked it, for unknown paths too
-)
 
 _ETAG = {"ETag": {"description": 'The revision, as `"7"`.', "schema": {"type": "string"}}}
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
@@ -41,10 +31,6 @@ _ERRORS: dict[int, dict[str, Any]] = {
 }
 _ALWAYS = (401, 422, 500, 503)
 _WITH_BODY = (400, 413, 415)
-
-
-def admin_router(prefix: str = "/admin/v1") -> APIRouter:
-    return APIRouter(prefix=prefix, route_class=StrictRoute, dependencies=[Security(_ADMIN_KEY)])
 
 
 def failures(*statuses: int, body: bool = False, unprocessable: str | None = None) -> Responses:

@@ -28,7 +28,6 @@ async def import_adapter(
         description=asdict(stored.description),
     )
     registered = await services.directory.add_adapter(record, actor=ACTOR)
-    await services.follower.refresh()
     return registered, registered is record
 
 
@@ -53,13 +52,9 @@ async def describe_adapters(
     states = {state.digest: state for state in await services.engine.adapter_states()}
     return [
         schemas.Adapter(
-            digest=record.digest,
-            source=record.source,
-            num_bytes=record.num_bytes,
-            created=record.created,
-            description=dict(record.description),
+            **asdict(record),
             tenants=[
-                tenant for tenant, item in sets.items() if record.digest in item.entries.values()
+                tenant for tenant, item in sets.items() if record.digest in item.adapters.values()
             ],
             replica=_replica(services, states.get(record.digest)),
         )
@@ -74,7 +69,7 @@ def _replica(services: AdminServices, state: AdapterState | None) -> schemas.Rep
     return schemas.ReplicaState(
         tier=state.tier,
         slot=state.slot,
-        references=services.adapters.references(state.digest),
+        pins=services.adapters.pins(state.digest),
         requests=state.requests,
         last_used=None if idle is None else now() - timedelta(seconds=idle),
         load_seconds=services.adapters.load_seconds(state.digest),

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from remix_runtime.contracts import AdapterTier
-from server.http.fields import invalid
-from server.live.swap import SwapResult
-from server.store import Progress
-from server.tenancy.errors import InvalidValueError
 from server.tenancy.records import (
     DIGEST_PATTERN,
-    MAX_ENTRIES,
+    MAX_ADAPTERS,
     MAX_LIMIT,
     MAX_TEXT,
     NAME_PATTERN,
-    check_entries,
 )
 
 MAX_PAGE = 1000
@@ -28,24 +23,15 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
-
-def _check_entries(entries: dict[str, str]) -> dict[str, str]:
-    try:
-        check_entries(entries)
-    except InvalidValueError as error:
-        raise invalid(str(error)) from None
-    return entries
-
-
-Entries = Annotated[
+# Names to digests, which the directory checks.
+Adapters = Annotated[
     dict[str, str],
-    AfterValidator(_check_entries),
     WithJsonSchema(
         {
             "type": "object",
             "propertyNames": {"pattern": NAME_PATTERN},
             "additionalProperties": {"type": "string", "pattern": DIGEST_PATTERN},
-            "maxProperties": MAX_ENTRIES,
+            "maxProperties": MAX_ADAPTERS,
         }
     ),
 ]
@@ -64,7 +50,7 @@ class CreateTenant(_Request):
 
 
 class PutSet(_Request):
-    adapters: Entries
+    adapters: Adapters
     """Names to digests: the whole set."""
 
 
@@ -141,9 +127,7 @@ class SetRevision(_Answer):
     tenant: str
     revision: int
     """Also the ETag. 0 is the empty set before the first."""
-    adapters: Annotated[
-        Mapping[str, str], Field(validation_alias=AliasChoices("entries", "adapters"))
-    ]
+    adapters: Mapping[str, str]
     """Names to digests."""
     created: datetime
     actor: str
@@ -161,7 +145,7 @@ class RevisionList(BaseModel):
     data: list[SetRevision]
 
 
-class Swap(BaseModel):
+class Swap(_Answer):
     """The diff, by names, and both ends of it. `before` and `after` are one revision where nothing
     was written: in a dry run, and where the set was as wanted already."""
 
@@ -174,18 +158,6 @@ class Swap(BaseModel):
     dry_run: bool
     seconds: float
 
-    @classmethod
-    def of(cls, result: SwapResult, *, dry_run: bool) -> Self:
-        return cls(
-            before=SetRevision.model_validate(result.before),
-            after=SetRevision.model_validate(result.after),
-            added=list(result.added),
-            changed=list(result.changed),
-            removed=list(result.removed),
-            dry_run=dry_run,
-            seconds=result.seconds,
-        )
-
 
 class ReplicaState(BaseModel):
     """An adapter that this server's engine holds."""
@@ -193,8 +165,8 @@ class ReplicaState(BaseModel):
     tier: AdapterTier
     slot: int | None
     """On the device tier only."""
-    references: int
-    """Pins: live sets, running requests and running swaps that refer to it."""
+    pins: int
+    """Live sets, running requests and running swaps that use it."""
     requests: int
     """Running and waiting ones in the engine."""
     last_used: datetime | None
@@ -232,10 +204,6 @@ class ImportProgress(BaseModel):
     """A line of an import with progress."""
 
     progress: Bytes
-
-    @classmethod
-    def of(cls, progress: Progress) -> Self:
-        return cls(progress=Bytes.model_validate(progress))
 
 
 class Imported(BaseModel):

@@ -28,8 +28,8 @@ def open_call(http: Request, model: str) -> Call:
     quota = services.access.quota(state.tenant)
     admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
     target = services.sets.resolve(state.tenant, model, may_use_base=quota.may_use_base)
-    state.adapter = target.name
+    state.name = target.name
     if target.digest is not None:
-        services.adapters.retain(target.digest)
-        state.holds.callback(services.adapters.release, target.digest)
+        services.adapters.pin(target.digest)
+        state.holds.callback(services.adapters.unpin, target.digest)
     return Call(state.tenant, target, admission)

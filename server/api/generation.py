@@ -13,18 +13,20 @@ from remix_runtime.contracts import (
     Engine,
     FinishReason,
     GenerationRequest,
+    ModelInfo,
     PositionLogprobs,
     SamplingParams,
     TokenEvent,
 )
-from remix_runtime.errors import EngineBusyError, InvalidRequestError
+from remix_runtime.errors import EngineBusyError
+from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
 from server.api.wire.requests import GenerationBody
 from server.metrics import SequenceWatch
 
 
-def sampling_params(
-    body: GenerationBody, *, max_tokens: int, logprobs: int | None, choice: int
+def _sampling_params(
+    body: GenerationBody, max_tokens: int, logprobs: int | None, choice: int
 ) -> SamplingParams:
     """The engine's parameters for choice number `choice` of a prompt."""
     return SamplingParams(
@@ -52,20 +54,40 @@ def choice_seed(seed: int, choice: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{choice}".encode()).digest()[:7], "big")
 
 
-def tokens_to_generate(
-    *, asked: int | None, default: int, prompt_tokens: int, context: int, param: str
-) -> int:
-    """`asked`, or the default cut to what the context leaves. Raises `InvalidRequestError`."""
-    room = context - prompt_tokens
-    if room < (asked or 1):
-        raise InvalidRequestError(
-            f"This model's maximum context length is {context} tokens. However, you requested "
-            f"{prompt_tokens + (asked or 1)} tokens ({prompt_tokens} in the {param}, "
-            f"{asked or 1} in the completion). Please reduce the length of either one.",
-            param=param,
-            code="context_length_exceeded",
-        )
-    return min(default, room) if asked is None else asked
+def admit_sequences(
+    call: Call,
+    model: ModelInfo,
+    body: GenerationBody,
+    prompts: Sequence[Sequence[int]],
+    *,
+    answer_id: str,
+    max_tokens: int | None,
+    default_max_tokens: int,
+    logprobs: int | None,
+    param: str,
+) -> list[GenerationRequest]:
+    """`n` sequences for each prompt, with their tokens reserved in the tenant's quota.
+
+    Without `max_tokens` each gets the default, cut to what the context leaves. Raises
+    `InvalidRequestError`, `RateLimitedError`.
+    """
+    requests: list[GenerationRequest] = []
+    for prompt in prompts:
+        model.require_room(len(prompt), max_tokens or 1, param=param)
+        most = max_tokens or min(default_max_tokens, model.max_model_len - len(prompt))
+        for choice in range(body.choices_per_prompt):
+            requests.append(
+                GenerationRequest(
+                    request_id=f"{answer_id}-{len(requests)}",
+                    prompt_token_ids=tuple(prompt),
+                    params=_sampling_params(body, most, logprobs, choice),
+                    digest=call.target.digest,
+                    tenant=call.tenant,
+                )
+            )
+    generated = sum(request.params.max_tokens for request in requests)
+    call.admission.reserve_tokens(sum(map(len, prompts)) + generated)
+    return requests
 
 
 @dataclass(slots=True)

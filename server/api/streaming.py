@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from remix_runtime.contracts import GenerationRequest, TokenEvent
+from remix_runtime.contracts import GenerationRequest
 from server.api.calls import Call
-from server.api.generation import Choice, Fanout
+from server.api.generation import Fanout
+from server.api.writer import Writer
 from server.http.errors import as_api_error
 from server.http.request import label_error
 from server.metrics import SequenceWatch
@@ -26,20 +27,6 @@ _SSE_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-class Writer(Protocol):
-    """The wire form of one endpoint; every method returns JSON."""
-
-    prompt_tokens: int
-
-    def opening(self) -> Iterable[str]: ...
-
-    def chunks(self, index: int, event: TokenEvent) -> Iterable[str]: ...
-
-    def closing(self, choices: Sequence[Choice]) -> Iterable[str]: ...
-
-    def whole(self, choices: Sequence[Choice]) -> str: ...
 
 
 class GenerationResponse(Response):

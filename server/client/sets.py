@@ -53,16 +53,16 @@ def apply(
     with admin_api(url) as admin:
         path = f"/tenants/{part(tenant)}/set"
         shown = admin.answer("GET", path)
-        entries = {name: _digest_of(admin, text) for name, text in wanted.items()}
+        adapters = {name: _digest_of(admin, text) for name, text in wanted.items()}
         question = None if yes or dry_run else f"Change the set of {tenant}?"
-        if not _agreed(shown.json()["adapters"], entries, question, as_json=as_json):
+        if not _agreed(shown.json()["adapters"], adapters, question, as_json=as_json):
             return
         result = _swap(
             admin,
             "PUT",
             path,
             tag=shown.headers["etag"],
-            json={"adapters": entries},
+            json={"adapters": adapters},
             params={"dry_run": "true"} if dry_run else {},
         )
     _tell(result, as_json=as_json)
@@ -80,9 +80,9 @@ def rollback(
     with admin_api(url) as admin:
         path = f"/tenants/{part(tenant)}/set"
         shown = admin.answer("GET", path)
-        entries = _entries_of(admin, path, revision)
+        adapters = _adapters_of(admin, path, revision)
         question = None if yes else f"Roll the set of {tenant} back to revision {revision}?"
-        if not _agreed(shown.json()["adapters"], entries, question, as_json=as_json):
+        if not _agreed(shown.json()["adapters"], adapters, question, as_json=as_json):
             return
         body = {"revision": revision}
         tag = shown.headers["etag"]
@@ -145,7 +145,7 @@ def _digest_of(admin: Admin, text: str) -> str:
     return str(import_source(admin, text)["adapter"]["digest"])
 
 
-def _entries_of(admin: Admin, path: str, revision: int) -> dict[str, str]:
+def _adapters_of(admin: Admin, path: str, revision: int) -> dict[str, str]:
     if revision == 0:
         return {}
     listed = admin.call("GET", f"{path}/revisions", params={"limit": 1000})["data"]

@@ -23,9 +23,9 @@ from remix_runtime.errors import (
     RemixError,
 )
 from server.http.request import label_error
-from server.live.errors import BadSetError
 from server.live.quotas import RateLimitedError
 from server.live.sets import UnknownModelError
+from server.live.swap import BadSetError
 from server.store import (
     ImportStoppedError,
     RejectedAdapterError,
@@ -194,11 +194,11 @@ def _from_tenancy(error: TenancyError) -> ApiError:
             return ApiError(status, str(error), code="stale_revision", headers=headers)
         case UnknownAdapterError():
             reasons = {
-                name: f"{digest} is not registered" for name, digest in error.entries.items()
+                name: f"{digest} is not registered" for name, digest in error.adapters.items()
             }
             return _unprocessable(error, "unknown_adapter", reasons=reasons)
         case InvalidValueError():
-            return _unprocessable(error, "invalid_value", param=error.field)
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), param=error.field)
     return _internal_error(error)
 
 

@@ -24,7 +24,7 @@ class RequestState:
 
     tenant: str = ""
     """Whom the key belongs to; `SINGLE_USER` too."""
-    adapter: str = OTHER
+    name: str = OTHER
     """A name that the tenant's set resolved, so the set of values is bounded."""
     error: str | None = None
     holds: ExitStack = field(default_factory=ExitStack)
@@ -85,7 +85,7 @@ class RequestMiddleware:
             metrics: Metrics = scope["app"].state.services.metrics
             metrics.count_request(
                 tenant=state.tenant,
-                adapter=state.adapter,
+                name=state.name,
                 endpoint=endpoint,
                 status=status,
                 error=state.error,

@@ -1,5 +1,5 @@
-"""Which adapters the engine holds, and why: live sets, running requests and running swaps refer
-to a digest, and with the last reference its memory is freed."""
+"""Which adapters the engine holds, and why: live sets, running requests and running swaps pin a
+digest, and with the last pin its memory is freed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FolderOf = Callable[[str], Awaitable[Path]]
 
 @dataclass(slots=True)
 class _Entry:
-    references: int = 0
+    pins: int = 0
     info: AdapterInfo | None = None
     """While the engine has the adapter and takes requests for it."""
     load_seconds: float | None = None
@@ -50,7 +50,7 @@ class _Entry:
 
 
 class LiveAdapters:
-    """References to adapters by digest. Used on one event loop."""
+    """Pins on adapters by digest. Used on one event loop."""
 
     def __init__(self, engine: Engine, folder_of: FolderOf, metrics: LiveMetrics) -> None:
         self._engine = engine
@@ -60,34 +60,34 @@ class LiveAdapters:
         self._cold_waits = 0
         self._tasks = BackgroundTasks(log, "loading or unloading an adapter")
 
-    def retain(self, digest: str) -> None:
-        """One more reference; nothing is loaded yet."""
-        self._entries.setdefault(digest, _Entry()).references += 1
+    def pin(self, digest: str) -> None:
+        """One more user; nothing is loaded yet."""
+        self._entries.setdefault(digest, _Entry()).pins += 1
 
-    def release(self, digest: str) -> None:
+    def unpin(self, digest: str) -> None:
         entry = self._entries[digest]
-        assert entry.references > 0, "released more often than retained"
-        entry.references -= 1
-        if not entry.references:
+        assert entry.pins > 0, "unpinned more often than pinned"
+        entry.pins -= 1
+        if not entry.pins:
             self._tasks.start(self._unload(digest, entry))
 
     @contextmanager
-    def retained(self, digests: Iterable[str]) -> Iterator[None]:
+    def pinned(self, digests: Iterable[str]) -> Iterator[None]:
         held = list(digests)
         for digest in held:
-            self.retain(digest)
+            self.pin(digest)
         try:
             yield
         finally:
             for digest in held:
-                self.release(digest)
+                self.unpin(digest)
 
     def adopt(self, info: AdapterInfo) -> None:
         """Takes note of an adapter that the engine has loaded already."""
         self._entries.setdefault(info.digest, _Entry()).info = info
 
     async def load(self, digest: str) -> AdapterInfo:
-        """Has the engine load an adapter that the caller refers to; at once where it has it.
+        """Has the engine load an adapter that the caller has pinned; at once where it has it.
 
         Many calls are one load. Raises `UNSERVABLE`.
         """
@@ -120,9 +120,14 @@ class LiveAdapters:
         finally:
             self._cold_waits -= 1
 
-    def references(self, digest: str) -> int:
+    def loaded(self, digests: Iterable[str]) -> bool:
+        """Whether the engine takes requests for all of them at this moment."""
+        entries = [self._entries.get(digest) for digest in digests]
+        return all(entry is not None and entry.info is not None for entry in entries)
+
+    def pins(self, digest: str) -> int:
         entry = self._entries.get(digest)
-        return 0 if entry is None else entry.references
+        return 0 if entry is None else entry.pins
 
     def load_seconds(self, digest: str) -> float | None:
         """What the last load took, waiting for others' included."""
@@ -156,10 +161,10 @@ class LiveAdapters:
 
     async def _unload(self, digest: str, entry: _Entry) -> None:
         async with entry.turn:
-            if entry.references:  # somebody came back
+            if entry.pins:  # somebody came back
                 return
             if entry.info is not None:
                 entry.info = None
                 await self._engine.unload_adapter(digest)
-        if not entry.references and self._entries.get(digest) is entry:
+        if not entry.pins and self._entries.get(digest) is entry:
             del self._entries[digest]

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from remix_runtime.errors import RemixError
 from server.live.adapters import LiveAdapters
@@ -46,7 +47,8 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._turn = asyncio.Lock()
         self._confirmed = 0.0
-        self._activations: dict[str, asyncio.Task[None]] = {}
+        self._loading: dict[str, _Loading] = {}
+        """By tenant, the set that becomes live next."""
         self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -54,13 +56,14 @@ class Follower:
         self.snapshot: Snapshot = await self._directory.snapshot()
         self._confirmed = time.monotonic()
         for tenant, state in self.snapshot.tenants.items():
-            self._sets.flip(tenant, state.set.revision, state.set.entries)
+            self._sets.flip(tenant, state.set.revision, state.set.adapters)
         self._metrics.behind.set_function(lambda: len(self.set_lag()))
         self._metrics.directory_age.set_function(lambda: self.age_seconds)
         self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        tasks = [*self._activations.values(), *([self._following] if self._following else [])]
+        tasks = [loading.task for loading in self._loading.values()]
+        tasks += [self._following] if self._following else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,12 +81,30 @@ class Follower:
             # of them, and all who waited their turn, find that the copy has it already.
             self.snapshot = await self._directory.snapshot(self.snapshot)
             self._confirmed = time.monotonic()
-        for tenant in self._sets.all.keys() - self.snapshot.tenants.keys():
+        known = self.snapshot.tenants
+        for tenant in (self._sets.all.keys() | self._loading.keys()) - known.keys():
             self._sets.drop(tenant)
-        for tenant in self._activations.keys() - self.snapshot.tenants.keys():
-            self._activations[tenant].cancel()
-        for tenant, state in self.snapshot.tenants.items():
-            self._want(tenant, state.set)
+            self._stop_loading(tenant)
+        for state in known.values():
+            if self.make_live(state.set):
+                self._metrics.followed.inc()
+
+    def make_live(self, wanted: SetRevision) -> bool:
+        """Flips to a set now if the engine has all its adapters, else when they are loaded; the
+        older set goes on until then. Returns whether it flipped now."""
+        tenant, live = wanted.tenant, self._sets.live(wanted.tenant)
+        loading = self._loading.get(tenant)
+        loaded = self._adapters.loaded(wanted.adapters.values())
+        if wanted.revision > live.revision and not loaded:
+            if loading is None or loading.revision < wanted.revision:
+                self._stop_loading(tenant)
+                task = asyncio.create_task(self._load(wanted))
+                self._loading[tenant] = _Loading(wanted.revision, task)
+            return False
+        flipped = self._sets.flip(tenant, wanted.revision, wanted.adapters)
+        if loading is not None and loading.revision <= self._sets.live(tenant).revision:
+            self._stop_loading(tenant)
+        return flipped
 
     def set_lag(self) -> dict[str, tuple[int, int]]:
         """The (live, wanted) revisions of the tenants where they differ."""
@@ -106,52 +127,37 @@ class Follower:
                 except Exception:
                     log.exception("changes of the directory are not read")  # the next ones may be
 
-    def _want(self, tenant: str, wanted: SetRevision) -> None:
-        running = self._activations.get(tenant)
-        if not wanted.entries or self._sets.live(tenant).revision >= wanted.revision:
-            # Also revision 0 of a new tenant, so that it has a set at all.
-            self._sets.flip(tenant, wanted.revision, wanted.entries)
-            if running is not None:  # for a set that is not wanted any more
-                running.cancel()
-            return
-        if running is not None:
-            if running.get_name() == _task_name(wanted):
-                return
-            running.cancel()
-        task = asyncio.create_task(self._activate(tenant, wanted), name=_task_name(wanted))
-        self._activations[tenant] = task
-        task.add_done_callback(lambda done: self._activated(tenant, done))
-
-    async def _activate(self, tenant: str, wanted: SetRevision) -> None:
+    async def _load(self, wanted: SetRevision) -> None:
         """Loads what another process has found good; what fails here is tried again."""
         retry_seconds = _FIRST_RETRY_SECONDS
-        with self._adapters.retained(wanted.entries.values()):
+        with self._adapters.pinned(wanted.adapters.values()):
             while True:
                 try:
-                    digests = set(wanted.entries.values())
+                    digests = set(wanted.adapters.values())
                     await asyncio.gather(*map(self._adapters.load, digests))
                     break
-                except RemixError as error:
+                except Exception as error:
                     log.error(
                         "revision %d of the set of %s is not live on this server; the old one "
                         "goes on, next try in %g s: %s",
                         wanted.revision,
-                        tenant,
+                        wanted.tenant,
                         retry_seconds,
                         error,
+                        exc_info=not isinstance(error, RemixError),
                     )
                 await asyncio.sleep(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
-            if self._sets.live(tenant).revision < wanted.revision:
-                self._sets.flip(tenant, wanted.revision, wanted.entries)
+            del self._loading[wanted.tenant]
+            if self.make_live(wanted):
                 self._metrics.followed.inc()
 
-    def _activated(self, tenant: str, task: asyncio.Task[None]) -> None:
-        if self._activations.get(tenant) is task:
-            del self._activations[tenant]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a set was not made live", exc_info=task.exception())
+    def _stop_loading(self, tenant: str) -> None:
+        if (loading := self._loading.pop(tenant, None)) is not None:
+            loading.task.cancel()
 
 
-def _task_name(wanted: SetRevision) -> str:
-    return f"activate {wanted.tenant} {wanted.revision}"
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    revision: int
+    task: asyncio.Task[None]

@@ -21,7 +21,7 @@ _INTERVAL_SECONDS = 3600.0
 async def collect_garbage(
     directory: Directory, store: AdapterStore, adapters: LiveAdapters, *, min_age_seconds: float
 ) -> list[str]:
-    """Removes what is neither registered nor in use here, and returns those digests.
+    """Removes what is neither registered nor pinned here, and returns those digests.
     Raises `DatabaseUnavailableError`: what cannot be known to be an orphan stays."""
     registered = {record.digest for record in await directory.adapters()}
     keep = registered | adapters.digests
@@ -38,7 +38,9 @@ async def collect_garbage_until(
                 directory, store, adapters, min_age_seconds=MIN_AGE_SECONDS
             )
             if removed:
-                log.info("collected %d folders that nobody refers to", len(removed))
+                log.info(
+                    "collected %d adapters that are neither registered nor pinned", len(removed)
+                )
         except (RemixError, OSError) as error:
             log.warning("garbage was not collected: %s", error)
         except Exception:

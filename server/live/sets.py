@@ -33,7 +33,7 @@ class LiveSet:
     """What one tenant has live: a revision of its set. It is replaced as a whole."""
 
     revision: int = 0
-    entries: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
     """Names to digests."""
     since: int = field(default_factory=lambda: int(time.time()))
     """Unix seconds."""
@@ -43,7 +43,7 @@ _EMPTY = LiveSet(since=0)
 
 
 class LiveSets:
-    """The live set of every tenant. Each refers to its adapters while it is live."""
+    """The live set of every tenant. Each pins its adapters while it is live."""
 
     def __init__(self, base_name: str, adapters: LiveAdapters) -> None:
         self.base_name = base_name
@@ -54,7 +54,7 @@ class LiveSets:
     def resolve(self, tenant: str, model: str, *, may_use_base: bool) -> Target:
         """Raises `UnknownModelError`: the same for what is another tenant's and what is nobody's;
         a name never falls back to the base."""
-        digest = self.live(tenant).entries.get(model)
+        digest = self.live(tenant).adapters.get(model)
         if digest is not None:
             return Target(model, digest)
         if may_use_base and model == self.base_name:
@@ -66,7 +66,7 @@ class LiveSets:
     def targets(self, tenant: str, *, may_use_base: bool) -> list[Target]:
         """All that `resolve` knows: the base first, then the adapters as the set has them."""
         base = [Target(self.base_name, None)] if may_use_base else []
-        return base + [Target(name, digest) for name, digest in self.live(tenant).entries.items()]
+        return base + [Target(name, digest) for name, digest in self.live(tenant).adapters.items()]
 
     def live(self, tenant: str) -> LiveSet:
         return self._sets.get(tenant, _EMPTY)
@@ -75,19 +75,21 @@ class LiveSets:
     def all(self) -> Mapping[str, LiveSet]:
         return self._sets
 
-    def flip(self, tenant: str, revision: int, entries: Mapping[str, str]) -> None:
+    def flip(self, tenant: str, revision: int, adapters: Mapping[str, str]) -> bool:
         """Makes a revision live, unless that one or a newer one is. One moment: requests that
-        were resolved before keep what they refer to, all others get the new set."""
+        were resolved before keep what they have pinned, all others get the new set. Returns
+        whether the revision is newer than the one before."""
         before = self.live(tenant)
         if tenant in self._sets and revision <= before.revision:
-            return
-        for digest in entries.values():
-            self._adapters.retain(digest)
-        self._sets[tenant] = LiveSet(revision, dict(entries))
-        for digest in before.entries.values():
-            self._adapters.release(digest)
+            return False
+        for digest in adapters.values():
+            self._adapters.pin(digest)
+        self._sets[tenant] = LiveSet(revision, dict(adapters))
+        for digest in before.adapters.values():
+            self._adapters.unpin(digest)
+        return revision > before.revision
 
     def drop(self, tenant: str) -> None:
         """For a tenant that is no more."""
-        for digest in self._sets.pop(tenant, _EMPTY).entries.values():
-            self._adapters.release(digest)
+        for digest in self._sets.pop(tenant, _EMPTY).adapters.values():
+            self._adapters.unpin(digest)

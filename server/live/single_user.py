@@ -42,13 +42,13 @@ async def load_single_set(
         raise ConfigError(
             f"adapter name {sets.base_name!r} is the base model's name; choose another one"
         )
-    entries = {}
+    digests = {}
     for name, folder in folders.items():
         try:
             info = await engine.load_adapter(folder)
         except RemixError as error:
             raise ConfigError(f"adapter {name!r} in {folder}: {error}") from error
         adapters.adopt(info)
-        entries[name] = info.digest
+        digests[name] = info.digest
         log.info("adapter %s is %s from %s", name, info.digest, folder)
-    sets.flip(SINGLE_USER, 0, entries)
+    sets.flip(SINGLE_USER, 0, digests)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
-from typing import Any
 
-from sqlalchemy import URL, Row, delete, insert, select, update
+from sqlalchemy import URL, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.tenancy import keys as api_keys
@@ -23,6 +22,7 @@ from server.tenancy.errors import (
     ReferencedError,
     StaleRevisionError,
     TenantExistsError,
+    UnknownAdapterError,
     UnknownKeyError,
 )
 from server.tenancy.migrate import migrate
@@ -34,12 +34,11 @@ from server.tenancy.records import (
     Quota,
     SetRevision,
     Tenant,
-    check_entries,
     check_name,
     now,
 )
-from server.tenancy.snapshot import Snapshot, quota_of, take
-from server.tenancy.tables import find
+from server.tenancy.snapshot import Snapshot, take
+from server.tenancy.tables import find, from_row
 
 
 class Directory:
@@ -67,20 +66,19 @@ class Directory:
 
     async def create_tenant(self, tenant: str, *, actor: str) -> Tenant:
         check_name("tenant", tenant)
-        created = now()
+        made = Tenant(id=tenant, created=now())
         async with self._database.write() as connection:
             row = await find(connection, tables.tenants.c.id, tenant)
             if row is None:
-                values = {"id": tenant, "created": created}
-                await connection.execute(insert(tables.tenants).values(values))
+                await connection.execute(insert(tables.tenants).values(asdict(made)))
             elif row.deleted is not None:
                 of_tenant = tables.tenants.c.id == tenant
                 revived = update(tables.tenants).where(of_tenant)
-                await connection.execute(revived.values(created=created, deleted=None))
+                await connection.execute(revived.values(created=made.created, deleted=None))
             else:
                 raise TenantExistsError(tenant)
             await record(connection, actor, "tenant.create", tenant)
-        return Tenant(id=tenant, created=created)
+        return made
 
     async def delete_tenant(self, tenant: str, *, actor: str) -> None:
         """Its keys, quota and set go with it; the audit stays."""
@@ -99,14 +97,12 @@ class Directory:
         async with self._database.read() as connection:
             rows = await connection.execute(select(table).where(table.c.deleted.is_(None)))
             # Sorted here: databases differ in how they order text.
-            return sorted(
-                (Tenant(id=row.id, created=row.created) for row in rows), key=lambda item: item.id
-            )
+            return sorted((from_row(Tenant, row) for row in rows), key=lambda item: item.id)
 
     async def tenant(self, tenant: str) -> Tenant:
         async with self._database.read() as connection:
             row = await sets.require_tenant(connection, tenant)
-        return Tenant(id=row.id, created=row.created)
+        return from_row(Tenant, row)
 
     # Keys
 
@@ -148,16 +144,7 @@ class Directory:
             await sets.require_tenant(connection, tenant)
             query = select(table).where(table.c.tenant == tenant)
             rows = await connection.execute(query.order_by(table.c.created, table.c.id))
-            return [
-                KeyInfo(
-                    id=row.id,
-                    tenant=row.tenant,
-                    prefix=row.prefix,
-                    created=row.created,
-                    revoked=row.revoked,
-                )
-                for row in rows
-            ]
+            return [from_row(KeyInfo, row) for row in rows]
 
     async def authenticate(self, secret: str) -> str | None:
         """The tenant that the key belongs to; None for anything else."""
@@ -196,7 +183,7 @@ class Directory:
         async with self._database.write() as connection:
             row = await find(connection, table.c.digest, adapter.digest)
             if row is not None:
-                return _adapter(row)
+                return from_row(AdapterRecord, row)
             await connection.execute(insert(table).values(asdict(adapter)))
             detail = {
                 "digest": adapter.digest,
@@ -211,7 +198,7 @@ class Directory:
         table = tables.adapters
         async with self._database.read() as connection:
             rows = await connection.execute(select(table).order_by(table.c.created, table.c.digest))
-            return [_adapter(row) for row in rows]
+            return [from_row(AdapterRecord, row) for row in rows]
 
     async def adapter(self, digest: str) -> AdapterRecord:
         """Raises `AdapterNotFoundError`."""
@@ -220,12 +207,12 @@ class Directory:
             row = await find(connection, table.c.digest, digest)
         if row is None:
             raise AdapterNotFoundError(digest)
-        return _adapter(row)
+        return from_row(AdapterRecord, row)
 
-    async def require_adapters(self, entries: Mapping[str, str]) -> None:
-        """Raises `UnknownAdapterError` for entries whose digests are not registered."""
+    async def unregistered(self, adapters: Mapping[str, str]) -> dict[str, str]:
+        """Those of a wanted set whose digests are not registered. Raises `InvalidValueError`."""
         async with self._database.read() as connection:
-            await sets.require_adapters(connection, entries)
+            return await sets.unregistered(connection, adapters)
 
     async def delete_adapter(self, digest: str, *, actor: str) -> None:
         """Raises `ReferencedError` while a tenant's newest set names it, `AdapterNotFoundError`."""
@@ -234,7 +221,7 @@ class Directory:
             if await find(connection, table.c.digest, digest) is None:
                 raise AdapterNotFoundError(digest)
             live = await sets.newest_of_all(connection)
-            users = [tenant for tenant, item in live.items() if digest in item.entries.values()]
+            users = [tenant for tenant, item in live.items() if digest in item.adapters.values()]
             if users:
                 raise ReferencedError(digest, users)
             await connection.execute(delete(table).where(table.c.digest == digest))
@@ -263,27 +250,26 @@ class Directory:
             return await sets.revision_of(connection, tenant, revision)
 
     async def put_set(
-        self, tenant: str, entries: Mapping[str, str], *, expected: int | None, actor: str
+        self, tenant: str, adapters: Mapping[str, str], *, expected: int | None, actor: str
     ) -> SetRevision:
-        """Makes `entries` the newest set if the current revision is `expected` (None: any).
+        """Makes `adapters` the newest set if the current revision is `expected` (None: any).
 
-        Where the current set has these very entries it is returned and nothing is written, stale
+        Where the current set has these very adapters it is returned and nothing is written, stale
         `expected` or not: a repeated call after a lost answer succeeds. Raises
         `StaleRevisionError`, `UnknownAdapterError`, `InvalidValueError`.
         """
-        check_entries(entries)
         async with self._database.write() as connection:
-            return await _replace(connection, tenant, entries, expected=expected, actor=actor)
+            return await _replace(connection, tenant, adapters, expected=expected, actor=actor)
 
     async def rollback_set(
         self, tenant: str, to: int, *, expected: int | None, actor: str
     ) -> SetRevision:
-        """Writes a new revision with the entries of revision `to`, under the rules of `put_set`.
+        """Writes a new revision with the adapters of revision `to`, under the rules of `put_set`.
         Raises `UnknownRevisionError` too."""
         async with self._database.write() as connection:
-            entries = (await sets.revision_of(connection, tenant, to)).entries
+            adapters = (await sets.revision_of(connection, tenant, to)).adapters
             return await _replace(
-                connection, tenant, entries, expected=expected, actor=actor, rolled_back_from=to
+                connection, tenant, adapters, expected=expected, actor=actor, rolled_back_from=to
             )
 
     # Changes
@@ -300,17 +286,7 @@ class Directory:
         if before is not None:
             query = query.where(table.c.id < before)
         async with self._database.read() as connection:
-            return [
-                AuditRow(
-                    id=row.id,
-                    at=row.at,
-                    actor=row.actor,
-                    action=row.action,
-                    tenant=row.tenant,
-                    detail=row.detail,
-                )
-                for row in await connection.execute(query)
-            ]
+            return [from_row(AuditRow, row) for row in await connection.execute(query)]
 
     async def snapshot(self, held: Snapshot | None = None) -> Snapshot:
         """All that the data path needs, as of one moment; `held` itself, if it still is that."""
@@ -327,22 +303,23 @@ class Directory:
 async def _replace(
     connection: AsyncConnection,
     tenant: str,
-    entries: Mapping[str, str],
+    adapters: Mapping[str, str],
     *,
     expected: int | None,
     actor: str,
     rolled_back_from: int | None = None,
 ) -> SetRevision:
     current = await sets.newest(connection, tenant)
-    if current.entries == dict(entries):
+    if current.adapters == dict(adapters):
         return current
     if expected is not None and expected != current.revision:
         raise StaleRevisionError(tenant, found=current.revision, expected=expected)
-    await sets.require_adapters(connection, entries)
+    if unknown := await sets.unregistered(connection, adapters):
+        raise UnknownAdapterError(unknown)
     new = await sets.append(
-        connection, current, entries, actor=actor, rolled_back_from=rolled_back_from
+        connection, current, adapters, actor=actor, rolled_back_from=rolled_back_from
     )
-    detail: dict[str, object] = {"revision": new.revision, "entries": new.entries}
+    detail: dict[str, object] = {"revision": new.revision, "adapters": new.adapters}
     if rolled_back_from is None:
         await record(connection, actor, "set.put", tenant, detail)
     else:
@@ -353,14 +330,4 @@ async def _replace(
 
 async def _quota(connection: AsyncConnection, tenant: str) -> Quota:
     row = await find(connection, tables.quotas.c.tenant, tenant)
-    return Quota() if row is None else quota_of(row)
-
-
-def _adapter(row: Row[Any]) -> AdapterRecord:
-    return AdapterRecord(
-        digest=row.digest,
-        source=row.source,
-        num_bytes=row.num_bytes,
-        description=row.description,
-        created=row.created,
-    )
+    return Quota() if row is None else from_row(Quota, row)

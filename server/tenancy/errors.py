@@ -1,7 +1,7 @@
 """What can go wrong with tenants and their sets, as one tree, with its HTTP status.
 
 TenancyError
-├── InvalidValueError         422  a name, digest, limit or text is malformed (`field`)
+├── InvalidValueError         400  a name, digest, limit or text is malformed (`field`)
 ├── NotFoundError             404  what the call names is not there
 │   ├── UnknownTenantError
 │   ├── UnknownKeyError
@@ -11,7 +11,7 @@ TenancyError
 │   ├── TenantExistsError
 │   └── ReferencedError            an adapter is in use (`tenants`)
 ├── StaleRevisionError        412  compare-and-set lost (`found`, `expected`)
-├── UnknownAdapterError       422  a set names digests that are not registered (`entries`)
+├── UnknownAdapterError       422  a set names digests that are not registered (`adapters`)
 └── DatabaseUnavailableError  503  down, locked or too slow; try again (`retry_after`)
 """
 
@@ -96,13 +96,13 @@ class StaleRevisionError(TenancyError):
 
 
 class UnknownAdapterError(TenancyError):
-    """A set names adapters that nobody imported. `entries`: those names and digests."""
+    """A set names adapters that nobody imported. `adapters`: those names and digests."""
 
-    def __init__(self, entries: Mapping[str, str]) -> None:
-        some = ", ".join(f"{name}={digest}" for name, digest in list(entries.items())[:5])
-        more = ", …" if len(entries) > 5 else ""
+    def __init__(self, adapters: Mapping[str, str]) -> None:
+        some = ", ".join(f"{name}={digest}" for name, digest in list(adapters.items())[:5])
+        more = ", …" if len(adapters) > 5 else ""
         super().__init__(f"not registered: {some}{more}; import these adapters first")
-        self.entries = dict(entries)
+        self.adapters = dict(adapters)
 
 
 class DatabaseUnavailableError(TenancyError):

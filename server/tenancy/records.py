@@ -12,7 +12,7 @@ from server.tenancy.errors import InvalidValueError
 
 MAX_TEXT = 2048
 MAX_LIMIT = 10**12
-MAX_ENTRIES = 1000
+MAX_ADAPTERS = 1000
 """Of one set."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -87,12 +87,12 @@ class SetRevision:
 
     tenant: str
     revision: int
-    entries: Mapping[str, str]
+    adapters: Mapping[str, str]
     """Names to digests."""
     created: datetime
     actor: str
     rolled_back_from: int | None = None
-    """The older revision that a rollback took these entries from."""
+    """The older revision that a rollback took these adapters from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +127,9 @@ def check_text(field_name: str, text: str) -> None:
         raise InvalidValueError(field_name, text, f"1 to {MAX_TEXT} printable characters")
 
 
-def check_entries(entries: Mapping[str, str]) -> None:
-    if len(entries) > MAX_ENTRIES:
-        raise InvalidValueError("set", f"{len(entries)} adapters", f"at most {MAX_ENTRIES}")
-    for name, digest in entries.items():
-        check_name("set", name)
-        check_digest(f"set: {name}", digest)
+def check_adapters(adapters: Mapping[str, str]) -> None:
+    if len(adapters) > MAX_ADAPTERS:
+        raise InvalidValueError("adapters", f"{len(adapters)} adapters", f"at most {MAX_ADAPTERS}")
+    for name, digest in adapters.items():
+        check_name("adapters", name)
+        check_digest(f"adapters.{name}", digest)

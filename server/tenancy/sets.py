@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import Row, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.tenancy.errors import UnknownAdapterError, UnknownRevisionError, UnknownTenantError
-from server.tenancy.records import SetRevision, now
-from server.tenancy.tables import adapters, find, set_revisions, tenants
+from server.tenancy import tables
+from server.tenancy.errors import UnknownRevisionError, UnknownTenantError
+from server.tenancy.records import SetRevision, check_adapters, now
+from server.tenancy.tables import find, from_row, set_revisions, tenants
+
+# The column `entries` has the name `adapters` here.
+_REVISIONS = select(*(column.label(column.key) for column in set_revisions.c))
 
 
 async def require_tenant(connection: AsyncConnection, tenant: str) -> Row[Any]:
@@ -32,11 +37,11 @@ async def newest_of_all(connection: AsyncConnection) -> dict[str, SetRevision]:
     table = set_revisions
     last = select(table.c.tenant, func.max(table.c.revision).label("revision"))
     last_of = last.group_by(table.c.tenant).subquery()
-    query = select(table).join(
+    query = _REVISIONS.join(
         last_of,
         (table.c.tenant == last_of.c.tenant) & (table.c.revision == last_of.c.revision),
     )
-    found = {row.tenant: _revision(row) for row in await connection.execute(query)}
+    found = {row.tenant: from_row(SetRevision, row) for row in await connection.execute(query)}
     owners = await connection.execute(select(tenants).where(tenants.c.deleted.is_(None)))
     # Sorted here: databases differ in how they order text.
     by_id = sorted(owners, key=lambda owner: str(owner.id))
@@ -46,8 +51,8 @@ async def newest_of_all(connection: AsyncConnection) -> dict[str, SetRevision]:
 async def history(connection: AsyncConnection, tenant: str, *, limit: int) -> list[SetRevision]:
     """Newest first."""
     table = set_revisions
-    query = select(table).where(table.c.tenant == tenant).order_by(table.c.revision.desc())
-    return [_revision(row) for row in await connection.execute(query.limit(limit))]
+    query = _REVISIONS.where(table.c.tenant == tenant).order_by(table.c.revision.desc())
+    return [from_row(SetRevision, row) for row in await connection.execute(query.limit(limit))]
 
 
 async def revision_of(connection: AsyncConnection, tenant: str, revision: int) -> SetRevision:
@@ -56,26 +61,26 @@ async def revision_of(connection: AsyncConnection, tenant: str, revision: int) -
     if revision == 0:
         return _before_first(owner)
     table = set_revisions
-    query = select(table).where(table.c.tenant == tenant, table.c.revision == revision)
+    query = _REVISIONS.where(table.c.tenant == tenant, table.c.revision == revision)
     row = (await connection.execute(query)).one_or_none()
     if row is None:
         raise UnknownRevisionError(tenant, revision)
-    return _revision(row)
+    return from_row(SetRevision, row)
 
 
-async def require_adapters(connection: AsyncConnection, entries: Mapping[str, str]) -> None:
-    """Raises `UnknownAdapterError` for digests that are not registered."""
-    query = select(adapters.c.digest).where(adapters.c.digest.in_(set(entries.values())))
-    known = set(await connection.scalars(query))
-    unknown = {name: digest for name, digest in entries.items() if digest not in known}
-    if unknown:
-        raise UnknownAdapterError(unknown)
+async def unregistered(connection: AsyncConnection, adapters: Mapping[str, str]) -> dict[str, str]:
+    """Those of a wanted set whose digests are not registered. Every change of a set comes through
+    here, so this is where its form is checked. Raises `InvalidValueError`."""
+    check_adapters(adapters)
+    digest = tables.adapters.c.digest
+    known = set(await connection.scalars(select(digest).where(digest.in_(set(adapters.values())))))
+    return {name: wanted for name, wanted in adapters.items() if wanted not in known}
 
 
 async def append(
     connection: AsyncConnection,
     current: SetRevision,
-    entries: Mapping[str, str],
+    adapters: Mapping[str, str],
     *,
     actor: str,
     rolled_back_from: int | None = None,
@@ -84,34 +89,14 @@ async def append(
     revision = SetRevision(
         tenant=current.tenant,
         revision=current.revision + 1,
-        entries=dict(entries),
+        adapters=dict(adapters),
         created=now(),
         actor=actor,
         rolled_back_from=rolled_back_from,
     )
-    await connection.execute(
-        insert(set_revisions).values(
-            tenant=revision.tenant,
-            revision=revision.revision,
-            entries=revision.entries,
-            created=revision.created,
-            actor=revision.actor,
-            rolled_back_from=revision.rolled_back_from,
-        )
-    )
+    await connection.execute(insert(set_revisions).values(asdict(revision)))
     return revision
 
 
 def _before_first(owner: Row[Any]) -> SetRevision:
-    return SetRevision(tenant=owner.id, revision=0, entries={}, created=owner.created, actor="")
-
-
-def _revision(row: Row[Any]) -> SetRevision:
-    return SetRevision(
-        tenant=row.tenant,
-        revision=row.revision,
-        entries=row.entries,
-        created=row.created,
-        actor=row.actor,
-        rolled_back_from=row.rolled_back_from,
-    )
+    return SetRevision(tenant=owner.id, revision=0, adapters={}, created=owner.created, actor="")

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.tenancy import keys as api_keys
 from server.tenancy import sets, tables
 from server.tenancy.records import Quota, SetRevision
+from server.tenancy.tables import from_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +53,11 @@ async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
         return held
     live = await sets.newest_of_all(connection)
     rows = await connection.execute(select(tables.quotas))
-    quotas = {row.tenant: quota_of(row) for row in rows}
+    quotas = {row.tenant: from_row(Quota, row) for row in rows}
     table = tables.api_keys
     keys: dict[str, list[StoredKey]] = defaultdict(list)
     for row in await connection.execute(select(table).where(table.c.revoked.is_(None))):
-        keys[row.prefix].append(StoredKey(tenant=row.tenant, hash=row.hash))
+        keys[row.prefix].append(from_row(StoredKey, row))
     return Snapshot(
         change=change,
         tenants={
@@ -71,12 +71,3 @@ async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
 async def newest_change(connection: AsyncConnection) -> int:
     """The id of the newest audit row; 0 before the first."""
     return await connection.scalar(select(func.max(tables.audit.c.id))) or 0
-
-
-def quota_of(row: Row[Any]) -> Quota:
-    return Quota(
-        requests_per_minute=row.requests_per_minute,
-        tokens_per_minute=row.tokens_per_minute,
-        max_concurrent=row.max_concurrent,
-        may_use_base=row.may_use_base,
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     JSON,
@@ -23,6 +24,11 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+D = TypeVar("D", bound="DataclassInstance")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -100,7 +106,7 @@ set_revisions = Table(
     metadata,
     _tenant(primary_key=True),
     Column("revision", Integer, primary_key=True, autoincrement=False),
-    Column("entries", JSON, nullable=False),
+    Column("entries", JSON, nullable=False, key="adapters"),
     Column("created", UtcDateTime, nullable=False),
     Column("actor", Text, nullable=False),
     Column("rolled_back_from", Integer),
@@ -127,3 +133,8 @@ async def find(connection: AsyncConnection, column: Column[str], value: str) -> 
         return None
     query = select(column.table).where(column == value)
     return (await connection.execute(query)).one_or_none()
+
+
+def from_row(record: type[D], row: Row[Any]) -> D:
+    """A dataclass whose fields have the names of the row's columns; the row may have more."""
+    return record(**{field.name: getattr(row, field.name) for field in fields(record)})

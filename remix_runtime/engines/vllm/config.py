@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from remix_runtime.engines.validate import check_common
+from remix_runtime.engines.config import EngineConfig
 from remix_runtime.errors import ConfigError
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -14,43 +14,40 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmConfig:
-    """What a `VllmEngine` is started with. Raises `ConfigError` on a value out of range."""
+class VllmConfig(EngineConfig):
+    """What a `VllmEngine` is started with. Raises `ConfigError` on a value out of range.
 
-    model: str
-    """A folder, or the id of a model in the local Hugging Face cache."""
-    served_model_name: str | None = None
-    """The base's name in the API; the last part of `model` by default."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_running: int = 32
-    """Requests that generate at the same time (vLLM's `max_num_seqs`)."""
-    max_waiting: int = 256
-    """Requests that wait for a place; one more is refused at once."""
+    vLLM's own names: `max_running` is `max_num_seqs`, `max_tokens_per_step` is
+    `max_num_batched_tokens`, `adapter_slots` is `max_loras`, `host_adapters` is `max_cpu_loras`,
+    `adapter_rows` is `max_lora_rank`, `executor` is `distributed_executor_backend`.
+    """
+
     max_tokens_per_step: int | None = None
-    """Prompt and decode tokens of one step (`max_num_batched_tokens`); None is vLLM's choice."""
-    max_model_len: int | None = None
-    """Prompt and completion tokens of one request; None is what the model was made for."""
     adapter_slots: int = 8
-    """Adapters that are on the device at the same time (`max_loras`)."""
-    host_adapters: int = 64
-    """Adapters in host memory (`max_cpu_loras`), those on the device included. More may be loaded:
-    the one unused longest ago leaves, and is read from its folder again when a request needs it."""
-    adapter_rows: int = 64
-    """Experts times rank that a slot can hold (`max_lora_rank`)."""
-    target_modules: tuple[str, ...] | None = None
-    """vLLM's modules that take adapters; None is all of them, at the cost of memory."""
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    executor: Literal["mp", "ray"] | None = None
-    """How workers are started (`distributed_executor_backend`): `ray` spans nodes."""
-    enforce_eager: bool = False
-    gpu_memory_utilization: float | None = None
-    """The part of a GPU's memory that vLLM takes; None is vLLM's choice."""
-    engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """More of vLLM's engine arguments, by their Python names."""
+    host_adapters: Annotated[int, "Adapters in host memory."] = 64
+    """Those on the device included. More may be loaded: the one unused longest ago leaves, and is
+    read from its folder again when a request needs it."""
+    adapter_rows: Annotated[int, "Experts times rank that a slot holds; one of vLLM's ranks."] = 64
+    target_modules: Annotated[
+        tuple[str, ...] | None,
+        "A module of vLLM that takes adapters, as gate_up_proj; repeat for more. By default all "
+        "do, at the cost of memory.",
+    ] = None
+    tensor_parallel_size: Annotated[int, "GPUs that share each layer."] = 1
+    pipeline_parallel_size: Annotated[int, "GPUs between which the layers are divided."] = 1
+    executor: Annotated[
+        Literal["mp", "ray"] | None, "How workers are started; `ray` spans several nodes."
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None, "Share of a GPU's memory that vLLM takes; its own choice by default."
+    ] = None
+    enforce_eager: Annotated[bool, "Run without torch.compile and CUDA graphs."] = False
+    engine_args: Annotated[
+        Mapping[str, Any], "More of vLLM's engine arguments, as a JSON object."
+    ] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_common(self, self.served_model_name)
+        EngineConfig.__post_init__(self)
         if self.adapter_rows not in LORA_RANKS:
             raise ConfigError(
                 f"adapter_rows: found {self.adapter_rows}, expected one of "

@@ -1,4 +1,4 @@
-"""Adapters: import, look at, delete, collect what nobody refers to."""
+"""Adapters: import, look at, delete, collect garbage."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from server.admin import schemas
-from server.admin.documentation import admin_router, failures
+from server.admin.documentation import failures
 from server.admin.imports import describe_adapters, import_adapter
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import as_api_error
 from server.live.garbage import MIN_AGE_SECONDS, collect_garbage
@@ -71,7 +72,8 @@ async def import_lines(services: AdminServices, source: str) -> AsyncGenerator[s
     importing.add_done_callback(lambda _: news.put_nowait(None))
     try:
         while (progress := await news.get()) is not None:
-            yield schemas.ImportProgress.of(progress).model_dump_json() + "\n"
+            line = schemas.ImportProgress(progress=schemas.Bytes.model_validate(progress))
+            yield line.model_dump_json() + "\n"
         try:
             record, created = importing.result()
             (adapter,) = await describe_adapters(services, [record])
@@ -97,9 +99,7 @@ async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
 )
 async def delete_adapter(digest: str, http: Request) -> None:
     """Refused while a tenant's set names it. Its files go with the next collection of garbage."""
-    services = admin_services(http)
-    await services.directory.delete_adapter(digest, actor=ACTOR)
-    await services.follower.refresh()
+    await admin_services(http).directory.delete_adapter(digest, actor=ACTOR)
 
 
 @router.post("/adapters/collect-garbage", responses=failures(400))
@@ -110,7 +110,7 @@ async def collect_adapter_garbage(
         float, Query(ge=60, le=10**9, description="Younger folders stay.")
     ] = MIN_AGE_SECONDS,
 ) -> schemas.Collected:
-    """Removes from this server's store what is neither registered nor in use."""
+    """Removes from this server's store what is neither registered nor pinned."""
     services = admin_services(http)
     removed = await collect_garbage(
         services.directory, services.store, services.adapters, min_age_seconds=min_age_seconds

@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import Query, Request
 
 from server.admin import schemas
-from server.admin.documentation import admin_router, failures
+from server.admin.documentation import failures
+from server.admin.routing import admin_router
 from server.admin.services import admin_services
 
 router = admin_router()

@@ -7,7 +7,8 @@ from http import HTTPStatus
 from fastapi import Request
 
 from server.admin import schemas
-from server.admin.documentation import admin_router, failures
+from server.admin.documentation import failures
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
 from server.tenancy.errors import UnknownKeyError
 
@@ -24,17 +25,14 @@ async def list_keys(tenant: str, http: Request) -> schemas.KeyList:
 @router.post("/keys", status_code=HTTPStatus.CREATED, responses=failures(404))
 async def create_key(tenant: str, http: Request) -> schemas.NewKey:
     """A new key. This answer is the only one that ever has its secret."""
-    services = admin_services(http)
-    key = await services.directory.create_key(tenant, actor=ACTOR)
-    await services.follower.refresh()
+    key = await admin_services(http).directory.create_key(tenant, actor=ACTOR)
     return schemas.NewKey.model_validate(key)
 
 
 @router.delete("/keys/{key_id}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))
 async def revoke_key(tenant: str, key_id: str, http: Request) -> None:
     """Refused from now on, on every server within its poll interval. Revoking again is fine."""
-    services = admin_services(http)
-    if all(key.id != key_id for key in await services.directory.keys(tenant)):
+    directory = admin_services(http).directory
+    if all(key.id != key_id for key in await directory.keys(tenant)):
         raise UnknownKeyError(key_id)
-    await services.directory.revoke_key(key_id, actor=ACTOR)
-    await services.follower.refresh()
+    await directory.revoke_key(key_id, actor=ACTOR)

@@ -15,8 +15,9 @@ from fastapi import Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from server.admin import schemas
-from server.admin.documentation import Responses, admin_router, set_failures
+from server.admin.documentation import Responses, set_failures
 from server.admin.imports import import_adapter
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import ApiError
 from server.store import SourceMissingError
@@ -24,7 +25,7 @@ from server.tenancy.errors import StaleRevisionError
 
 router = admin_router("/v1")
 
-Entries = dict[str, str]
+Adapters = dict[str, str]
 Tenant = Annotated[
     str | None, Query(description="Whose set; not needed where there is one tenant only.")
 ]
@@ -51,24 +52,24 @@ async def load_lora_adapter(
     if body.lora_name == services.sets.base_name:
         raise _bad_name(f"The lora adapter '{body.lora_name}' conflicts with a served base model.")
 
-    def check(entries: Entries) -> None:
-        if body.lora_name in entries and not body.load_inplace:
+    def check(adapters: Adapters) -> None:
+        if body.lora_name in adapters and not body.load_inplace:
             raise _bad_name(
                 f"The lora adapter '{body.lora_name}' has already been loaded. If you want to "
                 "load the adapter in place, set 'load_inplace' to True."
             )
 
     # No import for what is refused already.
-    check(dict((await services.directory.current_set(tenant)).entries))
+    check(dict((await services.directory.current_set(tenant)).adapters))
     try:
         record, _ = await import_adapter(services, body.lora_path)
     except SourceMissingError as error:
         message = f"Loading lora {body.lora_name} failed: No adapter found for {body.lora_path}"
         raise _not_found(message, "lora_path") from error
 
-    def add(entries: Entries) -> Entries:
-        check(entries)
-        return {**entries, body.lora_name: record.digest}
+    def add(adapters: Adapters) -> Adapters:
+        check(adapters)
+        return {**adapters, body.lora_name: record.digest}
 
     await _change(services, tenant, add)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
@@ -81,11 +82,11 @@ async def unload_lora_adapter(
     """Takes the adapter out of the tenant's set; requests in flight finish on it."""
     services = admin_services(http)
 
-    def remove(entries: Entries) -> Entries:
-        if body.lora_name not in entries:
+    def remove(adapters: Adapters) -> Adapters:
+        if body.lora_name not in adapters:
             message = f"The lora adapter '{body.lora_name}' cannot be found."
             raise _not_found(message, "lora_name")
-        return {name: digest for name, digest in entries.items() if name != body.lora_name}
+        return {name: digest for name, digest in adapters.items() if name != body.lora_name}
 
     await _change(services, tenant or await _only_tenant(services), remove)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
@@ -112,16 +113,15 @@ async def _only_tenant(services: AdminServices) -> str:
 
 
 async def _change(
-    services: AdminServices, tenant: str, change: Callable[[Entries], Entries]
+    services: AdminServices, tenant: str, change: Callable[[Adapters], Adapters]
 ) -> None:
     """Makes `change` of the tenant's set by compare-and-set: no change of others is lost."""
     for tries_left in reversed(range(_TRIES)):
         current = await services.directory.current_set(tenant)
-        wanted = change(dict(current.entries))
+        wanted = change(dict(current.adapters))
         try:
             await services.swaps.put(tenant, wanted, expected=current.revision, actor=ACTOR)
-            break
+            return
         except StaleRevisionError:
             if not tries_left:
                 raise
-    await services.follower.refresh()

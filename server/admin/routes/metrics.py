@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from server.admin.documentation import admin_router, failures
+from server.admin.documentation import failures
+from server.admin.routing import admin_router
 from server.admin.services import admin_services
 
 router = admin_router("")

@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from server.admin import schemas
-from server.admin.documentation import admin_router, failures, set_failures, with_etag
+from server.admin.documentation import failures, set_failures, with_etag
 from server.admin.preconditions import ExpectedRevision, etag
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
 
 router = admin_router("/admin/v1/tenants/{tenant}/set")
@@ -38,14 +39,11 @@ async def put_set(
     """Makes these adapters the tenant's whole set, all or none of them, on this server before it
     answers. Requests in flight finish on the adapter that they started with. The same set again
     changes nothing and succeeds, whatever If-Match says: repeat it after a lost answer."""
-    services = admin_services(http)
-    result = await services.swaps.put(
+    result = await admin_services(http).swaps.put(
         tenant, body.adapters, expected=expected, actor=ACTOR, dry_run=dry_run
     )
-    if not dry_run:
-        await services.follower.refresh()
     answer.headers.update(etag(result.after.revision))
-    return schemas.Swap.of(result, dry_run=dry_run)
+    return schemas.Swap.model_validate(result)
 
 
 @router.get("/revisions", responses=failures(400, 404))
@@ -67,8 +65,7 @@ async def roll_back_set(
     expected: ExpectedRevision,
 ) -> schemas.Swap:
     """Makes the adapters of an older revision the set again, under the rules of PUT."""
-    services = admin_services(http)
-    result = await services.swaps.rollback(tenant, body.revision, expected=expected, actor=ACTOR)
-    await services.follower.refresh()
+    swaps = admin_services(http).swaps
+    result = await swaps.rollback(tenant, body.revision, expected=expected, actor=ACTOR)
     answer.headers.update(etag(result.after.revision))
-    return schemas.Swap.of(result, dry_run=False)
+    return schemas.Swap.model_validate(result)

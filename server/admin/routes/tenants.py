@@ -7,7 +7,8 @@ from http import HTTPStatus
 from fastapi import Request
 
 from server.admin import schemas
-from server.admin.documentation import admin_router, failures
+from server.admin.documentation import failures
+from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
 from server.tenancy.records import Quota
 
@@ -24,9 +25,7 @@ async def list_tenants(http: Request) -> schemas.TenantList:
 @router.post("/tenants", status_code=HTTPStatus.CREATED, responses=failures(409, body=True))
 async def create_tenant(body: schemas.CreateTenant, http: Request) -> schemas.Tenant:
     """A tenant with no key, an empty set and the default quota."""
-    services = admin_services(http)
-    tenant = await services.directory.create_tenant(body.id, actor=ACTOR)
-    await services.follower.refresh()
+    tenant = await admin_services(http).directory.create_tenant(body.id, actor=ACTOR)
     return schemas.Tenant.model_validate(tenant)
 
 
@@ -39,9 +38,7 @@ async def get_tenant(tenant: str, http: Request) -> schemas.Tenant:
 @router.delete("/tenants/{tenant}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))
 async def delete_tenant(tenant: str, http: Request) -> None:
     """Takes its keys, quota and set with it; its audit rows stay."""
-    services = admin_services(http)
-    await services.directory.delete_tenant(tenant, actor=ACTOR)
-    await services.follower.refresh()
+    await admin_services(http).directory.delete_tenant(tenant, actor=ACTOR)
 
 
 @router.get("/tenants/{tenant}/quota", responses=failures(404))
@@ -53,7 +50,6 @@ async def get_quota(tenant: str, http: Request) -> schemas.Quota:
 @router.put("/tenants/{tenant}/quota", responses=failures(404, body=True))
 async def put_quota(tenant: str, body: schemas.Quota, http: Request) -> schemas.Quota:
     """Replaces the quota; it holds from the next request on."""
-    services = admin_services(http)
-    await services.directory.set_quota(tenant, Quota(**body.model_dump()), actor=ACTOR)
-    await services.follower.refresh()
+    quota = Quota(**body.model_dump())
+    await admin_services(http).directory.set_quota(tenant, quota, actor=ACTOR)
     return body

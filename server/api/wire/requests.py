@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -105,9 +105,6 @@ class GenerationBody(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
-
-    endpoint_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `_UNSUPPORTED` that this endpoint gives a meaning of its own."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

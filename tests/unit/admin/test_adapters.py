@@ -50,12 +50,12 @@ async def test_state_on_this_server(admin: Admin) -> None:
     adapter = (await admin.client.get(f"{URL}/{digest}")).json()
     assert adapter["tenants"] == ["acme", "zoo"]
     replica = adapter["replica"]
-    assert replica["references"] == 2
+    assert replica["pins"] == 2
     assert replica["tier"] in ("host", "device", "disk")
     assert replica["load_seconds"] > 0
     await admin.client.delete(f"{API}/tenants/zoo")
     replica = (await admin.client.get(URL)).json()["data"][0]["replica"]
-    assert replica["references"] == 1
+    assert replica["pins"] == 1
     await admin.put_set({})
     await admin.services.adapters.settle()
     assert (await admin.client.get(f"{URL}/{digest}")).json()["replica"] is None

@@ -28,8 +28,8 @@ async def unload(admin: Admin, name: str, **query: Any) -> httpx.Response:
 async def adapters_of(admin: Admin, tenant: str = "acme") -> dict[str, str]:
     found = (await admin.client.get(f"{API}/tenants/{tenant}/set")).json()
     assert found["live_revision"] == found["revision"]
-    entries: dict[str, str] = found["adapters"]
-    return entries
+    adapters: dict[str, str] = found["adapters"]
+    return adapters
 
 
 async def test_load_and_unload(admin: Admin) -> None:
@@ -41,8 +41,8 @@ async def test_load_and_unload(admin: Admin) -> None:
         "text/plain; charset=utf-8",
     )
     await load(admin, "haiku", 1)
-    entries = await adapters_of(admin)
-    assert entries == {"pirate": await admin.add_adapter(0), "haiku": await admin.add_adapter(1)}
+    adapters = await adapters_of(admin)
+    assert adapters == {"pirate": await admin.add_adapter(0), "haiku": await admin.add_adapter(1)}
     removed = await unload(admin, "pirate")
     assert removed.text == "Success: LoRA adapter 'pirate' removed successfully."
     assert list(await adapters_of(admin)) == ["haiku"]

@@ -68,7 +68,7 @@ async def node(
     follower = Follower(directory, adapters, sets, metrics, poll_seconds=poll_seconds)
     try:
         await follower.start()
-        swaps = Swaps(directory, adapters, sets, metrics)
+        swaps = Swaps(directory, adapters, follower, metrics, base_name="base")
         yield Node(directory, store, engine, adapters, sets, follower, swaps)
     finally:
         await follower.stop()

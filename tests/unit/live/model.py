@@ -8,11 +8,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from remix_runtime.errors import AdapterUnavailableError
-from server.live.errors import BadSetError
 from server.live.sets import UnknownModelError
+from server.live.swap import BadSetError
 from server.store import RejectedAdapterError
 from server.tenancy.errors import UnknownAdapterError, UnknownRevisionError
-from tests.unit.tenancy.model import Entries
+from tests.unit.tenancy.model import Adapters
 from tests.unit.tenancy.model import Model as DirectoryModel
 
 BASE = "base"
@@ -30,7 +30,7 @@ UNKNOWN = "unknown"
 @dataclass
 class Live:
     revision: int
-    entries: Entries
+    adapters: Adapters
     loaded: bool
     """By a swap or by following one; a restarted server may wait for the first request."""
 
@@ -38,7 +38,7 @@ class Live:
 @dataclass
 class ServerModel:
     live: dict[str, Live] = field(default_factory=dict)
-    wanted: dict[str, tuple[int, Entries]] = field(default_factory=dict)
+    wanted: dict[str, tuple[int, Adapters]] = field(default_factory=dict)
     """Newer sets by tenant, which an adapter that cannot be loaded keeps from being live."""
     running: dict[int, str] = field(default_factory=dict)
     """Requests, and the adapters that they must end on."""
@@ -49,23 +49,23 @@ class ServerModel:
     stored: set[str] = field(default_factory=set)
 
     @property
-    def references(self) -> Counter[str]:
+    def pins(self) -> Counter[str]:
         counted = Counter(self.running.values())
         for live in self.live.values():
-            counted.update(live.entries.values())
-        for _, entries in self.wanted.values():
-            counted.update(entries.values())
+            counted.update(live.adapters.values())
+        for _, adapters in self.wanted.values():
+            counted.update(adapters.values())
         return counted
 
     @property
     def needed(self) -> set[str]:
         """What the engine must hold."""
-        loaded = [live.entries.values() for live in self.live.values() if live.loaded]
+        loaded = [live.adapters.values() for live in self.live.values() if live.loaded]
         return set(self.running.values()).union(*loaded)
 
-    def make_live(self, tenant: str, revision: int, entries: Entries) -> None:
+    def make_live(self, tenant: str, revision: int, adapters: Adapters) -> None:
         if tenant not in self.live or self.live[tenant].revision < revision:
-            self.live[tenant] = Live(revision, entries, loaded=True)
+            self.live[tenant] = Live(revision, adapters, loaded=True)
 
 
 @dataclass
@@ -91,14 +91,14 @@ class Model:
         self.directory.delete_adapter(adapter)
 
     def put(
-        self, at: int, tenant: str, entries: Entries, dry_run: bool, *, expected: int | None
-    ) -> tuple[int, Entries]:
+        self, at: int, tenant: str, adapters: Adapters, dry_run: bool, *, expected: int | None
+    ) -> tuple[int, Adapters]:
         after = deepcopy(self.directory)
         with suppress(UnknownAdapterError):  # one of the reasons below
-            after.put_set(tenant, entries, expected=expected)
+            after.put_set(tenant, adapters, expected=expected)
         bad = [
             name
-            for name, adapter in entries.items()
+            for name, adapter in adapters.items()
             if name == BASE
             or adapter not in self.directory.adapters
             or not self._can_load(self.servers[at], adapter)
@@ -106,24 +106,24 @@ class Model:
         if bad:
             raise BadSetError(dict.fromkeys(bad, ""))
         if dry_run:
-            return self.directory.revision(tenant), entries
+            return self.directory.revision(tenant), adapters
         self.directory = after
-        self.servers[at].make_live(tenant, after.revision(tenant), entries)
-        return after.revision(tenant), entries
+        self.servers[at].make_live(tenant, after.revision(tenant), adapters)
+        return after.revision(tenant), adapters
 
     def roll_back(
         self, at: int, tenant: str, to: int, *, expected: int | None
-    ) -> tuple[int, Entries]:
+    ) -> tuple[int, Adapters]:
         if tenant in self.directory.quotas and to not in (0, *self.directory.sets[tenant]):
             raise UnknownRevisionError(tenant, to)
-        entries = self.directory.sets[tenant].get(to, {})
-        return self.put(at, tenant, entries, False, expected=expected)
+        adapters = self.directory.sets[tenant].get(to, {})
+        return self.put(at, tenant, adapters, False, expected=expected)
 
     def begin(self, at: int, tenant: str, name: str, number: int) -> str:
         server = self.servers[at]
-        if tenant not in server.live or name not in server.live[tenant].entries:
+        if tenant not in server.live or name not in server.live[tenant].adapters:
             raise UnknownModelError
-        adapter = server.live[tenant].entries[name]
+        adapter = server.live[tenant].adapters[name]
         if not self._can_load(server, adapter):
             raise AdapterUnavailableError
         server.running[number] = adapter
@@ -143,7 +143,7 @@ class Model:
 
     def collect(self, at: int) -> None:
         server = self.servers[at]
-        server.stored &= self.directory.adapters | server.references.keys()
+        server.stored &= self.directory.adapters | server.pins.keys()
 
     def refuse(self, at: int, adapter: str | None) -> None:
         """From now on the engine does not load this adapter; None: no adapter at all."""
@@ -169,13 +169,13 @@ class Model:
     def settle(self) -> None:
         """What happens without a call: wanted sets become live, what nobody needs is freed."""
         for server in self.servers:
-            for tenant, (revision, entries) in list(server.wanted.items()):
-                if all(self._can_load(server, adapter) for adapter in entries.values()):
-                    server.make_live(tenant, revision, entries)
+            for tenant, (revision, adapters) in list(server.wanted.items()):
+                if all(self._can_load(server, adapter) for adapter in adapters.values()):
+                    server.make_live(tenant, revision, adapters)
                 behind = tenant not in server.live or server.live[tenant].revision < revision
                 if not behind:
                     del server.wanted[tenant]
-            server.held &= server.references.keys()
+            server.held &= server.pins.keys()
 
     def _can_load(self, server: ServerModel, adapter: str) -> bool:
         if adapter in server.held:

@@ -23,7 +23,7 @@ from server.live.sets import UnknownModelError
 from tests.unit.live.conftest import WatchedEngine
 from tests.unit.live.crash import Node, node
 from tests.unit.live.model import BAD
-from tests.unit.tenancy.model import Entries
+from tests.unit.tenancy.model import Adapters
 from tests.unit.tenancy.samples import EVERYTHING
 
 ACTOR = "test"
@@ -110,19 +110,19 @@ class Servers:
         await self._nodes[at].directory.delete_adapter(self._digest[adapter], actor=ACTOR)
 
     async def put(
-        self, at: int, tenant: str, entries: Entries, dry_run: bool, *, expected: int | None
-    ) -> tuple[int, Entries]:
-        wanted = {name: self._digest[adapter] for name, adapter in entries.items()}
+        self, at: int, tenant: str, adapters: Adapters, dry_run: bool, *, expected: int | None
+    ) -> tuple[int, Adapters]:
+        wanted = {name: self._digest[adapter] for name, adapter in adapters.items()}
         result = await self._nodes[at].swaps.put(
             tenant, wanted, expected=expected, actor=ACTOR, dry_run=dry_run
         )
-        return result.after.revision, self._named(result.after.entries)
+        return result.after.revision, self._named(result.after.adapters)
 
     async def roll_back(
         self, at: int, tenant: str, to: int, *, expected: int | None
-    ) -> tuple[int, Entries]:
+    ) -> tuple[int, Adapters]:
         result = await self._nodes[at].swaps.rollback(tenant, to, expected=expected, actor=ACTOR)
-        return result.after.revision, self._named(result.after.entries)
+        return result.after.revision, self._named(result.after.adapters)
 
     async def begin(self, at: int, tenant: str, name: str, number: int) -> str:
         """As `server/api/calls.py` and `server/api/streaming.py` do."""
@@ -130,7 +130,7 @@ class Servers:
         digest = here.sets.resolve(tenant, name, may_use_base=False).digest
         assert digest is not None
         with ExitStack() as holds:
-            holds.enter_context(here.adapters.retained([digest]))
+            holds.enter_context(here.adapters.pinned([digest]))
             await here.adapters.load_for_request(digest)
             request = GenerationRequest(
                 request_id=str(number),
@@ -187,18 +187,18 @@ class Servers:
             for here in self._nodes:
                 await here.adapters.settle()
 
-    def live(self, at: int) -> dict[str, tuple[int, Entries]]:
+    def live(self, at: int) -> dict[str, tuple[int, Adapters]]:
         return {
-            tenant: (live.revision, self._named(live.entries))
+            tenant: (live.revision, self._named(live.adapters))
             for tenant, live in self._nodes[at].sets.all.items()
         }
 
     def lag(self, at: int) -> dict[str, tuple[int, int]]:
         return self._nodes[at].follower.set_lag()
 
-    def references(self, at: int) -> dict[str, int]:
+    def pins(self, at: int) -> dict[str, int]:
         adapters = self._nodes[at].adapters
-        return {self._name[digest]: adapters.references(digest) for digest in adapters.digests}
+        return {self._name[digest]: adapters.pins(digest) for digest in adapters.digests}
 
     async def held(self, at: int) -> set[str]:
         return {self._name[state.digest] for state in await self.engines[at].adapter_states()}
@@ -213,21 +213,21 @@ class Servers:
             return None
         return self._name[target.digest or ""]
 
-    async def history(self, at: int, tenant: str) -> dict[int, Entries]:
+    async def history(self, at: int, tenant: str) -> dict[int, Adapters]:
         revisions = await self._nodes[at].directory.revisions(tenant, limit=EVERYTHING)
-        return {item.revision: self._named(item.entries) for item in revisions}
+        return {item.revision: self._named(item.adapters) for item in revisions}
 
-    async def newest(self, at: int) -> dict[str, tuple[int, Entries]]:
+    async def newest(self, at: int) -> dict[str, tuple[int, Adapters]]:
         return {
-            tenant: (item.revision, self._named(item.entries))
+            tenant: (item.revision, self._named(item.adapters))
             for tenant, item in (await self._nodes[at].directory.current_sets()).items()
         }
 
     async def registered(self, at: int) -> set[str]:
         return {self._name[record.digest] for record in await self._nodes[at].directory.adapters()}
 
-    def _named(self, entries: Entries) -> Entries:
-        return {name: self._name[digest] for name, digest in entries.items()}
+    def _named(self, adapters: Adapters) -> Adapters:
+        return {name: self._name[digest] for name, digest in adapters.items()}
 
     async def _start(self, at: int) -> Node:
         url, root = f"sqlite:///{self._root}/directory.db", self._root / f"store-{at}"

@@ -1,4 +1,4 @@
-"""References to adapters: loaded once, held while anybody refers to them, freed after that."""
+"""Pins on adapters: loaded once, held while anybody has pinned them, freed after that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def test_many_calls_are_one_load(
     adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf
 ) -> None:
     digest = shelf.put("pirate")
-    adapters.retain(digest)
+    adapters.pin(digest)
     infos = await asyncio.gather(*(adapters.load(digest) for _ in range(20)))
     assert {info.digest for info in infos} == {digest}
     assert engine.loads == {digest: 1}
@@ -28,13 +28,13 @@ async def test_the_last_release_unloads(
     adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf
 ) -> None:
     digest = shelf.put("pirate")
-    adapters.retain(digest)
-    adapters.retain(digest)
+    adapters.pin(digest)
+    adapters.pin(digest)
     await adapters.load(digest)
-    adapters.release(digest)
+    adapters.unpin(digest)
     await adapters.settle()
     assert engine.loaded == {digest}
-    adapters.release(digest)
+    adapters.unpin(digest)
     await adapters.settle()
     assert engine.loaded == set()
     assert adapters.digests == set()
@@ -44,10 +44,10 @@ async def test_retained_again_at_once_it_stays(
     adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf
 ) -> None:
     digest = shelf.put("pirate")
-    adapters.retain(digest)
+    adapters.pin(digest)
     await adapters.load(digest)
-    adapters.release(digest)
-    adapters.retain(digest)
+    adapters.unpin(digest)
+    adapters.pin(digest)
     await adapters.settle()
     assert engine.unloads == {}
     await adapters.load(digest)
@@ -59,7 +59,7 @@ async def test_a_caller_that_goes_away_takes_no_load_from_the_others(
 ) -> None:
     digest = shelf.put("pirate")
     engine.may_load.clear()
-    adapters.retain(digest)
+    adapters.pin(digest)
     first = asyncio.create_task(adapters.load(digest))
     second = asyncio.create_task(adapters.load(digest))
     await asyncio.sleep(0)
@@ -75,7 +75,7 @@ async def test_nobody_left_when_the_load_ends(
 ) -> None:
     digest = shelf.put("pirate")
     engine.may_load.clear()
-    with adapters.retained([digest]):
+    with adapters.pinned([digest]):
         loading = asyncio.create_task(adapters.load(digest))
         await asyncio.sleep(0)
         loading.cancel()
@@ -91,7 +91,7 @@ async def test_a_failed_load_is_tried_again_by_swaps_and_later_by_requests(
 ) -> None:
     digest = shelf.put("pirate")
     shelf.lost.add(digest)
-    adapters.retain(digest)
+    adapters.pin(digest)
     with pytest.raises(AdapterUnavailableError, match="is lost"):
         await adapters.load_for_request(digest)
     shelf.lost.clear()
@@ -102,7 +102,7 @@ async def test_a_failed_load_is_tried_again_by_swaps_and_later_by_requests(
 
     other = shelf.put("haiku")
     shelf.lost.add(other)
-    adapters.retain(other)
+    adapters.pin(other)
     with pytest.raises(CheckpointFormatError):
         await adapters.load(other)
     shelf.lost.clear()
@@ -114,7 +114,7 @@ async def test_cold_requests_are_as_many_as_the_engine_takes(
 ) -> None:
     cold, warm = shelf.put("pirate"), shelf.put("haiku")
     for digest in (cold, warm):
-        adapters.retain(digest)
+        adapters.pin(digest)
     await adapters.load(warm)
     engine.may_load.clear()
     waiting = [
@@ -136,12 +136,12 @@ async def test_any_order_of_events_ends_with_what_is_referred_to(
     digests = [shelf.put(f"adapter-{i}") for i in range(8)]
     choose = random.Random(20261125)
     for digest in digests[:2]:
-        adapters.retain(digest)
+        adapters.pin(digest)
 
     async def hold() -> None:
         for _ in range(30):
             digest = choose.choice(digests)
-            with adapters.retained([digest]):
+            with adapters.pinned([digest]):
                 await adapters.load(digest)
                 for _ in range(choose.randrange(4)):
                     assert digest in engine.loaded

@@ -23,10 +23,10 @@ async def check_after_a_kill(url: str, root: Path) -> tuple[int, str | None]:
     async with node(url, root) as server:
         wanted = await server.directory.current_set(TENANT)
         live = server.sets.live(TENANT)
-        assert (live.revision, live.entries) == (wanted.revision, wanted.entries)
-        adapters = set(live.entries.values())
+        assert (live.revision, live.adapters) == (wanted.revision, wanted.adapters)
+        adapters = set(live.adapters.values())
         assert len(adapters) <= 1, "a mixture of two sets"
-        assert set(live.entries) in (set(), set(NAMES))
+        assert set(live.adapters) in (set(), set(NAMES))
         registered = {record.digest for record in await server.directory.adapters()}
         assert adapters <= registered
         for digest in registered:
@@ -40,11 +40,11 @@ async def check_after_a_kill(url: str, root: Path) -> tuple[int, str | None]:
         revisions = await server.directory.revisions(TENANT, limit=1_000_000)
         assert [r.revision for r in revisions] == list(range(len(revisions), 0, -1))
         told = [
-            (row.detail["revision"], row.detail["entries"])
+            (row.detail["revision"], row.detail["adapters"])
             for row in await server.directory.audit(tenant=TENANT, limit=1_000_000)
             if row.action.startswith("set.")
         ]
-        assert told == [(r.revision, r.entries) for r in revisions]
+        assert told == [(r.revision, r.adapters) for r in revisions]
         return live.revision, next(iter(adapters), None)
 
 

@@ -52,7 +52,7 @@ async def test_what_one_server_swaps_the_others_serve(
             await one.swaps.put(TENANT, {"x": digest, "y": digests[0]}, expected=None, actor="t")
         await eventually(lambda: two.sets.live(TENANT).revision == 3)
         assert time.monotonic() - began < 5
-        assert two.sets.live(TENANT).entries == {"x": digests[2], "y": digests[0]}
+        assert two.sets.live(TENANT).adapters == {"x": digests[2], "y": digests[0]}
         assert two.adapters.load_seconds(digests[2]) is not None  # before it was live
         assert two.follower.set_lag() == {}
 
@@ -93,8 +93,8 @@ async def test_a_change_is_read_once(
         count(changes, "newest_change")  # of a look by the feed
         for revision in (1, 2, 3):
             called.clear()
-            entries = {f"x{revision}": digest}
-            await server.swaps.put(TENANT, entries, expected=None, actor="test")
+            adapters = {f"x{revision}": digest}
+            await server.swaps.put(TENANT, adapters, expected=None, actor="test")
             await asyncio.gather(*(server.follower.refresh() for _ in range(3)))
             assert server.follower.snapshot.tenants[TENANT].set.revision == revision
             seen = called["newest_change"]
@@ -125,14 +125,14 @@ async def test_the_old_set_serves_until_the_new_one_can(
         monkeypatch.setattr(two.engine, "load_adapter", full)
         await one.swaps.put(TENANT, {"x": new}, expected=None, actor="test")
         await eventually(lambda: tries > 2)
-        assert two.sets.live(TENANT).entries == {"x": old}
+        assert two.sets.live(TENANT).adapters == {"x": old}
         assert two.follower.set_lag() == {TENANT: (1, 2)}
         assert (await two.adapters.load(old)).digest == old
         # A newer set takes the place of the one that cannot be loaded.
         await one.swaps.put(TENANT, {"x": newest}, expected=None, actor="test")
         await eventually(lambda: two.follower.set_lag() == {TENANT: (1, 3)})
         monkeypatch.setattr(two.engine, "load_adapter", load)
-        await eventually(lambda: two.sets.live(TENANT).entries == {"x": newest})
+        await eventually(lambda: two.sets.live(TENANT).adapters == {"x": newest})
         await two.adapters.settle()
         assert two.adapters.digests == {newest}
 
@@ -146,14 +146,14 @@ async def test_a_set_that_is_not_wanted_any_more_holds_nothing(
     async with node(url, tmp_path / "one") as one, node(url, tmp_path / "two") as two:
         await one.directory.create_tenant(TENANT, actor="test")
         old, good, bad = [await one.add(source) for source in sources]
-        with two.adapters.retained([old]):
+        with two.adapters.pinned([old]):
             await two.adapters.load(old)
             monkeypatch.setattr(two.engine, "load_adapter", full)
             await one.swaps.put(TENANT, {"x": good, "y": bad}, expected=None, actor="test")
-            await eventually(lambda: two.adapters.references(bad) == 1)
+            await eventually(lambda: two.adapters.pins(bad) == 1)
             wanted = {} if emptied else {"x": old}
             await (one if emptied else two).swaps.put(TENANT, wanted, expected=1, actor="test")
-            await eventually(lambda: two.adapters.references(bad) == 0)
+            await eventually(lambda: two.adapters.pins(bad) == 0)
         await two.adapters.settle()
         assert two.sets.live(TENANT).revision == 2
         assert two.adapters.digests == set(wanted.values())
@@ -167,11 +167,11 @@ async def test_a_restart_loads_nothing_until_it_is_used(
         digests = [await server.add(source) for source in sources]
         for number, tenant in enumerate(tenants):
             await server.directory.create_tenant(tenant, actor="test")
-            entries = {"x": digests[number % 3]}
-            await server.swaps.put(tenant, entries, expected=None, actor="test")
+            adapters = {"x": digests[number % 3]}
+            await server.swaps.put(tenant, adapters, expected=None, actor="test")
     async with node(url, tmp_path / "store") as server:
         for number, tenant in enumerate(tenants):
-            assert server.sets.live(tenant).entries == {"x": digests[number % 3]}
+            assert server.sets.live(tenant).adapters == {"x": digests[number % 3]}
             assert server.sets.live(tenant).revision == 1
         assert server.engine.stats().adapters_loaded == 0
         await asyncio.gather(*(server.adapters.load_for_request(digests[0]) for _ in range(9)))
@@ -187,13 +187,13 @@ async def test_an_adapter_that_its_source_no_longer_has_is_refused(
 
     async with node(url, tmp_path / "one") as one, node(url, tmp_path / "two") as two:
         digest = await one.add(sources[0])
-        with two.adapters.retained([digest]):
+        with two.adapters.pinned([digest]):
             await two.adapters.load(digest)
             assert two.store.digests() == [digest]
         other = AdapterRecord(digest="0" * 64, source=sources[1], num_bytes=1)
         await one.directory.add_adapter(other, actor="test")
         with (
-            two.adapters.retained([other.digest]),
+            two.adapters.pinned([other.digest]),
             pytest.raises(UnknownDigestError, match=f"expected {other.digest}"),
         ):
             await two.adapters.load(other.digest)
@@ -203,7 +203,7 @@ async def test_an_adapter_that_its_source_no_longer_has_is_refused(
 async def test_an_adapter_that_is_gone_everywhere_is_unavailable(url: str, tmp_path: Path) -> None:
     """Another server has taken it out and deleted it; this one's live set is a moment behind."""
     async with node(url, tmp_path / "store") as server:
-        with server.adapters.retained(["0" * 64]), pytest.raises(AdapterUnavailableError):
+        with server.adapters.pinned(["0" * 64]), pytest.raises(AdapterUnavailableError):
             await server.adapters.load_for_request("0" * 64)
         await server.adapters.settle()
 

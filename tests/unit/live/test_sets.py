@@ -35,7 +35,7 @@ async def test_names_belong_to_tenants(sets: LiveSets, shelf: Shelf) -> None:
     assert sets.targets("nobody", may_use_base=False) == []
 
 
-async def test_a_flip_refers_to_the_new_and_frees_the_old(
+async def test_a_flip_pins_the_new_and_frees_the_old(
     sets: LiveSets, adapters: LiveAdapters, shelf: Shelf
 ) -> None:
     old, new, both = shelf.put("old"), shelf.put("new"), shelf.put("both")
@@ -43,7 +43,7 @@ async def test_a_flip_refers_to_the_new_and_frees_the_old(
     sets.flip("b", 1, {"x": both})
     sets.flip("a", 2, {"x": new, "y": both})
     await adapters.settle()
-    assert [adapters.references(d) for d in (old, new, both)] == [0, 1, 2]
+    assert [adapters.pins(d) for d in (old, new, both)] == [0, 1, 2]
     sets.drop("a")
     await adapters.settle()
     assert adapters.digests == {both}

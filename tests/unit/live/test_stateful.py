@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from remix_runtime.errors import RemixError
 from server.live import adapters as live_adapters
 from server.live import follower
-from server.live.errors import BadSetError
+from server.live.swap import BadSetError
 from server.tenancy.errors import UnknownAdapterError
 from tests.postgres import memory_folder
 from tests.unit.adapter.checkpoint.adapters import TENSOR_FILE
@@ -37,7 +37,7 @@ from tests.unit.live.model import BAD, BASE, DAMAGED, GOOD, UNKNOWN, Model
 from tests.unit.live.servers import SOON_SECONDS, Servers
 from tests.unit.server.harness import eventually
 from tests.unit.store.conftest import write_adapter
-from tests.unit.tenancy.model import Entries
+from tests.unit.tenancy.model import Adapters
 
 HEAD_START_SECONDS = 0.01
 """Of the second of two calls, before the first one may go on."""
@@ -75,7 +75,7 @@ SETS = st.dictionaries(NAMES, st.sampled_from([*GOOD * 5, BAD, UNKNOWN]), max_si
 GOOD_SETS = st.dictionaries(st.sampled_from("pq"), st.sampled_from(GOOD), max_size=2)
 PUTS = calls("put", TENANTS, SETS, st.sampled_from([False] * 4 + [True]), swaps=True)
 RACERS = st.builds(
-    lambda at, entries: Call("put", at, ("a", entries, False), offset=0),
+    lambda at, adapters: Call("put", at, ("a", adapters, False), offset=0),
     st.integers(0, 1),
     GOOD_SETS,
 )
@@ -106,8 +106,8 @@ class SwapMachine(RuleBasedStateMachine):
             self._do(Call("create_tenant", 0, (tenant,)))
         for number, adapter in enumerate((*GOOD, BAD)):
             self._do(Call("import_adapter", number % 2, (adapter,)))
-        for tenant, entries in {"a": {"p": "x", "q": "y"}, "b": {"p": "x"}}.items():
-            self._swap(Call("put", 0, (tenant, entries, False)), followed=True)
+        for tenant, adapters in {"a": {"p": "x", "q": "y"}, "b": {"p": "x"}}.items():
+            self._swap(Call("put", 0, (tenant, adapters, False)), followed=True)
 
     @rule(call=PUTS | ROLLBACKS, followed=st.booleans())
     def swap(self, call: Call, followed: bool) -> None:
@@ -155,8 +155,8 @@ class SwapMachine(RuleBasedStateMachine):
         running = self._running()
         there, request = running[number % len(running)]
         adapter = self._model.servers[there].running[request]
-        for tenant, (_, entries) in self._newest().items():
-            others = {name: other for name, other in entries.items() if other != adapter}
+        for tenant, (_, adapters) in self._newest().items():
+            others = {name: other for name, other in adapters.items() if other != adapter}
             self._swap(Call("put", at, (tenant, others, False)), followed=True)
         self._do(Call("delete_adapter", at, (adapter,)))
         self._do(Call("collect", there))
@@ -207,7 +207,7 @@ class SwapMachine(RuleBasedStateMachine):
         for at in range(2):
             self._do(Call("refresh", at))
             self.the_servers_are_as_the_model()
-            assert self._servers.references(at) == {}
+            assert self._servers.pins(at) == {}
             assert self._run(self._servers.held(at)) == set()
 
     def _running(self) -> list[tuple[int, int]]:
@@ -278,7 +278,7 @@ class SwapMachine(RuleBasedStateMachine):
         expected = {}
         if call.method == "begin":
             live = [
-                (t, name) for t, (_, entries) in self._live(call.at).items() for name in entries
+                (t, name) for t, (_, adapters) in self._live(call.at).items() for name in adapters
             ]
             models = [*live, ("a", BASE), ("c", "p")]
             self._requests += 1
@@ -297,11 +297,11 @@ class SwapMachine(RuleBasedStateMachine):
             server.held = self._run(self._servers.held(at))
             server.stored = self._servers.stored(at)
 
-    def _live(self, at: int) -> dict[str, tuple[int, Entries]]:
+    def _live(self, at: int) -> dict[str, tuple[int, Adapters]]:
         live = self._model.servers[at].live
-        return {tenant: (item.revision, item.entries) for tenant, item in live.items()}
+        return {tenant: (item.revision, item.adapters) for tenant, item in live.items()}
 
-    def _newest(self) -> dict[str, tuple[int, Entries]]:
+    def _newest(self) -> dict[str, tuple[int, Adapters]]:
         directory = self._model.directory
         return {
             tenant: (directory.revision(tenant), directory.live(tenant))
@@ -316,7 +316,7 @@ class SwapMachine(RuleBasedStateMachine):
         for at, server in enumerate(self._model.servers):
             assert self._seen(at) == expected[at]
             held = await self._servers.held(at)
-            assert server.needed <= held <= server.references.keys()
+            assert server.needed <= held <= server.pins.keys()
             assert server.needed <= self._servers.stored(at)
         assert await self._servers.newest(0) == self._newest()
         assert await self._servers.registered(0) == self._model.directory.adapters
@@ -325,20 +325,20 @@ class SwapMachine(RuleBasedStateMachine):
         return {
             "live": self._servers.live(at),
             "lag": self._servers.lag(at),
-            "references": self._servers.references(at),
+            "pins": self._servers.pins(at),
             "resolved": {pair: self._servers.resolved(at, *pair) for pair in MODELS},
         }
 
     def _expected(self, at: int) -> dict[str, object]:
         server, live = self._model.servers[at], self._live(at)
-        nothing: tuple[int, Entries] = (0, {})
+        nothing: tuple[int, Adapters] = (0, {})
         return {
             "live": live,
             "lag": {
                 tenant: (live.get(tenant, nothing)[0], revision)
                 for tenant, (revision, _) in server.wanted.items()
             },
-            "references": dict(server.references),
+            "pins": dict(server.pins),
             "resolved": {
                 (tenant, name): live.get(tenant, nothing)[1].get(name) for tenant, name in MODELS
             },
@@ -368,7 +368,7 @@ def told(error: RemixError) -> object:
     if isinstance(error, BadSetError):
         return "bad", frozenset(error.reasons)
     if isinstance(error, UnknownAdapterError):  # deleted while the others were loaded
-        return "bad", frozenset(error.entries)
+        return "bad", frozenset(error.adapters)
     return type(error)
 
 

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.live.adapters import LiveAdapters
-from server.live.errors import BadSetError
+from server.live.follower import Follower
 from server.live.metrics import LiveMetrics
 from server.live.sets import LiveSets
-from server.live.swap import Swaps
+from server.live.swap import BadSetError, Swaps
 from server.tenancy.directory import Directory
 from server.tenancy.errors import (
     InvalidValueError,
@@ -48,7 +48,9 @@ def registry() -> CollectorRegistry:
 def swaps(
     directory: Directory, adapters: LiveAdapters, sets: LiveSets, registry: CollectorRegistry
 ) -> Swaps:
-    return Swaps(directory, adapters, sets, LiveMetrics(registry))
+    metrics = LiveMetrics(registry)
+    follower = Follower(directory, adapters, sets, metrics, poll_seconds=60)
+    return Swaps(directory, adapters, follower, metrics, base_name="base")
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ async def test_put_and_rollback(
     a, b, c, _ = digests
     first = await swaps.put("acme", {"x": a, "y": b}, expected=0, actor="test")
     assert (first.added, first.changed, first.removed) == (("x", "y"), (), ())
-    assert sets.live("acme").entries == {"x": a, "y": b}
+    assert sets.live("acme").adapters == {"x": a, "y": b}
     second = await swaps.put("acme", {"y": c, "z": b}, expected=1, actor="test")
     assert (second.added, second.changed, second.removed) == (("z",), ("y",), ("x",))
     await adapters.settle()
@@ -89,11 +91,11 @@ async def test_put_and_rollback(
     back = await swaps.rollback("acme", 1, expected=2, actor="test")
     assert back.after.revision == 3
     assert back.after.rolled_back_from == 1
-    assert sets.live("acme").entries == {"x": a, "y": b} == back.after.entries
+    assert sets.live("acme").adapters == {"x": a, "y": b} == back.after.adapters
     assert (await directory.current_set("acme")).revision == 3
     await swaps.rollback("acme", 0, expected=3, actor="test")
     await adapters.settle()
-    assert sets.live("acme").entries == {}
+    assert sets.live("acme").adapters == {}
     assert engine.loaded == set()
 
 
@@ -118,7 +120,7 @@ async def test_a_bad_adapter_leaves_everything_as_it_was(
     assert "base model" in raised.value.reasons["base"]
     await adapters.settle()
     assert engine.loaded == {a, b}
-    assert sets.live("acme").entries == {"x": a, "y": b}
+    assert sets.live("acme").adapters == {"x": a, "y": b}
     assert (await directory.current_set("acme")).revision == 1
     assert outcomes(registry) == {"applied": 1, "refused": 1}
 
@@ -162,8 +164,8 @@ async def test_one_of_many_at_once_wins(
     losers = [r for r in results if isinstance(r, StaleRevisionError)]
     (winner,) = [r for r in results if not isinstance(r, BaseException)]
     assert len(losers) == 3
-    assert sets.live("acme").entries == winner.after.entries
-    assert (await directory.current_set("acme")).entries == winner.after.entries
+    assert sets.live("acme").adapters == winner.after.adapters
+    assert (await directory.current_set("acme")).adapters == winner.after.adapters
 
 
 async def test_repeated_after_a_lost_answer_it_succeeds_and_writes_nothing(
@@ -208,4 +210,4 @@ async def test_an_adapter_that_is_deleted_while_it_loads_is_refused(
         await putting
     await adapters.settle()
     assert engine.loaded == set()
-    assert sets.live("acme").entries == {}
+    assert sets.live("acme").adapters == {}

@@ -42,7 +42,7 @@ class Server:
 
     @property
     def digests(self) -> dict[str, str]:
-        return dict(self.services.sets.live(SINGLE_USER).entries)
+        return dict(self.services.sets.live(SINGLE_USER).adapters)
 
     async def complete(self, **body: Any) -> httpx.Response:
         body = {"model": BASE, "prompt": "Hello", **body}

@@ -54,7 +54,7 @@ async def test_known_keys_outlive_the_database_for_the_grace_time(tmp_path: Path
                 await impatient.tenant_of(key.secret)
             with pytest.raises(DatabaseUnavailableError):
                 await one.swaps.put(TENANT, {}, expected=None, actor="test")
-            assert one.sets.live(TENANT).entries == {"x": digest}
+            assert one.sets.live(TENANT).adapters == {"x": digest}
             down = one.follower.age_seconds
 
             server.start()

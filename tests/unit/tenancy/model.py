@@ -18,7 +18,7 @@ from server.tenancy.errors import (
 )
 from server.tenancy.records import AdapterRecord, Quota
 
-Entries = Mapping[str, str]
+Adapters = Mapping[str, str]
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Model:
 
     quotas: dict[str, Quota] = field(default_factory=dict)
     """Of every tenant that there is."""
-    sets: defaultdict[str, dict[int, Entries]] = field(default_factory=lambda: defaultdict(dict))
+    sets: defaultdict[str, dict[int, Adapters]] = field(default_factory=lambda: defaultdict(dict))
     """Of deleted tenants too."""
     keys: dict[str, tuple[str, bool]] = field(default_factory=dict)
     """Key id to its tenant and whether it is revoked."""
@@ -38,7 +38,7 @@ class Model:
     def revision(self, tenant: str) -> int:
         return max(self.sets[tenant], default=0)
 
-    def live(self, tenant: str) -> Entries:
+    def live(self, tenant: str) -> Adapters:
         return self.sets[tenant].get(self.revision(tenant), {})
 
     def create_tenant(self, tenant: str) -> None:
@@ -88,9 +88,9 @@ class Model:
         self.adapters.remove(digest)
         self.audit.append(("adapter.delete", None))
 
-    def put_set(self, tenant: str, entries: Entries, *, expected: int | None) -> None:
+    def put_set(self, tenant: str, adapters: Adapters, *, expected: int | None) -> None:
         self._require(tenant)
-        self._replace(tenant, entries, expected, "set.put")
+        self._replace(tenant, adapters, expected, "set.put")
 
     def rollback_set(self, tenant: str, to: int, *, expected: int | None) -> None:
         self._require(tenant)
@@ -102,14 +102,14 @@ class Model:
         if tenant not in self.quotas:
             raise UnknownTenantError(tenant)
 
-    def _replace(self, tenant: str, entries: Entries, expected: int | None, action: str) -> None:
-        if self.live(tenant) == entries:
+    def _replace(self, tenant: str, adapters: Adapters, expected: int | None, action: str) -> None:
+        if self.live(tenant) == adapters:
             return
         found = self.revision(tenant)
         if expected not in (None, found):
             raise StaleRevisionError(tenant, found=found, expected=expected or 0)
-        unknown = {name: item for name, item in entries.items() if item not in self.adapters}
+        unknown = {name: item for name, item in adapters.items() if item not in self.adapters}
         if unknown:
             raise UnknownAdapterError(unknown)
-        self.sets[tenant][found + 1] = entries
+        self.sets[tenant][found + 1] = adapters
         self.audit.append((action, tenant))

@@ -27,8 +27,8 @@ def race_puts(url: str, adapter: str, rounds: int, start: Barrier, wins: Queue[A
         for expected in range(rounds):
             start.wait()
             with suppress(StaleRevisionError):
-                entries = {f"{adapter}{expected}": digest(adapter)}
-                await directory.put_set("acme", entries, expected=expected, actor=adapter)
+                adapters = {f"{adapter}{expected}": digest(adapter)}
+                await directory.put_set("acme", adapters, expected=expected, actor=adapter)
                 wins.put((expected, adapter))
         await directory.close()
 

@@ -34,8 +34,8 @@ async def check_history(directory: Directory, tenant: str) -> int:
     assert [item.revision for item in revisions] == list(range(count, 0, -1))
     rows = await directory.audit(tenant=tenant, limit=EVERYTHING)
     told = [row.detail for row in rows if row.action in ("set.put", "set.rollback")]
-    assert [(row["revision"], row["entries"]) for row in told] == [
-        (item.revision, item.entries) for item in revisions
+    assert [(row["revision"], row["adapters"]) for row in told] == [
+        (item.revision, item.adapters) for item in revisions
     ]
     assert (await directory.current_set(tenant)).revision == count
     return count
@@ -44,4 +44,4 @@ async def check_history(directory: Directory, tenant: str) -> int:
 async def live_digests(directory: Directory) -> set[str]:
     """What some tenant's newest set names."""
     live = await directory.current_sets()
-    return {digest for item in live.values() for digest in item.entries.values()}
+    return {digest for item in live.values() for digest in item.adapters.values()}

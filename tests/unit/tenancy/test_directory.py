@@ -97,7 +97,7 @@ async def test_a_tenant_that_is_made_again_inherits_nothing_but_its_revision_num
     await directory.delete_tenant("acme", actor="test")
     await directory.create_tenant("acme", actor="test")
     current = await directory.current_set("acme")
-    assert (current.revision, current.entries) == (2, {})
+    assert (current.revision, current.adapters) == (2, {})
     assert await directory.quota("acme") == Quota()
     assert await directory.keys("acme") == []
     assert [item.revision for item in await directory.revisions("acme", limit=9)] == [2]

@@ -176,7 +176,7 @@ async def test_an_outage_at_any_moment_of_a_write_leaves_all_of_it_or_nothing(
         step = 1
         while True:
             before = await directory.current_set("acme")
-            wanted = a_set if before.entries == another else another
+            wanted = a_set if before.adapters == another else another
             put = partial(directory.put_set, "acme", wanted, expected=before.revision, actor="test")
             with Moment(directory, step, lambda: begin(server)) as moment, short_times():
                 (outcome,) = await asyncio.gather(put(), return_exceptions=True)
@@ -187,9 +187,9 @@ async def test_an_outage_at_any_moment_of_a_write_leaves_all_of_it_or_nothing(
             elif not isinstance(outcome, BaseException):
                 break
             after = await directory.current_set("acme")
-            assert after.entries in (before.entries, wanted)
+            assert after.adapters in (before.adapters, wanted)
             await put()
-            assert (await directory.current_set("acme")).entries == wanted
+            assert (await directory.current_set("acme")).adapters == wanted
             assert await check_history(directory, "acme") == before.revision + 1
         assert step > 10
 

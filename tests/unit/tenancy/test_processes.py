@@ -80,9 +80,9 @@ async def test_a_process_killed_at_any_moment_of_a_put_leaves_the_old_set_or_the
         args = (url, step, "put_set", "acme", new)
         code = run(processes.call_and_die, *args, expected=before.revision, actor="child")
         after = await directory.current_set("acme")
-        assert after.entries in (old, new)
+        assert after.adapters in (old, new)
         assert await check_history(directory, "acme") == after.revision
-        outcomes.append(after.entries)
+        outcomes.append(after.adapters)
         if code == 0:
             break
         assert code == -signal.SIGKILL

@@ -18,11 +18,11 @@ async def test_a_set_starts_empty_and_every_put_is_a_revision(directory: Directo
     await with_tenant(directory, "a", "b")
     (tenant,) = await directory.tenants()
     start = await directory.current_set("acme")
-    assert (start.revision, start.entries, start.created) == (0, {}, tenant.created)
+    assert (start.revision, start.adapters, start.created) == (0, {}, tenant.created)
     first = await directory.put_set("acme", A, expected=0, actor="ann")
     second = await directory.put_set("acme", B, expected=None, actor="bob")
-    assert (first.revision, first.entries, first.actor) == (1, A, "ann")
-    assert (second.revision, second.entries, second.actor) == (2, B, "bob")
+    assert (first.revision, first.adapters, first.actor) == (1, A, "ann")
+    assert (second.revision, second.adapters, second.actor) == (2, B, "bob")
     assert await directory.current_set("acme") == second
     assert await directory.revisions("acme", limit=9) == [second, first]
     assert await directory.revisions("acme", limit=1) == [second]
@@ -56,26 +56,26 @@ async def test_a_set_with_an_unknown_digest_is_refused_whole(directory: Director
     await with_tenant(directory, "a")
     with pytest.raises(UnknownAdapterError) as refused:
         await directory.put_set("acme", B, expected=0, actor="test")
-    assert refused.value.entries == {"style": digest("b")}
+    assert refused.value.adapters == {"style": digest("b")}
     assert await check_history(directory, "acme") == 0
 
 
 @pytest.mark.parametrize(
-    "entries", [{"": digest("a")}, {"a/b": digest("a")}, {"a": "latest"}, {"a": ""}]
+    "adapters", [{"": digest("a")}, {"a/b": digest("a")}, {"a": "latest"}, {"a": ""}]
 )
-async def test_malformed_sets_are_refused(directory: Directory, entries: dict[str, str]) -> None:
+async def test_malformed_sets_are_refused(directory: Directory, adapters: dict[str, str]) -> None:
     await with_tenant(directory, "a")
-    with pytest.raises(InvalidValueError, match="set"):
-        await directory.put_set("acme", entries, expected=0, actor="test")
+    with pytest.raises(InvalidValueError, match="adapters"):
+        await directory.put_set("acme", adapters, expected=0, actor="test")
 
 
 async def test_a_set_has_a_thousand_adapters_at_most(directory: Directory) -> None:
     await with_tenant(directory, "a")
-    entries = {f"name{number}": digest("a") for number in range(1000)}
-    put = await directory.put_set("acme", entries, expected=0, actor="test")
-    assert put.entries == entries
+    adapters = {f"name{number}": digest("a") for number in range(1000)}
+    put = await directory.put_set("acme", adapters, expected=0, actor="test")
+    assert put.adapters == adapters
     with pytest.raises(InvalidValueError, match="1001 adapters"):
-        await directory.put_set("acme", entries | {"more": digest("a")}, expected=1, actor="test")
+        await directory.put_set("acme", adapters | {"more": digest("a")}, expected=1, actor="test")
     assert await check_history(directory, "acme") == 1
 
 
@@ -84,13 +84,13 @@ async def test_a_rollback_is_a_new_revision_with_old_entries(directory: Director
     await directory.put_set("acme", A, expected=0, actor="test")
     await directory.put_set("acme", B, expected=1, actor="test")
     third = await directory.rollback_set("acme", 1, expected=2, actor="ops")
-    assert (third.revision, third.entries, third.rolled_back_from) == (3, A, 1)
+    assert (third.revision, third.adapters, third.rolled_back_from) == (3, A, 1)
     assert await directory.rollback_set("acme", 1, expected=2, actor="ops") == third
     empty = await directory.rollback_set("acme", 0, expected=3, actor="ops")
-    assert (empty.revision, empty.entries) == (4, {})
+    assert (empty.revision, empty.adapters) == (4, {})
     assert (await directory.audit(tenant="acme", limit=1))[0].detail == {
         "revision": 4,
-        "entries": {},
+        "adapters": {},
         "rolled_back_from": 0,
     }
     with pytest.raises(StaleRevisionError):

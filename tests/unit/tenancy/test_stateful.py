@@ -25,7 +25,7 @@ from server.tenancy.errors import TenancyError
 from server.tenancy.records import Quota
 from server.tenancy.snapshot import Snapshot
 from server.tenancy.tables import metadata
-from tests.unit.tenancy.model import Entries, Model
+from tests.unit.tenancy.model import Adapters, Model
 from tests.unit.tenancy.moments import Moment
 from tests.unit.tenancy.samples import EVERYTHING, digest, record
 
@@ -100,10 +100,10 @@ class DirectoryMachine(RuleBasedStateMachine):
     def delete_adapter(self, name: str, cut: int | None) -> None:
         self._change(cut, "delete_adapter", digest(name))
 
-    @rule(tenant=TENANTS, entries=SETS, offset=OFFSETS, cut=CUTS)
-    def put_set(self, tenant: str, entries: Entries, offset: int | None, cut: int | None) -> None:
+    @rule(tenant=TENANTS, adapters=SETS, offset=OFFSETS, cut=CUTS)
+    def put_set(self, tenant: str, adapters: Adapters, offset: int | None, cut: int | None) -> None:
         expected = None if offset is None else self._model.revision(tenant) + offset
-        self._change(cut, "put_set", tenant, entries, expected=expected)
+        self._change(cut, "put_set", tenant, adapters, expected=expected)
 
     @rule(tenant=TENANTS, number=st.integers(0, 9), offset=OFFSETS, cut=CUTS)
     def rollback_set(self, tenant: str, number: int, offset: int | None, cut: int | None) -> None:
@@ -126,7 +126,7 @@ class DirectoryMachine(RuleBasedStateMachine):
         """What grows is read at the end only."""
         for tenant in self._model.quotas:
             revisions = self._run(self._directory.revisions(tenant, limit=EVERYTHING))
-            assert {item.revision: item.entries for item in revisions} == self._model.sets[tenant]
+            assert {item.revision: item.adapters for item in revisions} == self._model.sets[tenant]
             keys = self._run(self._directory.keys(tenant))
             assert {key.id: (key.tenant, key.revoked is not None) for key in keys} == {
                 key: item for key, item in self._model.keys.items() if item[0] == tenant
@@ -196,7 +196,7 @@ async def seen(directory: Directory, snapshot: Snapshot) -> dict[str, object]:
     assert snapshot.change == max((row.id for row in rows), default=0)
     return {
         "tenants": {
-            tenant: (state.quota, state.set.revision, state.set.entries)
+            tenant: (state.quota, state.set.revision, state.set.adapters)
             for tenant, state in snapshot.tenants.items()
         },
         "adapters": {adapter.digest for adapter in await directory.adapters()},

@@ -1,0 +1,78 @@
+"""What both endpoints' answers have in common on the wire, whole or in chunks."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+from remix_runtime.contracts import TokenEvent, Tokenizer
+from server.api.generation import Choice
+from server.api.wire.answers import Usage
+from server.live.sets import Target
+
+
+@dataclass(kw_only=True)
+class Writer(ABC):
+    """The wire form of one answer; its public methods give JSON."""
+
+    chunk_type: ClassVar[type[BaseModel]]
+    whole_type: ClassVar[type[BaseModel]]
+
+    answer_id: str
+    target: Target
+    tokenizer: Tokenizer
+    prompt_tokens: int
+    include_usage: bool
+    created: int = field(default_factory=lambda: int(time.time()), init=False)
+
+    @abstractmethod
+    def opening(self) -> Iterable[str]:
+        """What comes before the first token."""
+
+    @abstractmethod
+    def _choice_of_chunk(self, index: int, event: TokenEvent) -> BaseModel: ...
+
+    @abstractmethod
+    def _choice_of_whole(self, index: int, choice: Choice) -> BaseModel: ...
+
+    def chunks(self, index: int, event: TokenEvent) -> Iterable[str]:
+        if event.text or event.logprobs or event.finish_reason:
+            yield self._chunk(self._choice_of_chunk(index, event))
+
+    def closing(self, choices: Sequence[Choice]) -> Iterable[str]:
+        if self.include_usage:
+            yield self._chunk(usage=self._usage(choices))
+
+    def whole(self, choices: Sequence[Choice]) -> str:
+        answers = [self._choice_of_whole(index, choice) for index, choice in enumerate(choices)]
+        return self._document(self.whole_type, answers, self._usage(choices)).model_dump_json()
+
+    def _chunk(self, *choices: BaseModel, usage: Usage | None = None) -> str:
+        document = self._document(self.chunk_type, choices, usage)
+        # OpenAI's streams have `usage: null` in every chunk only if usage was asked for.
+        return document.model_dump_json(exclude=None if self.include_usage else {"usage"})
+
+    def _document(
+        self, kind: type[BaseModel], choices: Sequence[BaseModel], usage: Usage | None
+    ) -> BaseModel:
+        return kind(
+            id=self.answer_id,
+            created=self.created,
+            model=self.target.name,
+            system_fingerprint=self.target.fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _usage(self, choices: Sequence[Choice]) -> Usage:
+        return Usage.of(self.prompt_tokens, sum(choice.num_tokens for choice in choices))
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for a token that cannot come."""
+    return max(logprob, -9999.0)
