@@ -41,8 +41,8 @@ from server.tenancy.directory import Directory
 
 
 def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, Path]) -> FastAPI:
-    """The app of a server without tenants; its lifespan starts the engine, loads the adapters and
-    stops the engine.
+    """Makes the app of a server without tenants. Its lifespan starts the engine, loads the adapters
+    and stops the engine.
 
     `adapters` maps names to checkpoint folders. Entering the lifespan raises `RemixError`.
     """
@@ -85,9 +85,9 @@ class TenantApps:
 
 
 def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path) -> TenantApps:
-    """The OpenAI API for tenants and the admin API. Entering the lifespan of `data` starts the
-    engine and makes the sets live that the database in (or, by URL, beside) `data_dir` has. It
-    raises `RemixError`."""
+    """Makes the OpenAI API for tenants and the admin API. Entering the lifespan of `data` starts
+    the engine and makes the sets live that the database has, in `data_dir` or at its URL. It raises
+    `RemixError`."""
     if settings.admin_key is None:
         raise ConfigError("REMIX_ADMIN_KEY: with --data-dir the admin API needs a key of its own")
     if settings.api_key is not None:
@@ -152,7 +152,7 @@ def _data_app(
     *,
     open_paths: Collection[str],
 ) -> FastAPI:
-    """The OpenAI API. `lifespan` must set `app.state.services`."""
+    """Makes the app of the OpenAI API. `lifespan` must set `app.state.services`."""
     app = FastAPI(
         title="remix-serve",
         summary="Many ReMix adapters over one base model, behind OpenAI's API.",

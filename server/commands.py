@@ -95,7 +95,7 @@ def _announce_tenants(services: Services, url: str, admin_url: str) -> None:
 
 
 def _announce(services: Services, url: str) -> None:
-    """The line that says where, and one to try at once."""
+    """Prints where the server is, and a request to try."""
     from server.live.access import SINGLE_USER
 
     names = [t.name for t in services.sets.targets(SINGLE_USER, may_use_base=True)]

@@ -1,4 +1,4 @@
-"""From the options of `remix serve` to an engine."""
+"""Makes the engine that the options of `remix serve` describe."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
 
 
 def parse_engine_args(text: str | None) -> dict[str, Any] | None:
-    """More of vLLM's engine arguments, as a JSON object. Raises `ConfigError`."""
+    """Reads more of vLLM's engine arguments, a JSON object. Raises `ConfigError`."""
     if text is None:
         return None
     try:

@@ -19,9 +19,9 @@ from remix_runtime.contracts import Engine, TokenEvent
 from server.live.sets import LiveSets
 
 OTHER = "other"
-"""What stands for a name that is not one of a set's, or that has no series of its own."""
+"""Stands for a name that is not one of a set's, or that has no series of its own."""
 MAX_SERIES = 2000
-"""Pairs of tenant and adapter that have series of their own."""
+"""The most pairs of tenant and adapter that have series of their own."""
 
 _SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LONG = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -73,7 +73,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def watch(self, tenant: str, name: str, *, prompt_tokens: int) -> SequenceWatch:
-        """An observer for one sequence that is handed to the engine now.
+        """Makes the observer of one sequence that is handed to the engine now.
 
         `prompt_tokens` are counted with its first event: a refused request read none.
         """
@@ -219,9 +219,9 @@ class _EngineCollector(Collector):
 def _expert_load(
     load: Mapping[str, Mapping[str, Sequence[int]]], max_series: int
 ) -> Iterator[Metric]:
-    """By digest, which `remix_adapter_info` gives names: every expert over all modules, and how
-    uneven each module is. The adapters that were loaded last have no series where there are too
-    many."""
+    """The load of experts by digest, which `remix_adapter_info` gives names: every expert over all
+    modules, and how uneven each module is. The adapters that were loaded last have no series if
+    there are too many."""
     total = CounterMetricFamily(
         "remix_expert_activations",
         "How often tokens activated an expert, in a sample of the steps, over all modules.",

@@ -21,7 +21,8 @@ _PANELS = {"embedded": "Embedded engine", "vllm": "vLLM engine"}
 
 
 def server_options() -> dict[str, Any]:
-    """By name, the annotations for typer. A setting without a description is no option."""
+    """The options of `settings` by name, annotated for typer. A setting without a description is no
+    option."""
     options = {}
     for name, field in ServerSettings.model_fields.items():
         if field.description is not None:
@@ -33,8 +34,8 @@ def server_options() -> dict[str, Any]:
 
 
 def engine_options() -> dict[str, Any]:
-    """As `server_options`, for all engines; `model` is `--base`. An option that engines share has
-    the text of the first one."""
+    """The options of all engines, as `server_options`; `model` is `--base`. An option that engines
+    share has the text of the first one."""
     hints: dict[str, Any] = {}
     defaults: dict[str, dict[str, str]] = {}
     for engine, config in CONFIGS.items():
@@ -64,7 +65,7 @@ def take_options(options: Mapping[str, Any]) -> Callable[[F], F]:
 
 
 def _engine_option(hint: Any, defaults: Mapping[str, str]) -> Any:
-    """`defaults`: by the names of the engines that have the option."""
+    """Makes one option. `defaults`: by the names of the engines that have it."""
     kind, text = get_args(hint)
     engine, default = next(iter(defaults.items()))
     panel = "Engine" if len(defaults) > 1 else _PANELS[engine]

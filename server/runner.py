@@ -1,4 +1,4 @@
-"""Running the app under uvicorn, with a SIGTERM that drains.
+"""Runs the app under uvicorn, with a SIGTERM that drains.
 
 First signal: /ready says no and new requests get 503, those in flight go on for at most
 `drain_seconds`, then the process ends with exit code 0. A second signal ends it at once.
@@ -24,14 +24,15 @@ from server.settings import ServerSettings
 log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 2
-"""For connections that do not close by themselves after the drain."""
+"""Seconds for connections that do not close by themselves after the drain."""
 
 _KEEP_ALIVE_SECONDS = 75
-"""Longer than the usual 60 s of load balancers, which should be the first to close."""
+"""Seconds that an idle connection stays open: longer than the usual 60 of load balancers, which
+should be the first to close."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises `ConfigError`.
+    """Binds a socket that does not listen yet. Raises `ConfigError`.
 
     Bound before the model is loaded: a port in use should be known at once.
     """

@@ -60,7 +60,7 @@ class Services:
 
     @property
     def max_choices(self) -> int:
-        """Sequences of one request: as many as are allowed and could ever be admitted."""
+        """The most sequences of one request: as many as are allowed and could ever be admitted."""
         return min(self.settings.max_choices, self.engine.model.max_requests)
 
 

@@ -59,11 +59,12 @@ class ServerSettings(BaseSettings):
     ] = 8001
     import_root: Annotated[Path, _tenants("Folder under which local adapters must be.")] = Path()
     admin_key: SecretStr | None = None
-    """Of the admin API. In the environment only: others can read a command line."""
+    """Key of the admin API. Given in the environment only: others can read a command line."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
-    """How soon a change by another server is seen, where the database does not tell at once."""
+    """Seconds after which a change by another server is seen, if the database does not tell at
+    once."""
     key_grace_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 300.0
-    """How long known keys stay good while the database does not answer."""
+    """Seconds that known keys stay good while the database does not answer."""
 
     @field_validator("api_key", "admin_key")
     @classmethod
@@ -84,7 +85,7 @@ class ServerSettings(BaseSettings):
 
 
 def load_settings(**given: object) -> ServerSettings:
-    """Settings from the environment, overridden by what is given and not None.
+    """Reads the settings from the environment, overridden by what is given and not None.
 
     Raises `ConfigError` that names the first wrong field.
     """

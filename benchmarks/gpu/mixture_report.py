@@ -12,7 +12,7 @@ from benchmarks.result import Table, publish
 from benchmarks.shape import AdapterShape
 
 BF16_FLOPS, FP32_FLOPS = 800e12, 60e12
-"""Of an H100: a large matrix product as measured, and its float32 units."""
+"""An H100's rates: a large matrix product as measured, and its float32 units."""
 HEADER = ("model", "adapter", "tokens / adapters", "form", "base", "added", "%", "floor", "× floor")
 
 

@@ -60,7 +60,7 @@ class Count:
     """Tokens compared: up to and with the first difference, the rest follows from it."""
     flips: int = 0
     agreed: list[int] = field(default_factory=list)
-    """Of each flip, the tokens before it."""
+    """The number of tokens before each flip."""
 
     def add(self, output: list[int], reference: list[int]) -> None:
         same = first_difference(output, reference)

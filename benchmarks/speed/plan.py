@@ -76,7 +76,7 @@ class Case:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all requests together."""
+        """Tokens of all requests together."""
         return self.batch * PROMPT_TOKENS[self.prompt]
 
     def __str__(self) -> str:

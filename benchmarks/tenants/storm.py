@@ -25,7 +25,7 @@ import httpx
 from benchmarks.tenants.served import client, completion
 
 NAMES = ("x", "y")
-"""Of every set; both change with every swap."""
+"""The names in every set; both get another adapter with every swap."""
 
 Entries = Mapping[str, str]
 
@@ -93,7 +93,7 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
     """Swaps that ended otherwise than they should."""
     swap_seconds: list[float] = field(default_factory=list)
-    """Of those that were applied."""
+    """Seconds of the swaps that were applied."""
     quiet: list[float] = field(default_factory=list)
     """Seconds to the first token while nobody swaps,"""
     beside: list[float] = field(default_factory=list)

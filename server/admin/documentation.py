@@ -34,8 +34,8 @@ _WITH_BODY = (400, 413, 415)
 
 
 def failures(*statuses: int, body: bool = False, unprocessable: str | None = None) -> Responses:
-    """`responses` of a route: these and what every route may answer, every one that takes a body
-    (`body`), and 422 where it is sent (`unprocessable` says when)."""
+    """The `responses` of a route: these statuses, those that every route may answer, those of a
+    route that takes a body (`body`), and 422 where it is sent (`unprocessable` says when)."""
     sent = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     found: Responses = {status: {**_ERRORS[status], "model": ErrorBody} for status in sorted(sent)}
     if unprocessable is not None:
@@ -44,7 +44,7 @@ def failures(*statuses: int, body: bool = False, unprocessable: str | None = Non
 
 
 def set_failures(*statuses: int) -> Responses:
-    """Of what changes a set."""
+    """The `responses` of a route that changes a set."""
     found = failures(400, 404, 412, *statuses, body=True)
     found[422] = {
         "description": "Adapters of the set cannot be served; the old set goes on.",

@@ -1,4 +1,4 @@
-"""From a source to a registered adapter, and what is told of it."""
+"""Imports adapters from a source, registers them and describes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from server.tenancy.records import AdapterRecord, now
 async def import_adapter(
     services: AdminServices, source: str, *, progress: Callable[[Progress], None] | None = None
 ) -> tuple[AdapterRecord, bool]:
-    """The registered adapter, and whether it is new. Raises `StoreError`, `TenancyError`."""
+    """Imports and registers an adapter. Returns it, and whether it is new. Raises `StoreError`,
+    `TenancyError`."""
     stored = await services.store.import_from(
         readable_source(source, services.settings.import_root), progress=progress
     )
@@ -32,8 +33,9 @@ async def import_adapter(
 
 
 def readable_source(source: str, import_root: Path) -> str:
-    """`source`; a folder on this machine resolved, relative to the root and only under it: who has
-    the admin key may not read the server's whole disk. Raises `SourceError`."""
+    """Returns `source`; a folder on this machine is resolved relative to the root and refused
+    outside of it, since the holder of the admin key may not read the server's whole disk. Raises
+    `SourceError`."""
     folder = local_folder(source)
     if folder is None:
         return source
@@ -47,7 +49,8 @@ def readable_source(source: str, import_root: Path) -> str:
 async def describe_adapters(
     services: AdminServices, records: Sequence[AdapterRecord]
 ) -> list[schemas.Adapter]:
-    """The records, with who uses them and their state on this server."""
+    """Describes registered adapters: the tenants whose sets name them and their state on this
+    server."""
     sets = await services.directory.current_sets()
     states = {state.digest: state for state in await services.engine.adapter_states()}
     return [

@@ -14,7 +14,7 @@ _TAG = re.compile(r'"(0|[1-9][0-9]{0,9})"')
 
 
 def etag(revision: int) -> dict[str, str]:
-    """The header."""
+    """The ETag header of a revision."""
     return {"ETag": f'"{revision}"'}
 
 
@@ -28,7 +28,7 @@ def _expected_revision(
         ),
     ] = None,
 ) -> int | None:
-    """The revision of If-Match; None where any will do."""
+    """The revision that If-Match states; None if any will do."""
     given = http.headers.getlist("if-match")
     if given in ([], ["*"]):
         return None

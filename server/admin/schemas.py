@@ -56,7 +56,7 @@ class PutSet(_Request):
 
 class RollBack(_Request):
     revision: Annotated[int, Field(ge=0, lt=1 << 31)]
-    """Whose adapters become the set again, as a new revision."""
+    """The revision whose adapters become the set again, as a new revision."""
 
 
 class ImportAdapter(_Request):
@@ -137,8 +137,8 @@ class SetRevision(_Answer):
 
 class AdapterSet(SetRevision):
     live_revision: int
-    """What this server serves; behind `revision` for as long as it loads what another server
-    made the tenant's set."""
+    """The revision that this server serves. It is behind `revision` while this server loads what
+    another one made the tenant's set."""
 
 
 class RevisionList(BaseModel):
@@ -146,14 +146,14 @@ class RevisionList(BaseModel):
 
 
 class Swap(_Answer):
-    """The diff, by names, and both ends of it. `before` and `after` are one revision where nothing
-    was written: in a dry run, and where the set was as wanted already."""
+    """The names that differ, and the revisions before and after. Both are the same revision where
+    nothing was written: in a dry run, and where the set already was as wanted."""
 
     before: SetRevision
     after: SetRevision
     added: list[str]
     changed: list[str]
-    """Names that stand for another digest."""
+    """Names that get another digest."""
     removed: list[str]
     dry_run: bool
     seconds: float
@@ -164,16 +164,16 @@ class ReplicaState(BaseModel):
 
     tier: AdapterTier
     slot: int | None
-    """On the device tier only."""
+    """Its slot; null off the device."""
     pins: int
     """Live sets, running requests and running swaps that use it."""
     requests: int
-    """Running and waiting ones in the engine."""
+    """Running and waiting requests in the engine."""
     last_used: datetime | None
     load_seconds: float | None
-    """What making it servable took: reading, checking and replaying it."""
+    """Seconds that making it servable took: reading, checking and replaying it."""
     read_seconds: float
-    """What its last read from disk took."""
+    """Seconds that its last read from disk took."""
 
 
 class Adapter(BaseModel):
@@ -184,7 +184,7 @@ class Adapter(BaseModel):
     description: dict[str, Any]
     """What the adapter is, as `remix check` says it."""
     tenants: list[str]
-    """Those whose set names it."""
+    """Tenants whose set names it."""
     replica: ReplicaState | None
     """null while this server's engine does not hold it."""
 
@@ -194,7 +194,7 @@ class AdapterList(BaseModel):
 
 
 class Bytes(_Answer):
-    """Of all files of the adapter."""
+    """Bytes of all files of the adapter."""
 
     done: int
     total: int

@@ -1,4 +1,4 @@
-"""The beginning of a generating request: its place in the tenant's quota and its pinned target."""
+"""Begins a generating request: its place in the tenant's quota and its pinned target."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Call:
 
 
 def open_call(http: Request, model: str) -> Call:
-    """Counts the request and pins what its `model` stands for: whatever is swapped meanwhile, it
-    ends on the adapter that it began with. Raises `RateLimitedError`, `UnknownModelError`."""
+    """Counts the request and pins the adapter that its `model` stands for: whatever is swapped
+    meanwhile, it ends on the adapter that it began with. Raises `RateLimitedError`,
+    `UnknownModelError`."""
     services, state = services_of(http), state_of(http.scope)
     quota = services.access.quota(state.tenant)
     admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))

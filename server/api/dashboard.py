@@ -15,7 +15,7 @@ _PAGE = files("server.api").joinpath("dashboard.html").read_text(encoding="utf-8
 
 
 def _hash_of(element: str) -> str:
-    """What a content security policy calls the page's own script or style."""
+    """The hash by which a content security policy allows the page's own script or style."""
     content = _PAGE.partition(f"<{element}>")[2].partition(f"</{element}>")[0]
     digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
     return f"'sha256-{digest}'"

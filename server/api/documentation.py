@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of answers that the handlers build themselves."""
+"""Describes the answers that handlers build themselves, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a generating route. A stream has no schema: it is many documents."""
+    """The `responses` of a generating route. A stream has no schema: it is many documents."""
     whole = {"model": answer, "content": {"text/event-stream": {}}}
     return {200: whole, **{status: {**d, "model": ErrorBody} for status, d in _ERRORS.items()}}

@@ -1,4 +1,4 @@
-"""From a validated body to sequences on the engine, and their events merged into one stream."""
+"""Turns a validated body into sequences on the engine, and merges their events into one stream."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ class Choice:
 
 
 def finished_by(event: TokenEvent) -> FinishedBy | None:
-    """OpenAI's word. Raises `EngineBusyError` for a request that the server itself ended."""
+    """OpenAI's finish reason of an event. Raises `EngineBusyError` for a request that the server
+    itself ended."""
     match event.finish_reason:
         case None:
             return None

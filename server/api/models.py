@@ -15,7 +15,7 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(http: Request) -> ModelList:
-    """All that the key may use as `model` of a request: the base model, adapters."""
+    """Lists all that the key may use as `model` of a request: the base model, adapters."""
     services, tenant = services_of(http), state_of(http.scope).tenant
     may_use_base = services.access.quota(tenant).may_use_base
     targets = services.sets.targets(tenant, may_use_base=may_use_base)
@@ -24,7 +24,7 @@ async def list_models(http: Request) -> ModelList:
 
 @router.get("/v1/models/{model:path}", responses={404: {"model": ErrorBody}})
 async def get_model(model: str, http: Request) -> Model:
-    """One model by its name."""
+    """Shows one model by its name."""
     services, tenant = services_of(http), state_of(http.scope).tenant
     may_use_base = services.access.quota(tenant).may_use_base
     return _model(services, tenant, services.sets.resolve(tenant, model, may_use_base=may_use_base))

@@ -39,7 +39,7 @@ async def ready(http: Request) -> Response:
 
 
 metrics_router = APIRouter()
-"""Apart: with tenants, metrics tell of all of them, and are the operator's only."""
+"""A router of its own: with tenants, metrics show all of them and belong on the admin port."""
 
 
 @metrics_router.get("/metrics", response_class=Response)

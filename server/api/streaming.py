@@ -127,7 +127,7 @@ async def _send_events(send: Send, events: Iterable[str]) -> None:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
-    """Awaits `work`, or cancels it when the client goes away first. Whether it was done."""
+    """Awaits `work`, or cancels it when the client goes away first. Returns whether it was done."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))
     try:

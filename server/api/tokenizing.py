@@ -1,4 +1,4 @@
-"""Tokenizing away from the event loop, so that one long prompt does not stall the streams."""
+"""Tokenizes in a thread, so that one long prompt does not stall the streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_PENDING = 256
-"""Texts that wait for the tokenizer; one more is refused at once, like one too many requests."""
+"""The most texts that may wait for the tokenizer; one more is refused at once."""
 
 # One thread: fast tokenizers must not be encoded with from two threads at once.
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="remix-tokenizer")

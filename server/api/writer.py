@@ -1,4 +1,4 @@
-"""What both endpoints' answers have in common on the wire, whole or in chunks."""
+"""Writes answers: what both endpoints have in common on the wire, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ class Writer(ABC):
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI writes -9999 for a token that cannot come."""
+    """A log-probability that JSON can hold: OpenAI writes -9999 for a token that cannot come."""
     return max(logprob, -9999.0)

@@ -34,8 +34,8 @@ def import_adapter(
 
 
 def import_source(admin: Admin, source: str) -> Any:
-    """The adapter at `source`, imported with a progress bar. A path that is here is taken for one
-    on the server by its full name."""
+    """Imports the adapter at `source` with a progress bar. A path that exists here is sent as its
+    full name, for the server's own disk."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -59,7 +59,7 @@ def import_source(admin: Admin, source: str) -> Any:
 
 @app.command("list")
 def list_adapters(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """All imported adapters, oldest first."""
+    """List all imported adapters, oldest first."""
     with admin_api(url) as admin:
         answer = admin.call("GET", "/adapters")
     columns = ("digest", "tier", "requests", "tenants", "size", "source")
@@ -80,7 +80,7 @@ def _row(adapter: Any) -> Row:
 
 @app.command("show")
 def show(digest: Digest, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """What an adapter is, who uses it, its state on this server."""
+    """Show what an adapter is, who uses it and its state on this server."""
     with admin_api(url) as admin:
         answer = admin.call("GET", f"/adapters/{part(digest)}")
     if as_json:
@@ -99,7 +99,7 @@ def delete(digest: Digest, url: Url = DEFAULT_URL) -> None:
 
 @app.command("quarantine")
 def quarantine(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """What came and was no valid adapter, newest first."""
+    """List what was imported and refused as no valid adapter, newest first."""
     with admin_api(url) as admin:
         answer = admin.call("GET", "/quarantine")
     print_list(

@@ -100,8 +100,8 @@ def admin_api(url: str) -> Iterator[Admin]:
 
 
 def part(text: str) -> str:
-    """One part of a path, whatever its characters. Raises `ConfigError` for what is none: HTTP
-    clients resolve dots, and another path would be meant."""
+    """Quotes one part of a path, whatever its characters. Raises `ConfigError` for dots, which HTTP
+    clients resolve: another path would be meant."""
     if text in ("", ".", ".."):
         raise ConfigError(f"found {text!r}, expected a name")
     return quote(text, safe="")

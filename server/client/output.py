@@ -23,7 +23,7 @@ def print_list(
     empty: str,
     as_json: bool,
 ) -> None:
-    """What the API lists under `data`, as a table with a `row` for each, or as it is."""
+    """Prints what the API lists under `data`: a table with a `row` for each, or the JSON."""
     if as_json:
         print_json(answer)
     else:
@@ -31,7 +31,7 @@ def print_list(
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:
-    """`empty` is said where there are no rows."""
+    """Prints a table, or `empty` where there are no rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -52,7 +52,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> N
 
 
 def print_fields(answer: Mapping[str, Any]) -> None:
-    """One thing as a table of its fields; those of a field are `field.name`."""
+    """Prints one thing as a table of its fields; those of a field are `field.name`."""
     print_table(("field", "value"), list(_fields(answer, "")), empty="")
 
 
@@ -71,7 +71,7 @@ def short(digest: str) -> str:
 
 
 def print_diff(before: Mapping[str, str], after: Mapping[str, str], *, err: bool) -> bool:
-    """What changes between two sets, coloured, on stderr if `err`. Whether anything does."""
+    """Prints what changes between two sets, on stderr if `err`. Returns whether anything does."""
     changes = False
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)

@@ -25,7 +25,7 @@ _PRECONDITION_FAILED = 412
 
 @app.command("show")
 def show(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """The tenant's set."""
+    """Show the tenant's set."""
     with admin_api(url) as admin:
         answer = admin.call("GET", f"/tenants/{part(tenant)}/set")
     if as_json:
@@ -97,7 +97,7 @@ def revisions(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """What the set was, newest first."""
+    """List what the set was, newest first."""
     with admin_api(url) as admin:
         path = f"/tenants/{part(tenant)}/set/revisions"
         answer = admin.call("GET", path, params={"limit": limit})
@@ -117,7 +117,8 @@ def revisions(
 
 
 def read_set_file(file: Path) -> tuple[str, dict[str, str]]:
-    """The tenant and what it should have by name. Raises `ConfigError` that names the field."""
+    """Reads a set file: the tenant and its adapters by name. Raises `ConfigError` that names the
+    field."""
     from remix_runtime.yaml_file import read_mapping
 
     document = read_mapping(file, expected="tenant and adapters")
@@ -158,8 +159,9 @@ def _adapters_of(admin: Admin, path: str, revision: int) -> dict[str, str]:
 def _agreed(
     before: Mapping[str, str], after: Mapping[str, str], question: str | None, *, as_json: bool
 ) -> bool:
-    """Shows the difference and asks; whether to go on. All of it on stderr where stdout is for the
-    API's answer, which is asked for even if there is nothing to change: a script expects one."""
+    """Shows the difference and asks. Returns whether to go on. All of it is on stderr where stdout
+    is for the API's answer, which is sent even if there is nothing to change: a script expects one.
+    """
     if not print_diff(before, after, err=as_json):
         typer.echo("Nothing to change.", err=as_json)
         return as_json
@@ -169,7 +171,8 @@ def _agreed(
 
 
 def _swap(admin: Admin, method: str, path: str, *, tag: str, **kwargs: Any) -> Any:
-    """On the revision that was shown: what somebody else changed meanwhile is not undone."""
+    """Sends a change for the revision that was shown, so that what somebody else changed meanwhile
+    is not undone."""
     try:
         return admin.call(method, path, headers={"If-Match": tag}, **kwargs)
     except AdminError as error:

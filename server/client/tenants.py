@@ -28,7 +28,7 @@ def create(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
 
 @app.command("list")
 def list_tenants(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """All tenants."""
+    """List all tenants."""
     with admin_api(url) as admin:
         answer = admin.call("GET", "/tenants")
     print_list(
@@ -67,7 +67,7 @@ def make_key(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) ->
 
 @app.command("keys")
 def list_keys(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """A tenant's keys, without their secrets."""
+    """List a tenant's keys, without their secrets."""
     with admin_api(url) as admin:
         answer = admin.call("GET", f"/tenants/{part(tenant)}/keys")
     print_list(
@@ -131,7 +131,7 @@ def audit(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Who changed what, newest first."""
+    """List who changed what, newest first."""
     params: dict[str, Any] = {"limit": limit} | ({} if tenant is None else {"tenant": tenant})
     with admin_api(url) as admin:
         answer = admin.call("GET", "/audit", params=params)

@@ -1,4 +1,4 @@
-"""No key, no answer: every path wants one but the probes and, in single-user mode, the page."""
+"""Refuses requests without a valid key. The probes and, in single-user mode, the page need none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from server.http.request import label_error, state_of
 PROBES = frozenset({"/health", "/ready"})
 
 Authenticate = Callable[[Scope, str | None], Awaitable[str | None]]
-"""The tenant that a bearer key (None: no key) stands for, None to refuse. Raises `RemixError`."""
+"""The tenant that a bearer key (None: no key) stands for; None refuses the request. Raises
+`RemixError`."""
 
 
 class KeyMiddleware:

@@ -1,4 +1,4 @@
-"""Reading a request body: its type, its size, and JSON by the letter."""
+"""Reads request bodies: their type, their size, and JSON by the letter."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class StrictRoute(APIRoute):
 
 
 class _NoResponse(Response):
-    """Nobody is there to read one."""
+    """No response, since nobody is there to read it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         return

@@ -1,4 +1,5 @@
-"""Every failure as OpenAI's error shape, with the right status and nothing of our insides."""
+"""Turns every failure into OpenAI's error shape, with the right status and nothing of our
+insides."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ class ErrorBody(BaseModel):
 
 class BadSetDetail(ErrorDetail):
     reasons: dict[str, str]
-    """Names of the wanted set to what is wrong with their adapters."""
+    """What is wrong with the adapters of the wanted set, by their names."""
 
 
 class BadSetBody(BaseModel):
@@ -93,7 +94,7 @@ class ApiError(HTTPException):
         self.param = param
         self.code = code
         self.reasons = reasons
-        """Of a refused set, by the names in it."""
+        """What is wrong with the adapters of a refused set, by their names."""
 
     @property
     def body(self) -> ErrorBody | BadSetBody:
@@ -110,7 +111,7 @@ class ApiError(HTTPException):
 
 
 def unavailable(message: str, *, code: str, retry_after: float) -> ApiError:
-    """503 with Retry-After."""
+    """A 503 with Retry-After."""
     status, headers = HTTPStatus.SERVICE_UNAVAILABLE, _retry_after(retry_after)
     return ApiError(status, message, type="server_error", code=code, headers=headers)
 
@@ -120,7 +121,7 @@ def _retry_after(seconds: float) -> dict[str, str]:
 
 
 def _internal_error(error: Exception) -> ApiError:
-    """500; the cause goes to the log, never to the client."""
+    """A 500; the cause goes to the log, never to the client."""
     log.error("request failed", exc_info=error)
     return ApiError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -182,7 +183,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def _from_tenancy(error: TenancyError) -> ApiError:
-    """The statuses that `server/tenancy/errors.py` states."""
+    """Has the statuses that `server/tenancy/errors.py` states."""
     match error:
         case NotFoundError():
             return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
@@ -247,13 +248,13 @@ def _from_validation(error: RequestValidationError) -> ApiError:
 
 
 def _join(path: list[str | int]) -> str | None:
-    """`messages[0].content` for ["messages", 0, "content"]."""
+    """The name of a field: `messages[0].content` for ["messages", 0, "content"]."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.lstrip(".") or None
 
 
 def _from_http(error: HTTPException) -> ApiError:
-    """FastAPI's own: 404 of an unknown path, 405, a body that cannot be read."""
+    """FastAPI's own errors: 404 of an unknown path, 405, a body that cannot be read."""
     status = HTTPStatus(error.status_code)
     return ApiError(status, status.description or status.phrase, headers=error.headers)
 

@@ -14,7 +14,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-"""Upper end of `n` and of the number of prompts; the setting `max_choices` bounds their product."""
+"""The largest `n`, and the most prompts; the setting `max_choices` bounds their product."""
 
 _INT64 = 1 << 63
 _INT32 = 1 << 31
@@ -42,7 +42,7 @@ _PROMPT_FORMS = "a string, a list of strings, a list of token ids or a list of s
 
 
 def parse_prompts(value: Any) -> list[str | list[int]]:
-    """Every form of `prompt` as a list of texts or token id lists."""
+    """Reads every form of `prompt` as a list of texts or token id lists."""
     if isinstance(value, str) or _is_token_ids(value):
         value = [value]
     if not isinstance(value, list) or not value:

@@ -23,12 +23,12 @@ class RequestState:
     """Filled in while a request is handled; the metrics read it at the end."""
 
     tenant: str = ""
-    """Whom the key belongs to; `SINGLE_USER` too."""
+    """The tenant that the key belongs to, or `SINGLE_USER`."""
     name: str = OTHER
-    """A name that the tenant's set resolved, so the set of values is bounded."""
+    """The model's name, once the tenant's set has resolved it: so the values are bounded."""
     error: str | None = None
     holds: ExitStack = field(default_factory=ExitStack)
-    """What is given back after the last byte of the answer, whatever the end is."""
+    """Given back after the last byte of the answer, whatever the end is."""
 
 
 def open_state(scope: MutableMapping[str, Any]) -> RequestState:
@@ -49,7 +49,7 @@ def label_error(scope: MutableMapping[str, Any], error: str) -> None:
 
 
 class RequestMiddleware:
-    """Gives every request its state, and back what it held; counts those of the generating
+    """Gives every request its state, gives back what it held, and counts those of the generating
     endpoints, whatever their end is."""
 
     def __init__(self, app: ASGIApp) -> None:

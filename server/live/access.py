@@ -1,4 +1,4 @@
-"""Who a request comes from: a bearer key becomes a tenant, or is refused."""
+"""Finds out who a request comes from: a bearer key becomes a tenant, or is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _LOOK_UP_SECONDS = 3.0
 
 
 def is_key(given: str | None, key: str) -> bool:
-    """In the same time wherever the two differ. `given` is header text, which is latin-1."""
+    """Compares keys, in the same time wherever they differ. `given` is header text, which is
+    latin-1."""
     return hmac.compare_digest((given or "").encode("latin-1"), key.encode())
 
 
@@ -50,10 +51,10 @@ class SingleUserAccess:
 
 
 class TenantAccess:
-    """Keys of the directory, from this process's copy of it.
+    """Knows the keys of the directory from this process's copy of it.
 
-    Without the database, keys of the copy are good for `grace_seconds` more; of others nobody
-    can say whether they exist.
+    Without the database, keys of the copy are good for `grace_seconds` more; for other keys it is
+    not known whether they exist.
     """
 
     def __init__(self, directory: Directory, follower: Follower, *, grace_seconds: float) -> None:
@@ -81,7 +82,7 @@ class TenantAccess:
         return Quota() if state is None else state.quota
 
     async def _look_up(self, key: str) -> str | None:
-        """For a key that another process made a moment ago."""
+        """Asks the database, for a key that another process made a moment ago."""
         try:
             async with asyncio.timeout(_LOOK_UP_SECONDS), self._look_ups:
                 tenant = await self._directory.authenticate(key)

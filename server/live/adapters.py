@@ -1,5 +1,5 @@
-"""Which adapters the engine holds, and why: live sets, running requests and running swaps pin a
-digest, and with the last pin its memory is freed."""
+"""Keeps adapters in the engine while they are pinned: by live sets, running requests and running
+swaps. With the last pin an adapter's memory is freed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from server.tenancy.errors import AdapterNotFoundError
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""After a load for a request failed, requests for the adapter are refused for so long."""
+"""Seconds for which requests for an adapter are refused after a load for one failed."""
 
 UNSERVABLE = (AdapterNotFoundError, StoreError, CheckpointError, CapacityError)
-"""What a load raises where the adapter is at fault, and not the server or the database."""
+"""What a load raises if the adapter is at fault, and not the server or the database."""
 
 FolderOf = Callable[[str], Awaitable[Path]]
 """The folder of a digest. Raises `RemixError`."""
@@ -40,7 +40,7 @@ FolderOf = Callable[[str], Awaitable[Path]]
 class _Entry:
     pins: int = 0
     info: AdapterInfo | None = None
-    """While the engine has the adapter and takes requests for it."""
+    """Set while the engine has the adapter and takes requests for it."""
     load_seconds: float | None = None
     loading: asyncio.Task[AdapterInfo] | None = None
     failed: float | None = None
@@ -61,7 +61,7 @@ class LiveAdapters:
         self._tasks = BackgroundTasks(log, "loading or unloading an adapter")
 
     def pin(self, digest: str) -> None:
-        """One more user; nothing is loaded yet."""
+        """Pins a digest; nothing is loaded yet."""
         self._entries.setdefault(digest, _Entry()).pins += 1
 
     def unpin(self, digest: str) -> None:
@@ -87,7 +87,8 @@ class LiveAdapters:
         self._entries.setdefault(info.digest, _Entry()).info = info
 
     async def load(self, digest: str) -> AdapterInfo:
-        """Has the engine load an adapter that the caller has pinned; at once where it has it.
+        """Makes the engine load an adapter that the caller has pinned; returns at once if it has
+        it.
 
         Many calls are one load. Raises `UNSERVABLE`.
         """
@@ -99,10 +100,10 @@ class LiveAdapters:
         return await asyncio.shield(entry.loading)
 
     async def load_for_request(self, digest: str) -> None:
-        """`load`, as far as a request may know of it and wait for it.
+        """`load` for a request.
 
-        Raises `AdapterUnavailableError` where the adapter cannot be loaded now, `EngineBusyError`
-        where as many requests wait for cold adapters as the engine would take altogether.
+        Raises `AdapterUnavailableError` if the adapter cannot be loaded now, `EngineBusyError` if
+        as many requests wait for cold adapters as the engine would take altogether.
         """
         entry = self._entries[digest]
         if entry.info is not None:
@@ -130,13 +131,13 @@ class LiveAdapters:
         return 0 if entry is None else entry.pins
 
     def load_seconds(self, digest: str) -> float | None:
-        """What the last load took, waiting for others' included."""
+        """Seconds that the last load took, waiting for others' included."""
         entry = self._entries.get(digest)
         return None if entry is None else entry.load_seconds
 
     @property
     def digests(self) -> set[str]:
-        """Those in use: the store must keep their folders."""
+        """Pinned digests: the store must keep their folders."""
         return set(self._entries)
 
     async def settle(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the folder of a registered adapter is: in this server's store, or fetched into it."""
+"""Finds the folder of a registered adapter: in this server's store, or fetched into it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ log = logging.getLogger(__name__)
 
 
 class Folders:
-    """Servers that share a database need not share a disk: what another one imported is imported
-    here from the same source, and must have the same digest."""
+    """Finds folders by digest.
+
+    Servers that share a database need not share a disk: what another one imported is imported here
+    from the same source, and must have the same digest.
+    """
 
     def __init__(self, directory: Directory, store: AdapterStore) -> None:
         self._directory = directory
         self._store = store
 
     async def __call__(self, digest: str) -> Path:
-        """Asks the database only for what is not in the store, so that cold adapters are served
-        without it. Raises `AdapterNotFoundError` for what is not registered either, `StoreError`.
-        """
+        """The folder of a digest. Asks the database only for what is not in the store, so that cold
+        adapters are served without it. Raises `AdapterNotFoundError` for what is not registered
+        either, `StoreError`."""
         try:
             return self._store.folder(digest)
         except UnknownDigestError:

@@ -1,8 +1,8 @@
-"""This process's copy of the directory, and what keeps it fresh.
+"""Keeps this process's copy of the directory, and makes sets live.
 
 One task follows the directory's changes. Keys and quotas act from the copy, so requests touch no
 database; a set that another process wrote is loaded here and then made live, within the poll
-interval plus the time to load. While the database does not answer, what is known goes on.
+interval plus the time to load. While the database does not answer, the copy goes on serving.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _LAST_RETRY_SECONDS = 60.0
 
 
 class Follower:
-    """Started, it has the first copy and every set in it is live; stopped, it follows no more."""
+    """Once started it has the first copy, and every set in it is live. Once stopped it follows no
+    more."""
 
     def __init__(
         self,
@@ -70,12 +71,12 @@ class Follower:
 
     @property
     def age_seconds(self) -> float:
-        """Since the database last confirmed that the copy is right."""
+        """Seconds since the database last confirmed that the copy is right."""
         return time.monotonic() - self._confirmed
 
     async def refresh(self) -> None:
-        """After this, the copy has everything that was committed before, and sets that others
-        changed are on their way. Raises `DatabaseUnavailableError`."""
+        """Reads the copy again: it has everything that was committed before, and sets that others
+        changed are being loaded. Raises `DatabaseUnavailableError`."""
         async with self._turn:  # or an older copy could come after a newer one
             # Who changes something refreshes, and so does the feed that tells of it: the second
             # of them, and all who waited their turn, find that the copy has it already.
@@ -107,7 +108,7 @@ class Follower:
         return flipped
 
     def set_lag(self) -> dict[str, tuple[int, int]]:
-        """The (live, wanted) revisions of the tenants where they differ."""
+        """The (live, wanted) revisions of the tenants for which they differ."""
         return {
             tenant: (self._sets.live(tenant).revision, state.set.revision)
             for tenant, state in self.snapshot.tenants.items()
@@ -128,7 +129,7 @@ class Follower:
                     log.exception("changes of the directory are not read")  # the next ones may be
 
     async def _load(self, wanted: SetRevision) -> None:
-        """Loads what another process has found good; what fails here is tried again."""
+        """Loads a set that another process has found good. What fails is tried again."""
         retry_seconds = _FIRST_RETRY_SECONDS
         with self._adapters.pinned(wanted.adapters.values()):
             while True:

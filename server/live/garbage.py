@@ -1,4 +1,5 @@
-"""Folders in the store that nobody registered: imports that crashed, adapters that were deleted."""
+"""Removes folders from the store that nobody registered: of imports that crashed, of adapters that
+were deleted."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from server.tenancy.directory import Directory
 log = logging.getLogger(__name__)
 
 MIN_AGE_SECONDS = 3600.0
-"""More than an import needs from its folder to its registration."""
+"""Longer than an import takes from its folder to its registration."""
 _INTERVAL_SECONDS = 3600.0
 
 
 async def collect_garbage(
     directory: Directory, store: AdapterStore, adapters: LiveAdapters, *, min_age_seconds: float
 ) -> list[str]:
-    """Removes what is neither registered nor pinned here, and returns those digests.
-    Raises `DatabaseUnavailableError`: what cannot be known to be an orphan stays."""
+    """Removes what is neither registered nor pinned here, and returns those digests. Raises
+    `DatabaseUnavailableError`: without it no folder is known to be an orphan."""
     registered = {record.digest for record in await directory.adapters()}
     keep = registered | adapters.digests
     return await store.collect_garbage(keep, min_age_seconds=min_age_seconds)
@@ -31,7 +32,7 @@ async def collect_garbage(
 async def collect_garbage_until(
     stop: asyncio.Event, directory: Directory, store: AdapterStore, adapters: LiveAdapters
 ) -> None:
-    """Now and then, until `stop` is set; a collection that has begun ends."""
+    """Collects garbage every hour, until `stop` is set. A collection that has begun ends."""
     while not stop.is_set():
         try:
             removed = await collect_garbage(

@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
 
 OUTCOMES = ("applied", "unchanged", "stale", "refused", "failed")
-"""Of a swap: live now; live already; lost the race (412); bad (422, 404); the server's fault."""
+"""Outcomes of a swap: it is live now; it was live already; it lost the race (412); it was bad (422,
+404); the server failed."""
 
 
 class LiveMetrics:

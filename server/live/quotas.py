@@ -18,7 +18,7 @@ from server.tenancy.records import Quota
 
 MINUTE = 60.0
 BUSY_SECONDS = 1.0
-"""When to try again where nobody knows which request ends next."""
+"""Seconds after which to try again when it is not known which request ends next."""
 
 
 class RateLimitedError(RemixError):
@@ -41,7 +41,7 @@ class Quotas:
         self._swept = clock()
 
     def admit(self, tenant: str, quota: Quota) -> Admission:
-        """Counts one request and takes one place. What is refused counts for nothing. Raises
+        """Counts one request and takes one place. A refused request counts for nothing. Raises
         `RateLimitedError`."""
         now = self._clock()
         if now - self._swept >= MINUTE:
@@ -73,8 +73,8 @@ class Admission:
         self._left = False
 
     def reserve_tokens(self, tokens: int) -> None:
-        """Once, before generating: the prompt's and the most that may be generated. Raises
-        `RateLimitedError`."""
+        """Reserves tokens, once, before generating: the prompt's and the most that may be
+        generated. Raises `RateLimitedError`."""
         assert self._reserved is None
         if self._tokens is not None:
             self.take(self._tokens, tokens, "tokens")
@@ -100,7 +100,7 @@ class Admission:
 
     @property
     def headers(self) -> dict[str, str]:
-        """As OpenAI sends them, for the limits that there are."""
+        """The rate limit headers, as OpenAI sends them, for the limits that there are."""
         headers = {}
         for unit, bucket in (("requests", self._requests), ("tokens", self._tokens)):
             if bucket is not None:
@@ -130,7 +130,7 @@ class _Usage:
         self.running = 0
 
     def idle(self, now: float) -> bool:
-        """Forgetting it would change nothing."""
+        """Whether forgetting it would change nothing."""
         buckets = (self.requests, self.tokens)
         return self.running == 0 and all(item is None or item.full(now) for item in buckets)
 
@@ -156,7 +156,7 @@ class _Bucket:
         self._open: dict[_Reservation, None] = {}
 
     def take(self, amount: int, now: float) -> float:
-        """Takes all or nothing: 0, or the seconds after which to try again."""
+        """Takes all or nothing. Returns 0, or the seconds after which to try again."""
         self.refill(now)
         if amount > self.limit:
             return MINUTE
@@ -179,7 +179,7 @@ class _Bucket:
         self.level += min(unused, reservation.refundable)
 
     def resize(self, limit: int, now: float) -> None:
-        """What is used stays used."""
+        """Changes the limit; what is used stays used."""
         self.refill(now)
         self.level = max(self.level + limit - self.limit, 0.0)
         self.limit = limit
@@ -215,7 +215,7 @@ def _resized(bucket: _Bucket | None, limit: int | None, now: float) -> _Bucket |
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
+    """Seconds as OpenAI writes them: 20ms, 1.5s, 6m0s."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"

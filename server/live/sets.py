@@ -1,4 +1,4 @@
-"""The live sets: where a request's `model` becomes a digest, the only place that does."""
+"""The live sets. Here, and only here, a request's `model` becomes a digest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class UnknownModelError(RemixError):
 
 @dataclass(frozen=True, slots=True)
 class LiveSet:
-    """What one tenant has live: a revision of its set. It is replaced as a whole."""
+    """A revision of a tenant's set that is live. It is replaced as a whole."""
 
     revision: int = 0
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -52,8 +52,8 @@ class LiveSets:
         self._sets: dict[str, LiveSet] = {}
 
     def resolve(self, tenant: str, model: str, *, may_use_base: bool) -> Target:
-        """Raises `UnknownModelError`: the same for what is another tenant's and what is nobody's;
-        a name never falls back to the base."""
+        """What a request's `model` stands for. Raises `UnknownModelError`, the same for another
+        tenant's name and for nobody's; a name never falls back to the base."""
         digest = self.live(tenant).adapters.get(model)
         if digest is not None:
             return Target(model, digest)
@@ -64,7 +64,8 @@ class LiveSets:
         )
 
     def targets(self, tenant: str, *, may_use_base: bool) -> list[Target]:
-        """All that `resolve` knows: the base first, then the adapters as the set has them."""
+        """All that `resolve` would find: the base first, then the adapters in the order of the
+        set."""
         base = [Target(self.base_name, None)] if may_use_base else []
         return base + [Target(name, digest) for name, digest in self.live(tenant).adapters.items()]
 
@@ -90,6 +91,6 @@ class LiveSets:
         return revision > before.revision
 
     def drop(self, tenant: str) -> None:
-        """For a tenant that is no more."""
+        """Unpins and forgets the set of a tenant that is gone."""
         for digest in self._sets.pop(tenant, _EMPTY).adapters.values():
             self._adapters.unpin(digest)

@@ -1,4 +1,4 @@
-"""A server without tenants: one set of adapters, fixed at start, for whoever may ask."""
+"""Serves one set of adapters, fixed at the start, on a server without tenants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def parse_adapters(options: Iterable[str]) -> dict[str, Path]:
-    """`NAME=DIR` options as a mapping. Raises `ConfigError` for a bad or repeated name."""
+    """Reads `NAME=DIR` options. Raises `ConfigError` for a bad or repeated name."""
     folders: dict[str, Path] = {}
     for option in options:
         name, separator, folder = option.partition("=")
@@ -37,7 +37,7 @@ def parse_adapters(options: Iterable[str]) -> dict[str, Path]:
 async def load_single_set(
     engine: Engine, adapters: LiveAdapters, sets: LiveSets, folders: Mapping[str, Path]
 ) -> None:
-    """Loads every adapter into the started engine. A refusal names the adapter."""
+    """Loads every adapter into the started engine. An error names the adapter."""
     if sets.base_name in folders:
         raise ConfigError(
             f"adapter name {sets.base_name!r} is the base model's name; choose another one"

@@ -1,4 +1,4 @@
-"""The swap of a tenant's adapter set, as one transaction.
+"""Swaps a tenant's adapter set, as one transaction.
 
 Load and check every adapter of the wanted set; write it as the tenant's newest revision if nobody
 was faster; make it live between two requests. The adapters that left are freed when the last
@@ -45,8 +45,8 @@ class BadSetError(RemixError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapResult:
-    """`before` and `after` are the same revision where nothing was written: in a dry run, whose
-    `after` has the wanted adapters, and where the set was as wanted already."""
+    """The result of a swap. `before` and `after` are the same revision where nothing was written:
+    in a dry run, whose `after` has the wanted adapters, and where the set already was as wanted."""
 
     before: SetRevision
     after: SetRevision
@@ -63,7 +63,7 @@ class SwapResult:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Names that stand for another digest."""
+        """Names that get another digest."""
         before, after = self.before.adapters, self.after.adapters
         return tuple(sorted(n for n in before.keys() & after.keys() if before[n] != after[n]))
 

@@ -1,4 +1,4 @@
-"""From a source into a folder: bounded, continued where it can be, checked at the end."""
+"""Downloads from a source into a folder: bounded, continued where it can be, checked at the end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHUNK_BYTES = 8 << 20
 def download(
     source: Source, files: Sequence[SourceFile], folder: Path, *, advanced: Callable[[int], None]
 ) -> None:
-    """Completes `files` in `folder`, which may hold the beginnings of them.
+    """Completes `files` in `folder`, which may hold parts of them.
 
-    `advanced` is told the number of bytes that are there after every part, of all files together,
-    and may raise to end the download.
+    After every part `advanced` is called with the bytes of all files that are there. It may raise,
+    to end the download.
     """
     before = 0
     for file in files:
@@ -99,7 +99,7 @@ def _append(path: Path, part: bytes) -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """So that trouble with our disk is not taken for trouble with the source."""
+    """Marks an error of our disk, so that it is not taken for one of the source."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Imports that are not done: one folder each, owned through a lock for as long as its import lives.
+"""Holds unfinished imports: a folder for each, owned through a lock as long as its import lives.
 
-incoming/once-<random>/         what cannot be continued
-incoming/resume-<source>-<version>/   what can: named by the source and what it held
-    lock    held by the import
-    files/  what came so far; renamed away as a whole when it is complete
-incoming/gone-<random>          on its way out; nobody looks inside again
+incoming/once-<random>/                what cannot be continued
+incoming/resume-<source>-<version>/    what can: named by the source and what it held
+    lock                               held by the import
+    files/                             what came so far; renamed away when it is complete
+incoming/gone-<random>                 on its way out; nobody looks inside again
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ class Incoming:
 
     @contextmanager
     def claim(self, address: str, files: Sequence[SourceFile]) -> Iterator[Path]:
-        """A folder for the files of one import, with what an earlier one left of the same.
-
-        Gone afterwards, unless the source failed in the middle of what can be continued.
-        """
+        """Yields a folder for the files of one import, with what an earlier import left of the
+        same. It is gone afterwards, unless the source failed in the middle of what can be
+        continued."""
         name = _resume_name(address, files)
         if name is not None:
             self._discard_other_versions(name)
@@ -57,15 +56,16 @@ class Incoming:
             os.close(lock)
 
     def hide(self, folder: Path) -> Path:
-        """Takes a folder, wherever it is in the store, out of sight in one step; the next sweep
-        deletes it, whoever does it."""
+        """Takes a folder of the store out of sight in one step; the next sweep of any process
+        deletes it."""
         return folder.rename(self._root / f"gone-{secrets.token_hex(8)}")
 
     def discard(self, folder: Path) -> None:
         shutil.rmtree(self.hide(folder), ignore_errors=True)
 
     def sweep(self, *, max_age_seconds: float) -> None:
-        """Removes what no living import owns. What could be continued stays until it is older."""
+        """Removes folders that no living import owns. What could be continued stays until it is
+        older."""
         oldest = time.time() - max_age_seconds
         for folder in sorted(self._root.iterdir()):
             if folder.name.startswith("gone-"):
@@ -74,7 +74,7 @@ class Incoming:
                 self._discard_if_free(folder)
 
     def _own(self, name: str) -> tuple[Path, int] | None:
-        """The folder of this name and its lock; None where a living import has it."""
+        """Takes the folder of this name and its lock; None if a living import has it."""
         folder = self._root / name
         while True:
             folder.mkdir(exist_ok=True)
@@ -107,11 +107,9 @@ class Incoming:
 
 
 def _resume_name(address: str, files: Sequence[SourceFile]) -> str | None:
-    """A name that two imports share only if what the first one wrote serves the second one.
-
-    The boot is part of it: the files are synced at the end only, and after a power failure an
-    unsynced one may have its length but zeros for content.
-    """
+    """A name that two imports share only if the second one can go on from what the first one wrote.
+    The boot is part of it: files are synced at the end only, and after a power failure an unsynced
+    one may have its length but zeros for content."""
     if not all(file.resumable for file in files):
         return None
     try:

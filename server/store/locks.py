@@ -23,10 +23,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed; None where another one holds it.
+    """Takes the lock: returns a descriptor that holds it until it is closed, or None if another
+    process has it.
 
-    Whoever holds the lock may remove the file, so what was locked must still lie at `path`.
-    Raises `FileNotFoundError` where it, or its folder, is gone.
+    Whoever holds the lock may remove the file, so what was locked must still lie at `path`. Raises
+    `FileNotFoundError` if it, or its folder, is gone.
     """
     fd = os.open(path, _FLAGS, 0o600)
     try:

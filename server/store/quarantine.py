@@ -1,4 +1,5 @@
-"""What came and was no valid adapter: kept for a look, with the reason, oldest out first."""
+"""Keeps what was imported and refused as no valid adapter, with the reason; the oldest leaves
+first."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ class Quarantine:
         return entry
 
     def entries(self) -> list[Quarantined]:
-        """The newest first."""
+        """Lists what is here, newest first."""
         found = []
         for folder in sorted(self._root.iterdir(), reverse=True):
             try:
@@ -59,7 +60,7 @@ class Quarantine:
         return found
 
     def _trim(self) -> None:
-        """The newest one always stays."""
+        """Removes the oldest ones over the limit; the newest one always stays."""
         num_bytes = 0
         for index, folder in enumerate(sorted(self._root.iterdir(), reverse=True)):
             num_bytes += sum(path.lstat().st_size for path in _files(folder))

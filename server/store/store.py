@@ -51,30 +51,30 @@ from server.store.sources.base import check_files
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _THREADS = 8
 _TRIES = 3
-"""How often a source may change while it is read."""
+"""The most times that a source may change while it is read."""
 _KEEP_PARTIAL_SECONDS = 24 * 3600
 _FREE_BYTES = 64 << 20
-"""Left on the disk for others."""
+"""Bytes that are left on the disk for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredAdapter:
-    """What an import ended with."""
+    """The result of an import."""
 
     digest: str
     folder: Path
     source: str
-    """Where it came from, to the commit for the hub; without secrets."""
+    """The address that it came from, to the commit for the hub; without secrets."""
     num_bytes: int
-    """Of its files on disk."""
+    """Bytes of its files on disk."""
     description: Description
     created: bool
-    """False where the store had it already."""
+    """False if the store had it already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a download is, in bytes of all files; what an earlier import left counts."""
+    """The progress of a download, in bytes of all files; what an earlier import left counts."""
 
     done: int
     total: int
@@ -143,11 +143,11 @@ class AdapterStore:
         return path
 
     def digests(self) -> list[str]:
-        """Of all adapters, sorted."""
+        """The digests of all adapters, sorted."""
         return sorted(name for name in os.listdir(self._adapters) if _DIGEST.fullmatch(name))
 
     def quarantined(self) -> list[Quarantined]:
-        """What was refused lately and why, the newest first."""
+        """Lists what was refused lately and why, newest first."""
         return self._quarantine.entries()
 
     async def collect_garbage(self, keep: Set[str], *, min_age_seconds: float) -> list[str]:
@@ -217,8 +217,8 @@ class AdapterStore:
         return checkpoint
 
     def _publish(self, files: Path, digest: str) -> bool:
-        """Puts a verified folder in its place. Whether the place was free, or held a damaged one,
-        which goes to quarantine: importing an adapter again repairs it."""
+        """Puts a verified folder in its place. Returns whether the place was free, or held a
+        damaged adapter, which goes to quarantine: importing an adapter again repairs it."""
         target = self._adapters / digest
         damage = self._damage(target, digest)
         _sync(files)

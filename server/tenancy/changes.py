@@ -46,7 +46,7 @@ async def record(
 
 
 async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int, None]:
-    """Yields the newest change's id after every look, for ever.
+    """Yields the newest change's id after every look at the database, for ever.
 
     What is read after a yield is never older than that change. While the database is not available
     the feed is silent and goes on trying; it does not fail.

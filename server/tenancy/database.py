@@ -30,15 +30,16 @@ from server.tenancy.errors import DatabaseUnavailableError
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 5
-"""A read has failed after this."""
+"""Seconds after which a read has failed."""
 WRITE_SECONDS = 5
-"""How long a write waits for those before it."""
+"""Seconds that a write waits for those before it."""
 ANSWER_SECONDS = 5
-"""How long all the rest of a write may take."""
+"""Seconds that all the rest of a write may take."""
 MIGRATE_SECONDS = 60
-"""For a migration, both of these times."""
+"""Seconds for both parts of a migration."""
 IDLE_SECONDS = 15
-"""After this, PostgreSQL ends a write whose process is silent, so that it blocks no other."""
+"""Seconds after which PostgreSQL ends a write whose process is silent, so that it blocks no other.
+"""
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -63,21 +64,21 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction that only reads, as of one moment."""
+        """Opens a transaction that only reads, as of one moment."""
         engine = self.engine.execution_options(writes=False, wait_ms=_ms(READ_SECONDS / 2))
         async with self._available(READ_SECONDS), engine.begin() as connection:
             yield connection
 
     @asynccontextmanager
     async def write(self, *, migrates: bool = False) -> AsyncIterator[AsyncConnection]:
-        """One transaction, the only writing one; committed at the end, undone by an exception."""
+        """Opens the only writing transaction; committed at the end, undone by an exception."""
         wait, answer = (MIGRATE_SECONDS,) * 2 if migrates else (WRITE_SECONDS, ANSWER_SECONDS)
         engine = self.engine.execution_options(writes=True, wait_ms=_ms(wait))
         async with self._available(wait + answer), engine.begin() as connection:
             yield connection
 
     async def close(self) -> None:
-        """Returns when no connection is left, those neither that a cancelled caller left behind."""
+        """Closes all connections, those too that a cancelled caller left behind."""
         await self.engine.dispose()
         for thread in self._threads:
             # It answers to the event loop, which may be closed after this.
@@ -133,8 +134,9 @@ def _parse(text: str | URL) -> URL:
 
 
 class _SqliteConnection(sqlite3.Connection):
-    """Closing it ends its transaction at once. Else SQLite waits for the end of all statements,
-    and one whose caller left lives, with the lock, until Python's garbage collector finds it."""
+    """Ends its transaction at once when it is closed. Otherwise SQLite waits for the end of all
+    statements, and one whose caller left lives, with the lock, until Python's garbage collector
+    finds it."""
 
     def close(self) -> None:
         self.rollback()

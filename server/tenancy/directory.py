@@ -42,8 +42,8 @@ from server.tenancy.tables import find, from_row
 
 
 class Directory:
-    """All that is remembered. Any method may raise `DatabaseUnavailableError`, and every one that
-    names a tenant `UnknownTenantError`; `actor` is who the audit says did it."""
+    """Everything that is remembered. Any method may raise `DatabaseUnavailableError`, and every
+    method that names a tenant `UnknownTenantError`; `actor` is the name in the audit."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -81,7 +81,7 @@ class Directory:
         return made
 
     async def delete_tenant(self, tenant: str, *, actor: str) -> None:
-        """Its keys, quota and set go with it; the audit stays."""
+        """Deletes a tenant with its keys, quota and set; its audit rows stay."""
         async with self._database.write() as connection:
             current = await sets.newest(connection, tenant)
             for table in (tables.api_keys, tables.quotas, tables.set_revisions):
@@ -107,7 +107,7 @@ class Directory:
     # Keys
 
     async def create_key(self, tenant: str, *, actor: str) -> NewKey:
-        """The only moment when the secret is known."""
+        """Makes a key. Only its result ever has the secret."""
         key = NewKey(id=secrets.token_hex(8), secret=api_keys.new_secret())
         prefix = api_keys.prefix_of(key.secret)
         async with self._database.write() as connection:
@@ -138,7 +138,7 @@ class Directory:
                 await record(connection, actor, "key.revoke", row.tenant, detail)
 
     async def keys(self, tenant: str) -> list[KeyInfo]:
-        """Oldest first, revoked ones too."""
+        """A tenant's keys, oldest first, revoked ones too."""
         table = tables.api_keys
         async with self._database.read() as connection:
             await sets.require_tenant(connection, tenant)
@@ -178,7 +178,8 @@ class Directory:
     # Adapters
 
     async def add_adapter(self, adapter: AdapterRecord, *, actor: str) -> AdapterRecord:
-        """The record under this digest: the one that was there, or else the given one."""
+        """Registers an adapter. Returns the record under its digest: the one that was there, or the
+        given one."""
         table = tables.adapters
         async with self._database.write() as connection:
             row = await find(connection, table.c.digest, adapter.digest)
@@ -194,7 +195,7 @@ class Directory:
         return adapter
 
     async def adapters(self) -> list[AdapterRecord]:
-        """Oldest first."""
+        """All registered adapters, oldest first."""
         table = tables.adapters
         async with self._database.read() as connection:
             rows = await connection.execute(select(table).order_by(table.c.created, table.c.digest))
@@ -210,7 +211,8 @@ class Directory:
         return from_row(AdapterRecord, row)
 
     async def unregistered(self, adapters: Mapping[str, str]) -> dict[str, str]:
-        """Those of a wanted set whose digests are not registered. Raises `InvalidValueError`."""
+        """The adapters of a wanted set whose digests are not registered. Raises
+        `InvalidValueError`."""
         async with self._database.read() as connection:
             return await sets.unregistered(connection, adapters)
 
@@ -234,12 +236,12 @@ class Directory:
             return await sets.newest(connection, tenant)
 
     async def current_sets(self) -> dict[str, SetRevision]:
-        """Of every tenant, as of one moment."""
+        """The newest set of every tenant, as of one moment."""
         async with self._database.read() as connection:
             return await sets.newest_of_all(connection)
 
     async def revisions(self, tenant: str, *, limit: int) -> list[SetRevision]:
-        """Newest first."""
+        """A tenant's revisions, newest first."""
         async with self._database.read() as connection:
             await sets.require_tenant(connection, tenant)
             return await sets.history(connection, tenant, limit=limit)
@@ -277,7 +279,8 @@ class Directory:
     async def audit(
         self, *, tenant: str | None = None, limit: int, before: int | None = None
     ) -> list[AuditRow]:
-        """Newest first; `before` is the id to go on from. Deleted tenants have theirs still."""
+        """The audit rows, newest first; `before` is the id to go on from. Deleted tenants still
+        have theirs."""
         table = tables.audit
         query = select(table).order_by(table.c.id.desc()).limit(limit)
         if tenant is not None:
@@ -289,7 +292,8 @@ class Directory:
             return [from_row(AuditRow, row) for row in await connection.execute(query)]
 
     async def snapshot(self, held: Snapshot | None = None) -> Snapshot:
-        """All that the data path needs, as of one moment; `held` itself, if it still is that."""
+        """Reads all that the data path needs, as of one moment. Returns `held` itself if nothing
+        has changed."""
         async with self._database.read() as connection:
             return await take(connection, held)
 

@@ -19,7 +19,7 @@ def new_secret() -> str:
 
 
 def prefix_of(secret: str) -> str | None:
-    """The part that a key is found by; None for what cannot be a key."""
+    """The part that a key is found by; None if the text cannot be a key."""
     match = _KEY.fullmatch(secret)
     return match and match[1]
 
@@ -29,5 +29,5 @@ def hash_of(secret: str) -> str:
 
 
 def matches(secret: str, stored_hash: str) -> bool:
-    """In the same time wherever the two differ."""
+    """Compares a key with a stored hash, in the same time wherever they differ."""
     return hmac.compare_digest(hash_of(secret), stored_hash)

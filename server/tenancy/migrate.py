@@ -1,4 +1,4 @@
-"""Bringing a database to the tables of this release, when a process starts."""
+"""Migrates a database to the tables of this release, when a process starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.tenancy.database import Database
 
 
 async def migrate(database: Database) -> None:
-    """All missing migrations in one write transaction: replicas that start together wait for
+    """Runs all missing migrations in one write transaction: replicas that start together wait for
     each other, and a killed one leaves nothing behind."""
     async with database.write(migrates=True) as connection:
         await connection.run_sync(_upgrade)

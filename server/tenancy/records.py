@@ -13,7 +13,7 @@ from server.tenancy.errors import InvalidValueError
 MAX_TEXT = 2048
 MAX_LIMIT = 10**12
 MAX_ADAPTERS = 1000
-"""Of one set."""
+"""The most adapters of one set."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
@@ -108,7 +108,7 @@ class AuditRow:
 
 
 def check_name(field_name: str, name: str) -> None:
-    """For tenants and for adapters' names in a set."""
+    """Checks a tenant's name, or an adapter's name in a set."""
     if not _NAME.fullmatch(name):
         expected = (
             "up to 64 letters, digits, dots, dashes or underscores, the first a letter or digit"
@@ -122,7 +122,8 @@ def check_digest(field_name: str, digest: str) -> None:
 
 
 def check_text(field_name: str, text: str) -> None:
-    """Anything printable: no database stores NUL characters or lone surrogates alike."""
+    """Checks for printable text: databases differ in how they store NUL characters and lone
+    surrogates."""
     if not (0 < len(text) <= MAX_TEXT and text.isprintable()):
         raise InvalidValueError(field_name, text, f"1 to {MAX_TEXT} printable characters")
 

@@ -26,14 +26,14 @@ async def require_tenant(connection: AsyncConnection, tenant: str) -> Row[Any]:
 
 
 async def newest(connection: AsyncConnection, tenant: str) -> SetRevision:
-    """Raises `UnknownTenantError`."""
+    """The newest revision of a tenant's set. Raises `UnknownTenantError`."""
     owner = await require_tenant(connection, tenant)
     found = await history(connection, tenant, limit=1)
     return found[0] if found else _before_first(owner)
 
 
 async def newest_of_all(connection: AsyncConnection) -> dict[str, SetRevision]:
-    """By tenant, in the order of their ids."""
+    """The newest revisions by tenant, in the order of the tenants' ids."""
     table = set_revisions
     last = select(table.c.tenant, func.max(table.c.revision).label("revision"))
     last_of = last.group_by(table.c.tenant).subquery()
@@ -49,14 +49,14 @@ async def newest_of_all(connection: AsyncConnection) -> dict[str, SetRevision]:
 
 
 async def history(connection: AsyncConnection, tenant: str, *, limit: int) -> list[SetRevision]:
-    """Newest first."""
+    """The revisions of a tenant's set, newest first."""
     table = set_revisions
     query = _REVISIONS.where(table.c.tenant == tenant).order_by(table.c.revision.desc())
     return [from_row(SetRevision, row) for row in await connection.execute(query.limit(limit))]
 
 
 async def revision_of(connection: AsyncConnection, tenant: str, revision: int) -> SetRevision:
-    """Raises `UnknownTenantError`, `UnknownRevisionError`."""
+    """One revision of a tenant's set. Raises `UnknownTenantError`, `UnknownRevisionError`."""
     owner = await require_tenant(connection, tenant)
     if revision == 0:
         return _before_first(owner)
@@ -85,7 +85,7 @@ async def append(
     actor: str,
     rolled_back_from: int | None = None,
 ) -> SetRevision:
-    """The revision after `current`."""
+    """Writes the revision after `current`."""
     revision = SetRevision(
         tenant=current.tenant,
         revision=current.revision + 1,

@@ -31,14 +31,14 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Every change up to `change` is in it and no later one."""
+    """What the data path needs: every change up to `change` and no later one."""
 
     change: int
     """The id of the newest audit row; 0 before the first."""
     tenants: Mapping[str, TenantState]
-    """By id, in the order of the ids."""
+    """Tenants by id, in the order of the ids."""
     keys: Mapping[str, Sequence[StoredKey]] = field(repr=False)
-    """Those that are not revoked, by their prefix."""
+    """Keys that are not revoked, by their prefix."""
 
     def authenticate(self, secret: str) -> str | None:
         """The tenant that the key belongs to; None for anything else."""
@@ -47,7 +47,8 @@ class Snapshot:
 
 
 async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
-    """`held`, where nothing has changed since. Consistent where the connection's transaction is."""
+    """Reads a snapshot; returns `held` if nothing has changed since. Consistent if the connection's
+    transaction is."""
     change = await newest_change(connection)
     if held is not None and held.change == change:
         return held

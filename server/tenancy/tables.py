@@ -136,5 +136,6 @@ async def find(connection: AsyncConnection, column: Column[str], value: str) -> 
 
 
 def from_row(record: type[D], row: Row[Any]) -> D:
-    """A dataclass whose fields have the names of the row's columns; the row may have more."""
+    """Makes a dataclass of a row. Its fields have the names of the row's columns; the row may have
+    more."""
     return record(**{field.name: getattr(row, field.name) for field in fields(record)})

@@ -37,7 +37,7 @@ _IMPORTED: dict[int | str, dict[str, Any]] = {
 
 @router.get("/adapters", responses=failures())
 async def list_adapters(http: Request) -> schemas.AdapterList:
-    """All imported adapters, oldest first."""
+    """Lists all imported adapters, oldest first."""
     services = admin_services(http)
     records = await services.directory.adapters()
     return schemas.AdapterList(data=await describe_adapters(services, records))
@@ -98,7 +98,8 @@ async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
     "/adapters/{digest}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404, 409)
 )
 async def delete_adapter(digest: str, http: Request) -> None:
-    """Refused while a tenant's set names it. Its files go with the next collection of garbage."""
+    """Deletes an adapter; refused while a tenant's set names it. Its files go with the next garbage
+    collection."""
     await admin_services(http).directory.delete_adapter(digest, actor=ACTOR)
 
 
@@ -120,7 +121,7 @@ async def collect_adapter_garbage(
 
 @router.get("/quarantine", responses=failures())
 async def list_quarantine(http: Request) -> schemas.QuarantineList:
-    """What came and was no valid adapter, newest first."""
+    """Lists what was imported and refused as no valid adapter, newest first."""
     found = await asyncio.to_thread(admin_services(http).store.quarantined)
     data = [schemas.Quarantined.model_validate(item) for item in found]
     return schemas.QuarantineList(data=data)

@@ -25,6 +25,6 @@ async def list_audit(
         int | None, Query(ge=1, lt=1 << 63, description="Only rows older than this id.")
     ] = None,
 ) -> schemas.AuditList:
-    """A row for every change, newest first."""
+    """Lists the changes, newest first."""
     rows = await admin_services(http).directory.audit(tenant=tenant, limit=limit, before=before)
     return schemas.AuditList(data=[schemas.AuditRow.model_validate(row) for row in rows])

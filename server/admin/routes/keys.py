@@ -17,21 +17,21 @@ router = admin_router("/admin/v1/tenants/{tenant}")
 
 @router.get("/keys", responses=failures(404))
 async def list_keys(tenant: str, http: Request) -> schemas.KeyList:
-    """Oldest first, revoked ones too; never their secrets."""
+    """Lists a tenant's keys without their secrets, oldest first, revoked ones too."""
     found = await admin_services(http).directory.keys(tenant)
     return schemas.KeyList(data=[schemas.Key.model_validate(key) for key in found])
 
 
 @router.post("/keys", status_code=HTTPStatus.CREATED, responses=failures(404))
 async def create_key(tenant: str, http: Request) -> schemas.NewKey:
-    """A new key. This answer is the only one that ever has its secret."""
+    """Makes a key. Only this answer ever has its secret."""
     key = await admin_services(http).directory.create_key(tenant, actor=ACTOR)
     return schemas.NewKey.model_validate(key)
 
 
 @router.delete("/keys/{key_id}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))
 async def revoke_key(tenant: str, key_id: str, http: Request) -> None:
-    """Refused from now on, on every server within its poll interval. Revoking again is fine."""
+    """Revokes a key. Every server refuses it within its poll interval. Revoking again is fine."""
     directory = admin_services(http).directory
     if all(key.id != key_id for key in await directory.keys(tenant)):
         raise UnknownKeyError(key_id)

@@ -31,7 +31,7 @@ Tenant = Annotated[
 ]
 
 _TRIES = 100
-"""Of a change that lost its race against others: each time somebody else's was made."""
+"""How often a change is tried again that lost its race against another one."""
 
 _DONE: Responses = {
     200: {"description": "Done.", "content": {"text/plain": {"schema": {"type": "string"}}}}

@@ -17,7 +17,7 @@ router = admin_router("/admin/v1/tenants/{tenant}/set")
 
 @router.get("", responses={200: with_etag("The newest revision."), **failures(404)})
 async def get_set(tenant: str, http: Request, answer: Response) -> schemas.AdapterSet:
-    """What the tenant wants to have live, and what this server has live of it."""
+    """Shows the tenant's newest set, and the revision that this server has live."""
     services = admin_services(http)
     newest = schemas.SetRevision.model_validate(await services.directory.current_set(tenant))
     answer.headers.update(etag(newest.revision))
@@ -50,7 +50,7 @@ async def put_set(
 async def list_revisions(
     tenant: str, http: Request, limit: Annotated[int, Query(ge=1, le=schemas.MAX_PAGE)] = 20
 ) -> schemas.RevisionList:
-    """Newest first."""
+    """Lists the revisions, newest first."""
     found = await admin_services(http).directory.revisions(tenant, limit=limit)
     data = [schemas.SetRevision.model_validate(revision) for revision in found]
     return schemas.RevisionList(data=data)

@@ -17,33 +17,33 @@ router = admin_router()
 
 @router.get("/tenants", responses=failures())
 async def list_tenants(http: Request) -> schemas.TenantList:
-    """All tenants, by their ids."""
+    """Lists all tenants, by their ids."""
     found = await admin_services(http).directory.tenants()
     return schemas.TenantList(data=[schemas.Tenant.model_validate(item) for item in found])
 
 
 @router.post("/tenants", status_code=HTTPStatus.CREATED, responses=failures(409, body=True))
 async def create_tenant(body: schemas.CreateTenant, http: Request) -> schemas.Tenant:
-    """A tenant with no key, an empty set and the default quota."""
+    """Makes a tenant with no key, an empty set and the default quota."""
     tenant = await admin_services(http).directory.create_tenant(body.id, actor=ACTOR)
     return schemas.Tenant.model_validate(tenant)
 
 
 @router.get("/tenants/{tenant}", responses=failures(404))
 async def get_tenant(tenant: str, http: Request) -> schemas.Tenant:
-    """One tenant."""
+    """Shows one tenant."""
     return schemas.Tenant.model_validate(await admin_services(http).directory.tenant(tenant))
 
 
 @router.delete("/tenants/{tenant}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))
 async def delete_tenant(tenant: str, http: Request) -> None:
-    """Takes its keys, quota and set with it; its audit rows stay."""
+    """Deletes a tenant with its keys, quota and set; its audit rows stay."""
     await admin_services(http).directory.delete_tenant(tenant, actor=ACTOR)
 
 
 @router.get("/tenants/{tenant}/quota", responses=failures(404))
 async def get_quota(tenant: str, http: Request) -> schemas.Quota:
-    """What the tenant may use."""
+    """Shows what the tenant may use."""
     return schemas.Quota.model_validate(await admin_services(http).directory.quota(tenant))
 
 

@@ -33,7 +33,7 @@ class SourceFile:
     name: str
     size: int
     version: str
-    """Another one when the content is another; as good as the source's own word."""
+    """Changes when the content changes, as far as the source can tell."""
     resumable: bool
     """Whether an equal `version` means equal bytes for sure, and reading may begin anywhere."""
     checksum: tuple[str, str] | None = None
@@ -42,7 +42,7 @@ class SourceFile:
 
 class Readable(Protocol):
     def read(self, length: int, /) -> bytes:
-        """At most `length` bytes; none at the end."""
+        """Reads at most `length` bytes; none at the end."""
         ...
 
 
@@ -55,20 +55,21 @@ class Source(Protocol):
 
     @property
     def address(self) -> str:
-        """What is written down of where an adapter came from; without secrets."""
+        """The address that is written down for an adapter; without secrets."""
         ...
 
     def files(self) -> list[SourceFile]:
-        """Those of `MAX_BYTES` that are there, in its order. Asks the source every time."""
+        """The files that the source has, of those in `MAX_BYTES` and in that order. Asks the source
+        every time."""
         ...
 
     def open(self, file: SourceFile, offset: int) -> AbstractContextManager[Readable]:
-        """The bytes from `offset` on. Raises `RangeRefusedError` too where `offset` is not 0."""
+        """Opens the bytes from `offset` on. Raises `RangeRefusedError` too if `offset` is not 0."""
         ...
 
 
 def check_files(files: list[SourceFile], address: str) -> None:
-    """Before anything is copied: all that is needed is there, and nothing is too large."""
+    """Checks, before anything is copied, that all needed files are there and none is too large."""
     for name in REQUIRED:
         if all(file.name != name for file in files):
             raise SourceMissingError(f"{address}: {name} is missing")

@@ -18,7 +18,7 @@ from server.store.sources.base import (
 )
 
 BLOCK_BYTES = 8 << 20
-"""Of one request to an object store."""
+"""Seconds for one request to an object store."""
 
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 
@@ -106,7 +106,7 @@ class RemoteSource:
 
 
 def _timeout() -> object:
-    """No limit on a whole download, as aiohttp has it, but on silence."""
+    """Limits silence, and not the length of a whole download as aiohttp would."""
     import aiohttp
 
     return cast(object, aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60))
