@@ -95,8 +95,8 @@ class Follower:
         older set goes on until then. Returns whether it flipped now."""
         tenant, live = wanted.tenant, self._sets.live(wanted.tenant)
         loading = self._loading.get(tenant)
-        loaded = self._adapters.loaded(wanted.adapters.values())
-        if wanted.revision > live.revision and not loaded:
+        is_newer = wanted.revision > live.revision
+        if is_newer and not self._adapters.loaded(wanted.adapters.values()):
             if loading is None or loading.revision < wanted.revision:
                 self._stop_loading(tenant)
                 task = asyncio.create_task(self._load(wanted))
