@@ -25,6 +25,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CPU_TORCH := torch==2.13.0+cpu
 
+# uv leaves it to the first import to compile a module; without a place to keep that, every process
+# would compile all it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One thread per test worker, and no spinning: a second busy process costs 2 to 4 times else.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 
