@@ -42,7 +42,7 @@ class Tenant:
 
 
 async def register(base: Path, folder: Path, tenants: int, adapters: int) -> list[Tenant]:
-    store = AdapterStore(folder / "store", base=None)
+    store = AdapterStore(folder / "store")
     directory = await Directory.open(f"sqlite:///{folder}/remix.db")
     digests = []
     shape, targets = AdapterShape(2, 1, 1), ("down_proj",)

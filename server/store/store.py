@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 
 from remix_runtime.adapter.checkpoint import (
-    BaseShapes,
     Checkpoint,
     Description,
     describe,
@@ -81,19 +80,17 @@ class Progress:
 
 
 class AdapterStore:
-    """The adapters under `root`, which is made. `base` is what imported adapters must fit."""
+    """The adapters under `root`, which is made."""
 
     def __init__(
         self,
         root: Path,
         *,
-        base: BaseShapes | None,
         protocols: Set[str] = PROTOCOLS,
         quarantine_entries: int = 32,
         quarantine_bytes: int = 8 << 30,
     ) -> None:
         self._root = Path(os.path.abspath(root))
-        self._base = base
         self._protocols = protocols
         self._adapters = self._root / "adapters"
         self._adapters.mkdir(parents=True, exist_ok=True)
@@ -212,7 +209,7 @@ class AdapterStore:
         )
 
     def _validate(self, files: Path) -> Checkpoint:
-        checkpoint = read_checkpoint(files, base=self._base)
+        checkpoint = read_checkpoint(files)
         read_parity(files)
         return checkpoint
 

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,22 +39,11 @@ PATIENCE = 32
 engine."""
 
 
-async def _start_backend(config: VllmConfig) -> Backend:
-    from remix_runtime.engines.vllm.backend import Backend
-
-    return await Backend.start(config)
-
-
 class VllmEngine(EngineFront[Job]):
     """See `contracts.Engine`."""
 
-    def __init__(
-        self,
-        config: VllmConfig,
-        start_backend: Callable[[VllmConfig], Awaitable[Backend]] = _start_backend,
-    ) -> None:
+    def __init__(self, config: VllmConfig) -> None:
         self._config = config
-        self._start_backend = start_backend
         self._backend: Backend | None = None
         self._adapters = VllmAdapters(config, self._adapter_read)
         super().__init__(self._adapters, max_waiting=config.max_waiting)
@@ -69,8 +57,10 @@ class VllmEngine(EngineFront[Job]):
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        from remix_runtime.engines.vllm.backend import Backend
+
         self._tokenizer = ModelTokenizer(self._config.model)
-        backend = await self._start_backend(self._config)
+        backend = await Backend.start(self._config)
         self._ends = backend.end_token_ids
         if self._tokenizer.eos_token_id is not None:
             self._ends |= {self._tokenizer.eos_token_id}

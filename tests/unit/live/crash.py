@@ -62,7 +62,7 @@ async def node(
     engine = engine or FakeEngine()
     await engine.start()
     directory = await Directory.open(url)
-    store = AdapterStore(root, base=None)
+    store = AdapterStore(root)
     adapters = LiveAdapters(engine, Folders(directory, store), metrics)
     sets = LiveSets("base", adapters)
     follower = Follower(directory, adapters, sets, metrics, poll_seconds=poll_seconds)

@@ -9,7 +9,6 @@ import pytest
 from remix_runtime.adapter.checkpoint import write_checkpoint
 from server.store import AdapterStore, Progress
 from tests.unit.adapter.checkpoint.adapters import (
-    BASE,
     CONFIG,
     TENSOR_FILE,
     make_layers,
@@ -42,7 +41,6 @@ def adapter(tmp_path: Path) -> Path:
 def store(tmp_path: Path) -> Iterator[AdapterStore]:
     store = AdapterStore(
         tmp_path / "store",
-        base=BASE,
         protocols={"file", "http", "s3", "hf", "memory"},
         quarantine_entries=3,
     )

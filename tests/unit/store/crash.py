@@ -31,7 +31,7 @@ def work(root: str, sources: Sequence[str], started: Connection) -> None:
     download_module.CHUNK_BYTES = 256
     started.send(True)
     while True:
-        store = AdapterStore(Path(root), base=None)
+        store = AdapterStore(Path(root))
         asyncio.run(_round(store, sources))
         store.close()
 
@@ -60,7 +60,7 @@ def work_to_step(root: str, source: str, collect: bool, step: int, counted: Conn
         steps += 1
 
     sys.addaudithook(count)
-    store = AdapterStore(Path(root), base=None)
+    store = AdapterStore(Path(root))
     with suppress(RejectedAdapterError):
         asyncio.run(store.import_from(source))
     if collect:

@@ -46,7 +46,7 @@ def check_what_is_visible(root: Path) -> None:
 
 async def recover(root: Path, good: dict[str, Path], bad: Path) -> None:
     """What a restarted server does; `good` maps sources to the folders they are."""
-    store = AdapterStore(root, base=None)
+    store = AdapterStore(root)
     for source, folder in good.items():
         stored = await store.import_from(source)
         assert contents(stored.folder) == contents(folder)

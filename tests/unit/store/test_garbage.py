@@ -61,7 +61,7 @@ async def test_importing_again_makes_an_adapter_fresh(
 async def test_imports_and_collections_at_once_never_lose_what_is_kept(
     store: AdapterStore, root: Path, digests: list[str], tmp_path: Path
 ) -> None:
-    other = AdapterStore(root, base=None)
+    other = AdapterStore(root)
     await store.import_from(str(tmp_path / "seed1"))  # young again, before anything is collected
     for _ in range(10):
         results = await asyncio.gather(
@@ -98,7 +98,7 @@ async def test_unfinished_imports_of_the_living_stay(
         (files / "README.md").write_text("abc")
         for path in (*files.parent.rglob("*"), files.parent):
             age(path, 100 * HOUR)
-        AdapterStore(root, base=None).close()
+        AdapterStore(root).close()
         await store.collect_garbage(set(), min_age_seconds=0)
         assert (files / "README.md").read_text() == "abc"
     assert leftovers(root) == []
@@ -118,7 +118,7 @@ async def test_unfinished_imports_of_the_dead_go(store: AdapterStore, root: Path
     abandon(root, "gone-1")
     (root / "incoming" / "once-2").mkdir()
     partial = abandon(root, "resume-a-b")
-    AdapterStore(root, base=None).close()  # a start sweeps
+    AdapterStore(root).close()  # a start sweeps
     assert leftovers(root) == ["resume-a-b"]
     await store.collect_garbage(set(), min_age_seconds=HOUR)
     assert leftovers(root) == ["resume-a-b"]

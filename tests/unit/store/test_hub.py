@@ -125,7 +125,7 @@ def test_endpoint_comes_from_the_environment(hub: Hub, tmp_path: Path) -> None:
     """As an operator sets it: HF_ENDPOINT is read when the library is imported."""
     code = (
         "import asyncio, pathlib, sys; from server.store import AdapterStore;"
-        "store = AdapterStore(pathlib.Path(sys.argv[1]), base=None);"
+        "store = AdapterStore(pathlib.Path(sys.argv[1]));"
         "print(asyncio.run(store.import_from('hf://owner/pirate@v1')).source)"
     )
     done = subprocess.run(

@@ -168,10 +168,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "shape": (lambda f: edit_tensors(f, lambda t: t.update({FIRST: torch.ones(3, 2, 5)})), "D=5"),
     "NaN": (lambda f: edit_tensors(f, lambda t: t[FIRST].fill_(float("nan"))), "nan"),
     "no effect": (lambda f: edit_tensors(f, lambda t: [x.zero_() for x in t.values()]), "B·A = 0"),
-    "other base": (
-        lambda f: edit_tensors(f, lambda t: [t.pop(key) for key in list(t) if ".layers.1." in key]),
-        "the base model has",
-    ),
     "parity": (lambda f: edit_header(f, lambda h: h.pop("prompt.0.routes"), PARITY_FILE), "parity"),
 }
 
@@ -188,7 +184,7 @@ async def test_what_fails_validation_goes_to_quarantine_with_the_reason(
     assert entry.id == caught.value.quarantine_id
     assert reason in entry.reason
     assert entry.source == str(adapter)
-    assert entry.error in ("CheckpointFormatError", "CheckpointMismatchError")
+    assert entry.error == "CheckpointFormatError"
     kept = contents(root / "quarantine" / entry.id)
     assert json.loads(kept.pop("reason.json"))["reason"] == entry.reason
     assert kept == contents(adapter)
@@ -210,7 +206,7 @@ async def test_quarantine_is_bounded_and_keeps_the_newest(
 
 async def test_quarantine_is_bounded_in_bytes(tmp_path: Path, adapter: Path) -> None:
     size = sum(map(len, contents(adapter).values()))
-    store = AdapterStore(tmp_path / "store", base=None, quarantine_bytes=3 * size)
+    store = AdapterStore(tmp_path / "store", quarantine_bytes=3 * size)
     edit_config(adapter, {"peft_type": "LORA"})
     for _ in range(5):
         with pytest.raises(RejectedAdapterError):
@@ -222,7 +218,7 @@ async def test_quarantine_is_bounded_in_bytes(tmp_path: Path, adapter: Path) -> 
 async def test_imports_of_the_same_content_at_once_all_succeed(
     store: AdapterStore, root: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    other_store = AdapterStore(root, base=None)  # as another process would have it
+    other_store = AdapterStore(root)  # as another process would have it
     sources = [str(adapter)]
     for index in range(3):
         shutil.copytree(adapter, tmp_path / str(index))
@@ -317,11 +313,11 @@ async def test_other_addresses_are_refused(store: AdapterStore, source: str) -> 
 
 
 async def test_a_protocol_that_is_not_on_the_list_is_refused(tmp_path: Path) -> None:
-    store = AdapterStore(tmp_path / "store", base=None)
+    store = AdapterStore(tmp_path / "store")
     with pytest.raises(SourceError, match=r"'memory'.*az, file, gs, hf, http, https, s3"):
         await store.import_from("memory://adapter")
     store.close()
-    store = AdapterStore(tmp_path / "store", base=None, protocols={"s3"})
+    store = AdapterStore(tmp_path / "store", protocols={"s3"})
     for source in ("file:///adapter", str(tmp_path)):
         with pytest.raises(SourceError, match="'file', expected one of s3"):
             await store.import_from(source)
@@ -329,7 +325,7 @@ async def test_a_protocol_that_is_not_on_the_list_is_refused(tmp_path: Path) -> 
 
 
 async def test_missing_package_is_named(tmp_path: Path) -> None:
-    store = AdapterStore(tmp_path / "store", base=None)
+    store = AdapterStore(tmp_path / "store")
     with pytest.raises(SourceError, match="gcsfs"):
         await store.import_from("gs://bucket/adapter")
     store.close()

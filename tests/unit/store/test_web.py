@@ -84,7 +84,7 @@ async def test_next_import_fetches_only_what_is_missing(
     store.close()
 
     web.down = False
-    restarted = AdapterStore(root, base=None)
+    restarted = AdapterStore(root)
     seen: list[Progress] = []
     stored = await restarted.import_from(source, progress=seen.append)
     assert contents(stored.folder) == contents(adapter)

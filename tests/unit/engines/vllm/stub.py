@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from remix_runtime.contracts import GenerationRequest
 from remix_runtime.engines.vllm.config import VllmConfig
@@ -115,11 +119,16 @@ class StubBackend:
 async def started(base: Path, **settings: Any) -> tuple[VllmEngine, StubBackend]:
     backend = StubBackend()
 
-    async def start(config: VllmConfig) -> Any:
-        return cast(Any, backend)
+    async def start(config: VllmConfig) -> StubBackend:
+        return backend
 
-    engine = VllmEngine(VllmConfig(model=str(base), **settings), start)
-    await engine.start()
+    # The real module needs vLLM.
+    name = "remix_runtime.engines.vllm.backend"
+    module = SimpleNamespace(Backend=SimpleNamespace(start=start))
+    engine = VllmEngine(VllmConfig(model=str(base), **settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)
+        await engine.start()
     return engine, backend
 
 
