@@ -145,6 +145,8 @@ class ReplicaState(BaseModel):
 class Adapter(AdapterRecord):
     """An imported adapter, who uses it and its state on this server."""
 
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
+
     tenants: list[str]
     """Tenants whose set names it."""
     replica: ReplicaState | None

@@ -92,7 +92,7 @@ class SetRevision:
     """Names to digests."""
     created: datetime
     actor: str
-    rolled_back_from: int | None = None
+    rolled_back_from: int | None
     """The older revision that a rollback took these adapters from."""
 
 
