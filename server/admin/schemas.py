@@ -1,23 +1,29 @@
-"""What the admin API takes and gives. Requests are strict: no unknown fields, no conversions."""
+"""What the admin API takes, and what it gives beside the directory's records, which are answers
+themselves. Requests are strict: no unknown fields, no conversions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from remix_runtime.contracts import AdapterTier
+from server.store import Progress
 from server.tenancy.records import (
     DIGEST_PATTERN,
     MAX_ADAPTERS,
     MAX_LIMIT,
     MAX_TEXT,
     NAME_PATTERN,
+    AdapterRecord,
+    SetRevision,
 )
 
 MAX_PAGE = 1000
+
+Item = TypeVar("Item")
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
@@ -39,10 +45,6 @@ Adapters = Annotated[
 
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
 
 
 class CreateTenant(_Request):
@@ -95,59 +97,22 @@ class Quota(BaseModel):
     may_use_base: bool = False
 
 
-class Tenant(_Answer):
-    id: str
-    created: datetime
+class Listed(BaseModel, Generic[Item]):
+    data: list[Item]
 
 
-class TenantList(BaseModel):
-    data: list[Tenant]
-
-
-class Key(_Answer):
-    id: str
-    tenant: str
-    prefix: str
-    """The beginning of the secret."""
-    created: datetime
-    revoked: datetime | None
-
-
-class KeyList(BaseModel):
-    data: list[Key]
-
-
-class NewKey(_Answer):
-    id: str
-    secret: str
-    """Shown this once: only its hash is kept."""
-
-
-class SetRevision(_Answer):
-    tenant: str
-    revision: int
-    """Also the ETag. 0 is the empty set before the first."""
-    adapters: Mapping[str, str]
-    """Names to digests."""
-    created: datetime
-    actor: str
-    rolled_back_from: int | None
-    """The older revision that a rollback took these adapters from."""
-
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSet(SetRevision):
     live_revision: int
     """The revision that this server serves. It is behind `revision` while this server loads what
     another one made the tenant's set."""
 
 
-class RevisionList(BaseModel):
-    data: list[SetRevision]
-
-
-class Swap(_Answer):
+class Swap(BaseModel):
     """The names that differ, and the revisions before and after. Both are the same revision where
     nothing was written: in a dry run, and where the set already was as wanted."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     before: SetRevision
     after: SetRevision
@@ -176,34 +141,22 @@ class ReplicaState(BaseModel):
     """Seconds that its last read from disk took."""
 
 
-class Adapter(BaseModel):
-    digest: str
-    source: str
-    num_bytes: int
-    created: datetime
-    description: dict[str, Any]
-    """What the adapter is, as `remix check` says it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter(AdapterRecord):
+    """An imported adapter, who uses it and its state on this server."""
+
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
+
     tenants: list[str]
     """Tenants whose set names it."""
     replica: ReplicaState | None
     """null while this server's engine does not hold it."""
 
 
-class AdapterList(BaseModel):
-    data: list[Adapter]
-
-
-class Bytes(_Answer):
-    """Bytes of all files of the adapter."""
-
-    done: int
-    total: int
-
-
 class ImportProgress(BaseModel):
     """A line of an import with progress."""
 
-    progress: Bytes
+    progress: Progress
 
 
 class Imported(BaseModel):
@@ -218,27 +171,11 @@ class Collected(BaseModel):
     """Digests."""
 
 
-class Quarantined(_Answer):
+class Quarantined(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
     id: str
     at: datetime
     source: str
     error: str
     reason: str
-
-
-class QuarantineList(BaseModel):
-    data: list[Quarantined]
-
-
-class AuditRow(_Answer):
-    id: int
-    at: datetime
-    actor: str
-    action: str
-    tenant: str | None
-    detail: dict[str, Any]
-
-
-class AuditList(BaseModel):
-    data: list[AuditRow]
-    """Newest first; `before` of the next page is the last one's id."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
-from server.client.output import Row, print_fields, print_json, print_list, short
+from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, ask, part
+from server.client.output import Row, print_answer, print_fields, print_json, print_list, short
 
 app = typer.Typer(help="Adapters of a server: import, look at, delete.")
 
@@ -27,10 +27,7 @@ def import_adapter(
     """Copy an adapter into the server's store and check it. Prints its digest."""
     with admin_api(url) as admin:
         answer = import_source(admin, source)
-    if as_json:
-        print_json(answer)
-    else:
-        typer.echo(answer["adapter"]["digest"])
+    print_answer(answer, answer["adapter"]["digest"], as_json=as_json)
 
 
 def import_source(admin: Admin, source: str) -> Any:
@@ -60,8 +57,7 @@ def import_source(admin: Admin, source: str) -> Any:
 @app.command("list")
 def list_adapters(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all imported adapters, oldest first."""
-    with admin_api(url) as admin:
-        answer = admin.call("GET", "/adapters")
+    answer = ask(url, "GET", "/adapters")
     columns = ("digest", "tier", "requests", "tenants", "size", "source")
     print_list(answer, columns, _row, empty="There are no adapters.", as_json=as_json)
 
@@ -81,8 +77,7 @@ def _row(adapter: Any) -> Row:
 @app.command("show")
 def show(digest: Digest, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show what an adapter is, who uses it and its state on this server."""
-    with admin_api(url) as admin:
-        answer = admin.call("GET", f"/adapters/{part(digest)}")
+    answer = ask(url, "GET", f"/adapters/{part(digest)}")
     if as_json:
         print_json(answer)
     else:
@@ -92,16 +87,14 @@ def show(digest: Digest, url: Url = DEFAULT_URL, as_json: AsJson = False) -> Non
 @app.command("delete")
 def delete(digest: Digest, url: Url = DEFAULT_URL) -> None:
     """Delete an adapter that no tenant's set names."""
-    with admin_api(url) as admin:
-        admin.call("DELETE", f"/adapters/{part(digest)}")
+    ask(url, "DELETE", f"/adapters/{part(digest)}")
     typer.echo(f"Deleted {digest}.")
 
 
 @app.command("quarantine")
 def quarantine(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List what was imported and refused as no valid adapter, newest first."""
-    with admin_api(url) as admin:
-        answer = admin.call("GET", "/quarantine")
+    answer = ask(url, "GET", "/quarantine")
     print_list(
         answer,
         ("at", "source", "reason"),

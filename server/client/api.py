@@ -99,6 +99,12 @@ def admin_api(url: str) -> Iterator[Admin]:
         yield Admin(client)
 
 
+def ask(url: str, method: str, path: str, **kwargs: Any) -> Any:
+    """One call of the admin API at `url`."""
+    with admin_api(url) as admin:
+        return admin.call(method, path, **kwargs)
+
+
 def part(text: str) -> str:
     """Quotes one part of a path, whatever its characters. Raises `ConfigError` for dots, which HTTP
     clients resolve: another path would be meant."""

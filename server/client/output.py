@@ -15,6 +15,14 @@ def print_json(answer: Any) -> None:
     typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
 
 
+def print_answer(answer: Any, text: str, *, as_json: bool) -> None:
+    """Prints what `text` says of the answer, or the JSON."""
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(text)
+
+
 def print_list(
     answer: Any,
     columns: Sequence[str],

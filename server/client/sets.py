@@ -11,8 +11,8 @@ import typer
 
 from remix_runtime.errors import ConfigError
 from server.client.adapters import import_source
-from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, part
-from server.client.output import print_diff, print_json, print_list, print_table
+from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, ask, part
+from server.client.output import print_answer, print_diff, print_json, print_list, print_table
 
 app = typer.Typer(help="The adapter set of a tenant.")
 
@@ -26,8 +26,7 @@ _PRECONDITION_FAILED = 412
 @app.command("show")
 def show(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show the tenant's set."""
-    with admin_api(url) as admin:
-        answer = admin.call("GET", f"/tenants/{part(tenant)}/set")
+    answer = ask(url, "GET", f"/tenants/{part(tenant)}/set")
     if as_json:
         print_json(answer)
         return
@@ -98,9 +97,8 @@ def revisions(
     as_json: AsJson = False,
 ) -> None:
     """List what the set was, newest first."""
-    with admin_api(url) as admin:
-        path = f"/tenants/{part(tenant)}/set/revisions"
-        answer = admin.call("GET", path, params={"limit": limit})
+    path = f"/tenants/{part(tenant)}/set/revisions"
+    answer = ask(url, "GET", path, params={"limit": limit})
     print_list(
         answer,
         ("revision", "created", "by", "back to", "adapters"),
@@ -184,10 +182,6 @@ def _swap(admin: Admin, method: str, path: str, *, tag: str, **kwargs: Any) -> A
 
 
 def _tell(result: Any, *, as_json: bool) -> None:
-    if as_json:
-        print_json(result)
-    elif result["dry_run"]:
-        typer.echo(f"All adapters are good; nothing was changed ({result['seconds']:.2f} s).")
-    else:
-        revision = result["after"]["revision"]
-        typer.echo(f"Revision {revision} is live ({result['seconds']:.2f} s).")
+    live = f"Revision {result['after']['revision']} is live"
+    outcome = "All adapters are good; nothing was changed" if result["dry_run"] else live
+    print_answer(result, f"{outcome} ({result['seconds']:.2f} s).", as_json=as_json)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, part
-from server.client.output import print_json, print_list, print_table
+from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, ask, part
+from server.client.output import print_answer, print_json, print_list, print_table
 
 app = typer.Typer(help="Tenants of a server, their keys and quotas.")
 
@@ -18,19 +18,14 @@ Limit = Annotated[int | None, typer.Option(help="0 for no limit.", min=0, show_d
 @app.command("create")
 def create(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Make a tenant. It has no key and an empty set."""
-    with admin_api(url) as admin:
-        answer = admin.call("POST", "/tenants", json={"id": tenant})
-    if as_json:
-        print_json(answer)
-    else:
-        typer.echo(f"Made {tenant}. Next: remix tenant key {tenant}")
+    answer = ask(url, "POST", "/tenants", json={"id": tenant})
+    print_answer(answer, f"Made {tenant}. Next: remix tenant key {tenant}", as_json=as_json)
 
 
 @app.command("list")
 def list_tenants(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all tenants."""
-    with admin_api(url) as admin:
-        answer = admin.call("GET", "/tenants")
+    answer = ask(url, "GET", "/tenants")
     print_list(
         answer,
         ("tenant", "since"),
@@ -49,27 +44,21 @@ def delete(
     """Delete a tenant with its keys, quota and set."""
     if not yes:
         typer.confirm(f"Delete {tenant}, its keys and its set?", abort=True)
-    with admin_api(url) as admin:
-        admin.call("DELETE", f"/tenants/{part(tenant)}")
+    ask(url, "DELETE", f"/tenants/{part(tenant)}")
     typer.echo(f"Deleted {tenant}.")
 
 
 @app.command("key")
 def make_key(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Make a key. Its secret is shown now and never again."""
-    with admin_api(url) as admin:
-        answer = admin.call("POST", f"/tenants/{part(tenant)}/keys")
-    if as_json:
-        print_json(answer)
-    else:
-        typer.echo(answer["secret"])
+    answer = ask(url, "POST", f"/tenants/{part(tenant)}/keys")
+    print_answer(answer, answer["secret"], as_json=as_json)
 
 
 @app.command("keys")
 def list_keys(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List a tenant's keys, without their secrets."""
-    with admin_api(url) as admin:
-        answer = admin.call("GET", f"/tenants/{part(tenant)}/keys")
+    answer = ask(url, "GET", f"/tenants/{part(tenant)}/keys")
     print_list(
         answer,
         ("id", "key", "created", "revoked"),
@@ -86,8 +75,7 @@ def revoke(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Revoke a key at once."""
-    with admin_api(url) as admin:
-        admin.call("DELETE", f"/tenants/{part(tenant)}/keys/{part(key)}")
+    ask(url, "DELETE", f"/tenants/{part(tenant)}/keys/{part(key)}")
     typer.echo(f"Revoked {key}.")
 
 
@@ -133,8 +121,7 @@ def audit(
 ) -> None:
     """List who changed what, newest first."""
     params: dict[str, Any] = {"limit": limit} | ({} if tenant is None else {"tenant": tenant})
-    with admin_api(url) as admin:
-        answer = admin.call("GET", "/audit", params=params)
+    answer = ask(url, "GET", "/audit", params=params)
     print_list(
         answer,
         ("at", "by", "action", "tenant", "detail"),

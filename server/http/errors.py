@@ -32,7 +32,6 @@ from server.store import (
     RejectedAdapterError,
     SourceError,
     SourceUnavailableError,
-    StoreError,
     StoreFullError,
     UnknownDigestError,
 )
@@ -42,13 +41,13 @@ from server.tenancy.errors import (
     InvalidValueError,
     NotFoundError,
     StaleRevisionError,
-    TenancyError,
     UnknownAdapterError,
 )
 
 log = logging.getLogger(__name__)
 
 _MAX_MESSAGE = 1000
+_NOT_NOW = "The model is not available on this server at the moment."
 
 
 class ErrorDetail(BaseModel):
@@ -83,14 +82,14 @@ class ApiError(HTTPException):
         status: HTTPStatus,
         message: str,
         *,
-        type: str = "invalid_request_error",
+        type: str | None = None,
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
         reasons: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message[:_MAX_MESSAGE], headers=headers)
-        self.type = type
+        self.type = type or ("server_error" if status >= 500 else "invalid_request_error")
         self.param = param
         self.code = code
         self.reasons = reasons
@@ -113,7 +112,7 @@ class ApiError(HTTPException):
 def unavailable(message: str, *, code: str, retry_after: float) -> ApiError:
     """A 503 with Retry-After."""
     status, headers = HTTPStatus.SERVICE_UNAVAILABLE, _retry_after(retry_after)
-    return ApiError(status, message, type="server_error", code=code, headers=headers)
+    return ApiError(status, message, code=code, headers=headers)
 
 
 def _retry_after(seconds: float) -> dict[str, str]:
@@ -126,9 +125,23 @@ def _internal_error(error: Exception) -> ApiError:
     return ApiError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "The server had an error while processing the request.",
-        type="server_error",
         code="internal_error",
     )
+
+
+_TOLD: Mapping[type[Exception], tuple[HTTPStatus, str, str | None]] = {
+    UnknownModelError: (HTTPStatus.NOT_FOUND, "model_not_found", "model"),
+    CapacityError: (HTTPStatus.BAD_REQUEST, "over_capacity", None),
+    NotFoundError: (HTTPStatus.NOT_FOUND, "not_found", None),
+    ConflictError: (HTTPStatus.CONFLICT, "conflict", None),
+    UnknownDigestError: (HTTPStatus.NOT_FOUND, "not_found", None),
+    SourceError: (HTTPStatus.UNPROCESSABLE_ENTITY, "source_refused", "source"),
+    RejectedAdapterError: (HTTPStatus.UNPROCESSABLE_ENTITY, "adapter_rejected", "source"),
+    SourceUnavailableError: (HTTPStatus.BAD_GATEWAY, "source_unavailable", None),
+    StoreFullError: (HTTPStatus.INSUFFICIENT_STORAGE, "store_full", None),
+}
+"""Failures, those of their subclasses too, whose text is all that the client needs: their status,
+code and param."""
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -136,16 +149,24 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case UnknownModelError():
-            return ApiError(HTTPStatus.NOT_FOUND, str(error), param="model", code="model_not_found")
         case AdapterNotLoadedError():
             log.error("a live set names an adapter that the engine does not have: %s", error)
             message = "The model does not exist or you do not have access to it."
             return ApiError(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")
         case AdapterUnavailableError():
             log.error("an adapter cannot be served: %s", error)
-            message = "The model is not available on this server at the moment."
-            return unavailable(message, code="model_unavailable", retry_after=10)
+            return unavailable(_NOT_NOW, code="model_unavailable", retry_after=10)
+        case EngineDeadError():
+            log.error("a request met a dead engine: %s", error)
+            return unavailable(_NOT_NOW, code="engine_dead", retry_after=10)
+        case DatabaseUnavailableError():
+            log.error("the directory cannot be asked: %s", error)
+            message = "The server cannot check this at the moment."
+            return unavailable(message, code="directory_unavailable", retry_after=error.retry_after)
+        case EngineBusyError():
+            return unavailable(str(error), code="busy", retry_after=error.retry_after)
+        case ImportStoppedError():
+            return unavailable(str(error), code="import_stopped", retry_after=5)
         case RateLimitedError():
             return ApiError(
                 HTTPStatus.TOO_MANY_REQUESTS,
@@ -154,83 +175,31 @@ def as_api_error(error: Exception) -> ApiError:
                 code="rate_limit_exceeded",
                 headers={**error.headers, **_retry_after(error.retry_after)},
             )
-        case DatabaseUnavailableError():
-            log.error("the directory cannot be asked: %s", error)
-            message = "The server cannot check this at the moment."
-            return unavailable(message, code="directory_unavailable", retry_after=error.retry_after)
         case InvalidRequestError():
-            status = HTTPStatus.BAD_REQUEST
-            return ApiError(status, str(error), param=error.param, code=error.code)
-        case CapacityError():
-            return ApiError(HTTPStatus.BAD_REQUEST, str(error), code="over_capacity")
-        case EngineBusyError():
-            return unavailable(str(error), code="busy", retry_after=error.retry_after)
-        case EngineDeadError():
-            log.error("a request met a dead engine: %s", error)
-            message = "The model is not available on this server at the moment."
-            return unavailable(message, code="engine_dead", retry_after=10)
-        case BadSetError():
-            return _unprocessable(error, "bad_set", reasons=error.reasons)
-        case TenancyError():
-            return _from_tenancy(error)
-        case StoreError():
-            return _from_store(error)
-        case RequestValidationError():
-            return _from_validation(error)
-        case HTTPException():
-            return _from_http(error)
-    return _internal_error(error)
-
-
-def _from_tenancy(error: TenancyError) -> ApiError:
-    """Has the statuses that `server/tenancy/errors.py` states."""
-    match error:
-        case NotFoundError():
-            return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
-        case ConflictError():
-            return ApiError(HTTPStatus.CONFLICT, str(error), code="conflict")
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), param=error.param, code=error.code)
+        case InvalidValueError():
+            return ApiError(HTTPStatus.BAD_REQUEST, str(error), param=error.field)
         case StaleRevisionError():
-            status = HTTPStatus.PRECONDITION_FAILED
-            headers = {"ETag": f'"{error.found}"'}
+            status, headers = HTTPStatus.PRECONDITION_FAILED, {"ETag": f'"{error.found}"'}
             return ApiError(status, str(error), code="stale_revision", headers=headers)
+        case BadSetError():
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+            return ApiError(status, str(error), code="bad_set", reasons=error.reasons)
         case UnknownAdapterError():
             reasons = {
                 name: f"{digest} is not registered" for name, digest in error.adapters.items()
             }
-            return _unprocessable(error, "unknown_adapter", reasons=reasons)
-        case InvalidValueError():
-            return ApiError(HTTPStatus.BAD_REQUEST, str(error), param=error.field)
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+            return ApiError(status, str(error), code="unknown_adapter", reasons=reasons)
+        case RequestValidationError():
+            return _from_validation(error)
+        case HTTPException():
+            return _from_http(error)
+    for kind in type(error).__mro__:
+        if kind in _TOLD:
+            status, code, param = _TOLD[kind]
+            return ApiError(status, str(error), param=param, code=code)
     return _internal_error(error)
-
-
-def _from_store(error: StoreError) -> ApiError:
-    match error:
-        case UnknownDigestError():
-            return ApiError(HTTPStatus.NOT_FOUND, str(error), code="not_found")
-        case SourceError():
-            return _unprocessable(error, "source_refused", param="source")
-        case RejectedAdapterError():
-            return _unprocessable(error, "adapter_rejected", param="source")
-        case ImportStoppedError():
-            return unavailable(str(error), code="import_stopped", retry_after=5)
-        case SourceUnavailableError():
-            status, kind = HTTPStatus.BAD_GATEWAY, "server_error"
-            return ApiError(status, str(error), type=kind, code="source_unavailable")
-        case StoreFullError():
-            status, kind = HTTPStatus.INSUFFICIENT_STORAGE, "server_error"
-            return ApiError(status, str(error), type=kind, code="store_full")
-    return _internal_error(error)
-
-
-def _unprocessable(
-    error: RemixError,
-    code: str,
-    *,
-    param: str | None = None,
-    reasons: Mapping[str, str] | None = None,
-) -> ApiError:
-    status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return ApiError(status, str(error), param=param, code=code, reasons=reasons)
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:

@@ -51,7 +51,7 @@ async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int
     What is read after a yield is never older than that change. While the database is not available
     the feed is silent and goes on trying; it does not fail.
     """
-    bell: Bell = PollingBell() if database.is_sqlite else NotifyBell(database)
+    bell = Bell(database)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(bell.close)
         while True:
@@ -67,50 +67,38 @@ async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int
             await bell.wait(poll_seconds)
 
 
-class PollingBell:
-    """Rings when the time is over."""
-
-    async def arm(self) -> None:
-        pass
-
-    async def wait(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    async def close(self) -> None:
-        pass
-
-
-class NotifyBell:
-    """Rings when PostgreSQL notifies, at the latest when the time is over; only then while no
-    connection that listens can be had."""
+class Bell:
+    """Rings when PostgreSQL notifies, at the latest when the time is over; only then on SQLite, and
+    while no connection that listens can be had."""
 
     def __init__(self, database: Database) -> None:
-        url = database.url.set(drivername="postgresql")
-        self._conninfo = url.render_as_string(hide_password=False)
+        self._database = database
         self._connection: psycopg.AsyncConnection[Any] | None = None
 
     async def arm(self) -> None:
         """Listens on a connection of its own; a broken one is replaced."""
+        if self._database.is_sqlite or self._connection is not None:
+            return
         import psycopg
 
         from server.tenancy.postgres import LeavableConnection
 
-        if self._connection is not None:
-            return
+        url = self._database.url.set(drivername="postgresql")
+        conninfo = url.render_as_string(hide_password=False)
         try:
             async with asyncio.timeout(READ_SECONDS):
-                self._connection = await LeavableConnection.connect(self._conninfo, autocommit=True)
+                self._connection = await LeavableConnection.connect(conninfo, autocommit=True)
                 await self._connection.execute(f"LISTEN {_CHANNEL}")
         except (psycopg.Error, TimeoutError) as error:
             await self.close()
             log.warning("cannot listen for changes, polling for them: %s", error)
 
     async def wait(self, seconds: float) -> None:
-        import psycopg
-
         if self._connection is None:
             await asyncio.sleep(seconds)
             return
+        import psycopg
+
         try:
             async for _ in self._connection.notifies(timeout=seconds, stop_after=1):
                 pass
@@ -122,6 +110,3 @@ class NotifyBell:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
-
-
-Bell = PollingBell | NotifyBell

@@ -73,8 +73,9 @@ class AdapterRecord:
     source: str
     """Where it was imported from."""
     num_bytes: int
-    description: Mapping[str, Any] = field(default_factory=dict)
     created: datetime = field(default_factory=now)
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """What the adapter is, as `remix check` says it."""
 
     def __post_init__(self) -> None:
         check_digest("digest", self.digest)
@@ -91,7 +92,7 @@ class SetRevision:
     """Names to digests."""
     created: datetime
     actor: str
-    rolled_back_from: int | None = None
+    rolled_back_from: int | None
     """The older revision that a rollback took these adapters from."""
 
 

@@ -99,4 +99,11 @@ async def append(
 
 
 def _before_first(owner: Row[Any]) -> SetRevision:
-    return SetRevision(tenant=owner.id, revision=0, adapters={}, created=owner.created, actor="")
+    return SetRevision(
+        tenant=owner.id,
+        revision=0,
+        adapters={},
+        created=owner.created,
+        actor="",
+        rolled_back_from=None,
+    )

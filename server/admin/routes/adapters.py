@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from server.admin import schemas
 from server.admin.documentation import failures
@@ -36,11 +36,11 @@ _IMPORTED: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/adapters", responses=failures())
-async def list_adapters(http: Request) -> schemas.AdapterList:
+async def list_adapters(http: Request) -> schemas.Listed[schemas.Adapter]:
     """Lists all imported adapters, oldest first."""
     services = admin_services(http)
     records = await services.directory.adapters()
-    return schemas.AdapterList(data=await describe_adapters(services, records))
+    return schemas.Listed(data=await describe_adapters(services, records))
 
 
 @router.post(
@@ -54,16 +54,19 @@ async def list_adapters(http: Request) -> schemas.AdapterList:
         unprocessable="The source is refused, or what it holds is no valid adapter.",
     ),
 )
-async def import_adapter_from_source(body: schemas.ImportAdapter, http: Request) -> Response:
+async def import_adapter_from_source(
+    body: schemas.ImportAdapter, http: Request, answer: Response
+) -> schemas.Adapter | Response:
     """Copies an adapter into the store, checks it and registers it. An import that broke off
     continues where it was when it is asked for again."""
     services = admin_services(http)
     if NDJSON in http.headers.get("accept", ""):
         return StreamingResponse(import_lines(services, body.source), media_type=NDJSON)
     record, created = await import_adapter(services, body.source)
+    if not created:
+        answer.status_code = HTTPStatus.OK
     (adapter,) = await describe_adapters(services, [record])
-    status = HTTPStatus.CREATED if created else HTTPStatus.OK
-    return JSONResponse(adapter.model_dump(mode="json"), status_code=status)
+    return adapter
 
 
 async def import_lines(services: AdminServices, source: str) -> AsyncGenerator[str, None]:
@@ -72,8 +75,7 @@ async def import_lines(services: AdminServices, source: str) -> AsyncGenerator[s
     importing.add_done_callback(lambda _: news.put_nowait(None))
     try:
         while (progress := await news.get()) is not None:
-            line = schemas.ImportProgress(progress=schemas.Bytes.model_validate(progress))
-            yield line.model_dump_json() + "\n"
+            yield schemas.ImportProgress(progress=progress).model_dump_json() + "\n"
         try:
             record, created = importing.result()
             (adapter,) = await describe_adapters(services, [record])
@@ -120,8 +122,8 @@ async def collect_adapter_garbage(
 
 
 @router.get("/quarantine", responses=failures())
-async def list_quarantine(http: Request) -> schemas.QuarantineList:
+async def list_quarantine(http: Request) -> schemas.Listed[schemas.Quarantined]:
     """Lists what was imported and refused as no valid adapter, newest first."""
     found = await asyncio.to_thread(admin_services(http).store.quarantined)
     data = [schemas.Quarantined.model_validate(item) for item in found]
-    return schemas.QuarantineList(data=data)
+    return schemas.Listed(data=data)

@@ -10,6 +10,7 @@ from server.admin import schemas
 from server.admin.documentation import failures
 from server.admin.routing import admin_router
 from server.admin.services import admin_services
+from server.tenancy.records import AuditRow
 
 router = admin_router()
 
@@ -24,7 +25,7 @@ async def list_audit(
     before: Annotated[
         int | None, Query(ge=1, lt=1 << 63, description="Only rows older than this id.")
     ] = None,
-) -> schemas.AuditList:
-    """Lists the changes, newest first."""
+) -> schemas.Listed[AuditRow]:
+    """Lists the changes, newest first; `before` of the next page is the last one's id."""
     rows = await admin_services(http).directory.audit(tenant=tenant, limit=limit, before=before)
-    return schemas.AuditList(data=[schemas.AuditRow.model_validate(row) for row in rows])
+    return schemas.Listed(data=rows)

@@ -11,22 +11,21 @@ from server.admin.documentation import failures
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
 from server.tenancy.errors import UnknownKeyError
+from server.tenancy.records import KeyInfo, NewKey
 
 router = admin_router("/admin/v1/tenants/{tenant}")
 
 
 @router.get("/keys", responses=failures(404))
-async def list_keys(tenant: str, http: Request) -> schemas.KeyList:
+async def list_keys(tenant: str, http: Request) -> schemas.Listed[KeyInfo]:
     """Lists a tenant's keys without their secrets, oldest first, revoked ones too."""
-    found = await admin_services(http).directory.keys(tenant)
-    return schemas.KeyList(data=[schemas.Key.model_validate(key) for key in found])
+    return schemas.Listed(data=await admin_services(http).directory.keys(tenant))
 
 
 @router.post("/keys", status_code=HTTPStatus.CREATED, responses=failures(404))
-async def create_key(tenant: str, http: Request) -> schemas.NewKey:
+async def create_key(tenant: str, http: Request) -> NewKey:
     """Makes a key. Only this answer ever has its secret."""
-    key = await admin_services(http).directory.create_key(tenant, actor=ACTOR)
-    return schemas.NewKey.model_validate(key)
+    return await admin_services(http).directory.create_key(tenant, actor=ACTOR)
 
 
 @router.delete("/keys/{key_id}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import Query, Request, Response
@@ -11,6 +12,7 @@ from server.admin.documentation import failures, set_failures, with_etag
 from server.admin.preconditions import ExpectedRevision, etag
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
+from server.tenancy.records import SetRevision
 
 router = admin_router("/admin/v1/tenants/{tenant}/set")
 
@@ -19,10 +21,10 @@ router = admin_router("/admin/v1/tenants/{tenant}/set")
 async def get_set(tenant: str, http: Request, answer: Response) -> schemas.AdapterSet:
     """Shows the tenant's newest set, and the revision that this server has live."""
     services = admin_services(http)
-    newest = schemas.SetRevision.model_validate(await services.directory.current_set(tenant))
+    newest = await services.directory.current_set(tenant)
     answer.headers.update(etag(newest.revision))
     live = services.sets.live(tenant).revision
-    return schemas.AdapterSet(**newest.model_dump(), live_revision=live)
+    return schemas.AdapterSet(**asdict(newest), live_revision=live)
 
 
 @router.put("", responses={200: with_etag("The diff."), **set_failures()})
@@ -49,11 +51,9 @@ async def put_set(
 @router.get("/revisions", responses=failures(400, 404))
 async def list_revisions(
     tenant: str, http: Request, limit: Annotated[int, Query(ge=1, le=schemas.MAX_PAGE)] = 20
-) -> schemas.RevisionList:
+) -> schemas.Listed[SetRevision]:
     """Lists the revisions, newest first."""
-    found = await admin_services(http).directory.revisions(tenant, limit=limit)
-    data = [schemas.SetRevision.model_validate(revision) for revision in found]
-    return schemas.RevisionList(data=data)
+    return schemas.Listed(data=await admin_services(http).directory.revisions(tenant, limit=limit))
 
 
 @router.post("/rollback", responses={200: with_etag("The diff."), **set_failures()})
