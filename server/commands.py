@@ -49,7 +49,7 @@ def serve(
     import asyncio
     import logging
 
-    from server.app import create_app
+    from server.app import create_app, create_tenant_apps
     from server.live.single_user import parse_adapters
     from server.runner import bind, run, url_of
 
@@ -70,8 +70,6 @@ def serve(
             app = create_app(backend, settings, folders)
             asyncio.run(run(app, settings, listener, on_ready=_announce))
             return
-        from server.app import create_tenant_apps
-
         apps = create_tenant_apps(backend, settings, settings.data_dir)
         admin_listener = stack.enter_context(bind(settings.admin_host, settings.admin_port))
         admin_url = url_of(admin_listener)
