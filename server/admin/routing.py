@@ -20,7 +20,8 @@ _ADMIN_KEY = HTTPBearer(
 
 class AdminRoute(StrictRoute):
     """A route after whose changes this server's copy of the directory is refreshed, before the
-    answer: a key that was just made is good, a quota that was just set holds."""
+    answer: a key that was just made is good, a quota that was just set holds. An import that is
+    told line by line ends after that; the copy holds no adapters."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()

@@ -25,7 +25,7 @@ from remix_runtime.errors import CapacityError, CheckpointMismatchError
 from remix_runtime.kernels import MixtureWeights
 
 MAX_EXPERTS = 32
-"""Bytes of an adapter in the slots of a worker."""
+"""The most experts of an adapter in the slots of a worker."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -18,7 +18,7 @@ from server.store.sources.base import (
 )
 
 BLOCK_BYTES = 8 << 20
-"""Seconds for one request to an object store."""
+"""Bytes that one request to an object store asks for."""
 
 _EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 
