@@ -19,7 +19,8 @@ from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.base_model import end_token_ids
 from remix_runtime.errors import DataError
 from training.base import load_base
-from training.data import Example, collate, read_examples
+from training.data import collate, read_examples
+from training.encoding import Example
 from training.objective import completion_shares
 
 SPARE_TOKENS = 8

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from remix_runtime.adapter.checkpoint import write_checkpoint
 from remix_runtime.adapter.parity import record_parity
 from training.config import TrainConfig
-from training.data import Example
+from training.encoding import Example
 from training.log import Row
 from training.objective import Layers
 

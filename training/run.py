@@ -21,7 +21,8 @@ from remix_runtime.base_model import end_token_ids
 from remix_runtime.errors import CheckpointFormatError, ConfigError
 from training.base import load_base, pick_device
 from training.config import TrainConfig
-from training.data import Example, read_examples
+from training.data import read_examples
+from training.encoding import Example
 from training.export import export_adapter
 from training.log import METRICS, Row, RunLog
 from training.plots import plot_expert_load, plot_learning_curve

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from remix_runtime.errors import TrainingError
 from training.config import TrainConfig
-from training.data import BatchOrder, Example, collate
+from training.data import BatchOrder, collate
+from training.encoding import Example
 from training.evaluation import held_out_loss
 from training.objective import RoutingStats, attach_method, pass_loss
 from training.seeds import generator

@@ -36,7 +36,8 @@ from benchmarks.quality.skills import write_mixed_skills
 from remix_runtime.adapter.layers import detach
 from training.base import load_base
 from training.config import parse_config
-from training.data import Example, read_examples
+from training.data import read_examples
+from training.encoding import Example
 from training.evaluation import held_out_loss, held_out_losses
 from training.log import row_of
 from training.objective import sampling_rule, selecting

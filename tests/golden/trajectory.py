@@ -20,7 +20,7 @@ import torch
 
 from tests.models import tiny_model, tiny_tokenizer
 from training.config import parse_config
-from training.data import Example
+from training.encoding import Example
 from training.trainer import StepReport, Trainer
 
 STORED = Path(__file__).with_name("trajectory.json")

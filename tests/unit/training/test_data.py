@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from remix_runtime.errors import DataError
 from tests.models import EOS_ID, tiny_tokenizer
 from tests.unit.training.conftest import write_rows
-from training.data import BatchOrder, Example, collate, read_examples
+from training.data import BatchOrder, collate, read_examples
+from training.encoding import Example
 from training.losses import IGNORED
 
 Tokenizer = PreTrainedTokenizerFast

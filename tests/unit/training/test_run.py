@@ -26,7 +26,8 @@ from tests.unit.training.conftest import ROWS, MakeConfig, write_rows
 from training.base import load_base
 from training.commands import evaluate, train
 from training.config import TrainConfig
-from training.data import Example, read_examples
+from training.data import read_examples
+from training.encoding import Example
 from training.evaluation import compare_with_base, greedy_answers, held_out_loss
 from training.log import METRICS
 from training.run import run_training

@@ -17,7 +17,8 @@ from remix_runtime.errors import TrainingError
 from tests.models import VOCAB_SIZE, tiny_model
 from tests.unit.training.conftest import MakeConfig
 from training.config import TrainConfig
-from training.data import Batch, Example, collate, read_examples
+from training.data import Batch, collate, read_examples
+from training.encoding import Example
 from training.objective import (
     Layers,
     attach_method,
