@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -41,18 +40,16 @@ async def test_what_one_server_swaps_the_others_serve(
     url: str, tmp_path: Path, sources: list[str]
 ) -> None:
     """Each has a store of its own; PostgreSQL tells at once, long before the poll."""
-    poll_seconds = 0.1 if url.startswith("sqlite") else 60.0
+    poll_seconds = 0.1 if url.startswith("sqlite") else 3600.0
     async with (
         node(url, tmp_path / "one", poll_seconds=poll_seconds) as one,
         node(url, tmp_path / "two", poll_seconds=poll_seconds) as two,
     ):
         await one.directory.create_tenant(TENANT, actor="test")
         digests = [await one.add(source) for source in sources]
-        began = time.monotonic()
         for digest in digests:
             await one.swaps.put(TENANT, {"x": digest, "y": digests[0]}, expected=None, actor="t")
         await eventually(lambda: two.sets.live(TENANT).revision == 3)
-        assert time.monotonic() - began < 5
         assert two.sets.live(TENANT).adapters == {"x": digests[2], "y": digests[0]}
         assert two.adapters.load_seconds(digests[2]) is not None  # before it was live
         assert two.follower.set_lag() == {}
