@@ -16,7 +16,7 @@ from remix_runtime.base.model import check_base, load_model
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.errors import ConfigError
 from tests.models import FAMILIES, VOCAB_SIZE, save_tiny_base, tiny_config, tiny_model
-from tests.wrong_bases import WEIGHTS, config, sharded, template
+from tests.wrong_bases import WEIGHTS, config, fields, sharded, template
 
 IDS = torch.arange(20).reshape(1, -1)
 
@@ -100,6 +100,12 @@ def test_an_embedding_of_more_rows_than_tokens(base: Path) -> None:
     config(vocab_size=VOCAB_SIZE + 11)(base)
     assert logits(base).shape[-1] == VOCAB_SIZE + 11
     load_tokenizer(str(base))
+
+
+def test_a_placeholder_for_images_needs_no_row(base: Path) -> None:
+    """As in Gemma 3 1B, whose tokenizer is that of the models that see."""
+    fields("tokenizer_config.json", extra_special_tokens={"image_token": "<image>"})(base)
+    assert load_tokenizer(str(base)).convert_tokens_to_ids("<image>") == VOCAB_SIZE
 
 
 def test_code_of_a_known_type_is_left_alone(base: Path) -> None:

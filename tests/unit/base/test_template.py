@@ -50,5 +50,6 @@ def test_a_template_that_fails_on_some_messages(base: Path, failure: str, says: 
 def test_further_names_reach_the_template(base: Path) -> None:
     template("{{ (tools or []) | length }} {{ mood }}")(base)
     tokenizer = load_tokenizer(str(base))
-    text = render(tokenizer, [], add_generation_prompt=True, tools=[{}, {}], mood="calm")
+    messages = [{"role": "user", "content": "x"}]
+    text = render(tokenizer, messages, add_generation_prompt=True, tools=[{}, {}], mood="calm")
     assert text == "2 calm"
