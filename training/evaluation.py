@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
-from remix_runtime.base_model import end_token_ids
+from remix_runtime.base.model import end_token_ids
 from remix_runtime.errors import DataError
 from training.base import load_base
 from training.data import collate, read_examples

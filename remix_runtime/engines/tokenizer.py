@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
-
-from remix_runtime.errors import ConfigError, InvalidRequestError
+from remix_runtime.base.template import render
+from remix_runtime.base.tokenizer import load_tokenizer
+from remix_runtime.errors import ChatTemplateError, InvalidRequestError
 
 
 class ModelTokenizer:
@@ -16,12 +15,7 @@ class ModelTokenizer:
     `ConfigError`."""
 
     def __init__(self, model: str) -> None:
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                model, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model: no usable tokenizer in {model!r} ({error})") from error
+        self._tokenizer = load_tokenizer(model)
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
 
     def __len__(self) -> int:
@@ -54,10 +48,8 @@ class ModelTokenizer:
                 "this model has no chat template; use /v1/completions", param="messages"
             )
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError, ValueError) as error:
+            text = render(self._tokenizer, messages, add_generation_prompt=True)
+        except ChatTemplateError as error:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error

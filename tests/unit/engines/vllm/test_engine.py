@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from remix_runtime.contracts import FinishReason
 from remix_runtime.engines.vllm.engine import PATIENCE, VllmEngine
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    ConfigError,
     EngineDeadError,
     InvalidRequestError,
     RemixError,
 )
 from tests.engines import Completion, complete, request
 from tests.unit.engines.vllm.stub import settled, started, until
+from tests.wrong_bases import WRONG_MODELS
 
 PROMPT = [5, 17, 99]
 
@@ -31,6 +34,16 @@ def ask(
 
 async def ended(*tasks: asyncio.Task[Completion]) -> list[Completion | BaseException]:
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 120)
+
+
+async def test_a_wrong_base_is_refused_before_vllm_starts(base: Path, tmp_path: Path) -> None:
+    for fault in ("missing head", "a LoRA beside"):
+        damage, names = WRONG_MODELS[fault]
+        wrong = tmp_path / fault
+        shutil.copytree(base, wrong)
+        damage(wrong)
+        with pytest.raises(ConfigError, match=names):
+            await started(wrong)
 
 
 async def test_tenants_take_turns_and_each_has_a_cache_of_its_own(base: Path) -> None:
