@@ -1,4 +1,4 @@
-"""`remix bench`: speed or determinism of the embedded engine, measured and written down."""
+"""`remix bench`: the embedded engine's speed, determinism and cost beside other work, measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def bench(
     base: Annotated[Path, typer.Option(help="Base model folder; it is run in float32.")],
     suite: Annotated[
         str,
-        typer.Option(help="speed: tokens/s against peers. determinism: count token flips."),
+        typer.Option(
+            help="speed: tokens/s against peers. determinism: count token flips. "
+            "neighbour: what one busy process beside costs."
+        ),
     ] = "speed",
     adapter_shape: Annotated[
         str, typer.Option(help="n,k,r of the four random adapters on all targets.")
@@ -110,8 +113,12 @@ def bench(
         from benchmarks.speed.determinism import run_determinism
 
         run_determinism(base, stem, shape, threads, report)
+    elif suite == "neighbour":
+        from benchmarks.speed.neighbour import run_neighbour
+
+        run_neighbour(base, stem, _numbers(batches), new_tokens, rounds, threads, report)
     else:
-        raise ConfigError(f"suite: found {suite!r}, expected speed or determinism")
+        raise ConfigError(f"suite: found {suite!r}, expected speed, determinism or neighbour")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

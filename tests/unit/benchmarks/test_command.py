@@ -54,6 +54,20 @@ def test_speed_suite_measures_judges_and_writes(base: Path, tmp_path: Path) -> N
     assert "give --vllm-python" in document["left_out"]["vllm"]
 
 
+def test_neighbour_suite_measures_alone_and_beside(base: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "beside"
+    options = ["--base", base, "--out", stem, "--suite", "neighbour", "--threads", 1]
+    text = _bench(*options, "--batches", 2, "--new-tokens", 4, "--rounds", 1)
+    assert stem.with_suffix(".md").read_text() in text
+    seconds = json.loads(stem.with_suffix(".json").read_text())["seconds"]
+    assert seconds.keys() == {"2 requests", "start"}
+    for sides in seconds.values():
+        assert sides.keys() == {
+            f"{wait}, {place}" for wait in ("briefly", "spinning") for place in ("alone", "beside")
+        }
+        assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in sides.values())
+
+
 def test_determinism_suite_finds_no_flip_and_sees_one_that_is_there(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
