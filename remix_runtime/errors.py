@@ -13,6 +13,7 @@ RemixError
 │   └── EngineBusyError          the queue is full or the engine drains; try again (`retry_after`)
 ├── CapacityError            an adapter or a request can never fit the stated memory budget
 ├── EngineDeadError          the engine stopped working; the process should be replaced
+├── ChatTemplateError        the base's chat template does not render these messages
 ├── DataError                a training or evaluation file is wrong (file and line named)
 └── TrainingError            training cannot go on (a NaN loss, a checkpoint of another run)
 
@@ -82,6 +83,11 @@ class CapacityError(RemixError):
 
 class EngineDeadError(RemixError):
     """The engine stopped working; nothing but a new process helps."""
+
+
+class ChatTemplateError(RemixError):
+    """The base's chat template refuses these messages, or fails on them. Who called it says whose
+    mistake that is: a request's, a row's, or the base's."""
 
 
 class DataError(RemixError):

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from remix_runtime.errors import DataError
+from remix_runtime.base.template import render
+from remix_runtime.errors import ChatTemplateError, DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +118,9 @@ def _render(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except (jinja2.TemplateError, ValueError) as error:
+        return render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+    except ChatTemplateError as error:
         raise DataError(f"messages: the chat template refuses them: {error}") from None
-    assert isinstance(text, str)
-    return text
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

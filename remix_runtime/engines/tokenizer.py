@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from remix_runtime.errors import ConfigError, InvalidRequestError
+from remix_runtime.base.template import render
+from remix_runtime.errors import ChatTemplateError, ConfigError, InvalidRequestError
 
 
 class ModelTokenizer:
@@ -54,10 +54,8 @@ class ModelTokenizer:
                 "this model has no chat template; use /v1/completions", param="messages"
             )
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError, ValueError) as error:
+            text = render(self._tokenizer, messages, add_generation_prompt=True)
+        except ChatTemplateError as error:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
