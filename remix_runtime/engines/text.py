@@ -16,6 +16,23 @@ _PROMPT_CONTEXT = 4
 space at the start of a text."""
 
 
+def text_after(
+    decode: Callable[[Sequence[int]], str], context: Sequence[int], token_ids: Sequence[int]
+) -> str:
+    """The text that `token_ids` write after the tokens `context`, all of them at once."""
+    known = list(context[-_PROMPT_CONTEXT:])
+    return _appended(decode, [*known, *token_ids], len(known))
+
+
+def _appended(decode: Callable[[Sequence[int]], str], ids: Sequence[int], known: int) -> str:
+    """What the tokens after the first `known` ones add to their text."""
+    before, text = decode(ids[:known]), decode(ids)
+    # A character that the known tokens began stands there as U+FFFD and is whole now.
+    pairs = zip(before, text, strict=False)
+    differ = (at for at, (old, new) in enumerate(pairs) if old != new)
+    return text[next(differ, min(len(before), len(text))) :]
+
+
 class TextStream:
     """The text of one growing completion.
 
@@ -59,12 +76,7 @@ class TextStream:
         return text[:cut]
 
     def _new_text(self) -> str:
-        known = self._decode(self._ids[self._context : self._shown])
-        text = self._decode(self._ids[self._context :])
-        # A character that the known tokens began stands there as U+FFFD and is whole now.
-        pairs = zip(known, text, strict=False)
-        differ = (at for at, (old, new) in enumerate(pairs) if old != new)
-        return text[next(differ, min(len(known), len(text))) :]
+        return _appended(self._decode, self._ids[self._context :], self._shown - self._context)
 
     def _release(self, text: str) -> str:
         self._held += text
