@@ -5,6 +5,7 @@ All are trained on the same few lines, so that merges cross the borders of words
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 
@@ -36,9 +37,13 @@ _PREFIX = "▁"
 
 
 def _bpe(
-    configure: Callable[[Tokenizer], None], *, byte_fallback: bool = False, alphabet: bool = False
+    configure: Callable[[Tokenizer], None],
+    *,
+    byte_fallback: bool = False,
+    alphabet: bool = False,
+    unk: str | None = UNK,
 ) -> Tokenizer:
-    tokenizer = Tokenizer(BPE(unk_token=None if alphabet else UNK, byte_fallback=byte_fallback))
+    tokenizer = Tokenizer(BPE(unk_token=None if alphabet else unk, byte_fallback=byte_fallback))
     configure(tokenizer)
     trainer = trainers.BpeTrainer(
         vocab_size=760 if byte_fallback else 500,
@@ -98,7 +103,9 @@ def _llama2(*, prefix: bool = True) -> Tokenizer:
     return _bpe(configure, byte_fallback=True)
 
 
-def _metaspace(scheme: str, *, split: bool, byte_fallback: bool = True) -> Tokenizer:
+def _metaspace(
+    scheme: str, *, split: bool, byte_fallback: bool = True, unk: str | None = UNK
+) -> Tokenizer:
     def configure(tokenizer: Tokenizer) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_PREFIX, scheme, split)
         if byte_fallback:
@@ -106,7 +113,7 @@ def _metaspace(scheme: str, *, split: bool, byte_fallback: bool = True) -> Token
         else:
             tokenizer.decoder = decoders.Metaspace(_PREFIX, scheme, split)
 
-    return _bpe(configure, byte_fallback=byte_fallback)
+    return _bpe(configure, byte_fallback=byte_fallback, unk=unk)
 
 
 def _unigram() -> Tokenizer:
@@ -153,6 +160,7 @@ LOSSY: dict[str, Callable[[], Tokenizer]] = {
     "qwen": _qwen,
     "t5": _unigram,
     "metaspace, no bytes": lambda: _metaspace("always", split=True, byte_fallback=False),
+    "dropping": lambda: _metaspace("first", split=False, byte_fallback=False, unk=None),
     "wordpiece": _wordpiece,
 }
 """Families that normalise, or have no token for some characters."""
@@ -162,13 +170,16 @@ FAMILIES = {**EXACT, **LOSSY}
 
 @cache
 def _trained(family: str) -> str:
-    return FAMILIES[family]().to_str()
+    # The trainer takes bytes for special tokens, which nobody would get to read.
+    trained = json.loads(FAMILIES[family]().to_str())
+    trained["added_tokens"] = [t for t in trained["added_tokens"] if t["content"] not in _BYTES]
+    return json.dumps(trained)
 
 
 def tokenizer_of(
     family: str, template: str | None = None, *, bos: bool = False, marks: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A new tokenizer. `bos`: it begins every text with a token; `marks`: `<think>` is one token."""
+    """A new tokenizer. With `bos` every text begins with a token; with `marks` `<think>` is one."""
     backend = Tokenizer.from_str(_trained(family))
     if bos:
         backend.post_processor = processors.TemplateProcessing(
@@ -177,9 +188,7 @@ def tokenizer_of(
             special_tokens=[(BOS, backend.token_to_id(BOS))],
         )
     if marks:
-        backend.add_tokens(
-            [AddedToken(mark, normalized=False) for mark in ("<think>", "</think>")]
-        )
+        backend.add_tokens([AddedToken(mark, normalized=False) for mark in ("<think>", "</think>")])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token=UNK,
@@ -197,7 +206,9 @@ def _chatml(answer: str, *, generation: str = "", prologue: str = "") -> str:
         "{{- '<|im_start|>' + m.role + '\n' }}"
         "{%- if m.role == 'assistant' %}" + answer + "{%- else %}{{- m.content }}{%- endif %}"
         "{{- '<|im_end|>\n' }}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n" + generation + "' }}{%- endif %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n"
+        + generation
+        + "' }}{%- endif %}"
     )
 
 
@@ -229,8 +240,8 @@ TEMPLATES: dict[str, str] = {
     ),
     "no thinking": _chatml(_WITHOUT_THOUGHTS, generation="<think>\\n\\n</think>\\n\\n"),
     "llama 2": (
-        "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- ' ' + m.content.strip() + ' ' + "
-        "eos_token }}{%- else %}{{- bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
+        "{%- for m in messages %}{%- if m.role == 'assistant' %}"
+        "{{- ' ' + m.content.strip() + ' ' + eos_token }}{%- else %}{{- bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
         "{%- endif %}{%- endfor %}"
     ),
     "without marks": (
@@ -238,4 +249,4 @@ TEMPLATES: dict[str, str] = {
         "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}"
     ),
 }
-"""Chat templates by kind; each is like one of a known model, in ChatML where that does not matter."""
+"""Chat templates by kind, each like that of a known model; in ChatML where that is all the same."""

@@ -8,6 +8,7 @@ What counts is what the server would say: tokens whose text after the context is
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,14 +60,16 @@ def continuation(
             return ids[: size + 1]
         # How the tokenizer spells the text by itself, which may be in another normal form.
         spelled = _written(tokenizer, [], _encode(tokenizer, wanted))
-        drafts.append((not whole and written != spelled, ids[: size + 1]))
-    other, ids = min(drafts, key=lambda draft: draft[0])
+        distance = 0 if whole or written == spelled else 1
+        distance += written.split() != spelled.split()
+        drafts.append((distance, ids[: size + 1], wanted, written))
+    distance, ids, wanted, written = min(drafts, key=lambda draft: draft[0])
     unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown not in end_ids and unknown in ids:
+    if _loses(wanted, written) or (unknown not in end_ids and unknown in ids):
         raise DataError(
             f"found {_shown(text)}, expected text that the base's tokenizer has tokens for"
         )
-    if other:
+    if distance > 1:
         raise DataError(
             f"found {_shown(text)}, which the base's tokenizer cannot write after "
             f"{_shown(prompt.text, end=True)}; expected a completion that begins elsewhere"
@@ -105,6 +108,16 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def _written(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], ids: Sequence[int]) -> str:
     return text_after(lambda tokens: _decode(tokenizer, tokens), context, ids)
+
+
+def _loses(wanted: str, written: str) -> bool:
+    """Whether visible characters are gone, and not only spelled in another way."""
+
+    def visible(text: str) -> int:
+        letters = unicodedata.normalize("NFKD", text.replace("▁", " "))  # SentencePiece's space
+        return sum(unicodedata.category(letter)[0] not in "CMZ" for letter in letters)
+
+    return visible(written) < visible(wanted)
 
 
 def _shown(text: str, *, end: bool = False) -> str:

@@ -17,9 +17,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 _TOOLS = "tool calls are not trained; write them into content as the model is to write them"
 _TEMPLATE = "a row is rendered as the server renders it, with the template's defaults"
-_THOUGHTS = (
-    "write thoughts into content as the model is to write them: <think>…</think> …"
-)
+_THOUGHTS = "write thoughts into content as the model is to write them: <think>…</think> …"
 _TEXT = "only text is trained"
 _PREFERENCE = "rows of preferences are not trained; give the answer to learn as the completion"
 _LOSS = "what is learned is set by weight, 0 or 1, on a message of the assistant"
