@@ -240,9 +240,9 @@ TEMPLATES: dict[str, str] = {
     ),
     "no thinking": _chatml(_WITHOUT_THOUGHTS, generation="<think>\\n\\n</think>\\n\\n"),
     "llama 2": (
-        "{%- for m in messages %}{%- if m.role == 'assistant' %}"
-        "{{- ' ' + m.content.strip() + ' ' + eos_token }}{%- else %}{{- bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"
-        "{%- endif %}{%- endfor %}"
+        "{%- for m in messages %}{%- set text = m.content.strip() %}"
+        "{%- if m.role == 'assistant' %}{{- ' ' + text + ' ' + eos_token }}"
+        "{%- else %}{{- bos_token + '[INST] ' + text + ' [/INST]' }}{%- endif %}{%- endfor %}"
     ),
     "without marks": (
         "{%- for m in messages %}{{- m.role + ': ' + m.content + '\n' }}{%- endfor %}"
