@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmarks.shape import AdapterShape
 from remix_runtime.adapter.checkpoint import (
@@ -20,8 +20,9 @@ from remix_runtime.adapter.checkpoint import (
     write_checkpoint,
 )
 from remix_runtime.adapter.layers import base_shapes, target_shapes
-from remix_runtime.base_model import without_weights
-from remix_runtime.errors import ConfigError
+from remix_runtime.base.config import read_config
+from remix_runtime.base.model import check_base
+from remix_runtime.base.weights import without_weights
 
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 README = "# Random adapter of the benchmark\n"
@@ -29,9 +30,7 @@ README = "# Random adapter of the benchmark\n"
 
 def empty_model(base: Path) -> PreTrainedModel:
     """The base without its weights: shapes only. Raises `ConfigError`."""
-    if not (base / "config.json").is_file():
-        raise ConfigError(f"base: found no config.json in {base}, expected a model folder")
-    return without_weights(AutoConfig.from_pretrained(base))
+    return without_weights(read_config(check_base(str(base))))
 
 
 def write_random_adapters(

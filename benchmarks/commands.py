@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import require_extra
+from remix_runtime.threads import available_cores
 
 Name = TypeVar("Name", bound=str)
 
@@ -42,7 +42,7 @@ def bench(
     ] = 60.0,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of every system.", show_default="all cores"),
+        typer.Option(min=1, help="Threads of every system.", show_default="those it may use"),
     ] = None,
     vllm_python: Annotated[
         Path | None,
@@ -83,7 +83,7 @@ def bench(
         console.print(f"bench: {line}", markup=False, soft_wrap=True)
 
     stem = out or Path("benchmarks/results") / f"{date.today().isoformat()}-{suite}"
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or available_cores()
     shape = AdapterShape.parse(adapter_shape)
     if suite == "speed":
         require_extra("remix bench", "bench", "matplotlib")

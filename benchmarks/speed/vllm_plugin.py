@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 import typer
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from benchmarks.adapters import FEED_FORWARD, empty_model, write_random_adapters
 from benchmarks.options import Base, Out
@@ -31,6 +29,7 @@ from benchmarks.shape import AdapterShape
 from benchmarks.speed.measure import Metric, rates
 from benchmarks.speed.plan import random_workload
 from benchmarks.speed.worker import Worker
+from remix_runtime.base.model import load_model
 
 SHAPES = (AdapterShape(8, 4, 8), AdapterShape(4, 2, 8))
 ADAPTERS = 4
@@ -102,7 +101,7 @@ def start_lanes(base: Path, folder: Path, stack: ExitStack) -> dict[str, Lane]:
 
 
 def write_lora(base: Path, folder: Path, rank: int) -> Path:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_model(str(base))
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=list(FEED_FORWARD), init_lora_weights=False
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import typer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmarks.adapters import README, write_random_adapter
 from benchmarks.options import Base, Out
@@ -29,7 +29,9 @@ from benchmarks.tenants.traffic import milliseconds
 from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.adapter.parity import record_parity
-from remix_runtime.base_model import without_weights
+from remix_runtime.base.config import read_config
+from remix_runtime.base.model import load_model
+from remix_runtime.base.weights import without_weights
 
 TENANTS, CLIENTS_PER_TENANT, ADAPTERS = 4, 2, 6
 BLOCK = 25
@@ -41,7 +43,7 @@ PARITY_PROMPTS = [[5, 9, 200, 31], list(range(40))]
 def make_adapters(base: Path, folder: Path, good: int) -> tuple[list[Path], list[Path]]:
     """Folders of adapters for the base, each with parity prompts, and of bad ones: made for another
     model; recorded with other weights than it has."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_model(str(base))
     plain = [folder / f"plain-{seed}" for seed in range(good + 1)]
     for seed, weights in enumerate(plain):
         write_random_adapter(weights, model, SHAPE, TARGETS, seed)
@@ -49,7 +51,7 @@ def make_adapters(base: Path, folder: Path, good: int) -> tuple[list[Path], list
         _with_parity(model, weights, weights, folder / f"good-{seed}")
         for seed, weights in enumerate(plain[:good])
     ]
-    config = AutoConfig.from_pretrained(base)
+    config = read_config(base)
     config.intermediate_size += 8
     foreign = folder / "foreign"
     write_random_adapter(foreign, without_weights(config), SHAPE, TARGETS, seed=0)

@@ -17,7 +17,7 @@ from remix_runtime.adapter.checkpoint import (
 )
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.adapter.parity import model_runner, replay_parity
-from remix_runtime.base_model import load_model
+from remix_runtime.base.model import load_model
 
 
 def inspect_adapter(folder: Path, base: str | None = None) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _read_on(folder: Path, base: str) -> tuple[Checkpoint, Parity | None, PreTrainedModel]:
-    model = load_model(base)
+    model = load_model(base, download=True)
     checkpoint = read_checkpoint(folder, base=base_shapes(model))
     parity = read_parity(
         folder,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.base.template import render
-from remix_runtime.errors import ChatTemplateError, ConfigError, InvalidRequestError
+from remix_runtime.base.tokenizer import load_tokenizer
+from remix_runtime.errors import ChatTemplateError, InvalidRequestError
 
 
 def said(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -24,12 +25,7 @@ class ModelTokenizer:
     `ConfigError`."""
 
     def __init__(self, model: str) -> None:
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                model, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"model: no usable tokenizer in {model!r} ({error})") from error
+        self._tokenizer = load_tokenizer(model)
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
 
     def __len__(self) -> int:

@@ -64,6 +64,7 @@ class Follower:
 
     async def stop(self) -> None:
         tasks = [loading.task for loading in self._loading.values()]
+        self._loading.clear()
         tasks += [self._following] if self._following else []
         for task in tasks:
             task.cancel()
@@ -129,15 +130,18 @@ class Follower:
                     log.exception("changes of the directory are not read")  # the next ones may be
 
     async def _load(self, wanted: SetRevision) -> None:
-        """Loads a set that another process has found good. What fails is tried again."""
+        """Loads a set that another process has found good. What fails is tried again, as long as
+        the set is wanted."""
         retry_seconds = _FIRST_RETRY_SECONDS
         with self._adapters.pinned(wanted.adapters.values()):
-            while True:
+            while self._is_loading(wanted):
                 try:
                     digests = set(wanted.adapters.values())
                     await asyncio.gather(*map(self._adapters.load, digests))
-                    break
                 except Exception as error:
+                    # `gather` forgets that it was cancelled when a load fails at that moment.
+                    if not self._is_loading(wanted):
+                        return
                     log.error(
                         "revision %d of the set of %s is not live on this server; the old one "
                         "goes on, next try in %g s: %s",
@@ -147,11 +151,16 @@ class Follower:
                         error,
                         exc_info=not isinstance(error, RemixError),
                     )
-                await asyncio.sleep(retry_seconds)
-                retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
-            del self._loading[wanted.tenant]
-            if self.make_live(wanted):
-                self._metrics.followed.inc()
+                    await asyncio.sleep(retry_seconds)
+                    retry_seconds = min(2 * retry_seconds, _LAST_RETRY_SECONDS)
+                else:
+                    del self._loading[wanted.tenant]
+                    if self.make_live(wanted):
+                        self._metrics.followed.inc()
+
+    def _is_loading(self, wanted: SetRevision) -> bool:
+        loading = self._loading.get(wanted.tenant)
+        return loading is not None and loading.revision == wanted.revision
 
     def _stop_loading(self, tenant: str) -> None:
         if (loading := self._loading.pop(tenant, None)) is not None:

@@ -47,7 +47,7 @@ async def test_unloading_waits_for_the_last_request(setup: Setup) -> None:
     assert not unload.done()
     async for event in running:
         tokens += event.token_ids
-    await asyncio.wait_for(unload, 10)
+    await asyncio.wait_for(unload, 120)
     assert tokens == expected
     assert setup.engine.stats().adapter_slots_used == 0
     await setup.engine.unload_adapter(digest)
@@ -74,17 +74,17 @@ async def test_an_adapter_loaded_again_while_it_unloads_stays(setup: Setup) -> N
     async for _ in running:
         pass
     loads.append(asyncio.create_task(setup.engine.load_adapter(setup.adapters[0])))
-    infos = await asyncio.wait_for(asyncio.gather(*loads), 10)
-    await asyncio.wait_for(unload, 10)
+    infos = await asyncio.wait_for(asyncio.gather(*loads), 120)
+    await asyncio.wait_for(unload, 120)
     assert {info.digest for info in infos} == {digest}
     assert (await complete(setup.engine, request(PROMPT, digest))).token_ids
 
 
 async def test_stopping_while_an_unload_waits_leaves_nobody_waiting(setup: Setup) -> None:
     _, _running, unload = await unloading_beside_a_request(setup, max_tokens=200)
-    await asyncio.wait_for(setup.engine.stop(), 10)
+    await asyncio.wait_for(setup.engine.stop(), 120)
     with contextlib.suppress(EngineDeadError):
-        await asyncio.wait_for(unload, 10)
+        await asyncio.wait_for(unload, 120)
 
 
 async def tiers(engine: Engine) -> dict[str, AdapterTier]:
@@ -147,7 +147,7 @@ async def test_a_cold_request_can_be_aborted_and_its_adapter_unloaded(setup: Set
     await asyncio.sleep(0)
     await setup.engine.abort(item.request_id)
     await waiting
-    await asyncio.wait_for(setup.engine.unload_adapter(cold), 10)
+    await asyncio.wait_for(setup.engine.unload_adapter(cold), 120)
     assert cold not in await tiers(setup.engine)
     with pytest.raises(AdapterNotLoadedError):
         await complete(setup.engine, request(PROMPT, cold))

@@ -58,14 +58,16 @@ async def test_process_serves_drains_and_ends_with_0(base: Path, adapter: Path) 
     answer = json.loads((await curl.communicate())[0])
     assert answer["model"] == "good"
     assert answer["usage"]["completion_tokens"] > 0
-    async with httpx.AsyncClient(base_url=first.split()[-1], timeout=30) as client:
+    async with httpx.AsyncClient(base_url=first.split()[-1], timeout=120) as client:
         body = {"model": "good", "prompt": "a", "max_tokens": 200, "ignore_eos": True}
-        running = asyncio.create_task(client.post("/v1/completions", json=body))
-        async with asyncio.timeout(10):
-            while "remix_requests_running 1.0" not in (await client.get("/metrics")).text:
-                pass
-        process.send_signal(signal.SIGTERM)
-        assert (await running).json()["usage"]["completion_tokens"] == 200
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        async with client.stream("POST", "/v1/completions", json=body | options) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            process.send_signal(signal.SIGTERM)
+            events = [line async for line in lines if line]
+        assert events[-1] == "data: [DONE]"
+        assert json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 200
     _, errors = await process.communicate()
     assert process.returncode == 0
     assert b"Traceback" not in errors

@@ -81,7 +81,7 @@ async def serve(folders: Folders, **config: Any) -> AsyncIterator[Served]:
     settings = ServerSettings(log_level="error", drain_seconds=5)
     async with (
         listen(create_app(engine, settings, folders.adapters), settings) as url,
-        httpx.AsyncClient(base_url=url, timeout=30) as http,
+        httpx.AsyncClient(base_url=url, timeout=120) as http,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         yield Served(engine, url, http, client)

@@ -60,7 +60,7 @@ async def test_the_death_of_vllms_core_is_seen_within_two_seconds(
         assert time.monotonic() - killed < 2
         await asyncio.sleep(0.05)
     assert not engine.health().ready
-    results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 5)
+    results = await asyncio.wait_for(asyncio.gather(*running, return_exceptions=True), 120)
     assert [type(result) for result in results] == [EngineDeadError] * 2
     with pytest.raises(EngineDeadError):
         await complete(engine, request(PROMPT))
@@ -78,8 +78,8 @@ async def test_a_load_ends_when_the_core_dies_in_the_middle_of_it(
     assert not load.done()
     signal_core(signal.SIGKILL)
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(load, 5)
-    await asyncio.wait_for(engine.stop(), 20)
+        await asyncio.wait_for(load, 120)
+    await asyncio.wait_for(engine.stop(), 120)
 
 
 async def test_what_a_worker_refuses_is_told_in_its_words_and_others_go_on(

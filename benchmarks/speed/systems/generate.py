@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.speed.systems.protocol import Run, Workload
+from remix_runtime.base.model import load_model
 
 
 class GenerateSystem:
@@ -25,7 +26,7 @@ class GenerateSystem:
         target_modules: tuple[str, ...] = (),
     ) -> None:
         torch.set_num_threads(threads)
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self._model = load_model(model)
         pad = self._model.generation_config.pad_token_id
         self._pad_id = 0 if pad is None else pad
         self.about: dict[str, Any] = {

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from remix_runtime.adapter.layers import base_shapes
-from remix_runtime.base_model import end_token_ids
+from remix_runtime.base.model import end_token_ids, load_model
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.engines.embedded.config import EmbeddedConfig
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention)
 
+_ATTENTION_FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 _ROPE_TYPES_THAT_DEPEND_ON_THE_BATCH = {"dynamic", "longrope"}
 
@@ -40,9 +40,9 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
-    network = _load(config.model, dtype)
-    check_supported(network)
     tokenizer = ModelTokenizer(config.model)
+    network = load_model(config.model, dtype=dtype, attention=ATTENTION_NAME).requires_grad_(False)
+    check_supported(network)
     shapes = base_shapes(network)
     network.to(device)
     tables = install(network, num_slots=config.adapter_slots)
@@ -75,6 +75,9 @@ def check_supported(network: PreTrainedModel) -> None:
     config, name = network.config, type(network).__name__
     if not getattr(network, "_supports_attention_backend", False) or config.is_encoder_decoder:
         raise ConfigError(f"model: {name} does not take transformers' attention interface")
+    for field in _ATTENTION_FIELDS:
+        if not hasattr(config, field):
+            raise ConfigError(f"model: {name} has no {field}: its attention is not supported")
     other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES
     if other:
         raise ConfigError(f"model: {name} has {', '.join(sorted(other))} layers, not supported")
@@ -105,22 +108,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def _load(model: str, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model: cannot load {model!r}: {reason}") from error
-    return network.eval().requires_grad_(False)
 
 
 def _kv(

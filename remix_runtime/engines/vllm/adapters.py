@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from remix_runtime.adapter.checkpoint import BaseShapes, Checkpoint, read_checkpoint, read_parity
 from remix_runtime.adapter.layers import base_shapes
-from remix_runtime.base_model import without_weights
+from remix_runtime.base.weights import without_weights
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
 from remix_runtime.engines.vllm.config import VllmConfig

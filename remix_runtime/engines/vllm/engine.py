@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from remix_runtime.base.model import check_base
 from remix_runtime.contracts import (
     EngineStats,
     GenerationRequest,
@@ -59,8 +61,9 @@ class VllmEngine(EngineFront[Job]):
     async def start(self) -> None:
         from remix_runtime.engines.vllm.backend import Backend
 
-        self._tokenizer = ModelTokenizer(self._config.model)
-        backend = await Backend.start(self._config)
+        folder = str(await asyncio.to_thread(check_base, self._config.model))
+        self._tokenizer = ModelTokenizer(folder)
+        backend = await Backend.start(replace(self._config, model=folder))
         self._ends = backend.end_token_ids
         if self._tokenizer.eos_token_id is not None:
             self._ends |= {self._tokenizer.eos_token_id}

@@ -49,7 +49,7 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request
 
 from remix_runtime.adapter.layers import base_shapes
-from remix_runtime.base_model import without_weights
+from remix_runtime.base.weights import without_weights
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
     HostLayer,

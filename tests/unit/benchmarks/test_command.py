@@ -90,7 +90,7 @@ def test_determinism_suite_finds_no_flip_and_sees_one_that_is_there(
         ("--peers", "generate,ollama", "peers: found 'ollama'"),
         ("--prompt", "medium", "prompt: found 'medium'"),
         ("--adapter-shape", "4,5,8", "adapter shape: found '4,5,8'"),
-        ("--base", "nowhere", "found no config.json in nowhere"),
+        ("--base", "nowhere", "base: there is no folder 'nowhere'"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_starts(

@@ -133,7 +133,7 @@ async def test_an_engine_whose_every_step_fails_is_dead_and_says_so_to_all(
 ) -> None:
     fail_steps(engine, monkeypatch, 10**6)
     requests = [complete(engine, request([i], max_tokens=2)) for i in range(1, 13)]
-    ends = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 20)
+    ends = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 120)
     assert all(isinstance(end, RemixError) for end in ends)
     assert isinstance(ends[-1], EngineDeadError)
     assert not engine.health().alive
@@ -234,17 +234,17 @@ async def test_a_load_gets_its_slot_although_requests_keep_coming(
 
     clients = [asyncio.create_task(client()) for _ in range(6)]
     await asyncio.sleep(0.05)
-    other = await asyncio.wait_for(engine.load_adapter(adapter(tmp_path / "b", 2)), 20)
+    other = await asyncio.wait_for(engine.load_adapter(adapter(tmp_path / "b", 2)), 120)
     # And so does a request for it, under the same pressure.
-    assert (await asyncio.wait_for(complete(engine, request([3], other.digest)), 20)).token_ids
+    assert (await asyncio.wait_for(complete(engine, request([3], other.digest)), 120)).token_ids
     over = True
-    await asyncio.wait_for(asyncio.gather(*clients), 20)
+    await asyncio.wait_for(asyncio.gather(*clients), 120)
 
 
 async def test_a_truncated_base_is_a_config_error(tmp_path: Path) -> None:
     weights = save_tiny_base(tmp_path, "llama") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="model: cannot load"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read"):
         await EmbeddedEngine(EmbeddedConfig(model=str(tmp_path))).start()
 
 

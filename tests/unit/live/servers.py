@@ -27,7 +27,7 @@ from tests.unit.tenancy.model import Adapters
 from tests.unit.tenancy.samples import EVERYTHING
 
 ACTOR = "test"
-SOON_SECONDS = 5.0
+SOON_SECONDS = 60.0
 """By then a server has done by itself what it has to."""
 NEVER = 3600.0
 """Servers look for changes when they are told to."""

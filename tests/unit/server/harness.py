@@ -124,7 +124,7 @@ async def listening(
     app, engine, server_settings = make_app(root, config, **settings)
     async with (
         listen(app, server_settings) as url,
-        httpx.AsyncClient(base_url=url, timeout=20) as client,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
     ):
         yield Server(app, engine, client, url)
 
@@ -137,7 +137,7 @@ def sse_events(text: str) -> list[dict[str, Any]]:
     return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits for what another task does; fails with `TimeoutError`."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - no event tells of it

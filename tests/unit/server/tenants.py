@@ -46,7 +46,7 @@ class TenantServer:
                 transport=httpx.ASGITransport(app or self.apps.data, raise_app_exceptions=False),
                 base_url="http://test",
                 headers=headers,
-                timeout=30,
+                timeout=120,
             )
         )
 

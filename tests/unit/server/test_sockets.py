@@ -189,12 +189,13 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     headers = {"Authorization": "Bearer sesame"}
     async with httpx.AsyncClient(base_url=url, headers=headers) as client:
         body = {"model": "pirate", "prompt": "a", "max_tokens": 30, "ignore_eos": True}
-        running = asyncio.create_task(client.post("/v1/completions", json=body))
-        async with asyncio.timeout(5):
-            while "remix_requests_running 1.0" not in (await client.get("/metrics")).text:
-                pass
-        process.send_signal(signal.SIGTERM)
-        assert (await running).json()["usage"]["completion_tokens"] == 30
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        async with client.stream("POST", "/v1/completions", json=body | options) as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            process.send_signal(signal.SIGTERM)
+            events = [line async for line in lines if line]
+        assert json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 30
     _, errors = await process.communicate()
     assert process.returncode == 0
     assert b"Traceback" not in errors

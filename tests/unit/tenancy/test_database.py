@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from pathlib import Path
 
 import psycopg
@@ -177,9 +176,8 @@ async def test_a_write_left_at_any_moment_holds_no_lock_even_while_its_traceback
         with Moment(directory, step, changing.cancel) as moment:
             await changing
         assert moment.came
-        started = time.monotonic()
+        # Raises where a lock is left: it waits for a stated time.
         await directory.set_quota("a", Quota(max_concurrent=step + 100), actor="test")
-        assert time.monotonic() - started < 2
     assert len(kept) == 14
 
 

@@ -22,7 +22,7 @@ from tests.unit.tenancy import processes
 from tests.unit.tenancy.moments import Moment
 from tests.unit.tenancy.samples import check_history, digest, with_tenant
 
-SLACK = 1.0
+SLACK = 5.0
 """For the machine, beyond the stated time."""
 KEY = f"rk-{'0' * 8}-{'a' * 43}"
 
@@ -139,7 +139,7 @@ async def test_the_feed_is_silent_while_the_database_is(server: PostgresServer) 
             with paused(server), short_times():
                 await asyncio.wait([waiting], timeout=1)
                 assert not waiting.done()
-            assert await asyncio.wait_for(waiting, 10) == 1
+            assert await asyncio.wait_for(waiting, 120) == 1
 
 
 async def test_a_table_that_another_one_locks_makes_reads_fail_in_time(

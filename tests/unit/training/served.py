@@ -7,8 +7,9 @@ from functools import cache
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from server.api.wire.requests import ChatRequest
@@ -24,8 +25,8 @@ class Served:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         with TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            self.server = ModelTokenizer(folder)
-            self.training = PreTrainedTokenizerFast.from_pretrained(folder)
+            LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(folder)
+            self.server, self.training = ModelTokenizer(folder), load_tokenizer(folder)
         self.ends = frozenset(self.training.convert_tokens_to_ids([EOS, END]))
 
     def encode(self, row: Row) -> list[Example]:

@@ -225,7 +225,7 @@ def test_cut_rows_are_counted_aloud(make_config: MakeConfig) -> None:
 
 def test_a_base_that_is_not_there(make_config: MakeConfig, tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="there is no folder of that name") as caught:
+    with pytest.raises(ConfigError, match="base: there is no folder") as caught:
         run_training(make_config(base=missing))
     assert "\n" not in str(caught.value)
 

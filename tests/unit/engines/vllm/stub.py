@@ -140,6 +140,6 @@ async def settled(turns: int = 30) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Files are read in threads: that takes what it takes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110  what is waited for tells nobody
             await asyncio.sleep(0.005)

@@ -145,9 +145,9 @@ async def test_an_unload_waits_for_requests_and_one_loaded_again_stays(
     await loaded(engine, folders[:1])
     backend.end([request_id])
     await ended(task)
-    await asyncio.wait_for(unload, 5)
+    await asyncio.wait_for(unload, 120)
     assert list(backend.loras.values()) == [digest]
-    await asyncio.wait_for(engine.unload_adapter(digest), 5)
+    await asyncio.wait_for(engine.unload_adapter(digest), 120)
     await engine.unload_adapter(digest)
     assert backend.loras == {}
 
@@ -177,7 +177,7 @@ async def test_an_unload_of_one_loaded_and_used_again_waits_again(
     assert not second.done()
     assert list(backend.loras.values()) == [digest]
     backend.end([request_id])
-    await asyncio.wait_for(asyncio.gather(first, second, task), 5)
+    await asyncio.wait_for(asyncio.gather(first, second, task), 120)
     assert backend.loras == {}
 
 
@@ -200,7 +200,7 @@ async def test_requests_held_back_for_a_load_go_on_once_it_has_room(
     assert late in backend.started
     assert not load.done()
     backend.add_gate.set()
-    await asyncio.wait_for(load, 5)
+    await asyncio.wait_for(load, 120)
     backend.end([first, late])
     await ended(one, three)
     assert backend.most_loras == 2
@@ -227,7 +227,7 @@ async def test_a_replay_gets_a_slot_among_requests_that_never_cease(
     await settled()
     assert late not in backend.started
     replayed.set()
-    await asyncio.wait_for(load, 5)
+    await asyncio.wait_for(load, 120)
     await settled()
     backend.end([late])
     await ended(two)
@@ -248,7 +248,7 @@ async def test_an_adapter_unloaded_while_its_read_is_queued(
     unload = asyncio.create_task(engine.unload_adapter(cold))
     await settled()
     backend.add_gate.set()
-    await asyncio.wait_for(asyncio.gather(load, unload), 5)
+    await asyncio.wait_for(asyncio.gather(load, unload), 120)
     assert cold not in {state.digest for state in await engine.adapter_states()}
     await loaded(engine, folders[:1])
     await run(engine, backend, cold)
@@ -281,4 +281,4 @@ async def test_an_odd_error_of_a_read_ends_its_requests(
 
     monkeypatch.setattr(adapters_module, "read_checkpoint", odd)
     with pytest.raises(AdapterUnavailableError):
-        await asyncio.wait_for(complete(engine, request(PROMPT, cold)), 5)
+        await asyncio.wait_for(complete(engine, request(PROMPT, cold)), 120)

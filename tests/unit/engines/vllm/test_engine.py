@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from remix_runtime.contracts import FinishReason
 from remix_runtime.engines.vllm.engine import PATIENCE, VllmEngine
 from remix_runtime.errors import (
     AdapterNotLoadedError,
+    ConfigError,
     EngineDeadError,
     InvalidRequestError,
     RemixError,
 )
 from tests.engines import Completion, complete, request
 from tests.unit.engines.vllm.stub import settled, started, until
+from tests.wrong_bases import WRONG_MODELS
 
 PROMPT = [5, 17, 99]
 
@@ -30,7 +33,17 @@ def ask(
 
 
 async def ended(*tasks: asyncio.Task[Completion]) -> list[Completion | BaseException]:
-    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 120)
+
+
+async def test_a_wrong_base_is_refused_before_vllm_starts(base: Path, tmp_path: Path) -> None:
+    for fault in ("missing head", "a LoRA beside"):
+        damage, names = WRONG_MODELS[fault]
+        wrong = tmp_path / fault
+        shutil.copytree(base, wrong)
+        damage(wrong)
+        with pytest.raises(ConfigError, match=names):
+            await started(wrong)
 
 
 async def test_tenants_take_turns_and_each_has_a_cache_of_its_own(base: Path) -> None:
@@ -120,7 +133,7 @@ async def test_a_request_aborted_before_its_first_step_keeps_nothing(
     assert done.finish_reason == FinishReason.ABORT
     assert engine.stats().running == 0
     assert backend.started == []
-    await asyncio.wait_for(engine.unload_adapter(digest), 5)
+    await asyncio.wait_for(engine.unload_adapter(digest), 120)
     assert backend.loras == {}
 
 
@@ -143,7 +156,7 @@ async def test_an_adapter_stays_until_vllm_knows_that_its_request_ended(
     assert not unload.done()
     assert list(backend.loras.values()) == [digest]
     backend.close_gate.set()
-    await asyncio.wait_for(unload, 5)
+    await asyncio.wait_for(unload, 120)
     assert (backend.running, backend.loras) == ({}, {})
     assert engine.stats().running == 0
 
@@ -162,7 +175,7 @@ async def test_an_aborted_requests_adapter_stays_until_vllm_has_let_go(
     assert not abort.done()
     assert not unload.done()
     backend.close_gate.set()
-    await asyncio.wait_for(asyncio.gather(abort, unload, task), 5)
+    await asyncio.wait_for(asyncio.gather(abort, unload, task), 120)
     assert backend.loras == {}
 
 
@@ -194,13 +207,13 @@ async def test_everybody_hears_of_the_engines_death(base: Path, folders: list[Pa
     results = await ended(*(task for _, task in asked))
     assert [type(result) for result in results] == [EngineDeadError] * 3
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(load, 5)
+        await asyncio.wait_for(load, 120)
     with contextlib.suppress(EngineDeadError):  # the load may have dropped it before
-        await asyncio.wait_for(unload, 5)
+        await asyncio.wait_for(unload, 120)
     assert not engine.health().alive
     with pytest.raises(EngineDeadError):
         await complete(engine, request(PROMPT))
-    await asyncio.wait_for(engine.stop(), 5)
+    await asyncio.wait_for(engine.stop(), 120)
     assert engine.stats().waiting == 0
 
 
@@ -252,7 +265,7 @@ async def test_a_stop_ends_a_load_that_waits_for_room(base: Path, folders: list[
     load = asyncio.create_task(engine.load_adapter(folders[1]))
     await until(lambda: engine._adapters.needs_room)
     assert not load.done()
-    await asyncio.wait_for(engine.stop(), 5)
+    await asyncio.wait_for(engine.stop(), 120)
     await ended(task)
     assert load.done()
     assert backend.most_loras == 1

@@ -1,0 +1,75 @@
+"""How many threads compute, and how they wait for each other, beside other work on the machine.
+
+A product is split over threads that meet at a barrier. OpenMP's threads spin there for
+milliseconds, which is best where every thread has a core of its own. Beside other work, or under a
+container's CPU quota, the thread that is waited for may not be running, and the others burn the
+time that it needs: one busy neighbour made a token take 10 times as long.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+SPIN_COUNT = "1000"
+"""Turns of a barrier's loop before a thread sleeps, some microseconds: as fast as spinning for ever
+where it is quiet, and near a fair share where it is not (docs/LOG.md, 2026-11-28)."""
+
+
+def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Sets what OpenMP reads when it is loaded, so it has to come before `import torch`. What the
+    user has set stands."""
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    if available_cores() < _cores():  # of the cores themselves OpenMP knows
+        environment.setdefault("OMP_NUM_THREADS", str(available_cores()))
+
+
+def available_cores(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those it may run on, or its control group's CPU quota, which
+    is what a container's limit is, where that is less."""
+    return max(1, min([_cores(), *(round(quota) for quota in _quotas(proc, root))]))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quotas(proc: Path, root: Path) -> Iterator[float]:
+    """CPU quotas, in cores, of the process's control group and of the groups around it."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mounts = [root, root / "unified"]
+        elif "cpu" in controllers.split(","):
+            mounts = [root / "cpu", root / controllers]
+        else:
+            continue
+        # In a container the path may be that of the host, and the group is the mount's root.
+        group = path.strip("/")
+        while True:
+            for mount in mounts:
+                yield from _quota(mount / group)
+            if not group:
+                break
+            group = group.rpartition("/")[0]
+
+
+def _quota(group: Path) -> Iterator[float]:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text()
+            period = (group / "cpu.cfs_period_us").read_text()
+        if quota != "max" and float(quota) > 0:
+            yield float(quota) / float(period)
+    except (OSError, ValueError):
+        return
