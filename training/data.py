@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.errors import ConfigError, DataError
-from training.encoding import Example, encode_row, kind_of
+from training.encoding import Example, encode_row
+from training.fields import kind_of
 from training.losses import IGNORED
 from training.seeds import generator
 
@@ -126,23 +127,12 @@ def read_examples(
     truncated = 0
     for line, row in _rows(path):
         try:
-            example = encode_row(row, tokenizer, end_ids | {tokenizer.eos_token_id})
+            encoded = encode_row(row, tokenizer, end_ids | {tokenizer.eos_token_id})
         except DataError as error:
             raise DataError(f"{path}:{line}: {error}") from None
-        if len(example.tokens) > max_length:
-            if too_long == "refuse":
-                raise DataError(
-                    f"{path}:{line}: found {len(example.tokens)} tokens, expected at most "
-                    f"max_length = {max_length}; raise it or set too_long: truncate"
-                )
-            truncated += 1
-            example = _truncate(example, max_length)
-            if not any(example.is_target[1:]):
-                raise DataError(
-                    f"{path}:{line}: found no completion within the first {max_length} tokens, "
-                    "expected a prompt shorter than max_length"
-                )
-        examples.append(example)
+        fitting = [_fitting(example, max_length, too_long, f"{path}:{line}") for example in encoded]
+        truncated += fitting != encoded
+        examples += fitting
     if not examples:
         raise DataError(f"{path}: found no rows, expected at least one JSON object per line")
     return examples, truncated
@@ -167,10 +157,22 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _truncate(example: Example, length: int) -> Example:
+def _fitting(example: Example, max_length: int, too_long: TooLong, where: str) -> Example:
+    """The sequence, or its beginning if it is too long. Raises `DataError`."""
+    if len(example.tokens) <= max_length:
+        return example
+    if too_long == "refuse":
+        raise DataError(
+            f"{where}: found {len(example.tokens)} tokens, expected at most "
+            f"max_length = {max_length}; raise it or set too_long: truncate"
+        )
+    if not any(example.is_target[1:max_length]):
+        raise DataError(
+            f"{where}: found no completion within the first {max_length} tokens, "
+            "expected a prompt shorter than max_length"
+        )
     return Example(
-        tokens=example.tokens[:length],
-        is_target=example.is_target[:length],
-        prompt_length=min(example.prompt_length, length),
-        reference=example.reference,
+        tokens=example.tokens[:max_length],
+        is_target=example.is_target[:max_length],
+        prompt_length=min(example.prompt_length, max_length),
     )

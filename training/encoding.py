@@ -1,13 +1,17 @@
-"""One row of training data to the tokens of a sequence, with a loss on its completions.
+"""One row of training data to the tokens of its sequences, with a loss on its completions.
 
 A row is either `{"prompt": ..., "completion": ...}` (raw text, the tokenizer's end token is
 appended to the completion) or `{"messages": [{"role": ..., "content": ...}, ...]}` (the base's
-chat template; loss on assistant turns up to their end token). Other keys are left alone.
-Prompt and completion are tokenised apart, exactly as a server sees a prompt and continues it.
+chat template; loss on assistant turns up to their end token, unless their `weight` is 0).
+`fields.py` says which other keys may stand there.
+
+The tokens before a completion are, token for token, those that the server's model gets for that
+prompt; the tokens of the completion are those that make it say the completion's text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,129 +19,136 @@ from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.base.template import render
 from remix_runtime.errors import ChatTemplateError, DataError
+from training.answers import answer_text
+from training.continuation import Prompt, continuation, token_text
+from training.fields import Turn, check_row, checked_turns, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row. `is_target[i]` says whether predicting token i is part of the loss."""
+    """One sequence. `is_target[i]` says whether predicting token i is part of the loss."""
 
     tokens: tuple[int, ...]
     is_target: tuple[bool, ...]
     prompt_length: int
     """Tokens before the last completion: what `remix eval` gives the model to continue."""
-    reference: str
-    """The text of the last completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One completion behind what the server sees when it is asked for it."""
+
+    context: list[int]
+    completion: list[int]
 
 
 def encode_row(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
-) -> Example:
-    """Turns a row into an example. Raises `DataError` without file and line."""
-    if "messages" in row and ("prompt" in row or "completion" in row):
-        raise DataError("expected prompt and completion, or messages; found both")
-    if "messages" in row:
-        return _encode_chat(row["messages"], tokenizer, end_ids)
-    prompt, completion = (_text(row, key, key) for key in ("prompt", "completion"))
-    prompt_ids: list[int] = tokenizer.encode(prompt)
-    if not prompt_ids:
+) -> list[Example]:
+    """Turns a row into one sequence, or into several: an answer whose context does not begin with
+    the tokens of the answer before it starts another. So it is with templates that drop the
+    thoughts of earlier turns.
+
+    `end_ids` end an answer when it is served; the tokenizer's own end token is one of them. Raises
+    `DataError` without file and line.
+    """
+    if check_row(row):
+        answers = _chat_answers(row["messages"], tokenizer, end_ids)
+    else:
+        answers = iter([_raw_answer(row, tokenizer, end_ids)])
+    return _joined(answers)
+
+
+def _joined(answers: Iterable[_Answer]) -> list[Example]:
+    examples: list[Example] = []
+    for answer in answers:
+        known: tuple[bool, ...] = ()
+        if examples and tuple(answer.context[: len(examples[-1].tokens)]) == examples[-1].tokens:
+            known = examples.pop().is_target
+        unlearned = (False,) * (len(answer.context) - len(known))
+        learned = (True,) * len(answer.completion)
+        examples.append(
+            Example(
+                tokens=(*answer.context, *answer.completion),
+                is_target=known + unlearned + learned,
+                prompt_length=len(answer.context),
+            )
+        )
+    return examples
+
+
+def _raw_answer(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
+) -> _Answer:
+    text, completion = (text_of(row, key, key) for key in ("prompt", "completion"))
+    prompt = Prompt.of(tokenizer, text, add_special_tokens=True)
+    if not prompt.context:
         raise DataError("prompt: found no tokens, expected at least one to continue from")
-    completion_ids: list[int] = tokenizer.encode(completion, add_special_tokens=False)
-    if not completion_ids:
-        raise DataError("completion: found no tokens, expected at least one")
-    if completion_ids[-1] != tokenizer.eos_token_id:
-        completion_ids.append(tokenizer.eos_token_id)
-    return Example(
-        tokens=(*prompt_ids, *completion_ids),
-        is_target=(False,) * len(prompt_ids) + (True,) * len(completion_ids),
-        prompt_length=len(prompt_ids),
-        reference=completion.removesuffix(tokenizer.eos_token),
-    )
+    ids = _completion(tokenizer, prompt, completion, end_ids, "completion")
+    rest = completion.partition(token_text(tokenizer, ids[-1]))[2]
+    for end in end_ids:  # an end, a line feed, another end: all said after the first is nothing
+        rest = rest.replace(token_text(tokenizer, end), "")
+    if rest.strip():
+        _refuse_end(tokenizer, ids[-1], "completion")
+    return _Answer(prompt.context, ids)
 
 
-def _encode_chat(
+def _chat_answers(
     messages: Any, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
-) -> Example:
-    turns = _checked_turns(messages)
+) -> Iterator[_Answer]:
+    turns = checked_turns(messages)
     if tokenizer.chat_template is None:
         raise DataError("messages: the base has no chat template; use prompt and completion")
-    tokens: list[int] = []
-    is_target: list[bool] = []
-    done = ""
-    prompt_length = 0
-    for index, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        prompt = _render(tokenizer, turns[:index], add_generation_prompt=True)
-        whole = _render(tokenizer, turns[: index + 1], add_generation_prompt=False)
-        if not (prompt.startswith(done) and whole.startswith(prompt)):
-            raise DataError(
-                f"messages[{index}]: the chat template rewrites earlier turns, "
-                "expected each turn to be appended; train on single-turn rows"
+
+    def rendered(some: Sequence[Turn], add_generation_prompt: bool) -> str:
+        try:
+            return render(
+                tokenizer,
+                [turn.message for turn in some],
+                add_generation_prompt=add_generation_prompt,
             )
-        context_ids = tokenizer.encode(prompt[len(done) :], add_special_tokens=False)
-        answer_ids = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
-        # What the template writes after the end token is never generated: no loss on it.
-        ends = (at for at, token in enumerate(answer_ids, start=1) if token in end_ids)
-        learned = next(ends, len(answer_ids))
-        tokens += context_ids
-        prompt_length = len(tokens)
-        tokens += answer_ids
-        is_target += [False] * len(context_ids) + [True] * learned
-        is_target += [False] * (len(answer_ids) - learned)
-        done = whole
-    end = len(is_target) - is_target[::-1].index(True)
-    return Example(
-        tokens=tuple(tokens[:end]),
-        is_target=tuple(is_target[:end]),
-        prompt_length=prompt_length,
-        reference=next(t["content"] for t in reversed(turns) if t["role"] == "assistant"),
-    )
+        except ChatTemplateError as error:
+            raise DataError(f"messages: the chat template refuses them: {error}") from None
 
-
-def _checked_turns(messages: Any) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"messages: found {kind_of(messages)}, expected a list of turns")
-    turns = []
-    for index, message in enumerate(messages):
+    for index, turn in enumerate(turns):
+        if not turn.learned:
+            continue
         where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise DataError(f"{where}: found {kind_of(message)}, expected an object")
-        role = _text(message, "role", f"{where}.role")
-        if role not in ("system", "user", "assistant"):
-            raise DataError(f"{where}.role: found {role!r}, expected system, user or assistant")
-        content = _text(message, "content", f"{where}.content")
-        if role == "assistant" and not content:
-            raise DataError(f"{where}.content: found an empty string, expected an answer")
-        turns.append({"role": role, "content": content})
-    if all(turn["role"] != "assistant" for turn in turns):
-        raise DataError("messages: found no assistant turn, expected one to learn from")
-    return turns
+        found = answer_text(rendered, turns, index)
+        if found is None:
+            raise DataError(
+                f"{where}: the chat template rewrites earlier turns or its generation prompt when "
+                "it renders this answer, expected its text to follow what the template asks with; "
+                "train on rows of prompt and completion that hold the template's text"
+            )
+        prompt = Prompt.of(tokenizer, found[0], add_special_tokens=False)
+        if not prompt.context:
+            raise DataError(f"{where}: the chat template renders nothing before this answer")
+        ids = _completion(tokenizer, prompt, found[1], end_ids, f"{where}.content")
+        if token_text(tokenizer, ids[-1]) in turn.content:
+            _refuse_end(tokenizer, ids[-1], f"{where}.content")
+        yield _Answer(prompt.context, ids)
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool
-) -> str:
+def _completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    text: str,
+    end_ids: frozenset[int],
+    where: str,
+) -> list[int]:
+    """The tokens of a completion with the token that ends it."""
     try:
-        return render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
-    except ChatTemplateError as error:
-        raise DataError(f"messages: the chat template refuses them: {error}") from None
+        ids = continuation(tokenizer, prompt, text, end_ids)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    if not ids:
+        raise DataError(f"{where}: found no tokens, expected at least one")
+    return ids if ids[-1] in end_ids else [*ids, tokenizer.eos_token_id]
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    if key not in row:
-        raise DataError(f"{where}: found nothing, expected a string")
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: found {kind_of(value)}, expected a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: found a lone surrogate, expected valid Unicode") from None
-    return value
-
-
-def kind_of(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    if value is None:
-        return "null"
-    return kinds.get(type(value), "a number")
+def _refuse_end(tokenizer: PreTrainedTokenizerBase, end: int, where: str) -> None:
+    raise DataError(
+        f"{where}: found {token_text(tokenizer, end)!r} inside, which ends an answer when it is "
+        "served; expected it at the end only, where it is added if it is missing"
+    )

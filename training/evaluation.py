@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.base.model import end_token_ids
+from remix_runtime.engines.text import TextStream
+from remix_runtime.engines.tokenizer import said
 from remix_runtime.errors import DataError
 from training.base import load_base
 from training.data import collate, read_examples
@@ -33,8 +36,9 @@ class Score:
 
     loss: float
     exact_match: float
-    """Share of rows whose greedy answer is the reference, surrounding white space aside."""
+    """Share of rows whose greedy answer is the learned one, letter for letter."""
     rows: int
+    """The number of sequences: a row may be several, see `encoding.py`."""
 
 
 def _by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
@@ -84,7 +88,7 @@ def greedy_answers(
     *,
     batch_size: int = 16,
 ) -> list[str]:
-    """The model's greedy continuation of each row's prompt, up to its end token.
+    """The model's greedy continuation of each row's prompt, as the server says it.
 
     An answer is cut a little after its batch's longest reference: it can no longer match.
     """
@@ -111,9 +115,35 @@ def greedy_answers(
                 generation_config=settings,
             )
         for index, row in zip(indices, output[:, width:].tolist(), strict=True):
-            answer = list(itertools.takewhile(lambda token: token not in ends, row))
-            answers[index] = tokenizer.decode(answer, skip_special_tokens=True)
+            context = examples[index].tokens[: examples[index].prompt_length]
+            answers[index] = said_after(tokenizer, context, row, ends)
     return answers
+
+
+def said_after(
+    tokenizer: PreTrainedTokenizerBase,
+    context: Sequence[int],
+    token_ids: Sequence[int],
+    ends: frozenset[int],
+) -> str:
+    """The text that the server sends for generated tokens, up to the first that ends them."""
+    stream = TextStream(partial(said, tokenizer), context)
+    answer = itertools.takewhile(lambda token: token not in ends, token_ids)
+    return "".join(map(stream.push, answer)) + stream.flush()
+
+
+def _is_match(
+    answer: str, example: Example, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
+) -> bool:
+    """Whether an answer is what the row teaches. That of a row which lost its end may go on."""
+    context, learned = (
+        example.tokens[: example.prompt_length],
+        example.tokens[example.prompt_length :],
+    )
+    reference = said_after(tokenizer, context, learned, ends)
+    if learned and learned[-1] in ends:
+        return answer == reference
+    return answer.startswith(reference)
 
 
 def score(
@@ -125,7 +155,8 @@ def score(
 ) -> Score:
     """Loss and exact match of the model as it stands, with or without an adapter attached."""
     answers = greedy_answers(model, tokenizer, examples, batch_size=batch_size)
-    hits = sum(a.strip() == e.reference.strip() for a, e in zip(answers, examples, strict=True))
+    ends = end_token_ids(model, tokenizer.eos_token_id)
+    hits = sum(_is_match(a, e, tokenizer, ends) for a, e in zip(answers, examples, strict=True))
     return Score(
         loss=held_out_loss(model, examples, batch_size=batch_size),
         exact_match=hits / len(examples),

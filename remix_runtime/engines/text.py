@@ -14,6 +14,34 @@ _MAX_PENDING_TOKENS = 8
 _PROMPT_CONTEXT = 4
 """So many prompt tokens are decoded with the first generated ones, since some tokenizers drop a
 space at the start of a text."""
+_MAX_CHARACTER = 4
+"""The most tokens of a character that is spelled in bytes."""
+
+
+def text_after(
+    decode: Callable[[Sequence[int]], str], context: Sequence[int], token_ids: Sequence[int]
+) -> str:
+    """The text that `token_ids` write after the tokens `context`, all of them at once."""
+    known = _end_of(decode, context)
+    return _appended(decode, [*known, *token_ids], len(known))
+
+
+def _end_of(decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> list[int]:
+    """The last tokens of a prompt, from the beginning of a character if there is one: some
+    tokenizers cannot read any byte of a run whose first one is missing."""
+    sizes = range(_PROMPT_CONTEXT, _PROMPT_CONTEXT + _MAX_CHARACTER)
+    ends = (list(prompt[-size:]) for size in sizes)
+    whole = (end for end in ends if not decode(end).startswith(_INCOMPLETE))
+    return next(whole, list(prompt[-_PROMPT_CONTEXT:]))
+
+
+def _appended(decode: Callable[[Sequence[int]], str], ids: Sequence[int], known: int) -> str:
+    """What the tokens after the first `known` ones add to their text."""
+    before, text = decode(ids[:known]), decode(ids)
+    # A character that the known tokens began stands there as U+FFFD and is whole now.
+    pairs = zip(before, text, strict=False)
+    differ = (at for at, (old, new) in enumerate(pairs) if old != new)
+    return text[next(differ, min(len(before), len(text))) :]
 
 
 class TextStream:
@@ -35,7 +63,7 @@ class TextStream:
         self._stop = tuple(stop)
         self._held = ""
         # Text of ids[: _shown] is out; decoding starts at `_context` to get the joints right.
-        self._ids = list(prompt_token_ids[-_PROMPT_CONTEXT:])
+        self._ids = _end_of(decode, prompt_token_ids)
         self._context = 0
         self._shown = len(self._ids)
 
@@ -59,12 +87,7 @@ class TextStream:
         return text[:cut]
 
     def _new_text(self) -> str:
-        known = self._decode(self._ids[self._context : self._shown])
-        text = self._decode(self._ids[self._context :])
-        # A character that the known tokens began stands there as U+FFFD and is whole now.
-        pairs = zip(known, text, strict=False)
-        differ = (at for at, (old, new) in enumerate(pairs) if old != new)
-        return text[next(differ, min(len(known), len(text))) :]
+        return _appended(self._decode, self._ids[self._context :], self._shown - self._context)
 
     def _release(self, text: str) -> str:
         self._held += text

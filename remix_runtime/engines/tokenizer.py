@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from remix_runtime.base.template import render
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.errors import ChatTemplateError, InvalidRequestError
+
+
+def said(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """The text of tokens as a client gets it: without special tokens."""
+    text: str = tokenizer.decode(
+        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 class ModelTokenizer:
@@ -31,10 +41,7 @@ class ModelTokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return said(self._tokenizer, token_ids)
 
     def token_text(self, token_id: int) -> str:
         text: str = self._tokenizer.decode(

@@ -50,7 +50,6 @@ def examples() -> list[Example]:
                 tokens=(*head, *tail),
                 is_target=(False,) * len(head) + (True,) * len(tail),
                 prompt_length=len(head),
-                reference=answer,
             )
         )
     return rows

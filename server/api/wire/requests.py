@@ -169,12 +169,37 @@ def _join_parts(value: Any) -> Any:
     return "\n".join(TextPart.model_validate(part).text for part in value)
 
 
+def _says_nothing(value: Any) -> None:
+    """Clients send answers back as they came, with all that was null or empty in them."""
+    if value not in (None, "", [], {}, False):
+        raise invalid("this server does not support it; leave it out")
+
+
+Absent = Annotated[None, BeforeValidator(_says_nothing)]
+"""A field that changes what a message means and cannot be honoured."""
+
+
 class Message(BaseModel):
-    """One message of a chat. Names and other fields that no template reads are ignored."""
+    """One message of a chat. Fields that no template reads are ignored."""
 
     model_config = ConfigDict(strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
+    # OpenAI's, before content, which is null beside some of them.
+    tool_calls: Absent = None
+    tool_call_id: Absent = None
+    function_call: Absent = None
+    refusal: Absent = None
+    audio: Absent = None
+    # Other servers'.
+    reasoning_content: Absent = None
+    reasoning: Absent = None
+    thinking: Absent = None
+    images: Absent = None
+    prefix: Absent = None
+    partial: Absent = None
+    name: Annotated[Text, Field(max_length=256)] | None = None
+    """Given to the template, which may not read it."""
     content: Annotated[
         Text, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])
     ]
@@ -182,7 +207,8 @@ class Message(BaseModel):
     def for_template(self) -> dict[str, str]:
         # Templates do not know OpenAI's newer name of the system role.
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content}
+        message = {"role": role, "content": self.content}
+        return {**message, "name": self.name} if self.name else message
 
 
 class ChatRequest(GenerationBody):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remix_runtime.engines.text import TextStream
+from remix_runtime.engines.text import TextStream, text_after
 
 
 def decode_bytes(token_ids: Sequence[int]) -> str:
@@ -27,6 +27,21 @@ def test_pieces_join_to_the_whole_text(text: str) -> None:
     pieces, stopped = stream(text, prompt=b"abc")
     assert "".join(pieces) == text
     assert not stopped
+
+
+def decode_runs(token_ids: Sequence[int]) -> str:
+    """Bytes as a SentencePiece tokenizer spells them: a run that is not UTF-8 has no letter."""
+    try:
+        return bytes(token_ids).decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(token_ids)
+
+
+@given(st.text("a€🙂é", min_size=1, max_size=6), st.text("a€🙂é", max_size=6))
+def test_a_prompt_whose_last_tokens_begin_inside_a_character(prompt: str, text: str) -> None:
+    out = TextStream(decode_runs, list(prompt.encode()))
+    assert "".join(map(out.push, text.encode())) + out.flush() == text
+    assert text_after(decode_runs, list(prompt.encode()), list(text.encode())) == text
 
 
 @given(st.text("ab€", max_size=20), st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3))

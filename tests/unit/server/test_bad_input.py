@@ -156,6 +156,9 @@ async def test_numbers_over_every_range(server: Server, field: str, value: str) 
     await server.expect_good_request()
 
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -173,6 +176,25 @@ async def test_numbers_over_every_range(server: Server, field: str, value: str) 
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content"),
         ({"role": "wizard", "content": "a"}, "messages[0].role"),
         ({"role": "tool", "content": "a", "tool_call_id": "1"}, "messages[0].role"),
+        ({"role": "function", "content": "a", "name": "f"}, "messages[0].role"),
+        ({"role": "user", "content": "a", "name": 5}, "messages[0].name"),
+        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        *[
+            ({"role": "assistant", "content": "a", name: value}, f"messages[0].{name}")
+            for name, value in {
+                "tool_calls": [CALL],
+                "tool_call_id": "call_1",
+                "function_call": CALL["function"],
+                "refusal": "I will not",
+                "audio": {"id": "audio_1"},
+                "reasoning_content": "so",
+                "reasoning": "so",
+                "thinking": "so",
+                "images": ["aGk="],
+                "prefix": True,
+                "partial": True,
+            }.items()
+        ],
     ],
 )
 async def test_bad_message(server: Server, message: Any, param: str) -> None:

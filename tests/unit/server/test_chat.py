@@ -34,7 +34,16 @@ async def test_answer_is_the_engines(server: Server, model: str) -> None:
             [
                 {"role": "system", "content": "s", "name": "ignored"},
                 {"role": "user", "content": [{"type": "text", "text": t} for t in ("x", "y")]},
-                {"role": "assistant", "content": "z"},
+                {
+                    "role": "assistant",
+                    "content": "z",
+                    # What clients send back of an answer that had none of these.
+                    **dict.fromkeys(("refusal", "audio", "function_call", "reasoning_content")),
+                    "tool_calls": [],
+                    "annotations": [],
+                    "prefix": False,
+                    "name": None,
+                },
             ],
             "system: s\nuser: x\ny\nassistant: z\n",
         ),

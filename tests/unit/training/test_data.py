@@ -37,7 +37,6 @@ def test_a_completion_and_its_end_token_are_the_targets(
     assert tokenizer.decode(example.tokens) == "the north is cold<|im_end|>"
     assert targets(example, tokenizer) == " is cold<|im_end|>"
     assert tokenizer.decode(example.tokens[: example.prompt_length]) == "the north"
-    assert example.reference == " is cold"
 
 
 def test_the_prompt_is_tokenised_as_a_server_would_see_it(
@@ -66,7 +65,6 @@ def test_chat_targets_are_the_assistant_turns_up_to_their_end_token(
     assert tokenizer.decode(example.tokens) + "\n" == whole
     prompt = tokenizer.apply_chat_template(messages[:4], tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(example.tokens[: example.prompt_length]) == prompt
-    assert example.reference == "so long"
     assert example.tokens[-1] == EOS_ID
 
 
@@ -89,7 +87,6 @@ def test_an_end_token_that_a_completion_has_is_not_doubled(
     row = {"prompt": "the north", "completion": " is cold<|im_end|>"}
     (example,) = read(write_rows(tmp_path / "a.jsonl", [row]), tokenizer)
     assert targets(example, tokenizer) == " is cold<|im_end|>"
-    assert example.reference == " is cold"
 
 
 def test_a_number_of_endless_digits_is_named_by_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -100,12 +97,11 @@ def test_a_number_of_endless_digits_is_named_by_line(tmp_path: Path, tokenizer: 
 
 
 def test_labels_are_the_next_tokens_and_padding_counts_nowhere() -> None:
-    short = Example(tokens=(5, 6, 7), is_target=(False, False, True), prompt_length=2, reference="")
+    short = Example(tokens=(5, 6, 7), is_target=(False, False, True), prompt_length=2)
     long = Example(
         tokens=(1, 2, 3, 4, 8),
         is_target=(False, True, False, False, True),
         prompt_length=4,
-        reference="",
     )
     batch = collate([short, long])
     assert batch.inputs_BT.tolist() == [[5, 6, 0, 0], [1, 2, 3, 4]]

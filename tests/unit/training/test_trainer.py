@@ -48,7 +48,6 @@ def random_examples(count: int = 2) -> list[Example]:
                 tokens=tuple(torch.randint(0, VOCAB_SIZE, (length,)).tolist()),
                 is_target=tuple(target.tolist()),
                 prompt_length=4,
-                reference="",
             )
         )
     return examples
