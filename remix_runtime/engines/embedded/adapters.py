@@ -91,7 +91,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
                 served.is_open = True
                 return served.info
             replay = self._replays[digest] = self._tasks.start(self._finish_load(digest, replayed))
-        await replay  # without the lock, since it waits for others' requests
+        await self._tasks.result(replay)  # without the lock, since it waits for others' requests
         return served.info
 
     async def _finish_load(self, digest: str, replayed: Future[None]) -> None:
