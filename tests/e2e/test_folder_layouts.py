@@ -133,3 +133,16 @@ async def test_what_is_no_file_is_refused_everywhere(admin: Admin, base: Path, k
     assert (answer.status_code, error["code"]) == (422, "source_refused")
     # What a device is called does not matter where it lies outside of the root anyway.
     assert reason in error["message"] or "a link out of" in error["message"]
+
+
+async def test_eval_asks_for_the_base_of_a_revision(admin: Admin, base: Path) -> None:
+    """A path or hub id alone may stand for other weights than the revision had."""
+    folder = admin.root / "adapter"
+    adapter(folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "revision": "v2"}))
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    result = await remix("eval", folder, folder / "rows.jsonl")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "revision 'v2' of 'tiny', expected --base" in result.stderr
+    assert (await printed("eval", folder, folder / "rows.jsonl", "--base", base))["base"]
