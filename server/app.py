@@ -21,6 +21,7 @@ from server.admin.services import AdminServices
 from server.api import chat, completions, dashboard, models, probes
 from server.http import errors
 from server.http.auth import PROBES, KeyMiddleware
+from server.http.head import HeadMiddleware
 from server.http.request import RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
@@ -99,7 +100,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             registry = CollectorRegistry()
             directory = await Directory.open(_database_url(settings, data_dir))
             stack.push_async_callback(directory.close)
-            store = AdapterStore(data_dir / "store")
+            store = AdapterStore(data_dir / "store", import_root=settings.import_root)
             stack.callback(store.close)
             stack.push_async_callback(engine.stop)
             await engine.start()
@@ -172,6 +173,7 @@ def _data_app(
     # The last one added is the outermost: refused keys are counted too.
     app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=open_paths)
     app.add_middleware(RequestMiddleware)
+    app.add_middleware(HeadMiddleware)
     return app
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remix_runtime.errors import ConfigError
+from remix_runtime.errors import ConfigError, InvalidRequestError
 from server.engines import EngineName, make_engine, parse_engine_args
 from server.options import engine_options, server_options, take_options
 from server.settings import load_settings
@@ -98,9 +98,19 @@ def _announce(services: Services, url: str) -> None:
 
     names = [t.name for t in services.sets.targets(SINGLE_USER, may_use_base=True)]
     key = '-H "Authorization: Bearer $REMIX_API_KEY" ' if services.settings.api_key else ""
-    body = shlex.quote(json.dumps({"model": names[-1], "prompt": "Hello", "max_tokens": 32}))
+    path, request = _request_to_try(services, names[-1])
+    body = shlex.quote(json.dumps(request))
+    address = shlex.quote(f"{url}/v1/{path}")
     with contextlib.suppress(OSError):  # nobody reads, and that is no reason not to serve
         typer.echo(f"Serving {', '.join(names)} at {url}")
-        typer.echo(
-            f"Try: curl {url}/v1/completions {key}-H 'Content-Type: application/json' -d {body}"
-        )
+        typer.echo(f"Try: curl {address} {key}-H 'Content-Type: application/json' -d {body}")
+
+
+def _request_to_try(services: Services, model: str) -> tuple[str, dict[str, Any]]:
+    """Path and body: a chat, unless the base has no template for one."""
+    messages = [{"role": "user", "content": "Hello"}]
+    try:
+        services.engine.tokenizer.apply_chat_template(messages)
+    except InvalidRequestError:
+        return "completions", {"model": model, "prompt": "Hello", "max_tokens": 32}
+    return "chat/completions", {"model": model, "messages": messages, "max_tokens": 32}

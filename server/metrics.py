@@ -97,7 +97,7 @@ class Metrics:
         error: str | None,
         seconds: float,
     ) -> None:
-        """`name` is one of the tenant's set, or `OTHER`: see `RequestState`."""
+        """`name` is one of the tenant's set, the base's, or `OTHER`."""
         labels = self._labels(tenant, name)
         self._requests.labels(*labels, endpoint, status).inc()
         self._duration.labels(*labels).observe(seconds)

@@ -44,6 +44,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+    except UnicodeError as error:  # a part of the name is empty or too long
+        raise ConfigError(f"host: found {host[:100]!r}, expected a name or address") from error
     except OSError as error:
         if listener is not None:
             listener.close()

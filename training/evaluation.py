@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import AdapterConfig, read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.base.model import end_token_ids
 from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.tokenizer import said
-from remix_runtime.errors import DataError
+from remix_runtime.errors import ConfigError, DataError
 from training.base import load_base
 from training.data import collate, read_examples
 from training.encoding import Example
@@ -180,7 +180,7 @@ def compare_with_base(
     config = read_checkpoint(adapter).config
     if not data.is_file():  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
-    model, tokenizer = load_base(base or config.base_model_name_or_path)
+    model, tokenizer = load_base(base or _named_base(config))
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(
         data, tokenizer, max_length=max_length, end_ids=end_token_ids(model, tokenizer.eos_token_id)
@@ -190,3 +190,12 @@ def compare_with_base(
     attach_checkpoint(model, checkpoint)
     scores["adapter"] = score(model, tokenizer, rows, batch_size=batch_size)
     return scores
+
+
+def _named_base(config: AdapterConfig) -> str:
+    if config.revision is not None:  # a path or hub id alone may stand for other weights
+        raise ConfigError(
+            f"revision: the adapter names revision {config.revision!r} of "
+            f"{config.base_model_name_or_path!r}, expected --base with the folder of that one"
+        )
+    return config.base_model_name_or_path

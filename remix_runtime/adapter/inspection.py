@@ -12,8 +12,7 @@ from remix_runtime.adapter.checkpoint import (
     Checkpoint,
     Parity,
     describe,
-    read_checkpoint,
-    read_parity,
+    read_adapter,
 )
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.adapter.parity import model_runner, replay_parity
@@ -27,8 +26,7 @@ def inspect_adapter(folder: Path, base: str | None = None) -> dict[str, Any]:
     there is one, must replay in float32. Raises `CheckpointError`, `ConfigError`.
     """
     if base is None:
-        checkpoint = read_checkpoint(folder)
-        parity = read_parity(folder)
+        checkpoint, parity = read_adapter(folder)
         fit = "not checked (give --base)"
         replay = "not replayed (give --base)" if parity else "no parity file"
     else:
@@ -63,9 +61,9 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _read_on(folder: Path, base: str) -> tuple[Checkpoint, Parity | None, PreTrainedModel]:
     model = load_model(base, download=True)
-    checkpoint = read_checkpoint(folder, base=base_shapes(model))
-    parity = read_parity(
+    checkpoint, parity = read_adapter(
         folder,
+        base=base_shapes(model),
         vocab_size=model.config.vocab_size,
         max_tokens=model.config.max_position_embeddings,
     )

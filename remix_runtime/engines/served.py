@@ -78,7 +78,7 @@ class ServedAdapters(ABC, Generic[S]):
         """Frees the adapter when nothing pins it, unless it was loaded again meanwhile."""
 
     async def load(self, folder: Path) -> AdapterInfo:
-        return await asyncio.shield(self._tasks.start(self._load(folder)))
+        return await self._tasks.result(self._tasks.start(self._load(folder)))
 
     async def unload(self, digest: str) -> None:
         """Refuses new requests from now on, and returns when nothing of the adapter is left."""
@@ -90,7 +90,7 @@ class ServedAdapters(ABC, Generic[S]):
             if served.unload is None or served.unload.done():
                 served.unload = self._tasks.start(self._unload(digest, served))
         if served.unload is not None:
-            await asyncio.shield(served.unload)
+            await self._tasks.result(served.unload)
 
     def pin(self, digest: str) -> None:
         self._served[digest].pins += 1

@@ -104,6 +104,7 @@ class RemixConfig(PeftConfig):  # type: ignore[misc]
             routing_weight=self.routing_weight,  # type: ignore[arg-type]
             target_modules=tuple(sorted(self.target_modules or _FEED_FORWARD)),
             task_type=str(TaskType(self.task_type).value),
+            revision=self.revision,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from server.admin.routes import adapters, audit, keys, lora, metrics, sets, tena
 from server.admin.services import ACTOR
 from server.http import errors
 from server.http.auth import KeyMiddleware
+from server.http.head import HeadMiddleware
 from server.live.access import is_key
 
 
@@ -32,6 +33,7 @@ def create_admin_app(admin_key: SecretStr) -> FastAPI:
         app.include_router(module.router)
     errors.install(app)
     app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=())
+    app.add_middleware(HeadMiddleware)
     return app
 
 

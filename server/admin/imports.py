@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from pathlib import Path
 
 from remix_runtime.contracts import AdapterState
 from server.admin import schemas
 from server.admin.services import ACTOR, AdminServices
-from server.store import Progress, SourceError, local_folder
+from server.store import Progress
 from server.tenancy.records import AdapterRecord, now
 
 
@@ -19,9 +18,7 @@ async def import_adapter(
 ) -> tuple[AdapterRecord, bool]:
     """Imports and registers an adapter. Returns it, and whether it is new. Raises `StoreError`,
     `TenancyError`."""
-    stored = await services.store.import_from(
-        readable_source(source, services.settings.import_root), progress=progress
-    )
+    stored = await services.store.import_from(source, progress=progress)
     record = AdapterRecord(
         digest=stored.digest,
         source=stored.source,
@@ -30,20 +27,6 @@ async def import_adapter(
     )
     registered = await services.directory.add_adapter(record, actor=ACTOR)
     return registered, registered is record
-
-
-def readable_source(source: str, import_root: Path) -> str:
-    """Returns `source`; a folder on this machine is resolved relative to the root and refused
-    outside of it, since the holder of the admin key may not read the server's whole disk. Raises
-    `SourceError`."""
-    folder = local_folder(source)
-    if folder is None:
-        return source
-    root = import_root.resolve()
-    resolved = (root / folder).resolve()  # links too
-    if not resolved.is_relative_to(root):
-        raise SourceError(f"source: found {source[:200]!r}, expected a folder under {root}")
-    return str(resolved)
 
 
 async def describe_adapters(

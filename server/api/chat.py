@@ -54,7 +54,7 @@ async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
         body,
         [prompt],
         answer_id=answer_id,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        max_tokens=body.most_tokens,
         default_max_tokens=services.settings.default_max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         param="messages",

@@ -55,7 +55,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         body,
         prompts,
         answer_id=answer_id,
-        max_tokens=body.max_tokens,
+        max_tokens=body.most_tokens,
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=body.logprobs,
         param="prompt",

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from server.http.errors import ApiError, as_api_error
-from server.http.request import label_error
+from server.http.request import label_error, state_of
 from server.settings import ServerSettings
 
 
@@ -47,10 +47,13 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         try:
             # Rejects NaN, Infinity, lone surrogates, invalid UTF-8 and endless nesting.
-            return from_json(await self.body(), allow_inf_nan=False)
+            body = from_json(await self.body(), allow_inf_nan=False)
         except ValueError as error:
             message = f"the body is not valid JSON: {error}"
             raise ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json") from None
+        if isinstance(body, dict) and isinstance(model := body.get("model"), str):
+            state_of(self.scope).asked = model
+        return body
 
     def _check_content_type(self) -> None:
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -11,7 +11,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.metrics import OTHER, Metrics
+from server.live.sets import UnknownModelError
+from server.metrics import OTHER
+from server.services import Services
 
 ENDPOINTS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 DISCONNECTED = "disconnected"
@@ -24,8 +26,10 @@ class RequestState:
 
     tenant: str = ""
     """The tenant that the key belongs to, or `SINGLE_USER`."""
-    name: str = OTHER
-    """The model's name, once the tenant's set has resolved it: so the values are bounded."""
+    asked: str | None = None
+    """The model that the body names, whether there is one or not."""
+    name: str | None = None
+    """The model's name, once the tenant's set has resolved it."""
     error: str | None = None
     holds: ExitStack = field(default_factory=ExitStack)
     """Given back after the last byte of the answer, whatever the end is."""
@@ -82,12 +86,27 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, watched_send)
         finally:
-            metrics: Metrics = scope["app"].state.services.metrics
-            metrics.count_request(
+            services: Services = scope["app"].state.services
+            services.metrics.count_request(
                 tenant=state.tenant,
-                name=state.name,
+                name=_label(services, state),
                 endpoint=endpoint,
                 status=status,
                 error=state.error,
                 seconds=monotonic() - start,
             )
+
+
+def _label(services: Services, state: RequestState) -> str:
+    """The name that a request is counted under: its model's, even if it was refused before anybody
+    asked for the model, but only if the tenant may use it. So the values are bounded."""
+    if state.name is not None:
+        return state.name
+    if state.asked is None:
+        return OTHER
+    may_use_base = services.access.quota(state.tenant).may_use_base
+    try:
+        target = services.sets.resolve(state.tenant, state.asked, may_use_base=may_use_base)
+    except UnknownModelError:
+        return OTHER
+    return target.name

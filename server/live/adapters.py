@@ -97,7 +97,7 @@ class LiveAdapters:
             return entry.info
         if entry.loading is None or entry.loading.done():
             entry.loading = self._tasks.start(self._load(digest, entry))
-        return await asyncio.shield(entry.loading)
+        return await self._tasks.result(entry.loading)
 
     async def load_for_request(self, digest: str) -> None:
         """`load` for a request.

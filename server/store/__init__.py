@@ -11,7 +11,6 @@ from server.store.errors import (
     UnknownDigestError,
 )
 from server.store.quarantine import Quarantined
-from server.store.sources import local_folder
 from server.store.store import AdapterStore, Progress, StoredAdapter
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "StoreFullError",
     "StoredAdapter",
     "UnknownDigestError",
-    "local_folder",
 ]

@@ -25,11 +25,10 @@ from functools import partial
 from pathlib import Path
 
 from remix_runtime.adapter.checkpoint import (
-    Checkpoint,
     Description,
     describe,
+    read_adapter,
     read_checkpoint,
-    read_parity,
     sync_folder,
 )
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
@@ -80,18 +79,21 @@ class Progress:
 
 
 class AdapterStore:
-    """The adapters under `root`, which is made."""
+    """The adapters under `root`, which is made. Folders of this machine are imported from under
+    `import_root` only, if it is given: who may name a source may not read the whole disk."""
 
     def __init__(
         self,
         root: Path,
         *,
         protocols: Set[str] = PROTOCOLS,
+        import_root: Path | None = None,
         quarantine_entries: int = 32,
         quarantine_bytes: int = 8 << 30,
     ) -> None:
         self._root = Path(os.path.abspath(root))
         self._protocols = protocols
+        self._import_root = import_root
         self._adapters = self._root / "adapters"
         self._adapters.mkdir(parents=True, exist_ok=True)
         self._incoming = Incoming(self._root / "incoming")
@@ -166,7 +168,7 @@ class AdapterStore:
 
     def _import(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
         advanced(0, 0)
-        source = open_source(text, protocols=self._protocols)
+        source = open_source(text, protocols=self._protocols, import_root=self._import_root)
         for _ in range(_TRIES):
             files = source.files()
             check_files(files, source.address)
@@ -192,7 +194,7 @@ class AdapterStore:
         try:
             with self._validating:
                 verify(listed, files)
-                checkpoint = self._validate(files)
+                checkpoint, _ = read_adapter(files)
         except CheckpointError as error:
             entry = self._quarantine.put(files, source=source.address, error=error)
             raise RejectedAdapterError(
@@ -207,11 +209,6 @@ class AdapterStore:
             description=describe(checkpoint),
             created=created,
         )
-
-    def _validate(self, files: Path) -> Checkpoint:
-        checkpoint = read_checkpoint(files)
-        read_parity(files)
-        return checkpoint
 
     def _publish(self, files: Path, digest: str) -> bool:
         """Puts a verified folder in its place. Returns whether the place was free, or held a

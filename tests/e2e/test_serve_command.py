@@ -21,6 +21,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from remix_runtime.adapter.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint.parity_file import emit_parity
+from remix_runtime.adapter.layers import attach_checkpoint
+from remix_runtime.adapter.parity import record_parity
 from remix_runtime.cli import build_app
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
@@ -93,10 +96,17 @@ def use_pickle(folder: Path) -> None:
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"weight": 1}))
 
 
-def link_out(folder: Path) -> None:
-    outside = folder.parent / "outside.safetensors"
-    (folder / TENSORS).rename(outside)
-    (folder / TENSORS).symlink_to(outside)
+def link_to_nowhere(folder: Path) -> None:
+    (folder / TENSORS).rename(folder.parent / "gone")
+    (folder / TENSORS).symlink_to(folder.parent / "nowhere")
+
+
+def replay_differs(folder: Path) -> None:
+    edit_tensors(folder, lambda t: t * 2, "remix_A")
+    model = tiny_model("llama")
+    other = random_checkpoint(model, seed=7)
+    parity = record_parity(model, attach_checkpoint(model, other), [[1, 2, 3]])
+    (folder / "parity.safetensors").write_bytes(emit_parity(parity))
 
 
 def break_config(folder: Path) -> None:
@@ -108,7 +118,8 @@ BAD: dict[str, Callable[[Path], None]] = {
     "truncated": truncate,
     "scrambled": scramble,
     "pickle": use_pickle,
-    "symlink": link_out,
+    "link": link_to_nowhere,
+    "parity": replay_differs,
     "config": break_config,
     "shape": lambda folder: edit_tensors(folder, lambda t: t[:, :-1].contiguous(), "remix_A"),
     "NaN": lambda folder: edit_tensors(folder, lambda t: t * float("nan"), "remix_B"),
@@ -117,7 +128,9 @@ BAD: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_adapter_is_one_line(base: Path, adapter: Path, kind: str) -> None:
+def test_bad_adapter_is_one_line(
+    base: Path, adapter: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     bad = adapter.parent / "bad"
     shutil.copytree(adapter, bad)
     BAD[kind](bad)
@@ -129,6 +142,8 @@ def test_bad_adapter_is_one_line(base: Path, adapter: Path, kind: str) -> None:
     assert result.stderr.count("\n") == 1
     assert "internal error" not in result.stderr
     assert result.stdout == ""
+    # The log goes to the same terminal.
+    assert [record.getMessage() for record in caplog.records if "failed" in record.message] == []
 
 
 def test_bad_base_is_one_line(tmp_path: Path) -> None:

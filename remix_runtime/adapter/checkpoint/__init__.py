@@ -2,7 +2,7 @@
 
 from remix_runtime.adapter.checkpoint.describe import Description, describe
 from remix_runtime.adapter.checkpoint.parity_file import Parity, ParityPrompt, read_parity
-from remix_runtime.adapter.checkpoint.reader import adapter_digest, read_checkpoint
+from remix_runtime.adapter.checkpoint.reader import adapter_digest, read_adapter, read_checkpoint
 from remix_runtime.adapter.checkpoint.types import (
     DEFAULT_LIMITS,
     AdapterConfig,
@@ -28,6 +28,7 @@ __all__ = [
     "Scaling",
     "adapter_digest",
     "describe",
+    "read_adapter",
     "read_checkpoint",
     "read_parity",
     "routing_weight",

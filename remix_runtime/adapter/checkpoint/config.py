@@ -2,8 +2,10 @@
 
 Fields of format version 1, all required: `peft_type` ("REMIX"), `format_version`, `task_type`
 ("CAUSAL_LM"), `base_model_name_or_path`, `num_experts`, `top_k`, `r`, `routing_weight` (the number
-ω), `target_modules`. PEFT writes four more, which say nothing about the adapter; they are accepted
-with the values below, ignored, and are no part of the identity. Any other field is refused.
+ω), `target_modules`. PEFT writes four more: `revision` (of the base model), `auto_mapping`,
+`inference_mode` and `peft_version`. Those and a field that a newer PEFT knows may be null, which
+is as if they were not there; a field of another name that asks for something is refused. None of
+them is part of the identity.
 """
 
 from __future__ import annotations
@@ -35,12 +37,6 @@ _FIELDS = (
     "routing_weight",
     "target_modules",
 )
-_PEFT_FIELDS = {
-    "auto_mapping": "null",  # would name Python classes to import
-    "inference_mode": "true or false",
-    "peft_version": "null or text",
-    "revision": "null",  # would pick other base weights than the path does
-}
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _MAX_TEXT = 1024
 _MAX_ROUTING_WEIGHT = 1e6
@@ -57,12 +53,12 @@ def parse_config(data: bytes, limits: CheckpointLimits = DEFAULT_LIMITS) -> Adap
     for name in _FIELDS:
         if name not in fields:
             raise CheckpointFormatError(f"{CONFIG_FILE}: field {name} is missing")
-    for name in fields:
-        if name not in _FIELDS and name not in _PEFT_FIELDS:
-            raise CheckpointFormatError(
-                f"{CONFIG_FILE}: found field {show(name)}, expected only {', '.join(_FIELDS)}"
-            )
-    _check_peft_fields(fields)
+    others = {n: value for n, value in fields.items() if n not in _FIELDS and value is not None}
+    revision = _take_peft_fields(others)
+    for name in others:
+        raise CheckpointFormatError(
+            f"{CONFIG_FILE}: found field {show(name)}, expected only {', '.join(_FIELDS)}"
+        )
     _integer(fields, "format_version", FORMAT_VERSION, FORMAT_VERSION)
     if fields["task_type"] != "CAUSAL_LM":
         raise _wrong(fields, "task_type", '"CAUSAL_LM"')
@@ -74,6 +70,7 @@ def parse_config(data: bytes, limits: CheckpointLimits = DEFAULT_LIMITS) -> Adap
         r=_integer(fields, "r", 1, limits.r),
         routing_weight=_routing_weight(fields),
         target_modules=_target_modules(fields, limits.target_modules),
+        revision=revision,
     )
 
 
@@ -85,7 +82,10 @@ def canonical_json(config: AdapterConfig) -> bytes:
 
 def emit_config(config: AdapterConfig, limits: CheckpointLimits = DEFAULT_LIMITS) -> bytes:
     """The file's content. Raises `CheckpointFormatError` where `parse_config` would."""
-    data = json.dumps(_fields(config), sort_keys=True, indent=2).encode("ascii") + b"\n"
+    fields = _fields(config)
+    if config.revision is not None:
+        fields["revision"] = config.revision
+    data = json.dumps(fields, sort_keys=True, indent=2).encode("ascii") + b"\n"
     parse_config(data, limits)
     return data
 
@@ -109,14 +109,18 @@ def _wrong(fields: Mapping[str, object], name: str, expected: str) -> Checkpoint
     return CheckpointFormatError(f"{CONFIG_FILE}: {name}: found {found}, expected {expected}")
 
 
-def _check_peft_fields(fields: Mapping[str, object]) -> None:
-    for name in ("auto_mapping", "revision"):
-        if fields.get(name) is not None:
-            raise _wrong(fields, name, _PEFT_FIELDS[name])
+def _take_peft_fields(fields: dict[str, object]) -> str | None:
+    """Removes the fields that PEFT writes from those that are not null; returns `revision`."""
+    if "auto_mapping" in fields:
+        raise _wrong(fields, "auto_mapping", "null")  # it would name Python classes to import
     if not isinstance(fields.get("inference_mode", True), bool):
-        raise _wrong(fields, "inference_mode", _PEFT_FIELDS["inference_mode"])
-    if not isinstance(fields.get("peft_version"), str | None):
-        raise _wrong(fields, "peft_version", _PEFT_FIELDS["peft_version"])
+        raise _wrong(fields, "inference_mode", "true, false or null")
+    if not isinstance(fields.get("peft_version", ""), str):
+        raise _wrong(fields, "peft_version", "text or null")
+    revision = _text(fields, "revision") if "revision" in fields else None
+    for name in ("inference_mode", "peft_version", "revision"):
+        fields.pop(name, None)
+    return revision
 
 
 def _integer(fields: Mapping[str, object], name: str, low: int, high: int) -> int:

@@ -1,11 +1,14 @@
-"""Opening an adapter folder that a stranger may have made.
+"""Opening the few files of an adapter folder that are ever read.
 
-Everything goes through one directory handle, and each file is opened once: what was checked is
-what is read, whatever happens to the names meanwhile.
+Links are followed, as PEFT follows them: in the Hugging Face cache every file is a link to a blob,
+under a Kubernetes volume it is a link through `..data`. What else lies in the folder is never
+opened. Each file is opened once and judged by its descriptor: what was checked is what is read,
+whatever happens to the names meanwhile.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -16,41 +19,40 @@ from typing import BinaryIO
 from remix_runtime.adapter.checkpoint.strict_json import show
 from remix_runtime.errors import CheckpointFormatError
 
-# Files that can run code when they are loaded, or that are code.
-# fmt: off
-FORBIDDEN_SUFFIXES = frozenset({
-    ".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pt2", ".pth",
-    ".dll", ".dylib", ".exe", ".js", ".py", ".pyc", ".pyd", ".pyo", ".pyw", ".pyz", ".sh", ".so",
-    ".whl",
-})
-# fmt: on
+_State = tuple[int, int, int, int]
+"""Device, inode, size in bytes and time of change in ns: other content shows in one of them."""
 
 
 class Folder:
-    """An open adapter folder whose every entry was looked at. Made by `open_folder`."""
+    """An open adapter folder. Made by `open_folder`."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, root: Path | None) -> None:
         self._fd = fd
+        self._root = root
+        self._opened: dict[str, _State] = {}
 
     @contextmanager
     def open(self, name: str, *, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
         """The file and its size in bytes. Raises `CheckpointFormatError` for anything but a
-        regular file of at most `max_bytes`."""
+        regular file of at most `max_bytes` under the root."""
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             fd = os.open(name, flags, dir_fd=self._fd)
         except OSError as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else error.strerror
+            reason = self._missing(name) if error.errno == errno.ENOENT else error.strerror
             raise CheckpointFormatError(f"{name}: {reason}, expected a regular file") from None
         try:
+            self._check_root(name, fd)
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise CheckpointFormatError(f"{name}: found {_kind(status)}, expected a file")
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a special file"
+                raise CheckpointFormatError(f"{name}: found {kind}, expected a file")
             if status.st_size > max_bytes:
                 raise CheckpointFormatError(
                     f"{name}: found {status.st_size} bytes, expected at most {max_bytes}"
                 )
+            self._opened[name] = _state(status)
             with os.fdopen(fd, "rb", buffering=0, closefd=False) as stream:
                 yield stream, status.st_size
         finally:
@@ -62,19 +64,45 @@ class Folder:
             return read_exactly(stream, size, name)
 
     def has(self, name: str) -> bool:
+        """Whether there is such a name; a link that leads nowhere is one."""
         try:
             os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         except OSError:
             return False
         return True
 
+    def check_unchanged(self) -> None:
+        """Raises `CheckpointFormatError` where a name now stands for another file or other content
+        than the one that was opened: `..data` was switched to a new version, and what was read
+        may be a mixture of both."""
+        for name, before in self._opened.items():
+            try:
+                is_same = _state(os.stat(name, dir_fd=self._fd)) == before
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise CheckpointFormatError(f"{name}: changed while it was read; read it again")
+
+    def _check_root(self, name: str, fd: int) -> None:
+        # The path of what was opened, and not of what the name stands for by now.
+        if self._root is not None and not (
+            Path(os.readlink(f"/proc/self/fd/{fd}")).is_relative_to(self._root)
+        ):
+            raise CheckpointFormatError(
+                f"{name}: found a link out of {self._root}, expected a file under it"
+            )
+
+    def _missing(self, name: str) -> str:
+        return "found a link that leads nowhere" if self.has(name) else "missing"
+
 
 @contextmanager
-def open_folder(folder: Path, *, max_files: int) -> Iterator[Folder]:
-    """Opens a folder and looks at every entry in it, at any depth.
+def open_folder(folder: Path, *, root: Path | None = None) -> Iterator[Folder]:
+    """Opens a folder, which may be a link; leaving it without an error means that all files that
+    were opened belong together.
 
-    `folder` itself may be a link; below it there may be only folders and regular files, none of
-    them a pickle or code. Raises `CheckpointFormatError`.
+    Without `root` whoever names the folder vouches for what its links lead to. With one, which
+    must be free of links, every file must lie under it. Raises `CheckpointFormatError`.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -84,8 +112,11 @@ def open_folder(folder: Path, *, max_files: int) -> Iterator[Folder]:
             f"{show(str(folder))}: {reason}, expected an adapter folder"
         ) from None
     try:
-        _check_entries(fd, max_files)
-        yield Folder(fd)
+        files = Folder(fd, root)
+        try:
+            yield files
+        finally:  # after an error too: the change is then what caused it
+            files.check_unchanged()
     finally:
         os.close(fd)
 
@@ -101,39 +132,5 @@ def read_exactly(stream: BinaryIO, size: int, name: str) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _check_entries(fd: int, max_files: int) -> None:
-    count = 0
-
-    def stop(error: OSError) -> None:
-        raise CheckpointFormatError(f"{show(error.filename)}: {error.strerror}") from None
-
-    for parent, folders, files, parent_fd in os.fwalk(".", dir_fd=fd, onerror=stop):
-        for name in (*folders, *files):
-            path = os.path.normpath(os.path.join(parent, name))
-            count += 1
-            if count > max_files:
-                raise CheckpointFormatError(
-                    f"{show(path)}: found more than {max_files} entries in the folder, "
-                    f"expected at most {max_files}"
-                )
-            try:
-                status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-            except OSError as error:
-                raise CheckpointFormatError(f"{show(path)}: {error.strerror}") from None
-            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-                raise CheckpointFormatError(
-                    f"{show(path)}: found {_kind(status)}, expected only files and folders"
-                )
-            suffix = os.path.splitext(name)[1].lower()
-            if stat.S_ISREG(status.st_mode) and suffix in FORBIDDEN_SUFFIXES:
-                raise CheckpointFormatError(
-                    f"{show(path)}: found a file that can carry code, expected only safetensors "
-                    "and text; remove it from the folder"
-                )
-
-
-def _kind(status: os.stat_result) -> str:
-    mode = status.st_mode
-    if stat.S_ISLNK(mode):
-        return "a symbolic link"
-    return "a folder" if stat.S_ISDIR(mode) else "a special file"
+def _state(status: os.stat_result) -> _State:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from remix_runtime.adapter.checkpoint.folder import open_folder
+from remix_runtime.adapter.checkpoint.folder import Folder, open_folder
 from remix_runtime.adapter.checkpoint.strict_json import show
 from remix_runtime.adapter.checkpoint.tensor_file import Header, load_tensors, read_all, read_header
 from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, CheckpointLimits
@@ -82,19 +82,30 @@ def read_parity(
     Layers and experts are compared with the adapter's when the file is replayed. Raises
     `CheckpointFormatError`.
     """
-    with open_folder(folder, max_files=limits.files) as files:
-        if not files.has(PARITY_FILE):
-            return None
-        with files.open(PARITY_FILE, max_bytes=limits.parity_bytes) as (stream, size):
-            header = read_header(
-                stream,
-                size,
-                file=PARITY_FILE,
-                max_bytes=limits.header_bytes,
-                dtypes=frozenset(_DTYPES.values()),
-            )
-            count = _check_header(header)
-            data = read_all(stream, header)
+    with open_folder(folder) as files:
+        return parity_in(files, vocab_size=vocab_size, max_tokens=max_tokens, limits=limits)
+
+
+def parity_in(
+    files: Folder,
+    *,
+    vocab_size: int | None = None,
+    max_tokens: int | None = None,
+    limits: CheckpointLimits = DEFAULT_LIMITS,
+) -> Parity | None:
+    """`read_parity` of a folder that is open already."""
+    if not files.has(PARITY_FILE):
+        return None
+    with files.open(PARITY_FILE, max_bytes=limits.parity_bytes) as (stream, size):
+        header = read_header(
+            stream,
+            size,
+            file=PARITY_FILE,
+            max_bytes=limits.header_bytes,
+            dtypes=frozenset(_DTYPES.values()),
+        )
+        count = _check_header(header)
+        data = read_all(stream, header)
     tensors = load_tensors(data, header)
     prompts = tuple(
         ParityPrompt(

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, canonical_json, parse_config
-from remix_runtime.adapter.checkpoint.folder import open_folder
+from remix_runtime.adapter.checkpoint.folder import Folder, open_folder
+from remix_runtime.adapter.checkpoint.parity_file import Parity, parity_in
 from remix_runtime.adapter.checkpoint.strict_json import show
 from remix_runtime.adapter.checkpoint.targets import matches, target_shapes
 from remix_runtime.adapter.checkpoint.tensor_file import Header, load_tensors, read_all, read_header
@@ -46,32 +47,22 @@ def read_checkpoint(
     `CheckpointMismatchError`, which name file, field or tensor, what was found and what was
     expected.
     """
-    with open_folder(folder, max_files=limits.files) as files:
-        config = parse_config(files.read(CONFIG_FILE, max_bytes=limits.config_bytes), limits)
-        max_bytes = limits.header_bytes + limits.tensor_bytes
-        with files.open(TENSOR_FILE, max_bytes=max_bytes) as (stream, size):
-            header = read_header(
-                stream, size, file=TENSOR_FILE, max_bytes=limits.header_bytes, dtypes=DTYPES
-            )
-            shapes = _check_layers(header, config)
-            if base is not None:
-                _check_base(shapes, base, config)
-            num_bytes = 4 * sum(math.prod(entry.shape) for entry in header.tensors.values())
-            if num_bytes > limits.tensor_bytes:
-                raise CheckpointFormatError(
-                    f"{TENSOR_FILE}: found tensors of {num_bytes} bytes as float32, "
-                    f"expected at most {limits.tensor_bytes}"
-                )
-            data = read_all(stream, header)
-    tensors = {name: tensor.float() for name, tensor in load_tensors(data, header).items()}
-    _check_finite(tensors)
-    layers = {
-        module: LayerWeights(*(tensors[tensor_name(module, part)] for part in PARTS))
-        for module in shapes
-    }
-    _check_effect(config, layers)
-    digest = adapter_digest(config, data)
-    return Checkpoint(config=config, layers=layers, digest=digest, num_bytes=num_bytes)
+    with open_folder(folder) as files:
+        return _checkpoint_in(files, base, limits)
+
+
+def read_adapter(
+    folder: Path,
+    *,
+    base: BaseShapes | None = None,
+    vocab_size: int | None = None,
+    max_tokens: int | None = None,
+) -> tuple[Checkpoint, Parity | None]:
+    """`read_checkpoint` and `read_parity` of one state of the folder, which may be switched to
+    another version at any time."""
+    with open_folder(folder) as files:
+        checkpoint = _checkpoint_in(files, base, DEFAULT_LIMITS)
+        return checkpoint, parity_in(files, vocab_size=vocab_size, max_tokens=max_tokens)
 
 
 def adapter_digest(config: AdapterConfig, tensor_file: bytes) -> str:
@@ -89,6 +80,34 @@ def adapter_digest(config: AdapterConfig, tensor_file: bytes) -> str:
 def tensor_name(module: str, part: str) -> str:
     """The key of a layer's tensor; `part` is one of `PARTS`."""
     return f"base_model.model.{module}.remix_{part}.weight"
+
+
+def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLimits) -> Checkpoint:
+    config = parse_config(files.read(CONFIG_FILE, max_bytes=limits.config_bytes), limits)
+    max_bytes = limits.header_bytes + limits.tensor_bytes
+    with files.open(TENSOR_FILE, max_bytes=max_bytes) as (stream, size):
+        header = read_header(
+            stream, size, file=TENSOR_FILE, max_bytes=limits.header_bytes, dtypes=DTYPES
+        )
+        shapes = _check_layers(header, config)
+        if base is not None:
+            _check_base(shapes, base, config)
+        num_bytes = 4 * sum(math.prod(entry.shape) for entry in header.tensors.values())
+        if num_bytes > limits.tensor_bytes:
+            raise CheckpointFormatError(
+                f"{TENSOR_FILE}: found tensors of {num_bytes} bytes as float32, "
+                f"expected at most {limits.tensor_bytes}"
+            )
+        data = read_all(stream, header)
+    tensors = {name: tensor.float() for name, tensor in load_tensors(data, header).items()}
+    _check_finite(tensors)
+    layers = {
+        module: LayerWeights(*(tensors[tensor_name(module, part)] for part in PARTS))
+        for module in shapes
+    }
+    _check_effect(config, layers)
+    digest = adapter_digest(config, data)
+    return Checkpoint(config=config, layers=layers, digest=digest, num_bytes=num_bytes)
 
 
 def _check_layers(header: Header, config: AdapterConfig) -> dict[str, tuple[int, int]]:

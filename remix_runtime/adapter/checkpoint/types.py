@@ -35,6 +35,8 @@ class AdapterConfig:
     """Suffixes of module names, as in PEFT: `gate_proj` or `layers.0.mlp.gate_proj`. Their order
     means nothing; a checkpoint that is read has them sorted."""
     task_type: str = "CAUSAL_LM"
+    revision: str | None = None
+    """The base model's revision on the hub, as PEFT notes it; no part of the identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,6 @@ class CheckpointLimits:
     tensor_bytes: int = 4 << 30
     """Bytes of the tensors as float32."""
     parity_bytes: int = 64 << 20
-    files: int = 1000
 
 
 DEFAULT_LIMITS = CheckpointLimits()

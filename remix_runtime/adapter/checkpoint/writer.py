@@ -31,6 +31,9 @@ from remix_runtime.errors import CheckpointError, CheckpointFormatError
 
 README_FILE = "README.md"
 
+_STATE_SUFFIXES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+"""Of what a trainer saves beside its adapter to go on from: hours of work."""
+
 
 def write_checkpoint(
     folder: Path,
@@ -44,8 +47,9 @@ def write_checkpoint(
     """Writes an adapter to `folder`, parents included, and returns its digest.
 
     An existing checkpoint there is replaced as a whole, with any file that was put beside it;
-    anything else that is there is left alone and refused. `dtype` is float32, bfloat16 or float16.
-    Raises `CheckpointFormatError`, also for an adapter that `read_checkpoint` would refuse.
+    anything else that is there, and one with a trainer's state in it, is left alone and refused.
+    `dtype` is float32, bfloat16 or float16. Raises `CheckpointFormatError`, also for an adapter
+    that `read_checkpoint` would refuse.
     """
     folder = Path(os.path.abspath(folder))
     _check_place(folder)
@@ -97,8 +101,11 @@ def _check_place(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        with open_folder(folder, max_files=DEFAULT_LIMITS.files) as files:
+        with open_folder(folder) as files:
             parse_config(files.read(CONFIG_FILE, max_bytes=DEFAULT_LIMITS.config_bytes))
+        for path in folder.rglob("*"):
+            if path.is_symlink() or path.suffix in _STATE_SUFFIXES:
+                raise CheckpointFormatError(f"{path.relative_to(folder)} is there")
     except CheckpointError as error:
         raise CheckpointFormatError(
             f"{folder}: found a folder that is not a ReMix checkpoint ({error}), expected a free "

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from remix_runtime.adapter.checkpoint import read_checkpoint, read_parity
+from remix_runtime.adapter.checkpoint import read_adapter, read_checkpoint
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.embedded.bank import HostAdapter
 from remix_runtime.engines.embedded.core import EngineCore
@@ -61,21 +61,23 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
 
     async def _load(self, folder: Path) -> AdapterInfo:
         core = self._thread.running_core()
-        base_shapes = core.runner.base_shapes
+        base_shapes, model = core.runner.base_shapes, core.runner.model
         async with self._loading:
             started = time.monotonic()
-            checkpoint = await _in_thread(lambda: read_checkpoint(folder, base=base_shapes))
-            digest, model = checkpoint.digest, core.runner.model
+            checkpoint, parity = await _in_thread(
+                lambda: read_adapter(
+                    folder,
+                    base=base_shapes,
+                    vocab_size=model.vocab_size,
+                    max_tokens=model.max_model_len,
+                )
+            )
+            digest = checkpoint.digest
             # Another load of the same may still fail, and this one's parity file be better.
             while digest in self._replays:
                 await asyncio.wait([self._replays[digest]])
             if (known := self._open_again(digest, folder)) is not None:
                 return known
-            parity = await _in_thread(
-                lambda: read_parity(
-                    folder, vocab_size=model.vocab_size, max_tokens=model.max_model_len
-                )
-            )
             adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
             top_k = checkpoint.config.top_k
             self._served[digest] = served = ServedAdapter(folder, adapter_info(checkpoint))
@@ -89,7 +91,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
                 served.is_open = True
                 return served.info
             replay = self._replays[digest] = self._tasks.start(self._finish_load(digest, replayed))
-        await replay  # without the lock, since it waits for others' requests
+        await self._tasks.result(replay)  # without the lock, since it waits for others' requests
         return served.info
 
     async def _finish_load(self, digest: str, replayed: Future[None]) -> None:

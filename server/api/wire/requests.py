@@ -87,6 +87,8 @@ class GenerationBody(BaseModel):
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_MODEL_NAME)]
     max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    """OpenAI's newer name of `max_tokens`."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -122,6 +124,11 @@ class GenerationBody(BaseModel):
         return self
 
     @property
+    def most_tokens(self) -> int | None:
+        """The most that each choice may generate, by whichever name it was given."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
     def choices_per_prompt(self) -> int:
         return self.n or 1
 
@@ -145,6 +152,10 @@ class CompletionRequest(GenerationBody):
     def _check_completion(self) -> Self:
         if self.best_of is not None and self.best_of != self.choices_per_prompt:
             raise refused("best_of", "this server does not support best_of other than n")
+        if self.max_tokens is not None and self.most_tokens != self.max_tokens:
+            raise refused(
+                "max_completion_tokens", "another name of max_tokens here; found two lengths"
+            )
         if self.echo and self.logprobs is not None:
             raise refused("logprobs", "log-probabilities of an echoed prompt are not supported")
         return self
@@ -215,7 +226,6 @@ class ChatRequest(GenerationBody):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
-    max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 

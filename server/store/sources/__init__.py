@@ -13,18 +13,21 @@ from server.store.sources.hub import HubSource
 from server.store.sources.local import LocalSource
 from server.store.sources.remote import RemoteSource
 
-__all__ = ["PROTOCOLS", "Source", "SourceFile", "local_folder", "open_source"]
+__all__ = ["PROTOCOLS", "Source", "SourceFile", "open_source"]
 
 PROTOCOLS = frozenset({"file", "s3", "gs", "az", "http", "https", "hf"})
 
 _HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)
 
 
-def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
+def open_source(
+    text: str, *, protocols: Set[str] = PROTOCOLS, import_root: Path | None = None
+) -> Source:
     """The source that `text` names: a path, `file://`, `hf://OWNER/NAME[@REVISION]` or another URL
-    of an allowed protocol. Raises `SourceError`, and for the hub `SourceUnavailableError`."""
-    if (folder := local_folder(text)) is not None and "file" in protocols:
-        return LocalSource(folder)
+    of an allowed protocol. A folder of this machine is relative to `import_root` and must be under
+    it. Raises `SourceError`, and for the hub `SourceUnavailableError`."""
+    if (folder := _local_folder(text)) is not None and "file" in protocols:
+        return LocalSource(folder, import_root)
     protocol, is_url, rest = text.partition("://")
     if not is_url:
         protocol = "file"
@@ -46,7 +49,7 @@ def open_source(text: str, *, protocols: Set[str] = PROTOCOLS) -> Source:
     return RemoteSource(protocol, text.rstrip("/"))
 
 
-def local_folder(text: str) -> Path | None:
+def _local_folder(text: str) -> Path | None:
     """The folder that a path or a `file://` URL names; None for a source elsewhere.
     Raises `SourceError` for what is no source at all."""
     if not text or not text.isprintable():  # also NUL and line ends, which no log should hold

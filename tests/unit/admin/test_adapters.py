@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from server.admin.imports import readable_source
 from server.admin.routes.adapters import import_lines
-from server.store import Progress, SourceError, SourceUnavailableError
+from server.store import Progress, SourceUnavailableError
 from tests.unit.admin.harness import API, Admin
 from tests.unit.server.harness import eventually
 from tests.unit.server.test_bad_input import check_error
@@ -112,20 +111,6 @@ async def test_refused_sources(admin: Admin, tmp_path: Path, source: str) -> Non
     (admin.root / "link").symlink_to(tmp_path / "outside")
     assert check_error(await post(admin, source), 422)["code"] == "source_refused"
     assert (await admin.client.get(URL)).json() == {"data": []}
-
-
-def test_links_inside_the_root_are_followed_before_the_store_sees_them(tmp_path: Path) -> None:
-    (tmp_path / "root" / "real").mkdir(parents=True)
-    (tmp_path / "root" / "alias").symlink_to("real")
-    (tmp_path / "entrance").symlink_to("root")
-    for root in (tmp_path / "root", tmp_path / "entrance"):
-        assert readable_source("alias", root) == str(tmp_path / "root" / "real")
-        assert readable_source(str(tmp_path / "entrance" / "real"), root) == str(
-            tmp_path / "root" / "real"
-        )
-    with pytest.raises(SourceError):
-        readable_source(str(tmp_path / "rootless"), tmp_path / "root")
-    assert readable_source("s3://bucket/../x", tmp_path) == "s3://bucket/../x"
 
 
 @pytest.mark.parametrize(

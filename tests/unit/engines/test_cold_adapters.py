@@ -98,7 +98,7 @@ async def test_requests_cold_ones_too_and_unloads_go_on_while_a_load_reads(
     cold: tuple[EmbeddedEngine, list[Path], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, folders, digests = cold
-    disk = SlowDisk(monkeypatch, "read_parity")
+    disk = SlowDisk(monkeypatch, "read_adapter")
     await engine.unload_adapter(digests[1])
     load = asyncio.create_task(engine.load_adapter(folders[1]))
     assert await asyncio.to_thread(disk.begun.wait, 60)

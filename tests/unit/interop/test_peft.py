@@ -20,6 +20,7 @@ from peft import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from remix_runtime.adapter.checkpoint import read_checkpoint, routing_weight, write_checkpoint
+from remix_runtime.adapter.checkpoint.config import parse_config
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.errors import ConfigError
 from remix_runtime.interop import peft as interop
@@ -107,6 +108,57 @@ def test_adapter_made_in_peft_is_a_checkpoint_of_ours(tmp_path, base):
     assert checkpoint.config.routing_weight == routing_weight("rslora", top_k=2, r=4)
     assert checkpoint.config.base_model_name_or_path == str(base)
     assert torch.equal(logits(peft_model), truth(load_base(base), tmp_path / "a"))
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0" * 40])
+@pytest.mark.parametrize("inference_mode", [True, False])
+@pytest.mark.parametrize("named", [True, False])
+def test_whatever_peft_saves_is_read_and_keeps_its_digest(
+    tmp_path, base, revision, inference_mode, named
+):
+    config = RemixConfig(
+        num_experts=3, top_k=2, r=2, revision=revision, inference_mode=inference_mode
+    )
+    model = load_base(base) if named else tiny_model("llama")
+    if not named:
+        model.name_or_path = None
+    peft_model = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in peft_model.named_parameters():
+            if "remix_B" in name:
+                parameter.normal_()
+    peft_model.save_pretrained(tmp_path / "a")
+    first = read_checkpoint(tmp_path / "a")
+    assert first.config.revision == revision
+    again = PeftModel.from_pretrained(load_base(base), tmp_path / "a", is_trainable=True)
+    again.save_pretrained(tmp_path / "b")
+    second = read_checkpoint(tmp_path / "b")
+    assert second.config.revision == revision
+    for name, layer in first.layers.items():
+        assert torch.equal(layer.b_nOr, second.layers[name].b_nOr)
+    # PEFT writes the base that it was given into the folder, the rest stays as it was.
+    renamed = replace(second.config, base_model_name_or_path=first.config.base_model_name_or_path)
+    assert renamed == first.config
+
+
+def test_get_peft_model_takes_a_revision(tmp_path):
+    peft_model = get_peft_model(tiny_model("llama"), RemixConfig(), revision="v2")
+    peft_model.peft_config["default"].save_pretrained(tmp_path)
+    config = peft_model.peft_config["default"].adapter_config()
+    assert parse_config((tmp_path / "adapter_config.json").read_bytes()) == config
+    assert config.revision == "v2"
+
+
+def test_fields_of_a_newer_peft_are_read_by_both(tmp_path, base):
+    adapter = written(tmp_path / "a", load_base(base), base=base)
+    before = read_checkpoint(adapter)
+    path = adapter / "adapter_config.json"
+    fields = {**json.loads(path.read_text()), "peft_version": "0.99.0", "a_new_trick": None}
+    path.write_text(json.dumps(fields))
+    assert read_checkpoint(adapter).digest == before.digest
+    with pytest.warns(UserWarning, match="a_new_trick"):
+        peft_model = PeftModel.from_pretrained(load_base(base), adapter)
+    assert torch.equal(logits(peft_model), truth(load_base(base), adapter))
 
 
 def test_auto_peft_model_finds_the_base(tmp_path, base):
@@ -236,6 +288,8 @@ def test_mixed_batch_is_refused_instead_of_ignored(tmp_path):
         ("target_modules", "all-linear"),
         ("target_modules", ["mlp/.*"]),
         ("task_type", "SEQ_CLS"),
+        ("revision", 3),
+        ("revision", "a\nb"),
     ],
 )
 def test_config_refuses_what_a_checkpoint_cannot_hold(field, value):

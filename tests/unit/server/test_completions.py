@@ -9,6 +9,7 @@ import pytest
 
 from server.api.generation import choice_seed
 from tests.unit.server.harness import ADAPTERS, BASE, Server, greedy_text, sse_events
+from tests.unit.server.test_bad_input import check_error
 
 
 @pytest.mark.parametrize("model", [BASE, *ADAPTERS])
@@ -53,6 +54,18 @@ async def test_prompt_forms(server: Server, prompt: object, lengths: list[int]) 
     assert answer["choices"][0]["text"] == answer["choices"][1]["text"] == first
     # A prompt is counted once, however many choices it has.
     assert answer["usage"]["prompt_tokens"] == sum(lengths)
+
+
+async def test_chats_name_of_max_tokens_is_taken(server: Server) -> None:
+    for given in ({"max_completion_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 3}):
+        answer = (await server.complete(ignore_eos=True, **given)).json()
+        assert answer["usage"]["completion_tokens"] == 3
+    null = {"max_completion_tokens": None, "max_tokens": 3}
+    answer = (await server.complete(ignore_eos=True, **null)).json()
+    assert answer["usage"]["completion_tokens"] == 3
+    for bad in ({"max_completion_tokens": 3, "max_tokens": 4}, {"max_completion_tokens": "3"}):
+        error = check_error(await server.complete(**bad), 400)
+        assert error["param"] == "max_completion_tokens"
 
 
 async def test_default_length_is_openais(server: Server) -> None:

@@ -84,7 +84,7 @@ async def test_errors_by_type(server: Server) -> None:
     await server.complete(model="haiku", stream=True, ignore_eos=True)
     samples = await scrape(server)
     errors = {
-        ("other", "invalid_request_error"): 1,
+        (BASE, "invalid_request_error"): 1,
         ("other", "model_not_found"): 1,
         ("haiku", "context_length_exceeded"): 1,
         ("haiku", "internal_error"): 2,
@@ -93,6 +93,33 @@ async def test_errors_by_type(server: Server) -> None:
         assert value(samples, "request_errors_total", adapter=adapter, type=kind) == count
     labels = {"adapter": "haiku", "endpoint": "completions", "status": "500"}
     assert value(samples, "requests_total", **labels) == 1
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+@pytest.mark.parametrize(
+    ("body", "label"),
+    [
+        ({"model": "pirate"}, "pirate"),  # no prompt, no messages
+        ({"model": "pirate", "temperature": "hot"}, "pirate"),
+        ({"model": "haiku", "n": 10**9}, "haiku"),
+        ({"model": BASE, "stop": 7}, BASE),
+        ({"model": "pirat"}, "other"),
+        ({"model": "Pirate", "n": 0}, "other"),
+        ({"model": ["pirate"]}, "other"),
+        ({"model": None}, "other"),
+        ({"Model": "pirate"}, "other"),
+        ("pirate", "other"),
+        (["model", "pirate"], "other"),
+    ],
+)
+async def test_a_refused_request_counts_for_the_model_that_it_names(
+    server: Server, path: str, body: object, label: str
+) -> None:
+    assert (await server.client.post(f"/v1/{path}", json=body)).status_code == 400
+    samples = await scrape(server)
+    for name in (*ADAPTERS, BASE, "other"):
+        labels = {"adapter": name, "type": "invalid_request_error"}
+        assert value(samples, "request_errors_total", **labels) == (name == label)
 
 
 async def test_prompts_of_refused_requests_are_not_tokens_in(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     hint = (await process.stdout.readline()).decode()
     assert first.startswith("Serving small, pirate at http://127.0.0.1:")
     url = first.split()[-1]
-    assert hint.startswith(f"Try: curl {url}/v1/completions")
+    assert hint.startswith(f"Try: curl {url}/v1/chat/completions")
     assert "$REMIX_API_KEY" in hint
     assert "sesame" not in hint
     headers = {"Authorization": "Bearer sesame"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -34,6 +35,35 @@ async def test_requests_per_minute(server: TenantServer, stream: bool) -> None:
     assert answer.headers["x-ratelimit-remaining-requests"] == "0"
     other = await server.tenant("b", may_use_base=True)
     assert (await other.post("/v1/completions", json=complete(BASE))).status_code == 200
+
+
+async def test_refusals_count_for_the_model_if_the_key_may_use_it(server: TenantServer) -> None:
+    for tenant, seed, quota in (("a", 1, {"requests_per_minute": 1}), ("b", 2, {})):
+        client = await server.tenant(tenant, **quota)
+        await server.put(tenant, {f"of-{tenant}": await server.adapter(seed)})
+        for body in (
+            complete(f"of-{tenant}"),
+            complete(f"of-{tenant}"),  # over a's quota
+            complete(f"of-{tenant}", temperature=9),
+            complete("of-a" if tenant == "b" else "of-b", temperature=9),
+            complete(BASE, temperature=9),
+        ):
+            await client.post("/v1/completions", json=body)
+    text = (await server.admin.get("/metrics")).text
+    counted = {
+        tuple(re.findall(r'"(.*?)"', line)): float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("remix_requests_total{")
+    }
+    assert counted == {
+        ("of-a", "completions", "200", "a"): 1,
+        ("of-a", "completions", "429", "a"): 1,
+        ("of-a", "completions", "400", "a"): 1,
+        ("other", "completions", "400", "a"): 2,
+        ("of-b", "completions", "200", "b"): 2,
+        ("of-b", "completions", "400", "b"): 1,
+        ("other", "completions", "400", "b"): 2,
+    }
 
 
 async def test_tokens_per_minute_are_those_that_were_used(server: TenantServer) -> None:

@@ -25,6 +25,7 @@ from server.store import (
 )
 from server.store import store as store_module
 from server.store.sources import base
+from tests.layouts import LAYOUTS
 from tests.unit.adapter.checkpoint.adapters import (
     CONFIG_FILE,
     FIRST,
@@ -68,16 +69,66 @@ async def test_file_url_and_relative_path_name_the_same_folder(
     assert (first.created, second.created) == (True, False)
 
 
-async def test_a_link_to_a_folder_is_followed_but_none_in_it(
+async def test_links_are_followed_and_copied_as_files(
     store: AdapterStore, root: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "latest").symlink_to(adapter)
-    await store.import_from(str(tmp_path / "latest"))
-    (adapter / "README.md").unlink()
-    (adapter / "README.md").symlink_to("/etc/passwd")
-    with pytest.raises(SourceError, match=r"README\.md.*symbolic link"):
-        await store.import_from(str(adapter))
+    whole = contents(adapter)
+    stored = await store.import_from(str(LAYOUTS["cache"](adapter)))
+    assert contents(stored.folder) == whole
+    assert not any(path.is_symlink() for path in stored.folder.iterdir())
     assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_a_folder_under_the_import_root(tmp_path: Path, adapter: Path, layout: str) -> None:
+    digest, whole = read_checkpoint(adapter).digest, contents(adapter)
+    folder = LAYOUTS[layout](adapter)
+    store = AdapterStore(tmp_path / "store", import_root=tmp_path)
+    for source in (str(folder), str(folder.relative_to(tmp_path)), folder.as_uri()):
+        stored = await store.import_from(source)
+        assert stored.digest == digest
+    assert contents(stored.folder) == whole, "and not a file more"
+    store.close()
+
+
+@pytest.mark.parametrize("layout", ["cache", "links_in_a_chain"])
+async def test_links_out_of_the_import_root_are_refused(
+    tmp_path: Path, adapter: Path, layout: str
+) -> None:
+    folder = LAYOUTS[layout](adapter)
+    store = AdapterStore(tmp_path / "store", import_root=folder.parent / folder.name)
+    with pytest.raises(SourceError, match="found a link out of"):
+        await store.import_from(".")
+    assert (store.digests(), store.quarantined()) == ([], [])
+    store.close()
+
+
+async def test_a_root_that_is_a_link_and_folders_outside_of_it(
+    tmp_path: Path, adapter: Path
+) -> None:
+    (tmp_path / "root").mkdir()
+    write_adapter(tmp_path / "root" / "real")
+    (tmp_path / "root" / "alias").symlink_to("real")
+    (tmp_path / "root" / "loop").symlink_to("loop")
+    (tmp_path / "root" / "out").symlink_to(adapter)
+    (tmp_path / "entrance").symlink_to("root")
+    real = str((tmp_path / "root" / "real").resolve())
+    for import_root in (tmp_path / "root", tmp_path / "entrance"):
+        store = AdapterStore(tmp_path / "store", import_root=import_root)
+        for good in ("alias", "real/../alias", str(tmp_path / "entrance" / "real")):
+            assert (await store.import_from(good)).source == real
+        for bad in (
+            "out",
+            "../adapter",
+            str(adapter),
+            adapter.as_uri(),
+            str(tmp_path / "rootless"),
+        ):
+            with pytest.raises(SourceError, match="expected a folder under"):
+                await store.import_from(bad)
+        with pytest.raises(SourceError, match="Too many levels"):
+            await store.import_from("loop")
+        store.close()
 
 
 async def test_what_is_not_part_of_an_adapter_is_never_copied(
@@ -89,17 +140,6 @@ async def test_what_is_not_part_of_an_adapter_is_never_copied(
     (adapter / "checkpoints" / TENSOR_FILE).write_bytes(b"other")
     stored = await store.import_from(str(adapter))
     assert set(contents(stored.folder)) == {CONFIG_FILE, TENSOR_FILE, PARITY_FILE, "README.md"}
-
-
-@pytest.mark.parametrize("name", ["adapter_model.bin", "modeling.py", "deep/training.pt"])
-async def test_a_folder_with_code_in_it_is_refused(
-    store: AdapterStore, root: Path, adapter: Path, name: str
-) -> None:
-    (adapter / name).parent.mkdir(exist_ok=True)
-    (adapter / name).write_bytes(b"x")
-    with pytest.raises(SourceError, match="can carry code"):
-        await store.import_from(str(adapter))
-    assert (store.digests(), leftovers(root), store.quarantined()) == ([], [], [])
 
 
 def fifo(path: Path) -> None:

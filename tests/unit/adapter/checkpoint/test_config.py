@@ -19,6 +19,8 @@ def fields(**changes: object) -> bytes:
     return json.dumps({**json.loads(emit_config(CONFIG)), **changes}).encode()
 
 
+REQUIRED = frozenset(json.loads(emit_config(CONFIG)))
+
 configs = st.integers(1, 256).flatmap(
     lambda n: st.builds(
         AdapterConfig,
@@ -52,6 +54,28 @@ def test_peft_fields_and_integer_weight_are_accepted_and_change_nothing():
     )
     assert parse_config(extra) == CONFIG
     assert canonical_json(parse_config(extra)) == canonical_json(CONFIG)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.one_of(
+            st.sampled_from(["auto_mapping", "inference_mode", "peft_version", "revision"]),
+            st.text(min_size=1, max_size=12).filter(lambda name: name not in REQUIRED),
+        ),
+        st.none(),
+    )
+)
+def test_a_field_that_is_null_is_as_if_it_was_not_there(nulls):
+    assert parse_config(fields(**nulls)) == CONFIG
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "0" * 40, "refs/pr/1"])
+def test_a_revision_is_kept_and_is_no_part_of_the_identity(revision):
+    config = parse_config(fields(revision=revision))
+    assert config == replace(CONFIG, revision=revision)
+    assert parse_config(emit_config(config)) == config
+    assert canonical_json(config) == canonical_json(CONFIG)
 
 
 @settings(max_examples=20, deadline=None)
@@ -129,11 +153,14 @@ def test_missing_field(name):
         ("target_modules", ["../up_proj"], "module name"),
         ("target_modules", ["up_proj\n"], "module name"),
         ("auto_mapping", {"base_model_class": "X", "parent_library": "evil"}, "null"),
-        ("revision", "main", "null"),
-        ("inference_mode", "yes", "true or false"),
+        ("revision", 3, "text"),
+        ("revision", "a\nb", "printable text"),
+        ("inference_mode", "yes", "true, false or null"),
         ("peft_version", 3, "text"),
         ("auto_map", {"AutoModel": "x.Y"}, "only"),
         ("lora_alpha", 16, "only"),
+        ("use_new_trick", False, "only"),
+        ("use_new_trick", {}, "only"),
     ],
 )
 def test_wrong_value_names_field_and_what_was_expected(name, value, expected):

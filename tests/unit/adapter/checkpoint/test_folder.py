@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from remix_runtime.adapter.checkpoint import CheckpointLimits, read_checkpoint
+from remix_runtime.adapter.checkpoint import (
+    CheckpointLimits,
+    read_adapter,
+    read_checkpoint,
+    read_parity,
+    write_checkpoint,
+)
 from remix_runtime.adapter.checkpoint import folder as folder_module
-from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, TENSOR_FILE, refused
+from remix_runtime.adapter.checkpoint.folder import open_folder
+from remix_runtime.errors import CheckpointFormatError
+from tests.layouts import BROKEN, LAYOUTS
+from tests.unit.adapter.checkpoint.adapters import (
+    CONFIG,
+    CONFIG_FILE,
+    PARITY_FILE,
+    TENSOR_FILE,
+    make_layers,
+    make_parity,
+    refused,
+)
 
 
 def test_a_link_to_the_folder_is_fine(folder, tmp_path):
@@ -33,71 +52,105 @@ def test_missing_file(folder, name):
     refused(folder, name, "missing")
 
 
-@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, "notes.txt"])
-def test_symbolic_link_to_outside(folder, tmp_path, name):
-    outside = tmp_path / "outside"
-    if (folder / name).exists():
-        (folder / name).rename(outside)
-    else:
-        outside.touch()
-    (folder / name).symlink_to(outside)
-    refused(folder, name, "symbolic link")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_as_tools_make_them_hold_the_same_adapter(folder, tmp_path, layout):
+    before = read_adapter(folder)
+    named = LAYOUTS[layout](folder)
+    for root in (None, tmp_path.resolve()):
+        with open_folder(named, root=root) as files:
+            for name in (CONFIG_FILE, TENSOR_FILE, PARITY_FILE):
+                assert files.read(name, max_bytes=1 << 20)
+    checkpoint, parity = read_adapter(named)
+    assert checkpoint.digest == before[0].digest
+    assert (parity is None) == (before[1] is None)
+    assert read_parity(named) is not None
 
 
-def test_symbolic_link_inside_or_broken_or_to_a_folder(folder, tmp_path):
-    for target in (CONFIG_FILE, "nowhere", str(tmp_path)):
-        (folder / "link").symlink_to(target)
-        refused(folder, "link", "symbolic link")
-        (folder / "link").unlink()
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, PARITY_FILE])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_no_regular_file_is_refused_without_waiting(folder, name, kind):
+    breaks, reason = BROKEN[kind]
+    breaks(folder / name)
+    with pytest.raises(CheckpointFormatError, match=f"{name}: .*{reason}"):
+        read_adapter(folder)
 
 
-def test_symbolic_link_deep_inside(folder):
-    (folder / "plots" / "old").mkdir(parents=True)
-    (folder / "plots" / "loss.png").touch()
-    read_checkpoint(folder)
-    (folder / "plots" / "old" / "key").symlink_to("/etc/passwd")
-    refused(folder, "plots/old/key", "symbolic link")
-
-
-def test_link_put_there_after_the_folder_was_looked_at(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "_check_entries", lambda fd, max_files: None)
-    (folder / TENSOR_FILE).rename(tmp_path / "outside")
-    (folder / TENSOR_FILE).symlink_to(tmp_path / "outside")
-    refused(folder, TENSOR_FILE, "expected a regular file")
-
-
-@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, "extra"])
-def test_fifo_and_socket_are_refused_without_waiting(folder, name, monkeypatch):
-    (folder / name).unlink(missing_ok=True)
-    os.mkfifo(folder / name)
-    refused(folder, name, "special file")
-    if name != "extra":
-        monkeypatch.setattr(folder_module, "_check_entries", lambda fd, max_files: None)
-        refused(folder, name, "special file")
-        monkeypatch.undo()
-    (folder / name).unlink()
+def test_a_socket_in_place_of_a_file(folder, monkeypatch):
+    (folder / TENSOR_FILE).unlink()
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(folder)  # a socket's path is at most 108 bytes
-        server.bind(name)
-        refused(folder, name, "special file")
+        server.bind(TENSOR_FILE)
+        refused(folder, TENSOR_FILE, "expected a regular file")
 
 
-@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE])
-def test_folder_in_place_of_a_file(folder, name):
-    (folder / name).unlink()
-    (folder / name).mkdir()
-    refused(folder, name, "folder")
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, PARITY_FILE])
+@pytest.mark.parametrize("layout", ["cache", "volume", "links_in_a_chain"])
+def test_links_out_of_the_root_are_refused(folder, layout, name):
+    named = LAYOUTS[layout](folder)
+    # What is beside the folder under the root by its letters is not under it.
+    for root in (named, named.with_name(named.name[:3])):
+        outside = (named / name).resolve()
+        inside = root.resolve()
+        if outside.is_relative_to(inside):  # a volume holds what its links lead to
+            continue
+        with (
+            pytest.raises(CheckpointFormatError, match=f"{name}: found a link out of"),
+            open_folder(named, root=inside) as files,
+        ):
+            files.read(name, max_bytes=1 << 20)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["adapter_model.bin", "optimizer.pt", "x.PKL", "modeling.py", "lib.so", "sub/state.ckpt"],
-)
-def test_files_that_can_carry_code(folder, name):
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    refused(folder, name, "can carry code")
+def test_a_link_that_is_switched_after_the_look_is_judged_by_what_was_opened(
+    folder, tmp_path, monkeypatch
+):
+    """Between the opening and the look at the path the name leads back under the root."""
+    outside = (folder / CONFIG_FILE).rename(tmp_path / "outside")
+    (folder / CONFIG_FILE).symlink_to(outside)
+    open_file = os.open
+
+    def open_and_switch(path, *args, **options):
+        fd = open_file(path, *args, **options)
+        if path == CONFIG_FILE:
+            (folder / CONFIG_FILE).unlink()
+            (folder / CONFIG_FILE).write_text("{}")
+        return fd
+
+    monkeypatch.setattr(folder_module.os, "open", open_and_switch)
+    with (
+        pytest.raises(CheckpointFormatError, match="link out of"),
+        open_folder(folder, root=folder.resolve()) as files,
+    ):
+        pytest.fail(str(files.read(CONFIG_FILE, max_bytes=1 << 20)))
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, PARITY_FILE])
+def test_a_volume_that_is_switched_while_it_is_read_gives_no_mixture(folder, name, monkeypatch):
+    """`..data` is renamed over, as Kubernetes does it, right after one of the files was read."""
+    mount = LAYOUTS["volume"](folder)
+    new = mount / "..2026_11_29"
+    digest = write_checkpoint(new, CONFIG, make_layers(seed=9), readme="", parity=make_parity())
+    old = os.readlink(mount / "..data")
+
+    def switch():
+        (mount / "..tmp").symlink_to(new.name)
+        (mount / "..tmp").rename(mount / "..data")
+        shutil.rmtree(mount / old)
+
+    opened = folder_module.Folder.open
+
+    @contextmanager
+    def open_and_switch(self, file, *, max_bytes):
+        with opened(self, file, max_bytes=max_bytes) as stream:
+            yield stream
+        if file == name and os.readlink(mount / "..data") == old:
+            switch()
+
+    monkeypatch.setattr(folder_module.Folder, "open", open_and_switch)
+    with pytest.raises(CheckpointFormatError, match="changed while it was read"):
+        read_adapter(mount)
+    checkpoint, parity = read_adapter(mount)
+    assert checkpoint.digest == digest
+    assert parity is not None
 
 
 def test_pickle_in_the_place_of_the_tensor_file(folder, tmp_path):
@@ -113,14 +166,6 @@ def test_pickle_in_the_place_of_the_tensor_file(folder, tmp_path):
     torch.save({"x": torch.ones(2)}, folder / TENSOR_FILE)
     refused(folder, TENSOR_FILE)
     assert not marker.exists()
-
-
-def test_too_many_files(folder):
-    limits = CheckpointLimits(files=8)
-    read_checkpoint(folder, limits=limits)
-    for i in range(5):
-        (folder / f"{i}.txt").touch()
-    refused(folder, "more than 8", limits=limits)
 
 
 def test_sizes_are_limited_before_anything_is_read(folder):

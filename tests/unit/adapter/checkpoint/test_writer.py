@@ -228,6 +228,20 @@ def test_anything_else_is_left_alone(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "rng_state.pth", "training_args.bin", "checkpoint-9/x.ckpt", "link"]
+)
+def test_a_trainers_state_is_not_thrown_away(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (folder / name).symlink_to("nowhere")
+    else:
+        (folder / name).write_bytes(b"hours of work")
+    with pytest.raises(CheckpointFormatError, match=f"{name} is there.*expected a free name"):
+        write_checkpoint(folder, CONFIG, make_layers(seed=5), readme="new")
+    assert os.path.lexists(folder / name)
+
+
 def test_failed_rename_puts_the_old_one_back(folder, monkeypatch):
     before = read_checkpoint(folder).digest
     rename = Path.rename
