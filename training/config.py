@@ -95,8 +95,9 @@ class TrainConfig(BaseModel):
     """AdamW's decoupled decay."""
     max_grad_norm: Rate = 1.0
     """Largest gradient norm, of experts and of routers apart; 0 clips nothing."""
-    max_length: Annotated[int, Field(ge=2)] = 512
-    """The most tokens of a row, prompt and completion together."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """The most tokens of a row, prompt and completion together, within the base's context. None:
+    512, or the whole context where that is less."""
     too_long: Literal["refuse", "truncate"] = "refuse"
     """A longer row stops the run, or loses its end (the number of such rows is printed)."""
 

@@ -1,22 +1,23 @@
-"""A JSONL file of rows as batches of token sequences, and their order in training.
+"""Rows as token sequences, made when they are needed; batches of them, and their order in training.
 
 Shape suffixes: B sequences, T positions, R positions that carry a loss in some row.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.errors import ConfigError, DataError
-from training.encoding import Example, encode_row, kind_of
+from training.encoding import Example, encode_row
+from training.jsonl import JsonRows
 from training.losses import IGNORED
 from training.seeds import generator
 
@@ -69,39 +70,137 @@ class BatchOrder:
 
     Each epoch is a new permutation, cut into pools that are sorted by length and cut into
     batches of similar length, in random order. Examples that do not fill a last batch wait for
-    another epoch.
+    another epoch. A batch needs the lengths of its own pool and of no other example.
     """
 
     POOL = 16
     """So many batches are sorted by length together."""
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
-        assert lengths
-        self._lengths = lengths
-        self._batch_size = min(batch_size, len(lengths))
+    def __init__(
+        self, count: int, length: Callable[[int], int], *, batch_size: int, seed: int
+    ) -> None:
+        """`length` gives the length of an example by its index, for `count` of them."""
+        assert count
+        self._count = count
+        self._length = length
+        self._batch_size = min(batch_size, count)
         self._seed = seed
         self._epoch = -1
-        self._batches: list[list[int]] = []
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self._lengths) // self._batch_size
+        return self._count // self._batch_size
 
     def __getitem__(self, index: int) -> list[int]:
         epoch, within = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._shuffled(epoch)
-        return self._batches[within]
+            self._shuffle(epoch)
+        batch = int(self._batches[within])
+        pool = batch // self.POOL * self.POOL
+        size = self._batch_size
+        end = min(pool + self.POOL, self.batches_per_epoch)
+        examples = sorted(self._examples[pool * size : end * size].tolist(), key=self._length)
+        return examples[(batch - pool) * size :][:size]
 
-    def _shuffled(self, epoch: int) -> list[list[int]]:
+    def _shuffle(self, epoch: int) -> None:
         random = generator(self._seed, "epoch", epoch)
-        size, count = self._batch_size, self.batches_per_epoch
-        order = torch.randperm(len(self._lengths), generator=random).tolist()[: count * size]
-        batches: list[list[int]] = []
-        for start in range(0, len(order), size * self.POOL):
-            pool = sorted(order[start : start + size * self.POOL], key=self._lengths.__getitem__)
-            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-        return [batches[i] for i in torch.randperm(count, generator=random).tolist()]
+        self._epoch = epoch
+        self._examples = torch.randperm(self._count, generator=random)
+        self._batches = torch.randperm(self.batches_per_epoch, generator=random)
+
+
+class Examples(Sequence[Example]):
+    """The rows of a file as examples: encoded when they are first asked for, then kept, packed.
+
+    The first wrong row that is met raises `DataError` with file and line. `read_on` goes through
+    the file from its beginning, so that every row is met some time.
+    """
+
+    def __init__(
+        self,
+        rows: JsonRows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        too_long: TooLong = "refuse",
+        end_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """A row of more than `max_length` tokens is wrong, unless `too_long` is "truncate": then it
+        loses its end. A chat's answer is learned up to the first of `end_ids`, the tokens that end
+        it when it is served; the tokenizer's own end token is always one of them.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self.max_length = max_length
+        self._too_long = too_long
+        self._end_ids = end_ids | {tokenizer.eos_token_id}
+        self._kept: list[_Packed | None] = [None] * len(rows)
+        self._met = 0
+        self.truncated = 0
+        """Rows that lost their end, of those that were met."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return self._packed(index).example()
+
+    @property
+    def path(self) -> Path:
+        return self._rows.path
+
+    @property
+    def complete(self) -> bool:
+        """Every row was met, and none is wrong."""
+        return self._met == len(self)
+
+    @property
+    def share_met(self) -> float:
+        return self._met / len(self)
+
+    def read_on(self, count: int) -> None:
+        """Meets the next `count` rows of the file."""
+        for index in range(self._met, min(self._met + count, len(self))):
+            self._packed(index)
+            self._met = index + 1
+            if self.complete:
+                self._rows.require_unchanged()
+
+    def _packed(self, index: int) -> _Packed:
+        kept = self._kept[index]
+        if kept is None:
+            kept = self._kept[index] = _Packed.of(self._encoded(index))
+        return kept
+
+    def _encoded(self, index: int) -> Example:
+        where, limit = self._rows.where(index), self.max_length
+        try:
+            example = encode_row(self._rows[index], self._tokenizer, self._end_ids)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if len(example.tokens) <= limit:
+            return example
+        if self._too_long == "refuse":
+            raise DataError(
+                f"{where}: found {len(example.tokens)} tokens, expected at most "
+                f"max_length = {limit}; raise it or set too_long: truncate"
+            )
+        self.truncated += 1
+        example = _truncate(example, limit)
+        if not any(example.is_target[1:]):
+            raise DataError(
+                f"{where}: found no completion within the first {limit} tokens, "
+                "expected a prompt shorter than max_length"
+            )
+        return example
 
 
 def read_examples(
@@ -112,65 +211,37 @@ def read_examples(
     too_long: TooLong = "refuse",
     end_ids: frozenset[int] = frozenset(),
 ) -> tuple[list[Example], int]:
-    """All rows of a JSONL file, and how many of them were truncated.
-
-    A chat's answer is learned up to the first of `end_ids`, the tokens that end it when it is
-    served; the tokenizer's own end token is always one of them.
-
-    Raises `DataError` with file, line and field, also for a row of more than `max_length`
-    tokens, unless `too_long` is "truncate": then the row loses its end.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
-    examples: list[Example] = []
-    truncated = 0
-    for line, row in _rows(path):
-        try:
-            example = encode_row(row, tokenizer, end_ids | {tokenizer.eos_token_id})
-        except DataError as error:
-            raise DataError(f"{path}:{line}: {error}") from None
-        if len(example.tokens) > max_length:
-            if too_long == "refuse":
-                raise DataError(
-                    f"{path}:{line}: found {len(example.tokens)} tokens, expected at most "
-                    f"max_length = {max_length}; raise it or set too_long: truncate"
-                )
-            truncated += 1
-            example = _truncate(example, max_length)
-            if not any(example.is_target[1:]):
-                raise DataError(
-                    f"{path}:{line}: found no completion within the first {max_length} tokens, "
-                    "expected a prompt shorter than max_length"
-                )
-        examples.append(example)
-    if not examples:
-        raise DataError(f"{path}: found no rows, expected at least one JSON object per line")
-    return examples, truncated
+    """All rows of a JSONL file, and how many of them were truncated. Arguments and errors are
+    those of `Examples`."""
+    examples = Examples(
+        JsonRows(path), tokenizer, max_length=max_length, too_long=too_long, end_ids=end_ids
+    )
+    examples.read_on(len(examples))
+    return list(examples), examples.truncated
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise DataError(f"{path}:{number}: found bytes that are not UTF-8") from None
-        except (ValueError, RecursionError) as error:  # of JSON, or a number of 5,000 digits
-            raise DataError(f"{path}:{number}: expected one JSON object, found {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, found {kind_of(row)}")
-        yield number, row
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """An example in a fifth of its memory: four bytes a token and one for its target."""
+
+    rest: Example
+    tokens: array[int]
+    is_target: bytes
+
+    @classmethod
+    def of(cls, example: Example) -> _Packed:
+        rest = replace(example, tokens=(), is_target=())
+        return cls(rest, array("i", example.tokens), bytes(example.is_target))
+
+    def example(self) -> Example:
+        targets = tuple(map(bool, self.is_target))
+        return replace(self.rest, tokens=tuple(self.tokens), is_target=targets)
 
 
 def _truncate(example: Example, length: int) -> Example:
-    return Example(
+    return replace(
+        example,
         tokens=example.tokens[:length],
         is_target=example.is_target[:length],
         prompt_length=min(example.prompt_length, length),
-        reference=example.reference,
     )

@@ -18,7 +18,7 @@ from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.base_model import end_token_ids
 from remix_runtime.errors import DataError
-from training.base import load_base
+from training.base import load_base, row_limit
 from training.data import collate, read_examples
 from training.encoding import Example
 from training.objective import completion_shares
@@ -140,9 +140,10 @@ def compare_with_base(
     base: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
-    max_length: int = 2048,
+    max_length: int | None = None,
 ) -> dict[str, Score]:
-    """Scores of "base" and "adapter" on a JSONL file.
+    """Scores of "base" and "adapter" on a JSONL file. `max_length` is by default 2,048 tokens, or
+    the context of the base where that is less.
 
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
@@ -152,7 +153,10 @@ def compare_with_base(
     model, tokenizer = load_base(base or config.base_model_name_or_path)
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(
-        data, tokenizer, max_length=max_length, end_ids=end_token_ids(model, tokenizer.eos_token_id)
+        data,
+        tokenizer,
+        max_length=row_limit(model.config, max_length, default=2048),
+        end_ids=end_token_ids(model, tokenizer.eos_token_id),
     )
     rows = examples[:limit]
     scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}
