@@ -27,8 +27,8 @@ def claimed(output: Path) -> Iterator[None]:
     Raises `ConfigError`, at once, when another run has it or it cannot be written.
     """
     lock = output / LOCK
-    existed = output.exists()
     try:
+        existed = output.exists()
         held = _lock(lock)
     except OSError as error:
         raise ConfigError(

@@ -5,6 +5,7 @@ Shape suffixes: B sequences, T positions, R positions that carry a loss in some 
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,11 +67,11 @@ def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") 
 
 
 class BatchOrder:
-    """Which examples batch number i holds: a pure function of seed and i.
+    """Which rows batch number i holds: a pure function of seed and i.
 
     Each epoch is a new permutation, cut into pools that are sorted by length and cut into
-    batches of similar length, in random order. Examples that do not fill a last batch wait for
-    another epoch. A batch needs the lengths of its own pool and of no other example.
+    batches of similar length, in random order. Rows that do not fill a last batch wait for
+    another epoch. A batch needs the lengths of its own pool and of no other row.
     """
 
     POOL = 16
@@ -79,7 +80,7 @@ class BatchOrder:
     def __init__(
         self, count: int, length: Callable[[int], int], *, batch_size: int, seed: int
     ) -> None:
-        """`length` gives the length of an example by its index, for `count` of them."""
+        """`length` gives the length of a row by its index, for `count` of them."""
         assert count
         self._count = count
         self._length = length
@@ -99,18 +100,18 @@ class BatchOrder:
         pool = batch // self.POOL * self.POOL
         size = self._batch_size
         end = min(pool + self.POOL, self.batches_per_epoch)
-        examples = sorted(self._examples[pool * size : end * size].tolist(), key=self._length)
-        return examples[(batch - pool) * size :][:size]
+        rows = sorted(self._rows[pool * size : end * size].tolist(), key=self._length)
+        return rows[(batch - pool) * size :][:size]
 
     def _shuffle(self, epoch: int) -> None:
         random = generator(self._seed, "epoch", epoch)
         self._epoch = epoch
-        self._examples = torch.randperm(self._count, generator=random)
+        self._rows = torch.randperm(self._count, generator=random)
         self._batches = torch.randperm(self.batches_per_epoch, generator=random)
 
 
-class Examples(Sequence[Example]):
-    """The rows of a file as examples: encoded when they are first asked for, then kept, packed.
+class Rows(Sequence[Sequence[Example]]):
+    """The rows of a file as sequences: encoded when they are first asked for, then kept, packed.
 
     The first wrong row that is met raises `DataError` with file and line. `read_on` goes through
     the file from its beginning, so that every row is met some time.
@@ -131,12 +132,13 @@ class Examples(Sequence[Example]):
         """
         if tokenizer.eos_token_id is None:
             raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
+        self.path = rows.path
+        self.max_length = max_length
         self._rows = rows
         self._tokenizer = tokenizer
-        self.max_length = max_length
         self._too_long = too_long
         self._end_ids = end_ids | {tokenizer.eos_token_id}
-        self._kept: list[_Packed | None] = [None] * len(rows)
+        self._kept: list[tuple[_Packed, ...] | None] = [None] * len(rows)
         self._met = 0
         self.truncated = 0
         """Rows that lost their end, of those that were met."""
@@ -145,62 +147,72 @@ class Examples(Sequence[Example]):
         return len(self._kept)
 
     @overload
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> list[Example]: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+    def __getitem__(self, index: slice) -> list[list[Example]]: ...
+    def __getitem__(self, index: int | slice) -> list[Example] | list[list[Example]]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        return self._packed(index).example()
+        return [packed.example() for packed in self.packed(index)]
 
-    @property
-    def path(self) -> Path:
-        return self._rows.path
-
-    @property
-    def complete(self) -> bool:
-        """Every row was met, and none is wrong."""
-        return self._met == len(self)
+    def packed(self, index: int) -> tuple[_Packed, ...]:
+        """The sequences of a row as they are kept."""
+        kept = self._kept[index]
+        if kept is None:
+            kept = self._kept[index] = tuple(map(_Packed.of, self._encoded(index)))
+        return kept
 
     @property
     def share_met(self) -> float:
+        """1 when every row was met, and none is wrong."""
         return self._met / len(self)
 
     def read_on(self, count: int) -> None:
         """Meets the next `count` rows of the file."""
         for index in range(self._met, min(self._met + count, len(self))):
-            self._packed(index)
+            self.packed(index)
             self._met = index + 1
-            if self.complete:
+            if self._met == len(self):
                 self._rows.require_unchanged()
 
-    def _packed(self, index: int) -> _Packed:
-        kept = self._kept[index]
-        if kept is None:
-            kept = self._kept[index] = _Packed.of(self._encoded(index))
-        return kept
-
-    def _encoded(self, index: int) -> Example:
-        where, limit = self._rows.where(index), self.max_length
+    def _encoded(self, index: int) -> list[Example]:
+        where = self._rows.where(index)
         try:
-            example = encode_row(self._rows[index], self._tokenizer, self._end_ids)
+            encoded = [encode_row(self._rows[index], self._tokenizer, self._end_ids)]
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        if len(example.tokens) <= limit:
-            return example
-        if self._too_long == "refuse":
-            raise DataError(
-                f"{where}: found {len(example.tokens)} tokens, expected at most "
-                f"max_length = {limit}; raise it or set too_long: truncate"
-            )
-        self.truncated += 1
-        example = _truncate(example, limit)
-        if not any(example.is_target[1:]):
-            raise DataError(
-                f"{where}: found no completion within the first {limit} tokens, "
-                "expected a prompt shorter than max_length"
-            )
-        return example
+        fitting = [_fitting(each, self.max_length, self._too_long, where) for each in encoded]
+        self.truncated += fitting != encoded
+        return fitting
+
+
+class Sequences(Sequence[Example]):
+    """All sequences of some rows, one after the other. They are counted, and so encoded, when
+    something is first asked."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [packed.example() for packed in self._packed[index]]
+        return self._packed[index].example()
+
+    @functools.cached_property
+    def _packed(self) -> list[_Packed]:
+        return [packed for i in range(len(self._rows)) for packed in self._rows.packed(i)]
+
+
+def sequences_of(row: Example | Sequence[Example]) -> Sequence[Example]:
+    """A row's sequences; where there are no rows, a sequence is one."""
+    return (row,) if isinstance(row, Example) else row
 
 
 def read_examples(
@@ -211,18 +223,18 @@ def read_examples(
     too_long: TooLong = "refuse",
     end_ids: frozenset[int] = frozenset(),
 ) -> tuple[list[Example], int]:
-    """All rows of a JSONL file, and how many of them were truncated. Arguments and errors are
-    those of `Examples`."""
-    examples = Examples(
+    """The sequences of all rows of a JSONL file, and how many rows were truncated. Arguments and
+    errors are those of `Rows`."""
+    rows = Rows(
         JsonRows(path), tokenizer, max_length=max_length, too_long=too_long, end_ids=end_ids
     )
-    examples.read_on(len(examples))
-    return list(examples), examples.truncated
+    rows.read_on(len(rows))
+    return list(Sequences(rows)), rows.truncated
 
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """An example in a fifth of its memory: four bytes a token and one for its target."""
+    """A sequence in a fifth of its memory: four bytes a token and one for its target."""
 
     rest: Example
     tokens: array[int]
@@ -238,10 +250,23 @@ class _Packed:
         return replace(self.rest, tokens=tuple(self.tokens), is_target=targets)
 
 
-def _truncate(example: Example, length: int) -> Example:
+def _fitting(example: Example, max_length: int, too_long: TooLong, where: str) -> Example:
+    """The sequence, or its beginning if it is too long. Raises `DataError`."""
+    if len(example.tokens) <= max_length:
+        return example
+    if too_long == "refuse":
+        raise DataError(
+            f"{where}: found {len(example.tokens)} tokens, expected at most "
+            f"max_length = {max_length}; raise it or set too_long: truncate"
+        )
+    if not any(example.is_target[1:max_length]):
+        raise DataError(
+            f"{where}: found no completion within the first {max_length} tokens, "
+            "expected a prompt shorter than max_length"
+        )
     return replace(
         example,
-        tokens=example.tokens[:length],
-        is_target=example.is_target[:length],
-        prompt_length=min(example.prompt_length, length),
+        tokens=example.tokens[:max_length],
+        is_target=example.is_target[:max_length],
+        prompt_length=min(example.prompt_length, max_length),
     )

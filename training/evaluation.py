@@ -150,7 +150,7 @@ def compare_with_base(
     config = read_checkpoint(adapter).config
     if not data.is_file():  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
-    model, tokenizer = load_base(base or config.base_model_name_or_path)
+    model, tokenizer = load_base(config.base_model_name_or_path if base is None else base)
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(
         data,

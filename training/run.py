@@ -23,7 +23,7 @@ from remix_runtime.errors import CheckpointFormatError, ConfigError
 from training.base import load_base, pick_device, row_limit
 from training.claim import claimed
 from training.config import TrainConfig
-from training.data import Examples
+from training.data import Rows, Sequences
 from training.export import export_adapter
 from training.identity import base_contents
 from training.jsonl import JsonRows
@@ -88,10 +88,10 @@ def _prepare(config: TrainConfig, console: Console) -> tuple[Trainer, Reading]:
     files = {"data": config.data}
     if config.eval_data is not None:
         files["eval_data"] = config.eval_data
-    rows = {}
+    opened = {}
     for name, path in files.items():
         with stage(console, f"opening {path}") as move:
-            rows[name] = JsonRows(path, move=move)
+            opened[name] = JsonRows(path, move=move)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with stage(console, f"loading the base {config.base}"):
@@ -100,25 +100,25 @@ def _prepare(config: TrainConfig, console: Console) -> tuple[Trainer, Reading]:
     ends = end_token_ids(model, tokenizer.eos_token_id)
     with stage(console, "hashing the base") as move:
         contents = {**base_contents(config.base, move=move), "base end tokens": str(sorted(ends))}
-    examples = {
-        name: Examples(found, tokenizer, max_length=limit, too_long=config.too_long, end_ids=ends)
-        for name, found in rows.items()
+    rows = {
+        name: Rows(file, tokenizer, max_length=limit, too_long=config.too_long, end_ids=ends)
+        for name, file in opened.items()
     }
     trainer = Trainer(
         config.model_copy(update={"max_length": limit}),
         model,
-        examples["data"],
-        examples.get("eval_data", ()),
-        contents={**contents, **{name: found.digest for name, found in rows.items()}},
+        rows["data"],
+        Sequences(rows["eval_data"]) if "eval_data" in rows else (),
+        contents={**contents, **{name: file.digest for name, file in opened.items()}},
     )
-    return trainer, Reading(list(examples.values()), console)
+    return trainer, Reading(list(rows.values()), console)
 
 
 def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> RunResult:
     """From the step `start` to the adapter."""
     config, output = trainer.config, trainer.config.output
-    begins = f"going on from step {start} of" if start else "training begins: steps"
-    console.print(f"{begins} {config.steps}, {len(trainer.examples)} rows")
+    begins = f"going on from step {start}" if start else "training begins"
+    console.print(f"{begins}: {config.steps} steps, {len(trainer.rows)} rows")
     with RunLog(output, start=start, steps=config.steps, console=console) as log:
 
         def after_step(report: StepReport) -> None:
@@ -138,8 +138,8 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
             config=config,
             model=trainer.model,
             layers=trainer.layers,
-            examples=trainer.examples,
-            rows=log.rows,
+            rows=trainer.rows,
+            log=log.rows,
         )
     return RunResult(rows=log.rows, adapter=output / ADAPTER, digest=digest)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from remix_runtime.errors import TrainingError
 from training.config import TrainConfig
-from training.data import BatchOrder, collate
+from training.data import BatchOrder, collate, sequences_of
 from training.encoding import Example
 from training.evaluation import held_out_loss
 from training.objective import RoutingStats, attach_method, pass_loss
@@ -85,21 +85,22 @@ class Trainer:
         self,
         config: TrainConfig,
         model: PreTrainedModel,
-        examples: Sequence[Example],
+        rows: Sequence[Example | Sequence[Example]],
         held_out: Sequence[Example] = (),
         *,
         contents: Mapping[str, str] | None = None,
     ) -> None:
-        """`contents` says what the base and the files hold: a state is resumed on the same only."""
+        """A row may be several sequences, which are in a batch together. `contents` says what the
+        base and the files hold: a state is resumed on the same only."""
         self.config = config
         self.model = model
-        self.examples = examples
+        self.rows = rows
         self.held_out = held_out
         self.layers = attach_method(model, config)
         self.step = 0
         self._order = BatchOrder(
-            len(examples),
-            lambda i: len(examples[i].tokens),
+            len(rows),
+            lambda i: max(len(example.tokens) for example in sequences_of(rows[i])),
             batch_size=config.batch_size,
             seed=config.seed,
         )
@@ -143,6 +144,14 @@ class Trainer:
                     drop_states(state_folder, after=self.step)
                     self.save(state_folder)
                 raise
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"step {self.step + 1}: found too little memory for batch_size = "
+                    f"{config.batch_size} and selections = {config.selections}, expected enough; "
+                    "lower one of them (gradient_accumulation makes up for it) or max_length"
+                ) from None
             on_step(report)
             last = self.step == config.steps
             if state_folder and (last or self.step % config.checkpoint_every == 0):
@@ -155,9 +164,8 @@ class Trainer:
         stats: list[RoutingStats] = []
         passes = config.gradient_accumulation
         for index in range(self.step * passes, (self.step + 1) * passes):
-            batch = collate(
-                [self.examples[i] for i in self._order[index]], device=self.model.device
-            )
+            examples = [e for i in self._order[index] for e in sequences_of(self.rows[i])]
+            batch = collate(examples, device=self.model.device)
             draws = generator(config.seed, "selections", index, device=self.model.device)
             loss, metrics, routing = pass_loss(self.model, self.layers, batch, config, draws)
             self._require_finite("loss", metrics["loss"])
@@ -271,3 +279,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
             return 1 - progress
         case "constant":
             return 1.0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from remix_runtime.errors import TrainingError
 from tests.models import tiny_model
-from tests.unit.training.conftest import MakeConfig, write_rows
+from tests.unit.training.conftest import MakeConfig
 from training.config import TrainConfig
 from training.data import read_examples
 from training.log import METRICS, read_metrics
@@ -91,7 +91,7 @@ def trained(make_config: MakeConfig, tokenizer: PreTrainedTokenizerFast) -> Trai
 
 
 def resume(trainer: Trainer, config: TrainConfig) -> int:
-    fresh = Trainer(config, tiny_model("llama"), trainer.examples)
+    fresh = Trainer(config, tiny_model("llama"), trainer.rows)
     return fresh.resume(trainer.config.output / STATE)
 
 
