@@ -16,7 +16,7 @@ from training.claim import LOCK, claimed
 from training.log import read_metrics
 from training.run import run_training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 CHILD = """
 import sys

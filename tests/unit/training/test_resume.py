@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from remix_runtime.errors import TrainingError
+from tests.forkserver import context
 from tests.models import tiny_model
 from tests.unit.training.conftest import MakeConfig
+from tests.unit.training.killed import train_until
 from training.config import TrainConfig
 from training.data import read_examples
 from training.log import METRICS, read_metrics
@@ -25,7 +28,7 @@ from training.run import STATE, run_training
 from training.state import KEPT, state_files
 from training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 STEPS = 50
 CHILD = """
@@ -78,6 +81,71 @@ def test_a_run_killed_at_any_step_and_resumed_ends_with_the_same_bits(
         ours.pop("tokens_per_second"), theirs.pop("tokens_per_second")
         assert ours == theirs
     assert [row["step"] for row in read_metrics(killed.output)] == list(range(1, STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[int, str | None]:
+    """The digests of runs that were not killed, by their steps."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("again", "point", "times"),
+    [
+        (False, "a step's row is written", 1),
+        (False, "a step's row is written", 2),  # a state is due
+        (False, "a step's row is written", 4),  # the last one
+        (False, "a state is half written", 2),
+        (False, "a state is saved", 1),
+        (False, "a state is saved", 2),
+        (False, "a file of the adapter is written", 2),
+        # Over the adapter of a shorter run: it has its name no more, the new one not yet.
+        (True, "the adapter, or the one before it, is renamed", 1),
+        (True, "the adapter, or the one before it, is renamed", 2),
+    ],
+    ids=str,
+)
+def test_a_run_killed_between_two_writes_misses_nothing_and_leaves_nothing(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    whole: dict[int, str | None],
+    point: str,
+    times: int,
+    again: bool,
+) -> None:
+    settings = {"checkpoint_every": 2, "schedule": "constant"}
+    steps = 4 + 2 * again
+    config = make_config(steps=steps, base_name="tiny", **settings)
+    if steps not in whole:
+        reference = make_config(
+            steps=steps, base_name="tiny", output=str(tmp_path / "whole"), **settings
+        )
+        whole[steps] = run_training(reference).digest
+    if again:
+        run_training(make_config(steps=2, base_name="tiny", **settings))
+    recipe = write_config(tmp_path / "run.yaml", config)
+    child = context.Process(target=train_until, args=(str(recipe), point, times))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    assert run_training(config, resume=True).digest == whole[steps]
+    assert [row["step"] for row in read_metrics(config.output)] == list(range(1, steps + 1))
+    names = {path.name for path in config.output.rglob("*")}
+    assert not [name for name in names if name.startswith(".") or name.endswith(".unfinished")]
+
+
+def test_an_interrupted_write_leaves_nothing(
+    trained: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("training.state.save_file", full)
+    folder = trained.config.output / STATE
+    with pytest.raises(TrainingError, match="the state cannot be written: I/O error: No space"):
+        trained.save(folder)
+    assert all(path.suffix == ".safetensors" for path in folder.iterdir())
 
 
 @pytest.fixture

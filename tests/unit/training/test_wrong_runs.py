@@ -21,7 +21,7 @@ from tests.unit.training.conftest import ROWS, write_rows
 from training.config import load_config
 from training.run import run_training
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 BOMB = "a: &a [x, x, x, x]\n" + "".join(
