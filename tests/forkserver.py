@@ -7,5 +7,10 @@ import multiprocessing
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["tests.unit.live.crash", "tests.unit.store.crash", "tests.unit.tenancy.processes"]
+    [
+        "tests.unit.live.crash",
+        "tests.unit.store.crash",
+        "tests.unit.tenancy.processes",
+        "tests.unit.training.killed",
+    ]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from remix_runtime.base.folder import find_base, wrong
 from remix_runtime.base.model import load_model
@@ -30,3 +30,17 @@ def load_base(
     if tokenizer.eos_token_id is None:
         raise wrong(folder, "eos_token: the tokenizer has none, expected one to end an answer with")
     return load_model(str(folder)).to(device or torch.device("cpu")), tokenizer
+
+
+def row_limit(config: PretrainedConfig, wanted: int | None, *, default: int) -> int:
+    """The most tokens of a row: what is wanted, and by default no more than the model's context.
+    Raises `ConfigError` for more than the context."""
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return wanted or default
+    if wanted is not None and wanted > context:
+        raise ConfigError(
+            f"max_length: found {wanted}, expected at most {context}, the context of the base "
+            "(max_position_embeddings)"
+        )
+    return wanted or min(default, context)

@@ -70,10 +70,12 @@ def train(
     from remix_runtime.extras import require_extra
 
     require_extra("remix train", "train", "matplotlib", "tensorboard")
-    from training.config import load_config
-    from training.run import run_training
+    from training.progress import stage
 
     console = Console()
+    with stage(console, "loading PyTorch and transformers"):
+        from training.config import load_config
+        from training.run import run_training
     run = load_config(config)
     result = run_training(run, resume=resume, overwrite=overwrite, console=console)
     if result.adapter is None:
@@ -97,7 +99,10 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
-    max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 2048,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longest row, in tokens. Default: 2048, or the base's context."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and no table.")
     ] = False,

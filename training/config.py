@@ -7,15 +7,28 @@ that names the field, what was found and what was expected.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from remix_runtime.adapter.checkpoint.types import AdapterConfig, Scaling, routing_weight
 from remix_runtime.errors import ConfigError
 from remix_runtime.yaml_file import read_mapping
 from training.losses import Credit
+
+_SHORT = reprlib.Repr()
+"""Of what was found: YAML's links make values that would fill the memory in full."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 100, 100
 
 
 def _no_boolean(value: Any) -> Any:
@@ -24,14 +37,20 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
+def _usable(value: Path | str) -> Path | str:
+    text = str(value)
+    if "\0" in text or not text.isprintable():
+        raise ValueError("text without control characters")
+    return value
+
+
 # YAML has no paths or tuples and reads 3e-2 as a string: these convert, the rest is strict.
 Rate = Annotated[
     float, Field(strict=False, ge=0, allow_inf_nan=False), BeforeValidator(_no_boolean)
 ]
-File = Annotated[Path, Field(strict=False)]
-Names = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)
-]
+File = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -42,9 +61,9 @@ class TrainConfig(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
 
-    base: Annotated[str, Field(min_length=1)]
+    base: Name
     """Folder or hub id of the frozen base model."""
-    base_name: str | None = None
+    base_name: Name | None = None
     """What the adapter calls its base in adapter_config.json. Default: `base`."""
     data: File
     """JSONL: rows with `prompt` and `completion`, or with chat `messages`."""
@@ -61,7 +80,7 @@ class TrainConfig(BaseModel):
     router: Literal["rloo", "random"] = "rloo"
     """`rloo`, or `random` for the ablation: routers keep their random initial weights, and the
     experts are trained as usual."""
-    selections: Annotated[int, Field(ge=2)] = 4
+    selections: Annotated[int, Field(ge=2, le=4096)] = 4
     """M: selections drawn for each example in a step."""
 
     num_experts: Count = 8
@@ -95,8 +114,9 @@ class TrainConfig(BaseModel):
     """AdamW's decoupled decay."""
     max_grad_norm: Rate = 1.0
     """Largest gradient norm, of experts and of routers apart; 0 clips nothing."""
-    max_length: Annotated[int, Field(ge=2)] = 512
-    """The most tokens of a row, prompt and completion together."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """The most tokens of a row, prompt and completion together, within the base's context. None:
+    512, or the whole context where that is less."""
     too_long: Literal["refuse", "truncate"] = "refuse"
     """A longer row stops the run, or loses its end (the number of such rows is printed)."""
 
@@ -165,8 +185,9 @@ def parse_config(settings: dict[str, Any], *, where: str = "") -> TrainConfig:
     known = TrainConfig.model_fields
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
-            raise ConfigError(f"{where}unknown setting {key!r}; the nearest is {near[0]!r}")
+            shown = _SHORT.repr(key)
+            near = difflib.get_close_matches(shown, known, n=1, cutoff=0)
+            raise ConfigError(f"{where}unknown setting {shown}; the nearest is {near[0]!r}")
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
@@ -176,6 +197,6 @@ def parse_config(settings: dict[str, Any], *, where: str = "") -> TrainConfig:
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise ConfigError(f"{where}{field}: found nothing, expected a value") from None
-        found = first["input"]
+        found = _SHORT.repr(first["input"])
         expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        raise ConfigError(f"{where}{field}: found {found!r}, expected {expected}") from None
+        raise ConfigError(f"{where}{field}: found {found}, expected {expected}") from None

@@ -1,15 +1,16 @@
-"""A JSONL file of rows as batches of token sequences, and their order in training.
+"""Rows as token sequences, made when they are needed; batches of them, and their order in training.
 
 Shape suffixes: B sequences, T positions, R positions that carry a loss in some row.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.errors import ConfigError, DataError
 from training.encoding import Example, encode_row
-from training.fields import kind_of
+from training.jsonl import JsonRows
 from training.losses import IGNORED
 from training.seeds import generator
 
@@ -66,43 +67,152 @@ def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") 
 
 
 class BatchOrder:
-    """Which examples batch number i holds: a pure function of seed and i.
+    """Which rows batch number i holds: a pure function of seed and i.
 
     Each epoch is a new permutation, cut into pools that are sorted by length and cut into
-    batches of similar length, in random order. Examples that do not fill a last batch wait for
-    another epoch.
+    batches of similar length, in random order. Rows that do not fill a last batch wait for
+    another epoch. A batch needs the lengths of its own pool and of no other row.
     """
 
     POOL = 16
     """So many batches are sorted by length together."""
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
-        assert lengths
-        self._lengths = lengths
-        self._batch_size = min(batch_size, len(lengths))
+    def __init__(
+        self, count: int, length: Callable[[int], int], *, batch_size: int, seed: int
+    ) -> None:
+        """`length` gives the length of a row by its index, for `count` of them."""
+        assert count
+        self._count = count
+        self._length = length
+        self._batch_size = min(batch_size, count)
         self._seed = seed
         self._epoch = -1
-        self._batches: list[list[int]] = []
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self._lengths) // self._batch_size
+        return self._count // self._batch_size
 
     def __getitem__(self, index: int) -> list[int]:
         epoch, within = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._shuffled(epoch)
-        return self._batches[within]
+            self._shuffle(epoch)
+        batch = int(self._batches[within])
+        pool = batch // self.POOL * self.POOL
+        size = self._batch_size
+        end = min(pool + self.POOL, self.batches_per_epoch)
+        rows = sorted(self._rows[pool * size : end * size].tolist(), key=self._length)
+        return rows[(batch - pool) * size :][:size]
 
-    def _shuffled(self, epoch: int) -> list[list[int]]:
+    def _shuffle(self, epoch: int) -> None:
         random = generator(self._seed, "epoch", epoch)
-        size, count = self._batch_size, self.batches_per_epoch
-        order = torch.randperm(len(self._lengths), generator=random).tolist()[: count * size]
-        batches: list[list[int]] = []
-        for start in range(0, len(order), size * self.POOL):
-            pool = sorted(order[start : start + size * self.POOL], key=self._lengths.__getitem__)
-            batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-        return [batches[i] for i in torch.randperm(count, generator=random).tolist()]
+        self._epoch = epoch
+        self._rows = torch.randperm(self._count, generator=random)
+        self._batches = torch.randperm(self.batches_per_epoch, generator=random)
+
+
+class Rows(Sequence[Sequence[Example]]):
+    """The rows of a file as sequences: encoded when they are first asked for, then kept, packed.
+
+    The first wrong row that is met raises `DataError` with file and line. `read_on` goes through
+    the file from its beginning, so that every row is met some time.
+    """
+
+    def __init__(
+        self,
+        rows: JsonRows,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        too_long: TooLong = "refuse",
+        end_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """A row of more than `max_length` tokens is wrong, unless `too_long` is "truncate": then it
+        loses its end. A chat's answer is learned up to the first of `end_ids`, the tokens that end
+        it when it is served; the tokenizer's own end token is always one of them.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
+        self.path = rows.path
+        self.max_length = max_length
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._too_long = too_long
+        self._end_ids = end_ids | {tokenizer.eos_token_id}
+        self._kept: list[tuple[_Packed, ...] | None] = [None] * len(rows)
+        self._met = 0
+        self.truncated = 0
+        """Rows that lost their end, of those that were met."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Example]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Example]]: ...
+    def __getitem__(self, index: int | slice) -> list[Example] | list[list[Example]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return [packed.example() for packed in self.packed(index)]
+
+    def packed(self, index: int) -> tuple[_Packed, ...]:
+        """The sequences of a row as they are kept."""
+        kept = self._kept[index]
+        if kept is None:
+            kept = self._kept[index] = tuple(map(_Packed.of, self._encoded(index)))
+        return kept
+
+    @property
+    def share_met(self) -> float:
+        """1 when every row was met, and none is wrong."""
+        return self._met / len(self)
+
+    def read_on(self, count: int) -> None:
+        """Meets the next `count` rows of the file."""
+        for index in range(self._met, min(self._met + count, len(self))):
+            self.packed(index)
+            self._met = index + 1
+            if self._met == len(self):
+                self._rows.require_unchanged()
+
+    def _encoded(self, index: int) -> list[Example]:
+        where = self._rows.where(index)
+        try:
+            encoded = encode_row(self._rows[index], self._tokenizer, self._end_ids)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        fitting = [_fitting(each, self.max_length, self._too_long, where) for each in encoded]
+        self.truncated += fitting != encoded
+        return fitting
+
+
+class Sequences(Sequence[Example]):
+    """All sequences of some rows, one after the other. They are counted, and so encoded, when
+    something is first asked."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [packed.example() for packed in self._packed[index]]
+        return self._packed[index].example()
+
+    @functools.cached_property
+    def _packed(self) -> list[_Packed]:
+        return [packed for i in range(len(self._rows)) for packed in self._rows.packed(i)]
+
+
+def sequences_of(row: Example | Sequence[Example]) -> Sequence[Example]:
+    """A row's sequences; where there are no rows, a sequence is one."""
+    return (row,) if isinstance(row, Example) else row
 
 
 def read_examples(
@@ -113,48 +223,31 @@ def read_examples(
     too_long: TooLong = "refuse",
     end_ids: frozenset[int] = frozenset(),
 ) -> tuple[list[Example], int]:
-    """All rows of a JSONL file, and how many of them were truncated.
-
-    A chat's answer is learned up to the first of `end_ids`, the tokens that end it when it is
-    served; the tokenizer's own end token is always one of them.
-
-    Raises `DataError` with file, line and field, also for a row of more than `max_length`
-    tokens, unless `too_long` is "truncate": then the row loses its end.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
-    examples: list[Example] = []
-    truncated = 0
-    for line, row in _rows(path):
-        try:
-            encoded = encode_row(row, tokenizer, end_ids | {tokenizer.eos_token_id})
-        except DataError as error:
-            raise DataError(f"{path}:{line}: {error}") from None
-        fitting = [_fitting(example, max_length, too_long, f"{path}:{line}") for example in encoded]
-        truncated += fitting != encoded
-        examples += fitting
-    if not examples:
-        raise DataError(f"{path}: found no rows, expected at least one JSON object per line")
-    return examples, truncated
+    """The sequences of all rows of a JSONL file, and how many rows were truncated. Arguments and
+    errors are those of `Rows`."""
+    rows = Rows(
+        JsonRows(path), tokenizer, max_length=max_length, too_long=too_long, end_ids=end_ids
+    )
+    rows.read_on(len(rows))
+    return list(Sequences(rows)), rows.truncated
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise DataError(f"{path}:{number}: found bytes that are not UTF-8") from None
-        except (ValueError, RecursionError) as error:  # of JSON, or a number of 5,000 digits
-            raise DataError(f"{path}:{number}: expected one JSON object, found {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, found {kind_of(row)}")
-        yield number, row
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A sequence in a fifth of its memory: four bytes a token and one for its target."""
+
+    rest: Example
+    tokens: array[int]
+    is_target: bytes
+
+    @classmethod
+    def of(cls, example: Example) -> _Packed:
+        rest = replace(example, tokens=(), is_target=())
+        return cls(rest, array("i", example.tokens), bytes(example.is_target))
+
+    def example(self) -> Example:
+        targets = tuple(map(bool, self.is_target))
+        return replace(self.rest, tokens=tuple(self.tokens), is_target=targets)
 
 
 def _fitting(example: Example, max_length: int, too_long: TooLong, where: str) -> Example:
@@ -171,7 +264,8 @@ def _fitting(example: Example, max_length: int, too_long: TooLong, where: str) -
             f"{where}: found no completion within the first {max_length} tokens, "
             "expected a prompt shorter than max_length"
         )
-    return Example(
+    return replace(
+        example,
         tokens=example.tokens[:max_length],
         is_target=example.is_target[:max_length],
         prompt_length=min(example.prompt_length, max_length),

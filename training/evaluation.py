@@ -21,7 +21,7 @@ from remix_runtime.base.model import end_token_ids
 from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.tokenizer import said
 from remix_runtime.errors import ConfigError, DataError
-from training.base import load_base
+from training.base import load_base, row_limit
 from training.data import collate, read_examples
 from training.encoding import Example
 from training.objective import completion_shares
@@ -171,19 +171,23 @@ def compare_with_base(
     base: str | None = None,
     limit: int | None = None,
     batch_size: int = 16,
-    max_length: int = 2048,
+    max_length: int | None = None,
 ) -> dict[str, Score]:
-    """Scores of "base" and "adapter" on a JSONL file.
+    """Scores of "base" and "adapter" on a JSONL file. `max_length` is by default 2,048 tokens, or
+    the context of the base where that is less.
 
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
     config = read_checkpoint(adapter).config
     if not data.is_file():  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
-    model, tokenizer = load_base(base or _named_base(config))
+    model, tokenizer = load_base(_named_base(config) if base is None else base)
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(
-        data, tokenizer, max_length=max_length, end_ids=end_token_ids(model, tokenizer.eos_token_id)
+        data,
+        tokenizer,
+        max_length=row_limit(model.config, max_length, default=2048),
+        end_ids=end_token_ids(model, tokenizer.eos_token_id),
     )
     rows = examples[:limit]
     scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from remix_runtime.adapter.checkpoint import write_checkpoint
 from remix_runtime.adapter.parity import record_parity
 from training.config import TrainConfig
+from training.data import sequences_of
 from training.encoding import Example
 from training.log import Row
 from training.objective import Layers
@@ -27,8 +28,8 @@ def export_adapter(
     config: TrainConfig,
     model: PreTrainedModel,
     layers: Layers,
-    examples: Sequence[Example],
-    rows: Sequence[Row],
+    rows: Sequence[Example | Sequence[Example]],
+    log: Sequence[Row],
 ) -> str:
     """Writes the adapter folder and returns its digest. Rounds the layers to `config.dtype`.
 
@@ -38,13 +39,15 @@ def export_adapter(
     assert config.method != "softmax", "a softmax mixture has no servable form"
     dtype = getattr(torch, config.dtype)
     _round(layers, dtype)
-    stride = max(1, len(examples) // PARITY_PROMPTS)
-    prompts = [list(e.tokens[:PARITY_TOKENS]) for e in examples[::stride][:PARITY_PROMPTS]]
+    stride = max(1, len(rows) // PARITY_PROMPTS)
+    spread = range(0, len(rows), stride)[:PARITY_PROMPTS]
+    examples = [sequences_of(rows[i])[-1] for i in spread]
+    prompts = [list(example.tokens[:PARITY_TOKENS]) for example in examples]
     return write_checkpoint(
         folder,
         config.adapter,
         {name: layer.weights() for name, layer in layers.items()},
-        readme=model_card(config, rows=rows, num_examples=len(examples)),
+        readme=model_card(config, log=log, num_rows=len(rows)),
         parity=record_parity(model, layers, prompts),
         dtype=dtype,
     )
@@ -58,14 +61,14 @@ def _round(layers: Layers, dtype: torch.dtype) -> None:
                 weight.copy_(weight.to(dtype))
 
 
-def model_card(config: TrainConfig, *, rows: Sequence[Row], num_examples: int) -> str:
+def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str:
     """The model card in Markdown: the adapter, its data, its metrics, the command that made it."""
     adapter = config.adapter
     kind = "plain LoRA, stored as one ReMix expert" if config.method == "lora" else "ReMix adapter"
-    tail = [row["loss"] for row in rows[-10:]]
+    tail = [row["loss"] for row in log[-10:]]
     mean = f"{sum(tail) / len(tail):.4f}" if tail else "not recorded"
     metrics = [f"| training loss, mean of the last {len(tail)} steps | {mean} |"]
-    held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
+    held_out = [row["held_out_loss"] for row in log if "held_out_loss" in row]
     if held_out:
         metrics.append(f"| held-out loss | {held_out[-1]:.4f} |")
     # File names only: a folder of the training machine means nothing to the reader.
@@ -91,7 +94,7 @@ def model_card(config: TrainConfig, *, rows: Sequence[Row], num_examples: int) -
             "",
             "## Data",
             "",
-            f"`{config.data.name}`, {num_examples} rows; loss on completions only.",
+            f"`{config.data.name}`, {num_rows} rows; loss on completions only.",
             "",
             "## Metrics",
             "",

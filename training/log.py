@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from training.state import UNFINISHED
 from training.trainer import StepReport
 
 METRICS = "metrics.jsonl"
@@ -68,7 +70,7 @@ class RunLog:
         self.rows = [row for row in read_metrics(folder) if row["step"] <= start]
         self.last: StepReport | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / f"{METRICS}.unfinished"
+        kept = folder / f"{METRICS}{UNFINISHED}"
         kept.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
         kept.replace(folder / METRICS)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
@@ -112,8 +114,10 @@ class RunLog:
         self._progress.update(self._task, completed=report.step, shown=_shown(row))
 
     def _put(self, row: Row) -> None:
+        """On disk when it returns: the state that is saved next counts on it."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def _shown(row: Row) -> str:

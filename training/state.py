@@ -1,15 +1,16 @@
 """The state of a run on disk: one safetensors file per save, no pickle.
 
-A file holds trainable weights and both AdamW moments; its header holds the step, the settings
-and the data's digest. Random draws and data order are functions of seed and step (`seeds.py`),
-so nothing else is needed to go on exactly. A file is complete or absent: written under another
-name, synced, then renamed.
+A file holds trainable weights and both AdamW moments; its header holds the step, the settings and
+the digests of base and data. Random draws and data order are functions of seed and step
+(`seeds.py`), so nothing else is needed to go on exactly. A file is complete or absent: written
+under another name, synced, then renamed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,8 +22,14 @@ from torch import Tensor, nn
 from remix_runtime.errors import TrainingError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+FORMAT = "2"
+"""Of the header: 1 had no digest of the base."""
 KEPT = 2
 """The number of states that are kept; a newer one never replaces an older one in place."""
+UNFINISHED = ".unfinished"
+"""Ends the name of a file that is being written."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 Parameters = Mapping[str, nn.Parameter]
 
@@ -60,11 +67,16 @@ def save_state(
             tensors[f"{moment}/{name}"] = value.cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"state-{step:07d}.safetensors"
-    unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, unfinished, metadata={"step": str(step), "run": json.dumps(dict(run))})
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    unfinished = path.with_suffix(UNFINISHED)
+    header = {"format": FORMAT, "step": str(step), "run": json.dumps(dict(run))}
+    try:
+        save_file(tensors, unfinished, metadata=header)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: the state cannot be written: {error}") from None
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -92,7 +104,12 @@ def load_state(
     path = files[-1]
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
-            header = file.metadata()
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT and "run" in header:
+                raise TrainingError(
+                    f"{path}: found a state of another version, which says nothing of the base's "
+                    "content; start again with --overwrite, or go on with the version that wrote it"
+                )
             _check_same_run(path, json.loads(header["run"]), run)
             step = int(header["step"])
             for name, parameter in parameters.items():
@@ -104,7 +121,7 @@ def load_state(
                         for moment in MOMENTS
                     },
                 }
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(
             f"{path}: found no readable training state, expected one: {error}; "
             "delete it to resume from the one before"
@@ -114,8 +131,16 @@ def load_state(
 
 def _check_same_run(path: Path, saved: Mapping[str, str], run: Mapping[str, str]) -> None:
     for key in sorted(saved.keys() | run.keys()):
-        if saved.get(key) != run.get(key):
-            raise TrainingError(
-                f"{path}: was saved with {key} = {saved.get(key)}, found {run.get(key)}; "
-                "resume with the same settings and data, or start again with --overwrite"
-            )
+        was, found = saved.get(key), run.get(key)
+        # Held-out rows may be added or left out on the way; their losses must stay comparable.
+        if was == found or (key == "eval_data" and None in (was, found)):
+            continue
+        raise TrainingError(
+            f"{path}: was saved with {key} = {_shown(was)}, found {_shown(found)}; resume with "
+            "the same settings and contents, or start again with --overwrite"
+        )
+
+
+def _shown(value: str | None) -> str:
+    """A digest by its beginning."""
+    return f"{value[:12]}…" if value and _DIGEST.fullmatch(value) else str(value)

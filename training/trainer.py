@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -19,20 +18,23 @@ from transformers import PreTrainedModel
 
 from remix_runtime.errors import TrainingError
 from training.config import TrainConfig
-from training.data import BatchOrder, collate
+from training.data import BatchOrder, collate, sequences_of
 from training.encoding import Example
 from training.evaluation import held_out_loss
 from training.objective import RoutingStats, attach_method, pass_loss
 from training.seeds import generator
 from training.state import drop_states, load_state, save_state
 
-# Settings that a resumed run may change: where, how long and how fast. The bits of the end are
-# those of an uninterrupted run only when the second and third kind stay as they were.
+# Settings that a resumed run may change: where things lie (what they hold may not change, see
+# `identity.py`), what is written at the end, how long and how fast. The bits of the end are those
+# of an uninterrupted run only when the last two kinds stay as they were.
 NOT_THE_RUN = {
+    "base",
     "data",
     "eval_data",
     "output",
     "base_name",
+    "dtype",
     "device",
     "threads",
     "checkpoint_every",
@@ -83,17 +85,27 @@ class Trainer:
         self,
         config: TrainConfig,
         model: PreTrainedModel,
-        examples: Sequence[Example],
+        rows: Sequence[Example | Sequence[Example]],
         held_out: Sequence[Example] = (),
+        *,
+        contents: Mapping[str, str] | None = None,
     ) -> None:
+        """A row may be several sequences, which are in a batch together. `contents` says what the
+        base and the files hold: a state is resumed on the same only."""
         self.config = config
         self.model = model
-        self.examples = examples
+        self.rows = rows
         self.held_out = held_out
         self.layers = attach_method(model, config)
         self.step = 0
-        lengths = [len(example.tokens) for example in examples]
-        self._order = BatchOrder(lengths, batch_size=config.batch_size, seed=config.seed)
+        self._order = BatchOrder(
+            len(rows),
+            lambda i: max(len(example.tokens) for example in sequences_of(rows[i])),
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        settings = config.model_dump(mode="json", exclude=NOT_THE_RUN)
+        self._identity = {**(contents or {}), **{k: str(value) for k, value in settings.items()}}
         self.parameters = {
             f"{name}.{kind}": parameter
             for name, layer in self.layers.items()
@@ -116,7 +128,8 @@ class Trainer:
     def run(
         self, *, state_folder: Path | None = None, on_step: Callable[[StepReport], None]
     ) -> None:
-        """Trains to the last step and saves on the way.
+        """Trains to the last step and saves on the way, each step after it was reported: a run
+        that is killed between the two takes the step again, and none goes without a report.
 
         Raises `TrainingError` at the first loss, gradient or weight that is not finite. Weights
         and the newest saved state are then those of the last step from which loss and gradients
@@ -131,10 +144,18 @@ class Trainer:
                     drop_states(state_folder, after=self.step)
                     self.save(state_folder)
                 raise
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"step {self.step + 1}: found too little memory for batch_size = "
+                    f"{config.batch_size} and selections = {config.selections}, expected enough; "
+                    "lower one of them (gradient_accumulation makes up for it) or max_length"
+                ) from None
+            on_step(report)
             last = self.step == config.steps
             if state_folder and (last or self.step % config.checkpoint_every == 0):
                 self.save(state_folder)
-            on_step(report)
 
     def train_step(self) -> StepReport:
         """One update of the weights."""
@@ -143,9 +164,8 @@ class Trainer:
         stats: list[RoutingStats] = []
         passes = config.gradient_accumulation
         for index in range(self.step * passes, (self.step + 1) * passes):
-            batch = collate(
-                [self.examples[i] for i in self._order[index]], device=self.model.device
-            )
+            examples = [e for i in self._order[index] for e in sequences_of(self.rows[i])]
+            batch = collate(examples, device=self.model.device)
             draws = generator(config.seed, "selections", index, device=self.model.device)
             loss, metrics, routing = pass_loss(self.model, self.layers, batch, config, draws)
             self._require_finite("loss", metrics["loss"])
@@ -198,7 +218,7 @@ class Trainer:
             step=self.step,
             parameters=self.parameters,
             optimizer=self.optimizer,
-            run=self._identity(),
+            run=self._identity,
         )
 
     def resume(self, folder: Path) -> int:
@@ -208,18 +228,10 @@ class Trainer:
             folder,
             parameters=self.parameters,
             optimizer=self.optimizer,
-            run=self._identity(),
+            run=self._identity,
         )
         self._good = self._snapshot()
         return self.step
-
-    def _identity(self) -> dict[str, str]:
-        settings = self.config.model_dump(mode="json", exclude=NOT_THE_RUN)
-        rows = repr([(e.tokens, e.is_target) for e in self.examples])
-        return {
-            "data": sha256(rows.encode()).hexdigest(),
-            **{key: str(value) for key, value in settings.items()},
-        }
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):
@@ -267,3 +279,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
             return 1 - progress
         case "constant":
             return 1.0
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

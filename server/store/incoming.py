@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from remix_runtime.locks import try_lock
 from server.store.errors import SourceUnavailableError
-from server.store.locks import try_lock
 from server.store.sources import SourceFile
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -32,6 +32,7 @@ from remix_runtime.adapter.checkpoint import (
     sync_folder,
 )
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
+from remix_runtime.locks import locked
 from server.store.download import download, verify
 from server.store.errors import (
     ImportStoppedError,
@@ -41,7 +42,6 @@ from server.store.errors import (
     UnknownDigestError,
 )
 from server.store.incoming import Incoming
-from server.store.locks import locked
 from server.store.quarantine import Quarantine, Quarantined
 from server.store.sources import PROTOCOLS, Source, SourceFile, open_source
 from server.store.sources.base import check_files

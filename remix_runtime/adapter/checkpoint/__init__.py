@@ -13,7 +13,7 @@ from remix_runtime.adapter.checkpoint.types import (
     Scaling,
     routing_weight,
 )
-from remix_runtime.adapter.checkpoint.writer import sync_folder, write_checkpoint
+from remix_runtime.adapter.checkpoint.writer import sync_folder, tidy_place, write_checkpoint
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -33,5 +33,6 @@ __all__ = [
     "read_parity",
     "routing_weight",
     "sync_folder",
+    "tidy_place",
     "write_checkpoint",
 ]

@@ -8,6 +8,7 @@ renames when the name is free and the old folder is beside it as `.<name>.old-<r
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -90,6 +91,20 @@ def write_checkpoint(
     if old.exists():
         shutil.rmtree(old)
     return digest
+
+
+def tidy_place(folder: Path) -> None:
+    """Clears away what a killed `write_checkpoint` left beside `folder`, and gives a checkpoint its
+    name back that was being replaced. Nobody may write to `folder` meanwhile."""
+    folder = Path(os.path.abspath(folder))
+    hidden = f".{glob.escape(folder.name)}"
+    for old in folder.parent.glob(f"{hidden}.old-*"):
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
+    for temporary in folder.parent.glob(f"{hidden}.tmp-*"):
+        shutil.rmtree(temporary)
 
 
 def _check_place(folder: Path) -> None:

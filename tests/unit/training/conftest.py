@@ -42,6 +42,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than a tiny run."""
+    for plot in ("plot_learning_curve", "plot_expert_load"):
+        monkeypatch.setattr(f"training.run.{plot}", lambda *_: None)
+
+
+@pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl", ROWS)
 

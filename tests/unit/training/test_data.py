@@ -113,7 +113,7 @@ def test_labels_are_the_next_tokens_and_padding_counts_nowhere() -> None:
 
 def test_every_epoch_is_a_new_permutation_in_batches_of_similar_length() -> None:
     lengths = torch.randint(1, 300, (256,)).tolist()
-    order = BatchOrder(lengths, batch_size=4, seed=1)
+    order = BatchOrder(len(lengths), lengths.__getitem__, batch_size=4, seed=1)
     epochs = [[order[e * 64 + i] for i in range(64)] for e in range(2)]
     for batches in epochs:
         assert sorted(i for batch in batches for i in batch) == list(range(256))
@@ -127,16 +127,16 @@ def test_every_epoch_is_a_new_permutation_in_batches_of_similar_length() -> None
 
 def test_the_order_depends_on_seed_and_index_alone() -> None:
     lengths = list(range(10, 60))
-    forward = BatchOrder(lengths, batch_size=8, seed=3)
+    forward = BatchOrder(len(lengths), lengths.__getitem__, batch_size=8, seed=3)
     expected = [forward[i] for i in range(20)]
-    fresh = BatchOrder(lengths, batch_size=8, seed=3)
+    fresh = BatchOrder(len(lengths), lengths.__getitem__, batch_size=8, seed=3)
     assert [fresh[i] for i in (17, 3, 11)] == [expected[i] for i in (17, 3, 11)]
-    other = BatchOrder(lengths, batch_size=8, seed=4)
+    other = BatchOrder(len(lengths), lengths.__getitem__, batch_size=8, seed=4)
     assert [other[i] for i in range(20)] != expected
 
 
 def test_fewer_rows_than_a_batch_make_a_smaller_batch() -> None:
-    order = BatchOrder([3, 4], batch_size=8, seed=0)
+    order = BatchOrder(2, [3, 4].__getitem__, batch_size=8, seed=0)
     assert sorted(order[5]) == [0, 1]
 
 
