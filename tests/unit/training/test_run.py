@@ -163,7 +163,6 @@ def test_a_run_is_deleted_only_for_one_that_can_begin(make_config: MakeConfig) -
     [
         ({"num_experts": 300}, "num_experts"),
         ({"target_modules": ["up_proj", "up_proj"]}, "expected every name once"),
-        ({"base_name": "x\ty"}, "base_name"),
         ({"r": 5000}, r"\br\b"),
     ],
 )
