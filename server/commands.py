@@ -49,6 +49,8 @@ def serve(
     import asyncio
     import logging
 
+    from rich.console import Console
+
     from server.app import create_app, create_tenant_apps
     from server.live.single_user import parse_adapters
     from server.runner import bind, run, url_of
@@ -61,6 +63,7 @@ def serve(
     if folders and settings.data_dir is not None:
         raise ConfigError("--adapter: with --data-dir adapters belong to tenants: remix set apply")
     with ExitStack() as stack:
+        loading = stack.enter_context(Console(stderr=True).status(f"loading {base}"))
         listener = stack.enter_context(bind(settings.host, settings.port))
         given = {name: options[name] for name in _ENGINE_OPTIONS}
         given["engine_args"] = parse_engine_args(given["engine_args"])
@@ -68,17 +71,27 @@ def serve(
         backend = make_engine(engine, {"model": base, **given})
         if settings.data_dir is None:
             app = create_app(backend, settings, folders)
-            asyncio.run(run(app, settings, listener, on_ready=_announce))
+
+            def announce(services: Services, url: str) -> None:
+                loading.stop()
+                _announce(services, url)
+
+            asyncio.run(run(app, settings, listener, on_ready=announce))
             return
         apps = create_tenant_apps(backend, settings, settings.data_dir)
         admin_listener = stack.enter_context(bind(settings.admin_host, settings.admin_port))
         admin_url = url_of(admin_listener)
+
+        def announce_tenants(services: Services, url: str) -> None:
+            loading.stop()
+            _announce_tenants(services, url, admin_url)
+
         asyncio.run(
             run(
                 apps.data,
                 settings,
                 listener,
-                on_ready=lambda services, url: _announce_tenants(services, url, admin_url),
+                on_ready=announce_tenants,
                 admin=(apps.admin, admin_listener),
             )
         )

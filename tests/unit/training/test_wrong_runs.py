@@ -225,7 +225,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a number": (b"7\n", "found a number"),
     "no object": (b"null\n", "found null"),
     "CSV": (b"prompt,completion\na,b\n", ":1: expected one JSON object"),
-    "other keys": (b'{"question": "a", "answer": "b"}\n', ":1: found .question., .answer., expected prompt and completion"),
+    "other keys": (
+        b'{"question": "a", "answer": "b"}\n',
+        ":1: found .question., .answer., expected prompt and completion",
+    ),
 }
 
 
