@@ -63,7 +63,7 @@ class TrainConfig(BaseModel):
 
     base: Name
     """Folder or hub id of the frozen base model."""
-    base_name: Name | None = None
+    base_name: Annotated[str, Field(min_length=1)] | None = None
     """What the adapter calls its base in adapter_config.json. Default: `base`."""
     data: File
     """JSONL: rows with `prompt` and `completion`, or with chat `messages`."""

@@ -77,7 +77,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ({"base": "\ud800"}, "base: found"),
         ({"base": 7}, "base: found 7"),
         ({"base_name": ""}, "base_name: found ''"),
-        ({"base_name": "a\nb"}, "base_name: found"),
+        ({"base_name": "a\nb"}, "base_model_name_or_path"),
         ({"target_modules": ["nothing"]}, "nothing"),
         ({"target_modules": [["up_proj"]]}, "target_modules.0: found"),
         ({"target_modules": ["up_proj", "up_proj"]}, "expected every name once"),
