@@ -163,6 +163,7 @@ def test_a_run_is_deleted_only_for_one_that_can_begin(make_config: MakeConfig) -
     [
         ({"num_experts": 300}, "num_experts"),
         ({"target_modules": ["up_proj", "up_proj"]}, "expected every name once"),
+        ({"base_name": "x\ty"}, "base_model_name_or_path"),
         ({"r": 5000}, r"\br\b"),
     ],
 )
