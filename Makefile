@@ -30,7 +30,8 @@ CPU_TORCH := torch==2.13.0+cpu
 unexport PYTHONDONTWRITEBYTECODE
 
 # One thread per test worker, and no spinning: a second busy process costs 2 to 4 times else.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
+THREADS ?= 1
+TEST_ENV := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
