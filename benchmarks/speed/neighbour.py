@@ -29,6 +29,14 @@ from remix_runtime.threads import SPIN_COUNT
 WAITS = {"briefly": SPIN_COUNT, "spinning": "300000"}
 """Values of GOMP_SPINCOUNT: ours, and that of libgomp by itself."""
 
+_LOOP = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
+
 Side = tuple[str, bool]
 """How threads wait, and whether the neighbour is there."""
 
@@ -80,8 +88,8 @@ def run_neighbour(
 
 @contextmanager
 def neighbour() -> Iterator[None]:
-    """A process that never rests."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    """A process that never rests, as long as this one lives."""
+    process = subprocess.Popen([sys.executable, "-c", _LOOP])
     try:
         yield
     finally:

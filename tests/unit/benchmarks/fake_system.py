@@ -43,3 +43,11 @@ class FakeSystem:
                 sum(range(10_000))
 
         threading.Thread(target=burn, daemon=True).start()
+
+
+class FakeEngine(FakeSystem):
+    """Takes the options of the embedded engine."""
+
+    def __init__(self, engine: dict[str, object]) -> None:
+        super().__init__(seconds_per_token=0.001)
+        self.about["settings"] = str(engine)

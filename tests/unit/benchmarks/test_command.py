@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks.commands import bench
 from benchmarks.shape import AdapterShape
-from benchmarks.speed import determinism
+from benchmarks.speed import determinism, neighbour
 from benchmarks.speed.gguf_export import gguf_name, interleave_rotary
 from remix_runtime.errors import ConfigError
 from tests.models import save_tiny_base
@@ -54,7 +54,10 @@ def test_speed_suite_measures_judges_and_writes(base: Path, tmp_path: Path) -> N
     assert "give --vllm-python" in document["left_out"]["vllm"]
 
 
-def test_neighbour_suite_measures_alone_and_beside(base: Path, tmp_path: Path) -> None:
+def test_neighbour_suite_measures_alone_and_beside(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbour, "SYSTEM", "tests.unit.benchmarks.fake_system:FakeEngine")
     stem = tmp_path / "beside"
     options = ["--base", base, "--out", stem, "--suite", "neighbour", "--threads", 1]
     text = _bench(*options, "--batches", 2, "--new-tokens", 4, "--rounds", 1)
