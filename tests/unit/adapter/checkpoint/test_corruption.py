@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -88,7 +89,12 @@ def read_damaged(folder: Path, file: str, damaged: bytes, original: bytes) -> No
         assert found == digest
     elif found == digest:
         assert file == CONFIG_FILE
-        assert json.loads(damaged) == json.loads(original)
+        assert without_nulls(damaged) == without_nulls(original)
+
+
+def without_nulls(config: bytes) -> dict[str, Any]:
+    """The fields of a config that are set: a newer PEFT writes more of them, as null."""
+    return {name: value for name, value in json.loads(config).items() if value is not None}
 
 
 @many
