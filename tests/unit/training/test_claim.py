@@ -79,7 +79,16 @@ def test_of_processes_that_start_together_one_gets_the_folder(tmp_path: Path) ->
     go(winner)
     for child in (*children, late):
         end(child)
-    assert not output.exists()  # nothing was written there
+    # Nothing was written there. A loser may have made the folder, which is then not the winner's.
+    assert list(output.rglob("*")) == []
+
+
+def test_a_folder_that_stays_empty_goes_if_it_was_made_for_the_run(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    for folder in (tmp_path, made):
+        with claimed(folder):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_holder_holds_nobody_up(tmp_path: Path) -> None:
