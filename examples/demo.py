@@ -13,9 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -25,6 +24,7 @@ from rich.table import Table
 from remix_runtime.demo_model import demo_model
 from remix_runtime.errors import ConfigError, RemixError
 from remix_runtime.extras import require_extra
+from training.progress import stage
 
 EXAMPLES = Path(__file__).parent
 RUNS = EXAMPLES.parent / "runs"
@@ -53,26 +53,15 @@ def main() -> None:
     url = f"http://127.0.0.1:{free_port(int(wanted))}"
     server = launch(base, adapters, url)
     try:
-        with step(f"starting the server on {base}"):
+        with stage(console, f"starting the server on {base}"):
             wait_until_ready(server, url)
-        with step(f"asking {', '.join(names)}"):
+        with stage(console, f"asking {', '.join(names)}"):
             answers = ask(url, names)
         show(url, answers)
     except BaseException:  # Ctrl-C too: no server stays behind unseen
         stop(server)
         raise
     leave(server)
-
-
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Says what is done while it is done; on a terminal it also moves."""
-    if not console.is_terminal:
-        console.print(f"{what} …", markup=False, highlight=False, soft_wrap=True)
-        yield
-        return
-    with console.status(what):
-        yield
 
 
 def sample_adapters() -> dict[str, Path]:

@@ -22,11 +22,11 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch  # noqa: F401 - loads its libgomp before ours is looked up
+
+from remix_runtime.locks import locked
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def build(folder: Path) -> Path:
     path = folder / f"remix-{_fingerprint(compiler)}.so"
     if path.exists():
         return path
-    with _locked(folder / "build.lock"):
+    with locked(folder / "build.lock"):
         if not path.exists():
             _log.info("compiling the native CPU kernels into %s", folder)
             unfinished = path.with_suffix(f".{os.getpid()}.tmp")
@@ -116,13 +116,3 @@ def _cpu() -> str:
         return platform.machine() + platform.processor()
     kept = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
     return platform.machine() + "".join(sorted(kept))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path`; the system drops it when the process ends."""
-    import fcntl
-
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
