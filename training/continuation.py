@@ -11,10 +11,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.engines.text import text_after
+from remix_runtime.engines.tokenizer import written
 from remix_runtime.errors import DataError
 
 _ANCHORS = ("\n", "(", ".", "a", "0", "é")
@@ -78,7 +80,7 @@ def continuation(
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    return _decode(tokenizer, [token_id])
+    return written(tokenizer, [token_id])
 
 
 def _drafts(
@@ -99,15 +101,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text: str = tokenizer.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return text
-
-
 def _written(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], ids: Sequence[int]) -> str:
-    return text_after(lambda tokens: _decode(tokenizer, tokens), context, ids)
+    return text_after(partial(written, tokenizer), context, ids)
 
 
 def _loses(wanted: str, written: str) -> bool:

@@ -22,10 +22,10 @@ _MEDIA = ("image_token", "video_token", "audio_token")
 a text, and who writes one in a request gets an error for its id."""
 
 
-def load_tokenizer(base: str, *, download: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base, whose tokens all have a row in the embedding. `base` and `download`
-    are `find_base`'s. No code of the model's author is run. Raises `ConfigError`."""
-    folder = find_base(base, download=download)
+def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base, in the local cache at least, whose tokens all have a row in the
+    embedding. No code of the model's author is run. Raises `ConfigError`."""
+    folder = find_base(base)
     rows = vocab_size(folder, read_config(folder))
     for name in _SETTINGS:
         if (folder / name).exists():

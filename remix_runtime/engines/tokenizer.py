@@ -20,6 +20,14 @@ def said(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
     return text
 
 
+def written(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """The text of tokens, special tokens too."""
+    text: str = tokenizer.decode(
+        list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
 class ModelTokenizer:
     """The tokenizer in the model's folder. No code of the model's author is run. Raises
     `ConfigError`."""
@@ -44,10 +52,7 @@ class ModelTokenizer:
         return said(self._tokenizer, token_ids)
 
     def token_text(self, token_id: int) -> str:
-        text: str = self._tokenizer.decode(
-            [token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        return written(self._tokenizer, [token_id])
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         if not self._tokenizer.chat_template:
