@@ -13,8 +13,8 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 SPIN_COUNT = "1000"
-"""Turns of a barrier's loop before a thread sleeps, some microseconds: as fast as spinning for ever
-where it is quiet, and near a fair share where it is not (docs/LOG.md, 2026-11-28)."""
+"""Turns of a barrier's loop before a thread sleeps, some microseconds: about as fast as to spin for
+long where it is quiet, and near a fair share where it is not (docs/LOG.md, Beside other work)."""
 
 
 def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -22,8 +22,9 @@ def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
     user has set stands."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    if available_cores() < _cores():  # of the cores themselves OpenMP knows
-        environment.setdefault("OMP_NUM_THREADS", str(available_cores()))
+    cores = available_cores()
+    if cores < _cores():  # of the cores themselves OpenMP knows
+        environment.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 def available_cores(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -69,32 +69,22 @@ def serve(
         given["engine_args"] = parse_engine_args(given["engine_args"])
         given["target_modules"] = tuple(given["target_modules"] or ()) or None
         backend = make_engine(engine, {"model": base, **given})
+        admin = None
         if settings.data_dir is None:
             app = create_app(backend, settings, folders)
+        else:
+            apps = create_tenant_apps(backend, settings, settings.data_dir)
+            app = apps.data
+            admin = apps.admin, stack.enter_context(bind(settings.admin_host, settings.admin_port))
 
-            def announce(services: Services, url: str) -> None:
-                loading.stop()
-                _announce(services, url)
-
-            asyncio.run(run(app, settings, listener, on_ready=announce))
-            return
-        apps = create_tenant_apps(backend, settings, settings.data_dir)
-        admin_listener = stack.enter_context(bind(settings.admin_host, settings.admin_port))
-        admin_url = url_of(admin_listener)
-
-        def announce_tenants(services: Services, url: str) -> None:
+        def announce(services: Services, url: str) -> None:
             loading.stop()
-            _announce_tenants(services, url, admin_url)
+            if admin is None:
+                _announce(services, url)
+            else:
+                _announce_tenants(services, url, url_of(admin[1]))
 
-        asyncio.run(
-            run(
-                apps.data,
-                settings,
-                listener,
-                on_ready=announce_tenants,
-                admin=(apps.admin, admin_listener),
-            )
-        )
+        asyncio.run(run(app, settings, listener, on_ready=announce, admin=admin))
 
 
 def _announce_tenants(services: Services, url: str, admin_url: str) -> None:
