@@ -18,6 +18,23 @@ MAX_MODEL_NAME = 256
 """Characters of a model's name in the API."""
 
 
+class GrammarKind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+    """Lark's notation, with llguidance's extensions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must be, from its first character to its last. Engines compile and cache
+    it."""
+
+    kind: GrammarKind
+    text: str
+    """The schema as JSON, the expression or the rules."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen and when to stop. Field meanings follow vLLM's.
@@ -27,6 +44,9 @@ class SamplingParams:
     """
 
     max_tokens: int
+    """0 computes the prompt alone: one event without tokens, ended by its length."""
+    min_tokens: int = 0
+    """Before so many, no end of text and no stop token is drawn."""
     temperature: float = 1.0
     """0 means greedy: the highest logit, ties to the lower token id."""
     top_p: float = 1.0
@@ -38,11 +58,22 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    """Strings that end the answer; one that is the text of a special token stops at that token."""
     stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    """Whether special tokens are left out of the text."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] = ()
+    """The only tokens that may be drawn; empty: all."""
+    bad_words: tuple[str, ...] = ()
+    """Words that are never completed, at the start of a text or after a space."""
+    grammar: Grammar | None = None
     logprobs: int | None = None
     """None: no log-probabilities. j >= 0: the chosen token's, and the j most likely tokens'."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +122,9 @@ class TokenEvent:
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    """On the first event only, where they were asked for: a position for each token of the prompt,
+    None for the first one, which nothing stands before."""
     finish_reason: FinishReason | None = None
     queue_seconds: float | None = None
     """On the first event only: seconds from arrival to the first scheduled step."""
@@ -208,18 +242,30 @@ class Tokenizer(Protocol):
         """Characters of the longest token: a text has at least its length over this in tokens."""
         ...
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template's source; None where the model has none."""
+        ...
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of `token_ids`, special tokens left out."""
-        ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def token_text(self, token_id: int) -> str:
         """One token as text, special tokens included; for the `token` fields of logprobs."""
         ...
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a chat with the generation prompt added.
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a chat. `template` takes the place of the model's own; `variables` are
+        further names that a template may read, as `tools` and `enable_thinking`.
 
         Raises `InvalidRequestError` where the model has no template or the template refuses.
         """

@@ -25,19 +25,32 @@ class ByteTokenizer:
     """One token per UTF-8 byte."""
 
     max_token_chars = 1
+    chat_template = "each message as a line: its role, its content"
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(i for i in token_ids if i < EOS_ID).decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
         return "<eos>" if token_id == EOS_ID else self.decode([token_id])
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> list[int]:
         lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        return self.encode("".join([*lines, "assistant: "]), add_special_tokens=False)
+        if continue_final_message:
+            lines[-1] = lines[-1].removesuffix("\n")
+        elif add_generation_prompt:
+            lines.append("assistant: ")
+        return self.encode("".join(lines), add_special_tokens=False)
 
 
 class HashModel:

@@ -40,6 +40,11 @@ class ModelTokenizer:
         return len(self._tokenizer)
 
     @property
+    def chat_template(self) -> str | None:
+        template: str | None = self._tokenizer.chat_template
+        return template
+
+    @property
     def eos_token_id(self) -> int | None:
         eos: int | None = self._tokenizer.eos_token_id
         return eos
@@ -48,19 +53,33 @@ class ModelTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return said(self._tokenizer, token_ids)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return (said if skip_special_tokens else written)(self._tokenizer, token_ids)
 
     def token_text(self, token_id: int) -> str:
         return written(self._tokenizer, [token_id])
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        if not self._tokenizer.chat_template:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> list[int]:
+        if not (template or self._tokenizer.chat_template):
             raise InvalidRequestError(
                 "this model has no chat template; use /v1/completions", param="messages"
             )
+        if template is not None:
+            variables["chat_template"] = template
+        if continue_final_message:
+            variables["continue_final_message"] = True
         try:
-            text = render(self._tokenizer, messages, add_generation_prompt=True)
+            text = render(
+                self._tokenizer, messages, add_generation_prompt=add_generation_prompt, **variables
+            )
         except ChatTemplateError as error:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import PositionLogprobs, TokenEvent, TokenLogprob
-from remix_runtime.errors import InvalidRequestError
-from server.api.calls import open_call
+from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
-from server.api.generation import Choice, admit_sequences, finished_by
+from server.api.generation import Choice, finished_by
 from server.api.streaming import GenerationResponse
-from server.api.tokenizing import require_short, run_tokenizer
 from server.api.wire.answers import (
     ChatChoice,
     ChatChunkChoice,
@@ -27,7 +25,7 @@ from server.api.wire.answers import (
     TopLogprob,
 )
 from server.api.wire.requests import ChatRequest
-from server.api.writer import Writer, finite
+from server.api.writer import ChoicesWriter, Event, finite
 from server.http.body import StrictRoute
 from server.services import services_of
 
@@ -37,46 +35,26 @@ router = APIRouter(route_class=StrictRoute)
 @router.post("/v1/chat/completions", responses=generation_responses(ChatCompletion))
 async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
     """Answers a chat with the base model's chat template; OpenAI's API with vLLM's extras."""
-    services = services_of(http)
-    call = open_call(http, body.model)
-    engine, n = services.engine, body.choices_per_prompt
-    if n > services.max_choices:
-        raise InvalidRequestError(
-            f"n: found {n}, expected at most {services.max_choices}", param="n"
-        )
-    require_short(engine, sum(len(m.content) for m in body.messages), "messages")
-    messages = [message.for_template() for message in body.messages]
-    prompt = await run_tokenizer(engine.tokenizer.apply_chat_template, messages)
-    answer_id = f"chatcmpl-{uuid.uuid4().hex}"
-    requests = admit_sequences(
-        call,
-        engine.model,
-        body,
-        [prompt],
-        answer_id=answer_id,
-        max_tokens=body.most_tokens,
-        default_max_tokens=services.settings.default_max_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        param="messages",
-    )
+    services, answer_id = services_of(http), f"chatcmpl-{uuid.uuid4().hex}"
+    chat = await open_conversation(http, body, answer_id=answer_id)
     writer = ChatWriter(
         answer_id=answer_id,
-        target=call.target,
-        tokenizer=engine.tokenizer,
-        prompt_tokens=len(prompt),
-        num_choices=n,
+        target=chat.call.target,
+        tokenizer=services.engine.tokenizer,
+        prompt_tokens=chat.prompt_tokens,
+        num_choices=len(chat.requests),
         include_usage=body.include_usage,
     )
-    return GenerationResponse(services, call, requests, writer, stream=bool(body.stream))
+    return GenerationResponse(services, chat.call, chat.requests, writer, stream=bool(body.stream))
 
 
 @dataclass(kw_only=True)
-class ChatWriter(Writer):
+class ChatWriter(ChoicesWriter):
     chunk_type, whole_type = ChatCompletionChunk, ChatCompletion
 
     num_choices: int
 
-    def opening(self) -> Iterable[str]:
+    def opening(self) -> Iterable[Event]:
         for index in range(self.num_choices):
             delta = ChatDelta(role="assistant", content="")
             yield self._chunk(ChatChunkChoice(index=index, delta=delta))

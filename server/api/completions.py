@@ -18,7 +18,7 @@ from server.api.streaming import GenerationResponse
 from server.api.tokenizing import require_short, run_tokenizer
 from server.api.wire.answers import Completion, CompletionChoice, CompletionLogprobs
 from server.api.wire.requests import CompletionRequest
-from server.api.writer import Writer, finite
+from server.api.writer import ChoicesWriter, Event, finite
 from server.http.body import StrictRoute
 from server.services import services_of
 
@@ -83,7 +83,7 @@ def _text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
 
 
 @dataclass(kw_only=True)
-class CompletionWriter(Writer):
+class CompletionWriter(ChoicesWriter):
     chunk_type = whole_type = Completion
 
     echoes: Sequence[str]
@@ -91,7 +91,7 @@ class CompletionWriter(Writer):
     offsets: dict[int, int] = field(default_factory=lambda: defaultdict(int), init=False)
     """By choice, where in its text the next token begins."""
 
-    def opening(self) -> Iterable[str]:
+    def opening(self) -> Iterable[Event]:
         for index, echo in enumerate(self.echoes):
             if echo:
                 yield self._chunk(CompletionChoice(index=index, text=echo))

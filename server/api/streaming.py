@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from remix_runtime.contracts import GenerationRequest
 from server.api.calls import Call
 from server.api.generation import Fanout
-from server.api.writer import Writer
+from server.api.writer import Event, Writer
 from server.http.errors import as_api_error
 from server.http.request import label_error
 from server.metrics import SequenceWatch
@@ -109,19 +109,18 @@ class GenerationResponse(Response):
                     started = True
                     await _send_events(send, self._writer.opening())
                 await _send_events(send, self._writer.chunks(index, event))
-            await _send_events(send, [*self._writer.closing(fanout.choices), "[DONE]"])
+            await _send_events(send, self._writer.closing(fanout.choices))
         except Exception as error:
             if not started:
                 raise
-            # Without [DONE]: nobody should take the answer for a whole one.
             api_error = as_api_error(error)
             label_error(scope, api_error.code or api_error.type)
-            await _send_events(send, [api_error.body.model_dump_json()])
+            await _send_events(send, self._writer.failed(api_error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _send_events(send: Send, events: Iterable[str]) -> None:
-    body = "".join(f"data: {event}\n\n" for event in events).encode()
+async def _send_events(send: Send, events: Iterable[Event]) -> None:
+    body = b"".join(event.encode() for event in events)
     if body:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 

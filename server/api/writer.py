@@ -1,4 +1,4 @@
-"""Writes answers: what both endpoints have in common on the wire, whole or in chunks."""
+"""Writes answers in the form of an API: whole, or as server-sent events while they grow."""
 
 from __future__ import annotations
 
@@ -13,26 +13,63 @@ from pydantic import BaseModel
 from remix_runtime.contracts import TokenEvent, Tokenizer
 from server.api.generation import Choice
 from server.api.wire.answers import Usage
+from server.http.errors import ApiError
 from server.live.sets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A server-sent event."""
+
+    data: str
+    """JSON in one line."""
+    name: str | None = None
+
+    def encode(self) -> bytes:
+        name = "" if self.name is None else f"event: {self.name}\n"
+        return f"{name}data: {self.data}\n\n".encode()
 
 
 @dataclass(kw_only=True)
 class Writer(ABC):
-    """The wire form of one answer; its public methods give JSON."""
-
-    chunk_type: ClassVar[type[BaseModel]]
-    whole_type: ClassVar[type[BaseModel]]
+    """The wire form of one answer."""
 
     answer_id: str
     target: Target
     tokenizer: Tokenizer
     prompt_tokens: int
-    include_usage: bool
     created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     @abstractmethod
-    def opening(self) -> Iterable[str]:
+    def opening(self) -> Iterable[Event]:
         """What comes before the first token."""
+
+    @abstractmethod
+    def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
+        """What an event of choice `index` adds."""
+
+    @abstractmethod
+    def closing(self, choices: Sequence[Choice]) -> Iterable[Event]:
+        """What ends a whole answer."""
+
+    @abstractmethod
+    def failed(self, error: ApiError) -> Iterable[Event]:
+        """What ends an answer that fails after its beginning was sent: nobody should take it for a
+        whole one."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Choice]) -> str:
+        """The answer as one JSON document."""
+
+
+@dataclass(kw_only=True)
+class ChoicesWriter(Writer):
+    """What OpenAI's completions and chats have in common."""
+
+    chunk_type: ClassVar[type[BaseModel]]
+    whole_type: ClassVar[type[BaseModel]]
+
+    include_usage: bool
 
     @abstractmethod
     def _choice_of_chunk(self, index: int, event: TokenEvent) -> BaseModel: ...
@@ -40,22 +77,27 @@ class Writer(ABC):
     @abstractmethod
     def _choice_of_whole(self, index: int, choice: Choice) -> BaseModel: ...
 
-    def chunks(self, index: int, event: TokenEvent) -> Iterable[str]:
+    def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
         if event.text or event.logprobs or event.finish_reason:
             yield self._chunk(self._choice_of_chunk(index, event))
 
-    def closing(self, choices: Sequence[Choice]) -> Iterable[str]:
+    def closing(self, choices: Sequence[Choice]) -> Iterable[Event]:
         if self.include_usage:
             yield self._chunk(usage=self._usage(choices))
+        yield Event("[DONE]")
+
+    def failed(self, error: ApiError) -> Iterable[Event]:
+        yield Event(error.body.model_dump_json())
 
     def whole(self, choices: Sequence[Choice]) -> str:
         answers = [self._choice_of_whole(index, choice) for index, choice in enumerate(choices)]
         return self._document(self.whole_type, answers, self._usage(choices)).model_dump_json()
 
-    def _chunk(self, *choices: BaseModel, usage: Usage | None = None) -> str:
+    def _chunk(self, *choices: BaseModel, usage: Usage | None = None) -> Event:
         document = self._document(self.chunk_type, choices, usage)
         # OpenAI's streams have `usage: null` in every chunk only if usage was asked for.
-        return document.model_dump_json(exclude=None if self.include_usage else {"usage"})
+        exclude = None if self.include_usage else {"usage"}
+        return Event(document.model_dump_json(exclude=exclude))
 
     def _document(
         self, kind: type[BaseModel], choices: Sequence[BaseModel], usage: Usage | None
