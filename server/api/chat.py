@@ -24,7 +24,7 @@ from server.api.wire.answers import (
     ChatTokenLogprob,
     TopLogprob,
 )
-from server.api.wire.requests import ChatRequest
+from server.api.wire.chat import ChatRequest
 from server.api.writer import ChoicesWriter, Event, finite
 from server.http.body import StrictRoute
 from server.services import services_of

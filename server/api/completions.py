@@ -17,7 +17,7 @@ from server.api.generation import Choice, admit_sequences, finished_by
 from server.api.streaming import GenerationResponse
 from server.api.tokenizing import require_short, run_tokenizer
 from server.api.wire.answers import Completion, CompletionChoice, CompletionLogprobs
-from server.api.wire.requests import CompletionRequest
+from server.api.wire.completions import CompletionRequest
 from server.api.writer import ChoicesWriter, Event, finite
 from server.http.body import StrictRoute
 from server.services import services_of

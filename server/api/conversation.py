@@ -13,7 +13,7 @@ from server.api.calls import Call, open_call
 from server.api.generation import admit_sequences
 from server.api.parts import AnswerParser, PlainParser
 from server.api.tokenizing import require_short, run_tokenizer
-from server.api.wire.requests import ChatRequest
+from server.api.wire.chat import ChatRequest
 from server.services import services_of
 
 

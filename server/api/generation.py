@@ -21,7 +21,7 @@ from remix_runtime.contracts import (
 from remix_runtime.errors import EngineBusyError
 from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
-from server.api.wire.requests import GenerationBody
+from server.api.wire.generation import GenerationBody
 from server.metrics import SequenceWatch
 
 

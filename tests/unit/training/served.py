@@ -12,7 +12,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.tokenizer import ModelTokenizer
-from server.api.wire.requests import ChatRequest
+from server.api.wire.chat import ChatRequest
 from tests.tokenizers import END, EOS, TEMPLATES, tokenizer_of
 from training.encoding import Example, encode_row
 

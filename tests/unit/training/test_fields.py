@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from remix_runtime.errors import DataError
-from server.api.wire.requests import ChatRequest
+from server.api.wire.chat import ChatRequest
 from tests.models import EOS_ID
 from training.encoding import Example, encode_row
 
