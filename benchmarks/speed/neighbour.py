@@ -1,8 +1,10 @@
-"""What another busy process on the machine costs: start-up and decoding, beside it and alone.
+"""What it costs when others want the processor too: start-up and decoding alone, beside one busy
+process, and under a quota of one core.
 
-Two processes of the same engine take turns. In one the threads wait briefly at OpenMP's barriers,
-as `remix` has them; in the other they spin, as OpenMP does by itself. The neighbour is one endless
-loop. On C cores with T threads its fair share leaves (T + 1) / C of the time alone.
+In one process of the engine the threads wait briefly at OpenMP's barriers, as `remix` has them; in
+the other they spin, as OpenMP does by itself. Every round starts every process anew, since where
+its memory lies makes a tenth of a difference. The neighbour is one endless loop: on C cores with T
+threads a fair share leaves (T + 1) / C of the time alone.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from benchmarks.adapters import empty_model
 from benchmarks.machine import describe_machine
+from benchmarks.quota import cpu_quota, may_set_quota
 from benchmarks.result import Table, publish
 from benchmarks.rounds import Report, Spread, ratio, run_rounds
 from benchmarks.speed.determinism import SYSTEM
@@ -29,6 +33,10 @@ from remix_runtime.threads import SPIN_COUNT
 WAITS = {"briefly": SPIN_COUNT, "spinning": "300000"}
 """Values of GOMP_SPINCOUNT: ours, and that of libgomp by itself."""
 
+ALONE, BESIDE, QUOTA = "alone", "beside", "one core"
+
+START = "start"
+
 _LOOP = """
 import os
 parent = os.getppid()
@@ -37,8 +45,8 @@ while os.getppid() == parent:
         pass
 """
 
-Side = tuple[str, bool]
-"""How threads wait, and whether the neighbour is there."""
+Side = tuple[str, str]
+"""How threads wait, and where the process stands."""
 
 
 def run_neighbour(
@@ -53,37 +61,40 @@ def run_neighbour(
     """Measures, prints, writes `stem`.json and .md. Raises `ConfigError`."""
     vocab_size = empty_model(base).config.vocab_size
     options = {"engine": {"model": str(base), "device": "cpu", "threads": threads}}
-    with tempfile.TemporaryDirectory(prefix="remix-bench-") as name, ExitStack() as stack:
+    places = [ALONE, BESIDE, QUOTA] if may_set_quota() else [ALONE, BESIDE]
 
-        def start(wait: str) -> Worker:
-            log, env = Path(name) / "log", {"GOMP_SPINCOUNT": WAITS[wait]}
-            return Worker(wait, SYSTEM, options, log=log, threads=threads, env=env)
+    def measure(log: Path, wait: str, place: str, number: int) -> dict[str, float]:
+        report(f"neighbour: round {number + 1}, threads wait {wait}, {place}")
+        with _at(place):
+            start = time.perf_counter()
+            env = {"GOMP_SPINCOUNT": WAITS[wait]}
+            worker = Worker(wait, SYSTEM, options, log=log, threads=threads, env=env)
+            seconds = {START: time.perf_counter() - start}
+            with closing(worker):
+                for batch in (min(batches), *batches):  # the first one warms up
+                    seed = f"{number} {batch}"
+                    load = random_workload(batch, 16, new_tokens, [None], vocab_size, seed)
+                    start = time.perf_counter()
+                    worker.run(load)
+                    seconds[f"{batch} requests"] = time.perf_counter() - start
+        return seconds
 
-        def work(batch: int | None, wait: str, number: int) -> None:
-            if batch is None:
-                start(wait).close()
-            else:
-                seed = f"{number} {batch}"
-                load = random_workload(batch, 16, new_tokens, [None], vocab_size, seed)
-                workers[wait].run(load)
-
-        def side(batch: int | None, wait: str, busy: bool) -> Callable[[int], float]:
-            return lambda number: _seconds(lambda: work(batch, wait, number), busy)
-
-        sides = list(itertools.product(WAITS, (False, True)))
-        cases: dict[str, dict[Side, Callable[[int], float]]] = {
-            f"{batch} requests" if batch else "start": {at: side(batch, *at) for at in sides}
-            for batch in (*batches, None)
+    with tempfile.TemporaryDirectory(prefix="remix-bench-") as name:
+        sides = {
+            (wait, place): partial(measure, Path(name) / "log", wait, place)
+            for wait, place in itertools.product(WAITS, places)
         }
         try:
-            workers = {wait: stack.enter_context(closing(start(wait))) for wait in WAITS}
-            for wait in workers:
-                report(f"neighbour: warming up, threads wait {wait}")
-                work(max(batches), wait, -1)
-            seconds = run_rounds(cases, rounds=rounds, report=report)
+            found = run_rounds({"": sides}, rounds=rounds, report=report)[""]
         except WorkerError as error:
             raise ConfigError(f"bench: {error}") from None
-    _write(stem, seconds, threads)
+    _write(stem, found, threads)
+
+
+def _at(place: str) -> AbstractContextManager[None]:
+    if place == BESIDE:
+        return neighbour()
+    return cpu_quota(1) if place == QUOTA else nullcontext()
 
 
 @contextmanager
@@ -97,51 +108,57 @@ def neighbour() -> Iterator[None]:
         process.wait()
 
 
-def _seconds(call: Callable[[], None], busy: bool) -> float:
-    with ExitStack() as stack:
-        if busy:
-            stack.enter_context(neighbour())
-            time.sleep(0.1)
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-
 def _write(
-    stem: Path, seconds: Mapping[str, Mapping[Side, Mapping[int, float]]], threads: int
+    stem: Path, found: Mapping[Side, Mapping[int, Mapping[str, float]]], threads: int
 ) -> None:
     machine = describe_machine()
+    works = list(next(iter(next(iter(found.values())).values())))
 
-    def show(found: Spread | None) -> str:
-        return found.show(2) if found else ""
+    def seconds(work: str, wait: str, place: str) -> dict[int, float]:
+        return {number: run[work] for number, run in found.get((wait, place), {}).items()}
+
+    def show(spread: Spread | None) -> str:
+        return spread.show(2) if spread else "not measured"
 
     rows = [
         [
-            case,
+            work,
             wait,
-            show(ratio(sides[wait, False], sides["spinning", False])),
-            show(ratio(sides[wait, True], sides["spinning", False])),
-            show(ratio(sides[wait, True], sides[wait, False])),
+            show(ratio(seconds(work, wait, ALONE), seconds(work, "spinning", ALONE))),
+            *(
+                show(ratio(seconds(work, wait, place), seconds(work, against, ALONE)))
+                for place in (BESIDE, QUOTA)
+                for against in ("spinning", wait)
+            ),
         ]
-        for case, sides in seconds.items()
+        for work in works
         for wait in WAITS
     ]
     publish(
         stem,
-        "One busy neighbour",
-        "Times alone and beside it, over that of spinning threads alone in the same round: median "
-        f"(least to most). {threads} threads on {machine['cores']} cores, where a fair share "
-        f"beside one busy process is {(threads + 1) / machine['cores']:.2f}.",
+        "Beside others",
+        "Times over those of spinning threads alone in the same round, and over the same threads "
+        f"alone: median (least to most). {threads} threads on {machine['cores']} cores, where a "
+        f"fair share beside one busy process is {(threads + 1) / machine['cores']:.2f}, and of one "
+        f"core {min(threads, machine['cores']):.2f}.",
         Table(
-            ["work", "threads wait", "alone", "beside", "beside / alone"],
+            [
+                "work",
+                "threads wait",
+                "alone",
+                "beside",
+                "beside / alone",
+                "one core",
+                "one core / alone",
+            ],
             rows,
         ),
         machine=machine,
         seconds={
-            case: {
-                f"{wait}, {'beside' if busy else 'alone'}": list(rounds.values())
-                for (wait, busy), rounds in sides.items()
+            work: {
+                f"{wait}, {place}": list(seconds(work, wait, place).values())
+                for wait, place in found
             }
-            for case, sides in seconds.items()
+            for work in works
         },
     )
