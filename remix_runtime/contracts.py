@@ -255,6 +255,17 @@ class Tokenizer(Protocol):
         """One token as text, special tokens included; for the `token` fields of logprobs."""
         ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to the UTF-8 of a text; a special token's is its name. Joined, the
+        bytes of tokens are their text, apart from a space that some tokenizers drop at its
+        start."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The tokens that are left out of a text unless they are asked for, by their names."""
+        ...
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],

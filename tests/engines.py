@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,18 @@ def request(
         digest=adapter,
         tenant=tenant,
     )
+
+
+class NoText:
+    """A speller whose tokens write nothing, for requests whose text is of no interest."""
+
+    special_tokens: Mapping[str, int] = {}  # noqa: RUF012
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return ""
 
 
 async def complete(engine: Engine, item: GenerationRequest) -> Completion:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
+from remix_runtime.engines.spelling import Spelling
 from remix_runtime.engines.text import text_after
-from remix_runtime.engines.tokenizer import written
 from remix_runtime.errors import DataError
 
 _ANCHORS = ("\n", "(", ".", "a", "0", "é")
@@ -80,7 +79,7 @@ def continuation(
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    return written(tokenizer, [token_id])
+    return Spelling(tokenizer).decode([token_id], skip_special_tokens=False)
 
 
 def _drafts(
@@ -102,7 +101,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], ids: Sequence[int]) -> str:
-    return text_after(partial(written, tokenizer), context, ids)
+    return text_after(Spelling(tokenizer), context, ids)
 
 
 def _loses(wanted: str, written: str) -> bool:

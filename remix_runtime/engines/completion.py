@@ -7,31 +7,39 @@ log-probabilities and the time in the queue are settled here and nowhere else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, PositionLogprobs, TokenEvent
-from remix_runtime.engines.text import TextStream
+from remix_runtime.engines.text import Speller, TextStream
 
 
 class Completion:
     """The output of one request while it grows. Made when the request arrives.
 
-    `decode` turns token ids into text; `end_token_ids` end a sequence unless the request ignores
+    `speller` turns token ids into text; `end_token_ids` end a sequence unless the request ignores
     them. The last event has a finish reason, and nothing may be taken after it.
     """
 
     def __init__(
-        self,
-        request: GenerationRequest,
-        decode: Callable[[Sequence[int]], str],
-        end_token_ids: Collection[int],
+        self, request: GenerationRequest, speller: Speller, end_token_ids: Collection[int]
     ) -> None:
         params = request.params
         self._max_tokens = params.max_tokens
+        self._min_tokens = params.min_tokens
         self._ends = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self._ends |= frozenset(end_token_ids)
-        self._text = TextStream(decode, request.prompt_token_ids, params.stop)
+        special = speller.special_tokens if params.stop else {}
+        self._special_stops = {special[text]: text for text in params.stop if text in special}
+        self._include_stop = params.include_stop_str_in_output
+        self._text = TextStream(
+            speller,
+            request.prompt_token_ids,
+            params.stop,
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+            skip_special_tokens=params.skip_special_tokens,
+        )
         self._num_tokens = 0
         self._arrived = time.monotonic()
         self._queue_seconds: float | None = None
@@ -50,20 +58,27 @@ class Completion:
         for token_id in token_ids:
             taken += 1
             self._num_tokens += 1
-            if token_id in self._ends:
-                text += self._text.flush()
-                reason = FinishReason.STOP
-                break
-            text += self._text.push(token_id)
-            if self._text.stopped:
-                reason = FinishReason.STOP
-                break
-            if self._num_tokens >= self._max_tokens:
-                text += self._text.flush()
-                # What was held back may complete a stop string.
-                reason = FinishReason.STOP if self._text.stopped else FinishReason.LENGTH
+            shown, reason = self._next(token_id)
+            text += shown
+            if reason is not None:
                 break
         return self._event(token_ids[:taken], text, logprobs and logprobs[:taken], reason)
+
+    def _next(self, token_id: int) -> tuple[str, FinishReason | None]:
+        if token_id in self._ends:
+            shown = self._text.push(token_id) if self._include_stop else ""
+            return shown + self._text.flush(), FinishReason.STOP
+        if token_id in self._special_stops and self._num_tokens > self._min_tokens:
+            name = self._special_stops[token_id] if self._include_stop else ""
+            return self._text.flush() + name, FinishReason.STOP
+        shown = self._text.push(token_id)
+        if self._text.stopped:
+            return shown, FinishReason.STOP
+        if self._num_tokens < self._max_tokens:
+            return shown, None
+        shown += self._text.flush()
+        # What was held back may complete a stop string.
+        return shown, FinishReason.STOP if self._text.stopped else FinishReason.LENGTH
 
     def abort(self) -> TokenEvent:
         """Ends the request. The event has the text that was held back."""

@@ -58,7 +58,7 @@ class FakeConfig:
 class _Job(Stream):
     def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
         super().__init__(request)
-        self.completion = Completion(request, tokenizer.decode, (EOS_ID,))
+        self.completion = Completion(request, tokenizer, (EOS_ID,))
         self.num_generated = 0
         self.fail_after: int | None = None
         self.run: asyncio.Task[None] | None = None

@@ -17,6 +17,7 @@ from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenLo
 
 EOS_ID = 256
 VOCAB_SIZE = 257
+_EOS = "<eos>"
 _PRINTABLE = range(32, 127)
 _UNLIKELY = -30.0
 
@@ -25,16 +26,21 @@ class ByteTokenizer:
     """One token per UTF-8 byte."""
 
     max_token_chars = 1
+    special_tokens: Mapping[str, int] = {_EOS: EOS_ID}  # noqa: RUF012
     chat_template = "each message as a line: its role, its content"
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return bytes(i for i in token_ids if i < EOS_ID).decode(errors="replace")
+        shown = [i for i in token_ids if i < EOS_ID or not skip_special_tokens]
+        return b"".join(map(self.token_bytes, shown)).decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
-        return "<eos>" if token_id == EOS_ID else self.decode([token_id])
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return _EOS.encode() if token_id == EOS_ID else bytes([token_id])
 
     def apply_chat_template(
         self,

@@ -5,35 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from remix_runtime.base.template import render
 from remix_runtime.base.tokenizer import load_tokenizer
+from remix_runtime.engines.spelling import Spelling
 from remix_runtime.errors import ChatTemplateError, InvalidRequestError
 
 
-def said(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """The text of tokens as a client gets it: without special tokens."""
-    text: str = tokenizer.decode(
-        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return text
-
-
-def written(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """The text of tokens, special tokens too."""
-    text: str = tokenizer.decode(
-        list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return text
-
-
-class ModelTokenizer:
+class ModelTokenizer(Spelling):
     """The tokenizer in the model's folder. No code of the model's author is run. Raises
     `ConfigError`."""
 
     def __init__(self, model: str) -> None:
-        self._tokenizer = load_tokenizer(model)
+        super().__init__(load_tokenizer(model))
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
 
     def __len__(self) -> int:
@@ -53,11 +36,8 @@ class ModelTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return (said if skip_special_tokens else written)(self._tokenizer, token_ids)
-
     def token_text(self, token_id: int) -> str:
-        return written(self._tokenizer, [token_id])
+        return self.decode([token_id], skip_special_tokens=False)
 
     def apply_chat_template(
         self,

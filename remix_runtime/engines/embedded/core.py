@@ -57,7 +57,7 @@ class EngineCore:
         self.bank.add(adapter)
         if parity is None:
             return None
-        replay = Replay(adapter.digest, top_k, parity)
+        replay = Replay(adapter.digest, top_k, parity, self.runner.tokenizer)
         self.tiers.add(replay)
         return replay.done
 
@@ -108,9 +108,7 @@ class EngineCore:
         return self.scheduler.has_work
 
     def add(self, request: GenerationRequest) -> list[Output]:
-        completion = Completion(
-            request, self.runner.tokenizer.decode, self.runner.model.eos_token_ids
-        )
+        completion = Completion(request, self.runner.tokenizer, self.runner.model.eos_token_ids)
         job = self._jobs[request.request_id] = Job(request, completion)
         self.tiers.add(job)
         return []

@@ -18,6 +18,7 @@ from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.scheduler import Chunk
+from remix_runtime.engines.tokenizer import ModelTokenizer
 
 _TENANT = "parity replays"
 """A tenant of their own: a load does not wait behind all that other tenants have queued."""
@@ -29,7 +30,7 @@ class Replay(Job):
     `done` gets the result: a `ParityError` for an adapter that computes something else.
     """
 
-    def __init__(self, digest: str, top_k: int, parity: Parity) -> None:
+    def __init__(self, digest: str, top_k: int, parity: Parity, tokenizer: ModelTokenizer) -> None:
         longest = max(len(prompt.token_ids_T) for prompt in parity.prompts)
         request = GenerationRequest(
             request_id=f"parity {digest}",
@@ -38,7 +39,7 @@ class Replay(Job):
             digest=digest,
             tenant=_TENANT,
         )
-        super().__init__(request, Completion(request, lambda _: "", ()))
+        super().__init__(request, Completion(request, tokenizer, ()))
         self.digest = digest
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()  # whoever waits may go, the result still comes

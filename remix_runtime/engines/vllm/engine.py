@@ -123,7 +123,7 @@ class VllmEngine(EngineFront[Job]):
     # -- requests -----------------------------------------------------------------------------
 
     def _open(self, request: GenerationRequest) -> Job:
-        return Job(request, Completion(request, self._tokenizer.decode, self._ends))
+        return Job(request, Completion(request, self._tokenizer, self._ends))
 
     def _submit(self, stream: Job) -> None:
         self._waiting.add(stream.request.tenant, stream)

@@ -9,6 +9,7 @@ from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Scheduler
 from remix_runtime.engines.embedded.slots import SlotTable
+from tests.engines import NoText
 
 PAGE = 4
 
@@ -51,7 +52,7 @@ def job_of(
         digest=adapter,
         tenant=tenant,
     )
-    return Job(request, Completion(request, lambda ids: "", ()))
+    return Job(request, Completion(request, NoText(), ()))
 
 
 def advance(s: Scheduler) -> list[tuple[str, int]]:

@@ -21,6 +21,7 @@ from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.kernels import native
+from tests.engines import NoText
 from tests.models import (
     ATTENTION,
     MLP,
@@ -74,7 +75,7 @@ def job_of(core: EngineCore, prompt: list[int], adapter: str | None) -> Job:
         params=SamplingParams(max_tokens=1),
         digest=adapter,
     )
-    item = Job(request, Completion(request, lambda _: "", ()))
+    item = Job(request, Completion(request, NoText(), ()))
     pages = core.scheduler.pool.take(core.scheduler.pool.pages_for(len(prompt)))
     assert pages is not None
     item.pages = pages

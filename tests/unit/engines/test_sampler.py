@@ -11,6 +11,7 @@ from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.sampler import Sample, sample
+from tests.engines import NoText
 
 V = 50
 
@@ -21,7 +22,7 @@ def job_of(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Job:
         prompt_token_ids=prompt,
         params=SamplingParams(max_tokens=10, **params),
     )
-    return Job(request, Completion(request, lambda ids: "", ()))
+    return Job(request, Completion(request, NoText(), ()))
 
 
 def draws(logits_V: torch.Tensor, count: int = 3000, **params: Any) -> Counter[int]:

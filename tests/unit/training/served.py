@@ -36,7 +36,7 @@ class Served:
         """What a client gets for generated tokens, one by one."""
         assert answer[-1] in self.ends
         assert not self.ends.intersection(answer[:-1])
-        stream = TextStream(self.server.decode, context)
+        stream = TextStream(self.server, context)
         return "".join(map(stream.push, answer[:-1])) + stream.flush()
 
     def prompt_of(self, messages: list[Row]) -> list[int]:
