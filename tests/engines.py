@@ -49,7 +49,7 @@ def request(
 class NoText:
     """A speller whose tokens write nothing, for requests whose text is of no interest."""
 
-    special_tokens: Mapping[str, int] = {}  # noqa: RUF012
+    special_tokens: Mapping[str, int] = {}
 
     def token_bytes(self, token_id: int) -> bytes:
         return b""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, PositionLogprobs, TokenEvent
+from remix_runtime.engines.grammar import Matcher
 from remix_runtime.engines.text import Speller, TextStream
 
 
@@ -17,17 +18,24 @@ class Completion:
     """The output of one request while it grows. Made when the request arrives.
 
     `speller` turns token ids into text; `end_token_ids` end a sequence unless the request ignores
-    them. The last event has a finish reason, and nothing may be taken after it.
+    them; `matcher` follows its grammar, whose end is an end too. The last event has a finish
+    reason, and nothing may be taken after it.
     """
 
     def __init__(
-        self, request: GenerationRequest, speller: Speller, end_token_ids: Collection[int]
+        self,
+        request: GenerationRequest,
+        speller: Speller,
+        end_token_ids: Collection[int],
+        matcher: Matcher | None = None,
     ) -> None:
         params = request.params
         self._max_tokens = params.max_tokens
         self._min_tokens = params.min_tokens
         self._ends = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
+        self.matcher = matcher
+        # A grammar allows the end of the text only where the answer is whole.
+        if not params.ignore_eos or matcher is not None:
             self._ends |= frozenset(end_token_ids)
         special = speller.special_tokens if params.stop else {}
         self._special_stops = {special[text]: text for text in params.stop if text in special}
@@ -41,6 +49,8 @@ class Completion:
             skip_special_tokens=params.skip_special_tokens,
         )
         self._num_tokens = 0
+        self._prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+        """Set when the prompt is computed, and told by one event only."""
         self._arrived = time.monotonic()
         self._queue_seconds: float | None = None
         """Set when the request is scheduled, and told by one event only."""
@@ -49,11 +59,16 @@ class Completion:
         """Ends the time in the queue: the request enters its first step."""
         self._queue_seconds = time.monotonic() - self._arrived
 
+    def prompt_scored(self, logprobs: Sequence[PositionLogprobs | None]) -> None:
+        """Takes the log-probabilities of the whole prompt, for the first event."""
+        self._prompt_logprobs = tuple(logprobs)
+
     def take(
         self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None
     ) -> TokenEvent:
         """Takes new tokens, in order. Those after an end are dropped, with their
-        log-probabilities."""
+        log-probabilities. A request for no tokens ends with the first call. Raises `RemixError`
+        for a token that breaks the grammar."""
         text, reason, taken = "", None, 0
         for token_id in token_ids:
             taken += 1
@@ -62,9 +77,13 @@ class Completion:
             text += shown
             if reason is not None:
                 break
+        if not self._max_tokens:
+            reason = FinishReason.LENGTH
         return self._event(token_ids[:taken], text, logprobs and logprobs[:taken], reason)
 
     def _next(self, token_id: int) -> tuple[str, FinishReason | None]:
+        if self.matcher is not None:
+            self.matcher.take(token_id)
         if token_id in self._ends:
             shown = self._text.push(token_id) if self._include_stop else ""
             return shown + self._text.flush(), FinishReason.STOP
@@ -74,6 +93,8 @@ class Completion:
         shown = self._text.push(token_id)
         if self._text.stopped:
             return shown, FinishReason.STOP
+        if self.matcher is not None and self.matcher.is_complete:
+            return shown + self._text.flush(), FinishReason.STOP
         if self._num_tokens < self._max_tokens:
             return shown, None
         shown += self._text.flush()
@@ -92,10 +113,12 @@ class Completion:
         reason: FinishReason | None,
     ) -> TokenEvent:
         queue_seconds, self._queue_seconds = self._queue_seconds, None
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         return TokenEvent(
             token_ids=tuple(token_ids),
             text=text,
             logprobs=None if logprobs is None else tuple(logprobs),
+            prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             queue_seconds=queue_seconds,
         )

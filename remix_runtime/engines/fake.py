@@ -1,8 +1,7 @@
 """A deterministic engine without a model, for the tests of everything above the border.
 
-Its "language model" is a hash (`fake_model.py`). Of the sampling parameters it honours
-temperature, seed, logit_bias, logprobs, max_tokens, ignore_eos and both kinds of stop; the others
-are accepted.
+Its "language model" is a hash (`fake_model.py`). It honours every sampling parameter but top_p,
+top_k, min_p and the penalties, which are accepted.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+
+from llguidance import LLTokenizer
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.contracts import (
@@ -27,8 +28,14 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
-from remix_runtime.engines.fake_model import EOS_ID, VOCAB_SIZE, ByteTokenizer, HashModel
-from remix_runtime.engines.front import EngineFront, Stream
+from remix_runtime.engines.fake_model import (
+    EOS_ID,
+    VOCAB_SIZE,
+    ByteTokenizer,
+    HashModel,
+    byte_grammar_tokenizer,
+)
+from remix_runtime.engines.front import EngineFront, Prepared, Stream
 from remix_runtime.engines.served import ServedAdapter, ServedAdapters
 from remix_runtime.errors import (
     AdapterUnavailableError,
@@ -36,6 +43,7 @@ from remix_runtime.errors import (
     CheckpointFormatError,
     ConfigError,
     EngineDeadError,
+    RemixError,
 )
 
 log = logging.getLogger(__name__)
@@ -56,9 +64,11 @@ class FakeConfig:
 
 
 class _Job(Stream):
-    def __init__(self, request: GenerationRequest, tokenizer: Tokenizer) -> None:
-        super().__init__(request)
-        self.completion = Completion(request, tokenizer, (EOS_ID,))
+    def __init__(
+        self, request: GenerationRequest, prepared: Prepared, tokenizer: Tokenizer
+    ) -> None:
+        super().__init__(request, prepared)
+        self.completion = Completion(request, tokenizer, (EOS_ID,), prepared.matcher)
         self.num_generated = 0
         self.fail_after: int | None = None
         self.run: asyncio.Task[None] | None = None
@@ -129,11 +139,14 @@ class FakeEngine(EngineFront[_Job]):
 
     # -- requests -----------------------------------------------------------------------------
 
-    def _open(self, request: GenerationRequest) -> _Job:
+    def _grammar_tokenizer(self) -> LLTokenizer:
+        return byte_grammar_tokenizer()
+
+    def _open(self, request: GenerationRequest, prepared: Prepared) -> _Job:
         if request.digest is not None:
             self._adapters.read(request.digest)
         self.requests.append(request)
-        job = _Job(request, self._tokenizer)
+        job = _Job(request, prepared, self._tokenizer)
         job.fail_after, self.fail_next_after = self.fail_next_after, None
         return job
 
@@ -172,19 +185,28 @@ class FakeEngine(EngineFront[_Job]):
             job.run = asyncio.get_running_loop().create_task(self._run(job))
 
     async def _run(self, job: _Job) -> None:
-        model = HashModel(job.request)
+        params = job.request.params
+        model = HashModel(job.request, job.prepared.bad_words, job.completion.matcher)
         await asyncio.sleep(self._config.prefill_seconds)
+        if params.prompt_logprobs is not None:
+            job.completion.prompt_scored(model.prompt_logprobs(params.prompt_logprobs))
+        if not params.max_tokens:
+            self._send(job, job.completion.take(()))
         while self._is_open(job):
             await asyncio.sleep(self._config.token_seconds)
             if job.num_generated == job.fail_after:
                 self._send(job, RuntimeError("injected failure in /secret/path.py"))
                 return
-            token_id, logprobs = model.next_token()
+            try:
+                token_id, logprobs = model.next_token()
+                event: TokenEvent | Exception = job.completion.take(
+                    (token_id,), None if logprobs is None else (logprobs,)
+                )
+            except RemixError as error:
+                event = error
             job.num_generated += 1
             self._waiting.charge_output(job.request.tenant)
-            self._send(
-                job, job.completion.take((token_id,), None if logprobs is None else (logprobs,))
-            )
+            self._send(job, event)
 
     def _send(self, stream: _Job, event: TokenEvent | Exception) -> None:
         if isinstance(event, Exception) or event.finish_reason == FinishReason.ABORT:

@@ -11,22 +11,31 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+from llguidance import LLTokenizer, TokenizerWrapper
+
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenLogprob
+from remix_runtime.engines.bad_words import BadWords
+from remix_runtime.engines.grammar import Matcher
+from remix_runtime.errors import RemixError
 
 EOS_ID = 256
 VOCAB_SIZE = 257
 _EOS = "<eos>"
 _PRINTABLE = range(32, 127)
 _UNLIKELY = -30.0
+_CLOSING = frozenset(b'"]}') | {EOS_ID}
+_HASTE = 6.0
+"""What ends a part of an answer is likelier by this under a grammar, so that answers stay short."""
 
 
 class ByteTokenizer:
     """One token per UTF-8 byte."""
 
     max_token_chars = 1
-    special_tokens: Mapping[str, int] = {_EOS: EOS_ID}  # noqa: RUF012
+    special_tokens: Mapping[str, int] = {_EOS: EOS_ID}
     chat_template = "each message as a line: its role, its content"
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -59,38 +68,100 @@ class ByteTokenizer:
         return self.encode("".join(lines), add_special_tokens=False)
 
 
-class HashModel:
-    """Logits from a running hash of everything before the position."""
+class _Bytes:
+    """The tokenizer, in the words of llguidance."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    eos_token_id = EOS_ID
+    bos_token_id = None
+    tokens = (*(bytes([i]) for i in range(EOS_ID)), _EOS.encode())
+    special_token_ids = (EOS_ID,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+def byte_grammar_tokenizer() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=VOCAB_SIZE)
+
+
+class HashModel:
+    """Logits from a running hash of everything before the position, and the choice of a token."""
+
+    def __init__(
+        self, request: GenerationRequest, bad_words: BadWords = (), matcher: Matcher | None = None
+    ) -> None:
         self._params = request.params
-        self._context = hashlib.sha256(f"{request.digest}".encode())
+        self._prompt = request.prompt_token_ids
+        self._seed = hashlib.sha256(f"{request.digest}".encode())
+        self._context = self._seed.copy()
         for token_id in request.prompt_token_ids:
             self._context.update(token_id.to_bytes(2, "big"))
         self._sampler = random.Random(request.params.seed)  # noqa: S311
+        self._bad_words = bad_words
+        self._matcher = matcher
+        self._output: list[int] = []
+
+    def prompt_logprobs(self, count: int) -> list[PositionLogprobs | None]:
+        """Those of each token of the prompt."""
+        found: list[PositionLogprobs | None] = [None]
+        context = self._seed.copy()
+        for token_id, following in pairwise(self._prompt):
+            context.update(token_id.to_bytes(2, "big"))
+            found.append(_logprobs(_logits(context.digest()), following, count))
+        return found
 
     def next_token(self) -> tuple[int, PositionLogprobs | None]:
-        noise = random.Random(self._context.digest())  # noqa: S311
-        logits = [_UNLIKELY] * VOCAB_SIZE
-        for token_id in (*_PRINTABLE, EOS_ID):
-            logits[token_id] = noise.uniform(0.0, 8.0)
-        total = math.log(sum(math.exp(z) for z in logits))
+        """Raises `RemixError` where no token may come."""
+        logits = _logits(self._context.digest())
         token_id = self._choose(logits)
         self._context.update(token_id.to_bytes(2, "big"))
-        if self._params.logprobs is None:
-            return token_id, None
-        order = sorted(range(VOCAB_SIZE), key=lambda i: (-logits[i], i))[: self._params.logprobs]
-        chosen, *top = (
-            TokenLogprob(token_id=i, logprob=logits[i] - total) for i in (token_id, *order)
-        )
-        return token_id, PositionLogprobs(chosen=chosen, top=tuple(top))
+        self._output.append(token_id)
+        count = self._params.logprobs
+        return token_id, None if count is None else _logprobs(logits, token_id, count)
 
     def _choose(self, logits: Sequence[float]) -> int:
-        scores = [z + self._params.logit_bias.get(i, 0.0) for i, z in enumerate(logits)]
-        if self._params.temperature > 0:
+        params = self._params
+        allowed = self._allowed()
+        if not allowed:
+            raise RemixError("no token is left that may be drawn")
+        scores = {i: logits[i] + params.logit_bias.get(i, 0.0) for i in allowed}
+        if self._matcher is not None:
+            for token_id in _CLOSING & scores.keys():
+                scores[token_id] += _HASTE
+        if params.temperature > 0:
             # Gumbel noise makes the argmax a draw from the softmax.
-            scores = [
-                z / self._params.temperature - math.log(self._sampler.expovariate(1.0) or 1e-300)
-                for z in scores
-            ]
-        return max(range(VOCAB_SIZE), key=lambda i: (scores[i], -i))
+            scores = {
+                i: z / params.temperature - math.log(self._sampler.expovariate(1.0) or 1e-300)
+                for i, z in scores.items()
+            }
+        return max(scores, key=lambda i: (scores[i], -i))
+
+    def _allowed(self) -> Sequence[int]:
+        params, banned = self._params, set[int]()
+        limits = (params.min_tokens, self._bad_words, self._matcher, params.allowed_token_ids)
+        if not any(limits):
+            return range(VOCAB_SIZE)
+        if len(self._output) < params.min_tokens:
+            banned.update(params.stop_token_ids, (EOS_ID,))
+        for word in self._bad_words:
+            before = list(word[:-1])
+            if not before or self._output[-len(before) :] == before:
+                banned.add(word[-1])
+        mask = b"\1" * VOCAB_SIZE if self._matcher is None else self._matcher.mask()
+        candidates = params.allowed_token_ids or range(VOCAB_SIZE)
+        return sorted(i for i in set(candidates) - banned if mask[i])
+
+
+def _logits(context: bytes) -> list[float]:
+    noise = random.Random(context)  # noqa: S311
+    logits = [_UNLIKELY] * VOCAB_SIZE
+    for token_id in (*_PRINTABLE, EOS_ID):
+        logits[token_id] = noise.uniform(0.0, 8.0)
+    return logits
+
+
+def _logprobs(logits: Sequence[float], token_id: int, count: int) -> PositionLogprobs:
+    total = math.log(sum(math.exp(z) for z in logits))
+    order = sorted(range(VOCAB_SIZE), key=lambda i: (-logits[i], i))[:count]
+    chosen, *top = (TokenLogprob(token_id=i, logprob=logits[i] - total) for i in (token_id, *order))
+    return PositionLogprobs(chosen=chosen, top=tuple(top))

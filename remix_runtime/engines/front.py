@@ -11,8 +11,11 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from llguidance import LLTokenizer
 
 from remix_runtime.contracts import (
     AdapterInfo,
@@ -23,6 +26,8 @@ from remix_runtime.contracts import (
     TokenEvent,
     Tokenizer,
 )
+from remix_runtime.engines.bad_words import BadWords, bad_word_ids
+from remix_runtime.engines.grammar import Grammars, Matcher
 from remix_runtime.engines.served import ServedAdapters
 from remix_runtime.engines.validate import validate_request
 from remix_runtime.errors import (
@@ -36,11 +41,20 @@ STALL_SECONDS = 60.0
 """A step that takes longer than this counts as a hung device."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was made of a request before its turn."""
+
+    bad_words: BadWords = ()
+    matcher: Matcher | None = None
+
+
 class Stream:
     """Where the events of one request go, until its last one. Engines add what they keep of it."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, prepared: Prepared) -> None:
         self.request = request
+        self.prepared = prepared
         self.events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
 
 
@@ -52,6 +66,7 @@ class EngineFront(ABC, Generic[S]):
 
     def __init__(self, adapters: ServedAdapters[Any], *, max_waiting: int) -> None:
         self._served = adapters
+        self._grammars = Grammars(self._grammar_tokenizer)
         self._max_waiting = max_waiting
         self._streams: dict[str, S] = {}
         self._idle = asyncio.Event()
@@ -83,7 +98,12 @@ class EngineFront(ABC, Generic[S]):
         """When the engine last made progress, on the monotonic clock; None while it has no work."""
 
     @abstractmethod
-    def _open(self, request: GenerationRequest) -> S:
+    def _grammar_tokenizer(self) -> LLTokenizer:
+        """The tokenizer as grammars need it. Called in another thread. Raises
+        `InvalidRequestError`."""
+
+    @abstractmethod
+    def _open(self, request: GenerationRequest, prepared: Prepared) -> S:
         """Makes the stream of a request that is admitted."""
 
     @abstractmethod
@@ -107,6 +127,7 @@ class EngineFront(ABC, Generic[S]):
         for request_id in list(self._streams):
             await self.abort(request_id)
         await self._wait_idle(STALL_SECONDS)  # a step that hangs must not keep the process
+        self._grammars.close()
         await self._shut_down()
 
     def health(self) -> Health:
@@ -149,7 +170,8 @@ class EngineFront(ABC, Generic[S]):
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         self._admit(request)
-        stream = self._streams[request.request_id] = self._open(request)
+        prepared = await self._prepare(request)
+        stream = self._streams[request.request_id] = self._open(request, prepared)
         self._idle.clear()
         if request.digest is not None:
             self._served.pin(request.digest)
@@ -165,6 +187,15 @@ class EngineFront(ABC, Generic[S]):
         finally:
             if self._is_open(stream):
                 await self.abort(request.request_id)
+
+    async def _prepare(self, request: GenerationRequest) -> Prepared:
+        params = request.params
+        bad_words = bad_word_ids(params, self.tokenizer, self.model)
+        if params.grammar is None:
+            return Prepared(bad_words)
+        matcher = await self._grammars.matcher(params.grammar)
+        self._admit(request)  # others came and went meanwhile
+        return Prepared(bad_words, matcher)
 
     def _admit(self, request: GenerationRequest) -> None:
         """Refuses what cannot or must not run, before anything is allocated."""

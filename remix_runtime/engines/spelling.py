@@ -38,6 +38,11 @@ class Spelling:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
+    @property
+    def own(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as transformers has it."""
+        return self._tokenizer
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return written(self._tokenizer, token_ids, skip_special_tokens=skip_special_tokens)
 

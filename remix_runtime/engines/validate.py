@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from remix_runtime.contracts import GenerationRequest, ModelInfo
+from remix_runtime.contracts import GenerationRequest, ModelInfo, SamplingParams
 from remix_runtime.errors import InvalidRequestError
 
 
@@ -14,11 +14,31 @@ def validate_request(request: GenerationRequest, model: ModelInfo) -> None:
     _check_ids(prompt, model.vocab_size, "prompt")
     _check_ids(params.stop_token_ids, model.vocab_size, "stop_token_ids")
     _check_ids(tuple(params.logit_bias), model.vocab_size, "logit_bias")
-    if params.max_tokens < 1:
+    _check_ids(params.allowed_token_ids, model.vocab_size, "allowed_token_ids")
+    if "" in params.stop:
+        raise InvalidRequestError("stop: found an empty string, expected text", param="stop")
+    if params.max_tokens < 0:
         raise InvalidRequestError(
-            f"max_tokens: found {params.max_tokens}, expected at least 1", param="max_tokens"
+            f"max_tokens: found {params.max_tokens}, expected at least 0", param="max_tokens"
         )
+    if not 0 <= params.min_tokens <= params.max_tokens:
+        raise InvalidRequestError(
+            f"min_tokens: found {params.min_tokens}, expected 0 to max_tokens "
+            f"({params.max_tokens})",
+            param="min_tokens",
+        )
+    if params.grammar is not None:
+        _check_alone(params)
     model.require_room(len(prompt), params.max_tokens)
+
+
+def _check_alone(params: SamplingParams) -> None:
+    """A grammar says alone which tokens may come: other limits could leave none."""
+    for name in ("min_tokens", "allowed_token_ids", "bad_words"):
+        if getattr(params, name):
+            raise InvalidRequestError(
+                f"{name}: cannot be used together with structured output", param=name
+            )
 
 
 def _check_ids(ids: tuple[int, ...], vocab_size: int, param: str) -> None:

@@ -6,6 +6,8 @@ import logging
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from remix_runtime.adapter.checkpoint import Parity
 from remix_runtime.contracts import GenerationRequest, TokenEvent
 from remix_runtime.engines.completion import Completion
@@ -14,9 +16,10 @@ from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
-from remix_runtime.engines.embedded.sampler import Sample, sample
+from remix_runtime.engines.embedded.sampler import Sample, logprobs_of, sample
 from remix_runtime.engines.embedded.scheduler import Chunk, PagePool, Scheduler
 from remix_runtime.engines.embedded.tiers import Tiers
+from remix_runtime.engines.front import Prepared
 from remix_runtime.errors import AdapterUnavailableError, EngineDeadError, RemixError
 
 log = logging.getLogger(__name__)
@@ -107,9 +110,12 @@ class EngineCore:
         read."""
         return self.scheduler.has_work
 
-    def add(self, request: GenerationRequest) -> list[Output]:
-        completion = Completion(request, self.runner.tokenizer, self.runner.model.eos_token_ids)
-        job = self._jobs[request.request_id] = Job(request, completion)
+    def add(self, request: GenerationRequest, prepared: Prepared = Prepared()) -> list[Output]:
+        ends = self.runner.model.eos_token_ids
+        completion = Completion(request, self.runner.tokenizer, ends, prepared.matcher)
+        job = self._jobs[request.request_id] = Job(
+            request, completion, end_token_ids=ends, bad_words=prepared.bad_words
+        )
         self.tiers.add(job)
         return []
 
@@ -138,25 +144,68 @@ class EngineCore:
         self._failed_steps = 0
         for chunk in chunks:
             chunk.job.num_computed += chunk.count
-        sampling = [chunk.job for chunk in chunks if chunk.samples]
-        if not sampling:
-            return []
-        samples = sample(logits_SV, sampling)
-        return [self._advance(s, result) for s, result in zip(sampling, samples, strict=True)]
+        return self._score(chunks, logits_SV) + self._sample(chunks, logits_SV)
+
+    def _score(self, chunks: list[Chunk], logits_SV: Tensor) -> list[Output]:
+        """Computes the log-probabilities that are wanted of the prompts' tokens."""
+        outputs, row = [], 0
+        for chunk in chunks:
+            job, first, row = chunk.job, row, row + chunk.num_logits
+            following = job.tokens[chunk.start + 1 : job.prompt_len][: chunk.num_logits]
+            if job.params.prompt_logprobs is None or chunk.start >= job.prompt_len - 1:
+                continue
+            rows_TV = logits_SV[first : first + len(following)]
+            try:
+                job.prompt_logprobs += logprobs_of(rows_TV, following, job.params.prompt_logprobs)
+            except Exception as error:
+                outputs.append(self._fail_job(job, error))
+        return outputs
+
+    def _sample(self, chunks: list[Chunk], logits_SV: Tensor) -> list[Output]:
+        """Draws the next token of each job whose newest token was computed."""
+        outputs: list[Output] = []
+        jobs, rows, row = [], [], -1
+        for chunk in chunks:
+            job, row = chunk.job, row + chunk.num_logits
+            if not chunk.samples or job.request.request_id not in self._jobs:
+                continue
+            if job.params.prompt_logprobs is not None and not job.num_generated:
+                job.completion.prompt_scored(job.prompt_logprobs)
+            if job.params.max_tokens:
+                jobs.append(job)
+                rows.append(row)
+            else:
+                outputs.append(self._told(job, job.completion.take(())))
+        if not jobs:
+            return outputs
+        if len(rows) < len(logits_SV):
+            logits_SV = logits_SV[rows]
+        samples = sample(logits_SV, jobs)
+        return outputs + [self._advance(j, result) for j, result in zip(jobs, samples, strict=True)]
 
     def _advance(self, job: Job, result: Sample | Exception) -> Output:
         """Adds the sampled token to the job and returns what can be shown of it."""
-        request_id = job.request.request_id
         if isinstance(result, Exception):
-            self._forget(job)
-            log.error("request %s failed in sampling: %s", request_id, result)
-            return Output(request_id, RemixError(f"sampling failed: {result}"))
+            return self._fail_job(job, result)
         job.append(result.token_id)
         logprobs = None if result.logprobs is None else (result.logprobs,)
-        event = job.completion.take((result.token_id,), logprobs)
+        try:
+            event = job.completion.take((result.token_id,), logprobs)
+        except RemixError as error:
+            return self._fail_job(job, error)
+        return self._told(job, event)
+
+    def _told(self, job: Job, event: TokenEvent) -> Output:
         if event.finish_reason is not None:
             self._forget(job)
-        return Output(request_id, event)
+        return Output(job.request.request_id, event)
+
+    def _fail_job(self, job: Job, error: Exception) -> Output:
+        """Fails one request of a batch."""
+        request_id = job.request.request_id
+        self._forget(job)
+        log.error("request %s failed in sampling: %s", request_id, error)
+        return Output(request_id, RemixError(f"sampling failed: {error}"))
 
     def _fail(self, jobs: list[Job], error: Exception) -> list[Output]:
         """Fails all requests of a batch that cannot be computed; other requests go on."""

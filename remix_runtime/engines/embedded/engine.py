@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from llguidance import LLTokenizer
+
 from remix_runtime.contracts import (
     EngineStats,
     GenerationRequest,
@@ -13,7 +15,8 @@ from remix_runtime.engines.embedded.adapters import EmbeddedAdapters
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import Output
 from remix_runtime.engines.embedded.thread import EngineThread
-from remix_runtime.engines.front import STALL_SECONDS, EngineFront, Stream
+from remix_runtime.engines.front import STALL_SECONDS, EngineFront, Prepared, Stream
+from remix_runtime.engines.grammar import model_tokenizer
 from remix_runtime.errors import EngineDeadError
 
 
@@ -59,12 +62,16 @@ class EmbeddedEngine(EngineFront[Stream]):
 
     # -- requests -----------------------------------------------------------------------------
 
-    def _open(self, request: GenerationRequest) -> Stream:
-        return Stream(request)
+    def _grammar_tokenizer(self) -> LLTokenizer:
+        runner = self._thread.running_core().runner
+        return model_tokenizer(runner.tokenizer.own, runner.model)
+
+    def _open(self, request: GenerationRequest, prepared: Prepared) -> Stream:
+        return Stream(request, prepared)
 
     def _submit(self, stream: Stream) -> None:
         core = self._thread.running_core()
-        self._thread.post(lambda: core.add(stream.request))
+        self._thread.post(lambda: core.add(stream.request, stream.prepared))
 
     async def abort(self, request_id: str) -> None:
         core = self._thread.core

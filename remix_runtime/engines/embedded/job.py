@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections.abc import Collection
 
-from remix_runtime.contracts import GenerationRequest
+from torch import Tensor
+
+from remix_runtime.contracts import GenerationRequest, PositionLogprobs
+from remix_runtime.engines.bad_words import BadWords
 from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.rules import LogitRules
 
 
 class Job:
-    """A request from its arrival to its last token. Only the engine's thread changes it."""
+    """A request from its arrival to its last token. Only the engine's thread changes it.
 
-    def __init__(self, request: GenerationRequest, completion: Completion) -> None:
+    `end_token_ids` are the model's ends of a text.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        completion: Completion,
+        *,
+        end_token_ids: Collection[int] = (),
+        bad_words: BadWords = (),
+    ) -> None:
         self.request = request
         self.params = request.params
         self.completion = completion
@@ -28,7 +42,11 @@ class Job:
         slot."""
         # Its own source of randomness: a seeded request draws the same in any batch.
         self.rng = random.Random(request.params.seed)  # noqa: S311 - sampling, not secrecy
-        self.generated_counts: Counter[int] = Counter()
+        self._end_token_ids = end_token_ids
+        self._bad_words = bad_words
+        self._rules: LogitRules | None = None
+        self.prompt_logprobs: list[PositionLogprobs | None] = [None]
+        """Of the prompt's tokens that are computed, where they are asked for."""
 
     @property
     def num_generated(self) -> int:
@@ -37,7 +55,7 @@ class Job:
     @property
     def max_len(self) -> int:
         """The most KV rows that the job can need: the last token is never fed back."""
-        return self.prompt_len + self.params.max_tokens - 1
+        return self.prompt_len + max(self.params.max_tokens - 1, 0)
 
     @property
     def num_left(self) -> int:
@@ -46,4 +64,21 @@ class Job:
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
-        self.generated_counts[token_id] += 1
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the next tokens to compute give log-probabilities of the prompt."""
+        asked = self.params.prompt_logprobs is not None
+        return asked and self.num_computed < self.prompt_len - 1
+
+    def ruled(self, logits_V: Tensor) -> Tensor:
+        """The logits that the next token is drawn from."""
+        if self._rules is None:
+            self._rules = LogitRules(
+                self.params,
+                self.request.prompt_token_ids,
+                self._end_token_ids,
+                self._bad_words,
+                logits_V,
+            )
+        return self._rules.apply(logits_V, self.tokens)

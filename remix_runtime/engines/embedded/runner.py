@@ -1,6 +1,6 @@
 """Device work of the embedded engine: one forward pass over the packed tokens of a step.
 
-Shape suffixes: T tokens of the step, S jobs that get a next token, V vocabulary,
+Shape suffixes: T tokens of the step, S tokens whose logits are wanted, V vocabulary,
 H query heads, G key-value heads, d head dimension.
 """
 
@@ -48,22 +48,22 @@ class ModelRunner:
         self.parity_slack = PARITY_SLACK[dtype]
 
     def run(self, chunks: Sequence[Chunk], routes: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits [S, V] of the chunks that reach their job's newest token, in their order.
+        """Logits [S, V] of the tokens that the chunks want them of, in their order: the newest ones
+        of jobs, and those before a prompt token that is to be scored.
 
         Tokens of one adapter must be side by side. `routes`: see `Step`.
         """
         ids: list[int] = []
         positions: list[int] = []
         first_rows: list[int] = []
-        last_rows: list[int] = []
+        wanted_rows: list[int] = []
         runs: list[tuple[int, int, int]] = []
         for chunk in chunks:
             job, row, end = chunk.job, len(ids), chunk.start + chunk.count
             first_rows.append(row)
             ids += job.tokens[chunk.start : end]
             positions += range(chunk.start, end)
-            if chunk.samples:
-                last_rows.append(len(ids) - 1)
+            wanted_rows += range(len(ids) - chunk.num_logits, len(ids))
             if runs and runs[-1][2] == job.slot:
                 row = runs.pop()[0]
             runs.append((row, len(ids), job.slot))
@@ -83,7 +83,7 @@ class ModelRunner:
                 input_ids=torch.tensor([ids], device=self._device),
                 position_ids=torch.tensor([positions], device=self._device),
                 use_cache=False,
-                logits_to_keep=torch.tensor(last_rows, device=self._device, dtype=torch.long),
+                logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
             )
             logits_SV: Tensor = output.logits[0].float()
         return logits_SV

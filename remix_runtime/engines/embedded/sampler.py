@@ -1,13 +1,15 @@
 """The next token of each job from its logits.
 
 Rows are independent, so a request gets the same tokens in any batch. The order of the steps is
-vLLM's: bias and penalties, temperature, min-p, top-k, top-p.
+vLLM's: what the request's rules ask (`rules.py`) and its grammar, temperature, min-p, top-k, top-p.
 
 Shape suffixes: S jobs, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from remix_runtime.contracts import PositionLogprobs, SamplingParams, TokenLogprob
 from remix_runtime.engines.embedded.job import Job
+from remix_runtime.engines.grammar import Matcher
 
 _NUCLEUS_GUESS = 1024
 """Top-p rarely needs more candidates than this; sorting the whole vocabulary is slow."""
@@ -45,50 +48,31 @@ def sample(logits_SV: Tensor, jobs: list[Job]) -> list[Sample | Exception]:
 
 
 def _sample_row(logits_V: Tensor, best: int, job: Job) -> Sample:
-    params = job.params
+    params, matcher = job.params, job.completion.matcher
     token_id = best
-    if _changes_logits(params):
-        adjusted_V = _adjust(logits_V, job)
+    adjusted_V = job.ruled(logits_V)
+    if adjusted_V is not logits_V:
         token_id = int(torch.argmax(adjusted_V))
-    else:
-        adjusted_V = logits_V
+    # A greedy token that the grammar allows needs no mask.
+    if matcher is not None and (params.temperature > 0 or not matcher.allows(token_id)):
+        adjusted_V = _masked(adjusted_V, matcher)
+        token_id = int(torch.argmax(adjusted_V))
+    if adjusted_V is not logits_V and float(adjusted_V[token_id]) == -math.inf:
+        raise ValueError("no token is left that may be drawn")
     if params.temperature > 0:
         token_id = _draw(adjusted_V, params, job.rng.random())
     logprobs = None
     if params.logprobs is not None:
-        logprobs = _logprobs(logits_V, token_id, params.logprobs)
+        (logprobs,) = logprobs_of(logits_V.unsqueeze(0), [token_id], params.logprobs)
     return Sample(token_id, logprobs)
 
 
-def _changes_logits(params: SamplingParams) -> bool:
-    return bool(
-        params.logit_bias
-        or params.presence_penalty
-        or params.frequency_penalty
-        or params.repetition_penalty != 1.0
-    )
-
-
-def _adjust(logits_V: Tensor, job: Job) -> Tensor:
-    """Applies the logit bias, the repetition penalty (over prompt and output), and the presence and
-    frequency penalties (over the output)."""
-    params = job.params
-    logits_V = logits_V.float().clone()
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(job.tokens)), device=logits_V.device)
-        values = logits_V[seen]
-        penalty = params.repetition_penalty
-        logits_V[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if job.generated_counts and (params.presence_penalty or params.frequency_penalty):
-        ids = torch.tensor(list(job.generated_counts), device=logits_V.device)
-        counts = torch.tensor(
-            list(job.generated_counts.values()), dtype=torch.float32, device=logits_V.device
-        )
-        logits_V[ids] -= params.frequency_penalty * counts + params.presence_penalty
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
-        logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
-    return logits_V
+def _masked(logits_V: Tensor, matcher: Matcher) -> Tensor:
+    """The logits without the tokens that the grammar does not allow."""
+    # torch takes writable memory only.
+    mask_V = torch.frombuffer(bytearray(matcher.mask()), dtype=torch.uint8)
+    mask_V = mask_V[: logits_V.shape[0]].to(logits_V.device)
+    return logits_V.masked_fill(mask_V == 0, -math.inf)
 
 
 def _draw(logits_V: Tensor, params: SamplingParams, u: float) -> int:
@@ -134,17 +118,23 @@ def _largest(probs_V: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return ordered.values[:count], ids[ordered.indices[:count]]
 
 
-def _logprobs(logits_V: Tensor, token_id: int, count: int) -> PositionLogprobs:
-    """Log-probabilities of the raw logits, before bias, penalties and temperature (vLLM's
-    default)."""
-    logprobs_V = torch.log_softmax(logits_V.float(), dim=-1)
-    top: tuple[TokenLogprob, ...] = ()
-    if count:
-        values, ids = _largest(logprobs_V, min(count, logprobs_V.shape[0]))
-        top = tuple(
-            TokenLogprob(token_id=i, logprob=v)
-            for i, v in zip(ids.tolist(), values.tolist(), strict=True)
-        )
-    return PositionLogprobs(
-        chosen=TokenLogprob(token_id=token_id, logprob=float(logprobs_V[token_id])), top=top
-    )
+def logprobs_of(logits_TV: Tensor, token_ids: Sequence[int], count: int) -> list[PositionLogprobs]:
+    """The log-probabilities of a token and of the `count` most likely ones in each row: of the raw
+    logits, before bias, penalties and temperature (vLLM's default)."""
+    logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+    ids_T1 = torch.tensor(token_ids, device=logits_TV.device, dtype=torch.long).unsqueeze(1)
+    chosen = logprobs_TV.gather(1, ids_T1).flatten().tolist()
+    if not all(map(math.isfinite, chosen)):
+        raise ArithmeticError("the model gave logits that are not finite")
+    found = []
+    for logprobs_V, token_id, logprob in zip(logprobs_TV, token_ids, chosen, strict=True):
+        top: tuple[TokenLogprob, ...] = ()
+        if count:
+            values, ids = _largest(logprobs_V, min(count, logprobs_V.shape[0]))
+            top = tuple(
+                TokenLogprob(token_id=i, logprob=v)
+                for i, v in zip(ids.tolist(), values.tolist(), strict=True)
+            )
+        chosen_one = TokenLogprob(token_id=token_id, logprob=logprob)
+        found.append(PositionLogprobs(chosen=chosen_one, top=top))
+    return found

@@ -17,6 +17,10 @@ from remix_runtime.engines.embedded.admission import PATIENCE, AdapterSlots, Slo
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.fairness import OUTPUT_WEIGHT, FairQueue
 
+MAX_SCORED_TOKENS = 128
+"""Prompt tokens of a step whose log-probabilities are computed: each takes logits of the whole
+vocabulary."""
+
 
 class PagePool:
     """Free KV pages, handed out last-freed first."""
@@ -55,6 +59,13 @@ class Chunk:
     def samples(self) -> bool:
         """The chunk reaches the newest token, so its logits give the next one."""
         return self.start + self.count == len(self.job.tokens)
+
+    @property
+    def num_logits(self) -> int:
+        """Tokens at the chunk's end whose logits are wanted."""
+        if self.job.params.prompt_logprobs is not None and self.start < self.job.prompt_len - 1:
+            return self.count
+        return int(self.samples)
 
 
 class Scheduler:
@@ -95,11 +106,14 @@ class Scheduler:
         if not self.running and len(self.queue):
             self._lose_patience(job for _, job in self.queue)
             self._admit()
-        budget = self._max_tokens
+        budget, scored = self._max_tokens, MAX_SCORED_TOKENS
         chunks = []
         # Decodes first: the budget is at least max_running, so each of them always fits.
         for job in sorted(self.running, key=_remaining_is_prompt):
             count = min(len(job.tokens) - job.num_computed, budget)
+            if job.scores_prompt:
+                count = min(count, scored)
+                scored -= count
             if count > 0:
                 chunks.append(Chunk(job, job.num_computed, count))
                 budget -= count

@@ -10,19 +10,28 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm import SamplingParams as VllmSamplingParams
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from remix_runtime.adapter.parity import PARITY_SLACK
-from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.contracts import GenerationRequest, Grammar, GrammarKind, SamplingParams
+from remix_runtime.engines.grammar import json_schema_text, lark_text
 from remix_runtime.engines.vllm import plugin
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import NewTokens
-from remix_runtime.errors import CheckpointError, ConfigError, EngineDeadError, RemixError
+from remix_runtime.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineDeadError,
+    InvalidRequestError,
+    RemixError,
+)
 
 T = TypeVar("T")
 
@@ -130,7 +139,8 @@ class Backend:
         salt: str,
     ) -> AsyncGenerator[NewTokens, None]:
         """Runs a request. Closing the generator aborts it. `salt`: requests with different salts
-        share no cached prefix. Raises `EngineDeadError`."""
+        share no cached prefix. Raises `EngineDeadError`, and `InvalidRequestError` for what vLLM
+        alone refuses."""
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.prompt_token_ids)}
         if salt:
             prompt["cache_salt"] = salt
@@ -140,13 +150,19 @@ class Backend:
             request.request_id,
             lora_request=None if lora is None else LoRARequest(lora[0], lora[1], str(lora[2])),
         )
+        scores = None
         try:
             async for output in outputs:
                 (choice,) = output.outputs
+                scores = output.prompt_logprobs or scores
                 if choice.token_ids:
-                    yield NewTokens(choice.token_ids, choice.logprobs)
+                    yield NewTokens(choice.token_ids, choice.logprobs, scores)
+                    scores = None
         except VllmDeadError as error:
             raise EngineDeadError(f"the engine stopped: {error}") from None
+        except VLLMValidationError as error:
+            param = None if request.params.grammar is None else "response_format"
+            raise InvalidRequestError(f"vLLM refuses the request: {error}", param=param) from None
         finally:
             await outputs.aclose()
 
@@ -214,6 +230,7 @@ def _engine_args(config: VllmConfig) -> AsyncEngineArgs:
         "distributed_executor_backend": config.executor,
         "enforce_eager": config.enforce_eager,
         "worker_extension_cls": WORKER_EXTENSION,
+        "structured_outputs_config": StructuredOutputsConfig(backend="guidance"),
         "trust_remote_code": False,
     }
     if config.gpu_memory_utilization is not None:
@@ -229,9 +246,11 @@ def _engine_args(config: VllmConfig) -> AsyncEngineArgs:
 
 
 def _sampling(params: SamplingParams, end_token_ids: frozenset[int]) -> VllmSamplingParams:
-    ends = frozenset() if params.ignore_eos else end_token_ids
+    # After the end that a grammar allows vLLM would go on without the grammar.
+    ends = frozenset() if params.ignore_eos and params.grammar is None else end_token_ids
     return VllmSamplingParams(
-        max_tokens=params.max_tokens,
+        max_tokens=max(params.max_tokens, 1),
+        min_tokens=params.min_tokens,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
@@ -244,8 +263,24 @@ def _sampling(params: SamplingParams, end_token_ids: frozenset[int]) -> VllmSamp
         ignore_eos=True,
         stop_token_ids=sorted(ends | set(params.stop_token_ids)),
         logit_bias=dict(params.logit_bias) or None,
+        allowed_token_ids=list(params.allowed_token_ids) or None,
+        bad_words=list(params.bad_words) or None,
+        structured_outputs=_structured(params.grammar),
         logprobs=params.logprobs,
+        prompt_logprobs=params.prompt_logprobs,
         # Text and stop strings are `remix_runtime.engines.text`'s, as in the embedded engine.
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _structured(grammar: Grammar | None) -> StructuredOutputsParams | None:
+    if grammar is None:
+        return None
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return StructuredOutputsParams(json=json_schema_text(grammar.text))
+        case GrammarKind.REGEX:
+            return StructuredOutputsParams(regex=grammar.text)
+        case GrammarKind.LARK:
+            return StructuredOutputsParams(grammar=lark_text(grammar.text))

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llguidance import LLTokenizer
+
 from remix_runtime.base.model import check_base
 from remix_runtime.contracts import (
     EngineStats,
@@ -20,13 +22,14 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
-from remix_runtime.engines.front import STALL_SECONDS, EngineFront
+from remix_runtime.engines.front import STALL_SECONDS, EngineFront, Prepared
+from remix_runtime.engines.grammar import model_tokenizer
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.engines.vllm.adapters import VllmAdapters
 from remix_runtime.engines.vllm.config import VllmConfig
-from remix_runtime.engines.vllm.job import Job, logprobs_of
+from remix_runtime.engines.vllm.job import Job, logprobs_of, prompt_logprobs_of
 from remix_runtime.engines.vllm.load import ExpertLoad
-from remix_runtime.errors import EngineDeadError, RemixError
+from remix_runtime.errors import EngineDeadError, InvalidRequestError, RemixError
 
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
@@ -122,8 +125,14 @@ class VllmEngine(EngineFront[Job]):
 
     # -- requests -----------------------------------------------------------------------------
 
-    def _open(self, request: GenerationRequest) -> Job:
-        return Job(request, Completion(request, self._tokenizer, self._ends))
+    def _grammar_tokenizer(self) -> LLTokenizer:
+        return model_tokenizer(self._tokenizer.own, self._model)
+
+    def _open(self, request: GenerationRequest, prepared: Prepared) -> Job:
+        # vLLM has no request for no token: it draws one, which is dropped.
+        self._model.require_room(len(request.prompt_token_ids), 1)
+        completion = Completion(request, self._tokenizer, self._ends, prepared.matcher)
+        return Job(request, prepared, completion)
 
     def _submit(self, stream: Job) -> None:
         self._waiting.add(stream.request.tenant, stream)
@@ -214,14 +223,22 @@ class VllmEngine(EngineFront[Job]):
             async for new in outputs:
                 self._progress = time.monotonic()
                 self._waiting.charge_output(request.tenant, len(new.token_ids))
-                logprobs = logprobs_of(new, request.params.logprobs)
-                event = job.completion.take(new.token_ids, logprobs)
+                params = request.params
+                asked = params.prompt_logprobs
+                scores = prompt_logprobs_of(new, request.prompt_token_ids, asked)
+                if scores is not None:
+                    job.completion.prompt_scored(scores)
+                if params.max_tokens:
+                    logprobs = logprobs_of(new, params.logprobs)
+                    event = job.completion.take(new.token_ids, logprobs)
+                else:
+                    event = job.completion.take(())
                 self._send(job, event)
                 if event.finish_reason is not None:
                     break
             else:
                 raise RemixError("vLLM ended the request before its time")
-        except EngineDeadError as error:
+        except (EngineDeadError, InvalidRequestError) as error:
             self._send(job, error)
         except Exception as error:
             log.exception("request %s failed", request.request_id)

@@ -19,7 +19,7 @@ HALF = 200
 class Letters:
     """A token for each byte, and two special ones."""
 
-    special_tokens: Mapping[str, int] = {"<eos>": EOS, "<start>": START}  # noqa: RUF012
+    special_tokens: Mapping[str, int] = {"<eos>": EOS, "<start>": START}
 
     def token_bytes(self, token_id: int) -> bytes:
         names = {at: name.encode() for name, at in self.special_tokens.items()}

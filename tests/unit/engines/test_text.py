@@ -14,7 +14,7 @@ from tests.tokenizers import EXACT, FAMILIES, tokenizer_of
 class Bytes:
     """A token for each byte."""
 
-    special_tokens: Mapping[str, int] = {}  # noqa: RUF012
+    special_tokens: Mapping[str, int] = {}
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])

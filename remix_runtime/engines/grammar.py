@@ -1,0 +1,219 @@
+"""Grammars that answers must follow: compiled off the event loop, kept, followed by each token.
+
+`llguidance` does the work, on every engine, so that a grammar means the same everywhere. What a
+client sends is bounded in size, in the parser's own limits, in time and in the number that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from remix_runtime.contracts import Grammar, GrammarKind, ModelInfo
+from remix_runtime.engines.recursion import require_finite
+from remix_runtime.errors import EngineBusyError, InvalidRequestError, RemixError
+
+MAX_CHARS = 1 << 18
+"""Characters of a grammar."""
+MAX_WAITING = 64
+"""Grammars that wait for the worker; one more is refused."""
+COMPILE_SECONDS = 10.0
+"""A grammar that takes longer is refused. The parser's limits end it long before."""
+_CACHE_GRAMMARS = 512
+_CACHE_CHARS = 16 * MAX_CHARS
+_ERROR_CHARS = 400
+
+_LIMITS = LLParserLimits(
+    max_items_in_row=2_000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+_WHITESPACE = r"[ \t]{1,8}|[ \t]{0,2}\r?\n[ \t]{0,48}"
+"""Between two tokens of JSON: what a formatter writes. Without an end to it, a small model goes on
+with it for ever."""
+
+
+def json_schema_source(text: str) -> str:
+    """A JSON schema as llguidance takes it. Raises `ValueError` where it is no JSON object."""
+    source: str = LLMatcher.grammar_from_json_schema(
+        text, defaults={"whitespace_pattern": _WHITESPACE}
+    )
+    return source
+
+
+def json_schema_text(text: str) -> str:
+    """A JSON schema with what llguidance is told of it inside, to be compiled elsewhere."""
+    return json.dumps(json.loads(json_schema_source(text))["grammars"][0]["json_schema"])
+
+
+def lark_text(text: str) -> str:
+    """Rules that are taken for Lark's by who would take them for another notation."""
+    is_told = re.search(r"(?m)^\s*(%llguidance\b|start\s*:)", text)
+    return text if is_told else f"%llguidance {{}}\n{text}"
+
+
+class Matcher:
+    """Follows one answer. Used in one thread."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole and nothing more may come."""
+        return bool(self._matcher.is_stopped())
+
+    def allows(self, token_id: int) -> bool:
+        """Whether the token may come next."""
+        return bool(self._matcher.validate_tokens([token_id]) == 1)
+
+    def mask(self) -> bytes:
+        """A byte for each token of the model's vocabulary, at least: 0 where it may not come."""
+        mask: bytes = self._matcher.compute_logit_bias()
+        self._require_works()
+        return mask
+
+    def take(self, token_id: int) -> None:
+        """Goes on by a token. Raises `RemixError` where it may not come."""
+        self._matcher.consume_token(token_id)
+        self._require_works()
+
+    def _require_works(self) -> None:
+        if self._matcher.is_error():
+            raise RemixError(f"the grammar cannot be followed: {_words(self._matcher.get_error())}")
+
+
+class Grammars:
+    """The compiled grammars of one model. All methods are for the event loop.
+
+    `make_tokenizer` is called once, in the worker; it raises `InvalidRequestError` for a tokenizer
+    that grammars cannot be used with.
+    """
+
+    def __init__(self, make_tokenizer: Callable[[], LLTokenizer]) -> None:
+        self._make_tokenizer = make_tokenizer
+        self._tokenizer: LLTokenizer | None = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._compiling: dict[Grammar, Future[LLMatcher]] = {}
+
+    def close(self) -> None:
+        """Lets the worker go. What it compiles comes to its end unheard."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def matcher(self, grammar: Grammar) -> Matcher:
+        """A new matcher at the start of an answer. Raises `InvalidRequestError` for a grammar that
+        is wrong, too large, or that no answer can follow, and `EngineBusyError`."""
+        found = self._compiled.get(grammar)
+        if found is None:
+            found = await self._compile(grammar)
+        else:
+            self._compiled.move_to_end(grammar)
+        # Copies share what the lexer has found out of the grammar so far.
+        return Matcher(found.deep_copy())
+
+    async def _compile(self, grammar: Grammar) -> LLMatcher:
+        if len(grammar.text) > MAX_CHARS:
+            raise _wrong(f"found {len(grammar.text)} characters, expected at most {MAX_CHARS}")
+        future = self._compiling.get(grammar)
+        if future is None:
+            if len(self._compiling) > MAX_WAITING:
+                raise EngineBusyError(f"{MAX_WAITING} grammars wait to be compiled")
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="remix-grammar")
+            future = self._worker.submit(self._compile_in_worker, grammar)
+            self._compiling[grammar] = future
+            loop = asyncio.get_running_loop()
+            future.add_done_callback(
+                lambda done: loop.call_soon_threadsafe(self._keep, grammar, done)
+            )
+        waiting = asyncio.shield(asyncio.wrap_future(future))
+        try:
+            return await asyncio.wait_for(waiting, COMPILE_SECONDS)
+        except TimeoutError:
+            if future.running():
+                raise _wrong(f"it takes longer than {COMPILE_SECONDS:g} s to compile") from None
+            raise EngineBusyError("other grammars are being compiled") from None
+
+    def _keep(self, grammar: Grammar, done: Future[LLMatcher]) -> None:
+        del self._compiling[grammar]
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._compiled[grammar] = done.result()
+        chars = sum(len(kept.text) for kept in self._compiled)
+        while len(self._compiled) > _CACHE_GRAMMARS or chars > _CACHE_CHARS:
+            dropped, _ = self._compiled.popitem(last=False)
+            chars -= len(dropped.text)
+
+    def _compile_in_worker(self, grammar: Grammar) -> LLMatcher:
+        if self._tokenizer is None:
+            self._tokenizer = self._make_tokenizer()
+        return compiled(grammar, self._tokenizer)
+
+
+def compiled(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
+    """Raises `InvalidRequestError` for a grammar that is wrong or that no answer can follow."""
+    try:
+        source = _source(grammar)
+    except ValueError as error:
+        raise _wrong(_words(str(error))) from None
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS)
+    if matcher.is_error():
+        raise _wrong(_words(matcher.get_error()))
+    matcher.compute_bitmask()  # also finds out whether there is a first token at all
+    error = _words(matcher.get_error())
+    if error and not error.startswith("NoExtension"):
+        raise _wrong(error)
+    if error or (matcher.is_stopped() and not matcher.is_accepting()):
+        raise _wrong("no text matches it")
+    return matcher
+
+
+def _source(grammar: Grammar) -> str:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            source = json_schema_source(grammar.text)
+            require_finite(grammar.text)
+            return source
+        case GrammarKind.REGEX:
+            return str(LLMatcher.grammar_from_regex(grammar.text))
+        case GrammarKind.LARK:
+            return str(LLMatcher.grammar_from_lark(grammar.text))
+
+
+def model_tokenizer(tokenizer: PreTrainedTokenizerBase, model: ModelInfo) -> LLTokenizer:
+    """A model's own tokenizer as llguidance reads it. Takes a second or two. Raises
+    `InvalidRequestError`."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise _wrong(f"the model's tokenizer ({type(tokenizer).__name__}) cannot be used with it")
+    try:
+        return from_tokenizer(
+            tokenizer,
+            max(model.vocab_size, len(tokenizer)),
+            eos_token=list(model.eos_token_ids) or None,
+        )
+    except ValueError as error:
+        raise _wrong(f"the model's tokenizer cannot be used: {_words(str(error))}") from None
+
+
+def _words(text: str) -> str:
+    """An error of llguidance in one short line."""
+    line = " ".join(text.split("<state>")[0].removesuffix("<non-verbose/>").split())
+    return line if len(line) <= _ERROR_CHARS else f"{line[:_ERROR_CHARS]}…"
+
+
+def _wrong(text: str) -> InvalidRequestError:
+    return InvalidRequestError(f"structured output: {text}", param="response_format")
