@@ -155,6 +155,15 @@ class ModelInfo:
             )
 
 
+    def require_known(self, token_ids: Sequence[int], *, param: str) -> None:
+        """Raises `InvalidRequestError` for a token that the model does not have."""
+        bad = next((i for i in token_ids if not 0 <= i < self.vocab_size), None)
+        if bad is not None:
+            raise InvalidRequestError(
+                f"{param}: found token id {bad}, expected 0 to {self.vocab_size - 1}", param=param
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterInfo:
     """A loaded adapter, as `Engine.load_adapter` reports it."""

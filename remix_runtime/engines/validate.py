@@ -11,10 +11,10 @@ def validate_request(request: GenerationRequest, model: ModelInfo) -> None:
     prompt, params = request.prompt_token_ids, request.params
     if not prompt:
         raise InvalidRequestError("the prompt is empty, expected a token or more", param="prompt")
-    _check_ids(prompt, model.vocab_size, "prompt")
-    _check_ids(params.stop_token_ids, model.vocab_size, "stop_token_ids")
-    _check_ids(tuple(params.logit_bias), model.vocab_size, "logit_bias")
-    _check_ids(params.allowed_token_ids, model.vocab_size, "allowed_token_ids")
+    model.require_known(prompt, param="prompt")
+    model.require_known(params.stop_token_ids, param="stop_token_ids")
+    model.require_known(tuple(params.logit_bias), param="logit_bias")
+    model.require_known(params.allowed_token_ids, param="allowed_token_ids")
     if "" in params.stop:
         raise InvalidRequestError("stop: found an empty string, expected text", param="stop")
     if params.max_tokens < 0:
@@ -39,11 +39,3 @@ def _check_alone(params: SamplingParams) -> None:
             raise InvalidRequestError(
                 f"{name}: cannot be used together with structured output", param=name
             )
-
-
-def _check_ids(ids: tuple[int, ...], vocab_size: int, param: str) -> None:
-    bad = next((i for i in ids if not 0 <= i < vocab_size), None)
-    if bad is not None:
-        raise InvalidRequestError(
-            f"{param}: found token id {bad}, expected 0 to {vocab_size - 1}", param=param
-        )

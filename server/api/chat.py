@@ -5,14 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from remix_runtime.contracts import PositionLogprobs, TokenEvent, TokenLogprob
+from remix_runtime.contracts import TokenEvent
 from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, finished_by
+from server.api.logprobs import chat_logprobs, prompt_logprobs
 from server.api.streaming import GenerationResponse
+from server.api.token_texts import Placed
 from server.api.wire.answers import (
     ChatChoice,
     ChatChunkChoice,
@@ -21,11 +24,9 @@ from server.api.wire.answers import (
     ChatDelta,
     ChatLogprobs,
     ChatMessage,
-    ChatTokenLogprob,
-    TopLogprob,
 )
 from server.api.wire.chat import ChatRequest
-from server.api.writer import ChoicesWriter, Event, finite
+from server.api.writer import ChoicesWriter, Event
 from server.http.body import StrictRoute
 from server.services import services_of
 
@@ -38,33 +39,44 @@ async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
     services, answer_id = services_of(http), f"chatcmpl-{uuid.uuid4().hex}"
     chat = await open_conversation(http, body, answer_id=answer_id)
     writer = ChatWriter(
-        answer_id=answer_id,
+        answer_id=body.request_id or answer_id,
         target=chat.call.target,
         tokenizer=services.engine.tokenizer,
         prompt_tokens=chat.prompt_tokens,
-        num_choices=len(chat.requests),
-        include_usage=body.include_usage,
+        body=body,
+        requests=chat.requests,
     )
-    return GenerationResponse(services, chat.call, chat.requests, writer, stream=bool(body.stream))
+    return GenerationResponse(
+        services,
+        chat.call,
+        chat.requests,
+        writer,
+        stream=bool(body.stream),
+        fields=body.engine_fields,
+    )
 
 
 @dataclass(kw_only=True)
 class ChatWriter(ChoicesWriter):
     chunk_type, whole_type = ChatCompletionChunk, ChatCompletion
 
-    num_choices: int
+    body: ChatRequest
 
     def opening(self) -> Iterable[Event]:
-        for index in range(self.num_choices):
+        for index in range(len(self.requests)):
             delta = ChatDelta(role="assistant", content="")
-            yield self._chunk(ChatChunkChoice(index=index, delta=delta))
+            choice = ChatChunkChoice(index=index, delta=delta)
+            yield self._chunk(choice, prompt_token_ids=self._prompt_token_ids(index))
 
-    def _choice_of_chunk(self, index: int, event: TokenEvent) -> ChatChunkChoice:
+    def _choice_of_chunk(
+        self, index: int, event: TokenEvent, placed: Sequence[Placed]
+    ) -> ChatChunkChoice:
         return ChatChunkChoice(
             index=index,
             delta=ChatDelta(content=event.text or None),
-            logprobs=self._logprobs(event.logprobs),
+            logprobs=self._logprobs(index, placed) if placed else None,
             finish_reason=finished_by(event),
+            token_ids=self._token_ids(event),
         )
 
     def _choice_of_whole(self, index: int, choice: Choice) -> ChatChoice:
@@ -72,22 +84,24 @@ class ChatWriter(ChoicesWriter):
         return ChatChoice(
             index=index,
             message=ChatMessage(content=choice.text),
-            logprobs=self._logprobs(choice.positions or None),
+            logprobs=self._whole_logprobs(index, choice),
             finish_reason=choice.finished_by,
+            token_ids=self._token_ids(choice),
         )
 
-    def _logprobs(self, positions: Sequence[PositionLogprobs] | None) -> ChatLogprobs | None:
-        if positions is None:
+    def _whole_logprobs(self, index: int, choice: Choice) -> ChatLogprobs | None:
+        if not self.body.logprobs:
             return None
-        content = []
-        for position in positions:
-            top = [self._entry(entry) for entry in position.top]
-            chosen = self._entry(position.chosen)
-            content.append(ChatTokenLogprob(**chosen.model_dump(), top_logprobs=top))
-        return ChatLogprobs(content=content)
+        placement = self._placement(index)
+        return self._logprobs(index, placement.push(choice.text, choice.positions, ended=True))
 
-    def _entry(self, entry: TokenLogprob) -> TopLogprob:
-        token = self.tokenizer.token_text(entry.token_id)
-        # A token that is half a character has no bytes that its text could tell.
-        as_bytes = None if "\ufffd" in token else list(token.encode())
-        return TopLogprob(token=token, logprob=finite(entry.logprob), bytes=as_bytes)
+    def _logprobs(self, index: int, placed: Sequence[Placed]) -> ChatLogprobs:
+        return chat_logprobs(self._texts, self._placement(index), placed)
+
+    def _of_prompt(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        positions, top = choices[0].prompt_logprobs, self.body.prompt_logprobs
+        told = positions is not None and top is not None
+        return {
+            "prompt_token_ids": self._prompt_token_ids(0),
+            "prompt_logprobs": prompt_logprobs(self._texts, positions, top) if told else None,
+        }

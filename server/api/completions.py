@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 
-from remix_runtime.contracts import PositionLogprobs, TokenEvent, Tokenizer
+from remix_runtime.contracts import (
+    Engine,
+    GenerationRequest,
+    PositionLogprobs,
+    TokenEvent,
+    Tokenizer,
+)
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import open_call
 from server.api.documentation import generation_responses
-from server.api.generation import Choice, admit_sequences, finished_by
+from server.api.generation import Choice, admit_sequences, count_prompt_tokens, finished_by
+from server.api.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from server.api.streaming import GenerationResponse
-from server.api.tokenizing import require_short, run_tokenizer
+from server.api.token_texts import Placed, place_prompt
+from server.api.tokenizing import longest_text, require_short, run_tokenizer
 from server.api.wire.answers import Completion, CompletionChoice, CompletionLogprobs
 from server.api.wire.completions import CompletionRequest
-from server.api.writer import ChoicesWriter, Event, finite
+from server.api.writer import ChoicesWriter, Event
 from server.http.body import StrictRoute
 from server.services import services_of
 
@@ -40,13 +47,10 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
             f"{services.max_choices} sequences that one request may ask for",
             param="n",
         )
-    for prompt in body.prompt:
-        if isinstance(prompt, str):
-            require_short(engine, len(prompt), "prompt")
     special_tokens = body.add_special_tokens is not False
     prompts = [
         await run_tokenizer(_encode, engine.tokenizer, prompt, special_tokens)
-        for prompt in body.prompt
+        for prompt in _within_bounds(engine, body)
     ]
     answer_id = f"cmpl-{uuid.uuid4().hex}"
     requests = admit_sequences(
@@ -58,18 +62,35 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         max_tokens=body.most_tokens,
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=body.logprobs,
+        prompt_logprobs=body.most_prompt_logprobs,
         param="prompt",
     )
-    echoes = [_text(engine.tokenizer, p) if body.echo else "" for p in body.prompt]
     writer = CompletionWriter(
-        answer_id=answer_id,
+        answer_id=body.request_id or answer_id,
         target=call.target,
         tokenizer=engine.tokenizer,
-        prompt_tokens=sum(map(len, prompts)),
-        echoes=[echo for echo in echoes for _ in range(n)],
-        include_usage=body.include_usage,
+        prompt_tokens=count_prompt_tokens(requests, body),
+        body=body,
+        requests=requests,
+        echoes=_echoes(engine.tokenizer, body, prompts, requests),
     )
-    return GenerationResponse(services, call, requests, writer, stream=bool(body.stream))
+    return GenerationResponse(
+        services, call, requests, writer, stream=bool(body.stream), fields=body.engine_fields
+    )
+
+
+def _within_bounds(engine: Engine, body: CompletionRequest) -> Iterator[str | list[int]]:
+    """The prompts: no text so long that its tokens could not fit the context, no unknown token."""
+    for prompt in body.prompt:
+        if not isinstance(prompt, str):
+            engine.model.require_known(prompt, param="prompt")
+            yield prompt
+        elif body.truncate_prompt_tokens is None:
+            require_short(engine, len(prompt), "prompt")
+            yield prompt
+        else:
+            longest = longest_text(engine)
+            yield prompt[:longest] if body.truncation_side == "right" else prompt[-longest:]
 
 
 def _encode(tokenizer: Tokenizer, prompt: str | list[int], special_tokens: bool) -> list[int]:
@@ -78,56 +99,96 @@ def _encode(tokenizer: Tokenizer, prompt: str | list[int], special_tokens: bool)
     return tokenizer.encode(prompt, add_special_tokens=special_tokens)
 
 
-def _text(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+def _echoes(
+    tokenizer: Tokenizer,
+    body: CompletionRequest,
+    prompts: Sequence[list[int]],
+    requests: Sequence[GenerationRequest],
+) -> list[str]:
+    """The prompt before each choice's text, or nothing."""
+    if not body.echo:
+        return [""] * len(requests)
+    echoes = []
+    for at, request in enumerate(requests):
+        number = at // body.choices_per_prompt
+        prompt, ids = body.prompt[number], request.prompt_token_ids
+        is_whole = isinstance(prompt, str) and len(ids) == len(prompts[number])
+        echoes.append(prompt if is_whole else tokenizer.decode(ids, skip_special_tokens=False))
+    return echoes
 
 
 @dataclass(kw_only=True)
 class CompletionWriter(ChoicesWriter):
     chunk_type = whole_type = Completion
 
+    body: CompletionRequest
     echoes: Sequence[str]
     """The prompt before each choice's text, or nothing."""
-    offsets: dict[int, int] = field(default_factory=lambda: defaultdict(int), init=False)
-    """By choice, where in its text the next token begins."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._begun: set[int] = set()
+
+    def _start(self, index: int) -> int:
+        return len(self.echoes[index])
 
     def opening(self) -> Iterable[Event]:
-        for index, echo in enumerate(self.echoes):
-            if echo:
-                yield self._chunk(CompletionChoice(index=index, text=echo))
+        return ()
 
-    def _choice_of_chunk(self, index: int, event: TokenEvent) -> CompletionChoice:
+    def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
+        if index not in self._begun:
+            self._begun.add(index)
+            ids = self._prompt_token_ids(index)
+            if self.body.echo or ids is not None:
+                yield self._chunk(
+                    CompletionChoice(
+                        index=index,
+                        text=self.echoes[index],
+                        logprobs=self._echoed(index, event.prompt_logprobs),
+                        prompt_token_ids=ids,
+                    )
+                )
+        yield from super().chunks(index, event)
+
+    def _choice_of_chunk(
+        self, index: int, event: TokenEvent, placed: Sequence[Placed]
+    ) -> CompletionChoice:
         return CompletionChoice(
             index=index,
             text=event.text,
-            logprobs=self._logprobs(index, event.logprobs),
+            logprobs=completion_logprobs(self._texts, placed) if placed else None,
             finish_reason=finished_by(event),
+            token_ids=self._token_ids(event),
         )
 
     def _choice_of_whole(self, index: int, choice: Choice) -> CompletionChoice:
+        logprobs = self._echoed(index, choice.prompt_logprobs)
+        if self.body.logprobs is not None:
+            placed = self._placement(index).push(choice.text, choice.positions, ended=True)
+            generated = completion_logprobs(self._texts, placed)
+            logprobs = joined(logprobs, generated) if logprobs else generated
+        positions, top = choice.prompt_logprobs, self.body.prompt_logprobs
         return CompletionChoice(
             index=index,
             text=self.echoes[index] + choice.text,
-            logprobs=self._logprobs(index, choice.positions or None),
+            logprobs=logprobs,
             finish_reason=choice.finished_by,
+            prompt_logprobs=(
+                None
+                if positions is None or top is None
+                else prompt_logprobs(self._texts, positions, top)
+            ),
+            prompt_token_ids=self._prompt_token_ids(index),
+            token_ids=self._token_ids(choice),
         )
 
-    def _logprobs(
-        self, index: int, positions: Sequence[PositionLogprobs] | None
+    def _echoed(
+        self, index: int, positions: Sequence[PositionLogprobs | None] | None
     ) -> CompletionLogprobs | None:
-        if positions is None:
+        """Log-probabilities of an echoed prompt, where they were asked for."""
+        if not self.body.echo or self.body.logprobs is None:
             return None
-        logprobs = CompletionLogprobs()
-        for position in positions:
-            token = self.tokenizer.token_text(position.chosen.token_id)
-            top: dict[str, float] = {}
-            # Different tokens may have the same text (halves of characters): the likelier stays.
-            for entry in (*position.top, position.chosen):
-                text = self.tokenizer.token_text(entry.token_id)
-                top.setdefault(text, finite(entry.logprob))
-            logprobs.tokens.append(token)
-            logprobs.token_logprobs.append(finite(position.chosen.logprob))
-            logprobs.top_logprobs.append(top)
-            logprobs.text_offset.append(self.offsets[index])
-            self.offsets[index] += len(token)
-        return logprobs
+        assert positions is not None, "the engine was asked for them"
+        ids = self.requests[index].prompt_token_ids
+        placed = place_prompt(self._texts, ids, self.echoes[index])
+        return echoed_logprobs(self._texts, placed, positions, self.body.logprobs)

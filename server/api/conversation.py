@@ -10,7 +10,7 @@ from fastapi import Request
 from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import Call, open_call
-from server.api.generation import admit_sequences
+from server.api.generation import admit_sequences, count_prompt_tokens
 from server.api.parts import AnswerParser, PlainParser
 from server.api.tokenizing import require_short, run_tokenizer
 from server.api.wire.chat import ChatRequest
@@ -56,8 +56,12 @@ async def open_conversation(
         max_tokens=body.most_tokens,
         default_max_tokens=services.settings.default_max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
         param=param,
     )
     return Conversation(
-        call=call, requests=requests, prompt_tokens=len(prompt), make_parser=PlainParser
+        call=call,
+        requests=requests,
+        prompt_tokens=count_prompt_tokens(requests, body),
+        make_parser=PlainParser,
     )

@@ -18,7 +18,7 @@ from remix_runtime.contracts import (
     SamplingParams,
     TokenEvent,
 )
-from remix_runtime.errors import EngineBusyError
+from remix_runtime.errors import EngineBusyError, InvalidRequestError
 from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
 from server.api.wire.generation import GenerationBody
@@ -26,11 +26,17 @@ from server.metrics import SequenceWatch
 
 
 def _sampling_params(
-    body: GenerationBody, max_tokens: int, logprobs: int | None, choice: int
+    body: GenerationBody,
+    choice: int,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
 ) -> SamplingParams:
     """The engine's parameters for choice number `choice` of a prompt."""
     return SamplingParams(
         max_tokens=max_tokens,
+        min_tokens=body.min_tokens or 0,
         temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=max(0, body.top_k or 0),  # vLLM's -1 means the same as 0
@@ -41,9 +47,15 @@ def _sampling_params(
         seed=None if body.seed is None else choice_seed(body.seed, choice),
         stop=tuple(body.stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
         ignore_eos=bool(body.ignore_eos),
+        skip_special_tokens=body.skip_special_tokens is not False,
         logit_bias=body.logit_bias,
+        allowed_token_ids=tuple(body.allowed_token_ids or ()),
+        bad_words=tuple(body.bad_words or ()),
+        grammar=body.grammar,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
     )
 
 
@@ -64,30 +76,66 @@ def admit_sequences(
     max_tokens: int | None,
     default_max_tokens: int,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
     param: str,
 ) -> list[GenerationRequest]:
     """`n` sequences for each prompt, with their tokens reserved in the tenant's quota.
 
-    Without `max_tokens` each gets the default, cut to what the context leaves. Raises
-    `InvalidRequestError`, `RateLimitedError`.
+    Without `max_tokens` each gets the default, cut to what the context leaves. A prompt may be
+    cut itself, where the body says so. Raises `InvalidRequestError`, `RateLimitedError`.
     """
     requests: list[GenerationRequest] = []
-    for prompt in prompts:
-        model.require_room(len(prompt), max_tokens or 1, param=param)
-        most = max_tokens or min(default_max_tokens, model.max_model_len - len(prompt))
+    for whole in prompts:
+        prompt = _cut(whole, body, _longest_prompt(body, model, max_tokens, default_max_tokens))
+        model.require_room(len(prompt), 1 if max_tokens is None else max_tokens, param=param)
+        most = min(default_max_tokens, model.max_model_len - len(prompt))
+        most = most if max_tokens is None else max_tokens
+        if (least := body.min_tokens or 0) > most:
+            raise InvalidRequestError(
+                f"min_tokens: found {least}, more than the {most} tokens that may be generated",
+                param="min_tokens",
+            )
         for choice in range(body.choices_per_prompt):
             requests.append(
                 GenerationRequest(
                     request_id=f"{answer_id}-{len(requests)}",
                     prompt_token_ids=tuple(prompt),
-                    params=_sampling_params(body, most, logprobs, choice),
+                    params=_sampling_params(
+                        body,
+                        choice,
+                        max_tokens=most,
+                        logprobs=logprobs,
+                        prompt_logprobs=prompt_logprobs,
+                    ),
                     digest=call.target.digest,
                     tenant=call.tenant,
                 )
             )
     generated = sum(request.params.max_tokens for request in requests)
-    call.admission.reserve_tokens(sum(map(len, prompts)) + generated)
+    call.admission.reserve_tokens(count_prompt_tokens(requests, body) + generated)
     return requests
+
+
+def count_prompt_tokens(requests: Sequence[GenerationRequest], body: GenerationBody) -> int:
+    """The tokens of all prompts: each counts once, however many choices it has."""
+    return sum(len(r.prompt_token_ids) for r in requests[:: body.choices_per_prompt])
+
+
+def _longest_prompt(
+    body: GenerationBody, model: ModelInfo, max_tokens: int | None, default_max_tokens: int
+) -> int | None:
+    """How many tokens `truncate_prompt_tokens` leaves of a prompt."""
+    if body.truncate_prompt_tokens != -1:
+        return body.truncate_prompt_tokens
+    context = model.max_model_len
+    answer = min(default_max_tokens, context // 2) if max_tokens is None else max_tokens
+    return max(1, context - answer)
+
+
+def _cut(prompt: Sequence[int], body: GenerationBody, longest: int | None) -> Sequence[int]:
+    if longest is None or longest >= len(prompt):
+        return prompt
+    return prompt[:longest] if body.truncation_side == "right" else prompt[-longest:]
 
 
 @dataclass(slots=True)
@@ -95,15 +143,22 @@ class Choice:
     """One sequence and what it has generated so far."""
 
     texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     positions: list[PositionLogprobs] = field(default_factory=list)
-    num_tokens: int = 0
+    prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
     finished_by: FinishedBy | None = None
 
     def add(self, event: TokenEvent) -> None:
         self.texts.append(event.text)
+        self.token_ids.extend(event.token_ids)
         self.positions.extend(event.logprobs or ())
-        self.num_tokens += len(event.token_ids)
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
         self.finished_by = finished_by(event)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
     @property
     def text(self) -> str:

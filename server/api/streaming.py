@@ -7,7 +7,7 @@ is given back whatever the end is: done, failed, disconnected, cancelled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Response
@@ -40,19 +40,24 @@ class GenerationResponse(Response):
         writer: Writer,
         *,
         stream: bool,
+        fields: Mapping[str, str] | None = None,
     ) -> None:
+        """`fields`: the client's names for fields that the engine calls otherwise."""
         super().__init__()
         self._services = services
         self._call = call
         self._requests = requests
         self._writer = writer
         self._stream = stream
+        self._fields = fields or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._generate(scope, receive, send)
         except Exception as error:
-            raise as_api_error(error) from error
+            api_error = as_api_error(error)
+            api_error.param = self._fields.get(api_error.param or "", api_error.param)
+            raise api_error from error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._services.gate.enter():
@@ -61,7 +66,7 @@ class GenerationResponse(Response):
                 label_error(scope, "client_disconnected")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        generated = 0
+        used = 0
         try:
             target = self._call.target
             if target.digest is not None:
@@ -73,10 +78,11 @@ class GenerationResponse(Response):
                     else:
                         await self._send_whole(fanout, scope, receive, send)
                 finally:
-                    generated = sum(choice.num_tokens for choice in fanout.choices)
+                    # What was refused costs no tokens; the engine says something of the rest.
+                    if any(choice.texts for choice in fanout.choices):
+                        used = self._writer.prompt_tokens
+                        used += sum(choice.num_tokens for choice in fanout.choices)
         finally:
-            # What was refused costs no tokens.
-            used = self._writer.prompt_tokens + generated if generated else 0
             self._call.admission.settle(used)
 
     def _watches(self) -> list[SequenceWatch]:

@@ -21,13 +21,18 @@ _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="remix-tokenizer"
 _pending = 0
 
 
+def longest_text(engine: Engine) -> int:
+    """The most characters that could fit the context."""
+    return engine.model.max_model_len * engine.tokenizer.max_token_chars
+
+
 def require_short(engine: Engine, characters: int, param: str) -> None:
     """Raises `InvalidRequestError` for a text that cannot fit the context, whatever its tokens.
 
     Tokenizing megabytes takes seconds, and all others would wait for it.
     """
     context, longest = engine.model.max_model_len, engine.tokenizer.max_token_chars
-    if characters > context * longest:
+    if characters > longest_text(engine):
         raise InvalidRequestError(
             f"This model's maximum context length is {context} tokens. However, your {param} of "
             f"{characters} characters cannot be less than {characters // longest} tokens. Please "

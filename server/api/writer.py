@@ -6,13 +6,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from remix_runtime.contracts import TokenEvent, Tokenizer
+from remix_runtime.contracts import GenerationRequest, TokenEvent, Tokenizer
 from server.api.generation import Choice
+from server.api.token_texts import Placed, Placement, TokenTexts
 from server.api.wire.answers import Usage
+from server.api.wire.generation import GenerationBody
 from server.http.errors import ApiError
 from server.live.sets import Target
 
@@ -69,20 +71,56 @@ class ChoicesWriter(Writer):
     chunk_type: ClassVar[type[BaseModel]]
     whole_type: ClassVar[type[BaseModel]]
 
-    include_usage: bool
+    body: GenerationBody
+    requests: Sequence[GenerationRequest]
+    """One for each choice."""
+
+    def __post_init__(self) -> None:
+        as_ids = bool(self.body.return_tokens_as_token_ids)
+        self._texts = TokenTexts(self.tokenizer, as_ids=as_ids)
+        self._placements: dict[int, Placement] = {}
+        self._generated = 0
+
+    def _placement(self, index: int) -> Placement:
+        """Of the tokens of choice `index`, which have log-probabilities."""
+        if index not in self._placements:
+            start = self._start(index)
+            self._placements[index] = Placement(self._texts, self.requests[index], start=start)
+        return self._placements[index]
+
+    def _start(self, index: int) -> int:
+        """Characters before the generated text of choice `index`."""
+        return 0
 
     @abstractmethod
-    def _choice_of_chunk(self, index: int, event: TokenEvent) -> BaseModel: ...
+    def _choice_of_chunk(
+        self, index: int, event: TokenEvent, placed: Sequence[Placed]
+    ) -> BaseModel:
+        """`placed`: the tokens whose text is out with this event."""
 
     @abstractmethod
     def _choice_of_whole(self, index: int, choice: Choice) -> BaseModel: ...
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
-        if event.text or event.logprobs or event.finish_reason:
-            yield self._chunk(self._choice_of_chunk(index, event))
+        self._generated += len(event.token_ids)
+        ended = event.finish_reason is not None
+        placed: Sequence[Placed] = ()
+        if self.requests[index].params.logprobs is not None:
+            placed = self._placement(index).push(event.text, event.logprobs, ended=ended)
+        if event.text or ended or self._token_ids(event):
+            yield self._chunk(self._choice_of_chunk(index, event, placed))
+
+    def _token_ids(self, of: TokenEvent | Choice) -> list[int] | None:
+        """Of an event or a whole choice, where they were asked for."""
+        return list(of.token_ids) if self.body.return_token_ids else None
+
+    def _prompt_token_ids(self, index: int) -> list[int] | None:
+        """Where they were asked for."""
+        ids = self.requests[index].prompt_token_ids
+        return list(ids) if self.body.return_token_ids else None
 
     def closing(self, choices: Sequence[Choice]) -> Iterable[Event]:
-        if self.include_usage:
+        if self.body.include_usage:
             yield self._chunk(usage=self._usage(choices))
         yield Event("[DONE]")
 
@@ -91,16 +129,23 @@ class ChoicesWriter(Writer):
 
     def whole(self, choices: Sequence[Choice]) -> str:
         answers = [self._choice_of_whole(index, choice) for index, choice in enumerate(choices)]
-        return self._document(self.whole_type, answers, self._usage(choices)).model_dump_json()
+        usage, prompt = self._usage(choices), self._of_prompt(choices)
+        return self._document(self.whole_type, answers, usage, **prompt).model_dump_json()
 
-    def _chunk(self, *choices: BaseModel, usage: Usage | None = None) -> Event:
-        document = self._document(self.chunk_type, choices, usage)
+    def _of_prompt(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """What a whole answer says of the prompt, beside its choices."""
+        return {}
+
+    def _chunk(self, *choices: BaseModel, usage: Usage | None = None, **more: Any) -> Event:
+        if self.body.continuous_usage and usage is None:
+            usage = Usage.of(self.prompt_tokens, self._generated)
+        document = self._document(self.chunk_type, choices, usage, **more)
         # OpenAI's streams have `usage: null` in every chunk only if usage was asked for.
-        exclude = None if self.include_usage else {"usage"}
+        exclude = None if self.body.include_usage else {"usage"}
         return Event(document.model_dump_json(exclude=exclude))
 
     def _document(
-        self, kind: type[BaseModel], choices: Sequence[BaseModel], usage: Usage | None
+        self, kind: type[BaseModel], choices: Sequence[BaseModel], usage: Usage | None, **more: Any
     ) -> BaseModel:
         return kind(
             id=self.answer_id,
@@ -109,12 +154,8 @@ class ChoicesWriter(Writer):
             system_fingerprint=self.target.fingerprint,
             choices=choices,
             usage=usage,
+            **more,
         )
 
     def _usage(self, choices: Sequence[Choice]) -> Usage:
         return Usage.of(self.prompt_tokens, sum(choice.num_tokens for choice in choices))
-
-
-def finite(logprob: float) -> float:
-    """A log-probability that JSON can hold: OpenAI writes -9999 for a token that cannot come."""
-    return max(logprob, -9999.0)

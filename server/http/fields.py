@@ -1,6 +1,7 @@
 """Field types of the requests: strict, finite, bounded, without NUL characters.
 
-Strict means what JSON says: `true` is no number, `"1"` is no number, 1.5 is no integer.
+Strict means what JSON says: `true` is no number, `"1"` is no number, 1.5 is no integer. 3.0 is one:
+some languages have no other numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pydantic_core import PydanticCustomError
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
+MAX_ALLOWED_TOKEN_IDS = 1 << 16
+MAX_BAD_WORDS = 128
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 """The largest `n`, and the most prompts; the setting `max_choices` bounds their product."""
@@ -33,9 +36,20 @@ def _without_nul(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_without_nul)]
 
-Seed = Annotated[int, Field(ge=-_INT64, lt=_INT64)]
-TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
-TokenCount = Annotated[int, Field(ge=1, lt=_INT32)]
+
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer, 3.0 too."""
+
+Seed = Annotated[Whole, Field(ge=-_INT64, lt=_INT64)]
+TokenId = Annotated[Whole, Field(ge=0, lt=_INT32)]
+TokenCount = Annotated[Whole, Field(ge=1, lt=_INT32)]
+CountFromZero = Annotated[Whole, Field(ge=0, lt=_INT32)]
+"""A count that may be 0."""
+NumLogprobs = Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)]
 
 PromptInput = str | list[str] | list[int] | list[list[int]]
 _PROMPT_FORMS = "a string, a list of strings, a list of token ids or a list of such lists"
@@ -43,27 +57,29 @@ _PROMPT_FORMS = "a string, a list of strings, a list of token ids or a list of s
 
 def parse_prompts(value: Any) -> list[str | list[int]]:
     """Reads every form of `prompt` as a list of texts or token id lists."""
-    if isinstance(value, str) or _is_token_ids(value):
+    if isinstance(value, str):
         value = [value]
+    elif (ids := _token_ids(value)) is not None:
+        return [ids]
     if not isinstance(value, list) or not value:
         raise invalid(f"expected {_PROMPT_FORMS}, not empty")
     if len(value) > MAX_CHOICES:  # before a look at each of them
         raise invalid(f"found {len(value)} prompts, expected at most {MAX_CHOICES}")
-    kind = type(value[0])
-    if not all(type(item) is kind and (kind is str or _is_token_ids(item)) for item in value):
-        raise invalid(f"expected {_PROMPT_FORMS}; token ids are 0 or more")
-    if kind is str:
-        for text in value:
-            _without_nul(text)
-    return value
+    prompts: list[str | list[int]] = []
+    for item in value:
+        prompt = _without_nul(item) if isinstance(item, str) else _token_ids(item)
+        if prompt is None or type(prompt) is not type((prompts or [prompt])[0]):
+            raise invalid(f"expected {_PROMPT_FORMS}; token ids are 0 or more")
+        prompts.append(prompt)
+    return prompts
 
 
-def _is_token_ids(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(type(item) is int and 0 <= item < _INT32 for item in value)
-    )
+def _token_ids(value: Any) -> list[int] | None:
+    """The token ids of a list that has nothing else in it."""
+    if not isinstance(value, list) or not value:
+        return None
+    ids = [_whole(item) for item in value]
+    return ids if all(type(item) is int and 0 <= item < _INT32 for item in ids) else None
 
 
 Prompts = Annotated[

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, model_serializer
+from pydantic import BaseModel, Field, model_serializer
 
 FinishedBy = Literal["stop", "length"]
+
+T = TypeVar("T")
+IfAsked = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
+"""vLLM's fields: they are there when a request asks for them."""
+
+
+class PromptLogprob(BaseModel):
+    """vLLM's form, under the token's id."""
+
+    logprob: float
+    rank: int | None
+    """1 is the likeliest token; null for one that is not among those asked for."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
 class Usage(BaseModel):
@@ -21,9 +37,11 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
+    """null stands at the first token of an echoed prompt, which nothing stands before."""
+
     tokens: list[str] = []
-    token_logprobs: list[float] = []
-    top_logprobs: list[dict[str, float]] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
     text_offset: list[int] = []
 
 
@@ -33,6 +51,10 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishedBy | None = None
     """Null in the chunks of a stream before the last of the choice."""
+    prompt_logprobs: IfAsked[PromptLogprobs] = None
+    prompt_token_ids: IfAsked[list[int]] = None
+    """In a stream, in the first chunk of the choice."""
+    token_ids: IfAsked[list[int]] = None
 
 
 class Completion(BaseModel):
@@ -50,7 +72,7 @@ class Completion(BaseModel):
 class TopLogprob(BaseModel):
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
 
 
 class ChatTokenLogprob(TopLogprob):
@@ -73,6 +95,7 @@ class ChatChoice(BaseModel):
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishedBy
+    token_ids: IfAsked[list[int]] = None
 
 
 class ChatCompletion(BaseModel):
@@ -83,6 +106,8 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: IfAsked[PromptLogprobs] = None
+    prompt_token_ids: IfAsked[list[int]] = None
 
 
 class ChatDelta(BaseModel):
@@ -100,6 +125,7 @@ class ChatChunkChoice(BaseModel):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishedBy | None = None
+    token_ids: IfAsked[list[int]] = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -110,6 +136,8 @@ class ChatCompletionChunk(BaseModel):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: IfAsked[list[int]] = None
+    """In the first chunk of each choice."""
 
 
 class Model(BaseModel):

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from server.api.wire.generation import GenerationBody, refused
-from server.http.fields import MAX_LOGPROBS, Text, invalid
+from server.api.wire.generation import GenerationBody
+from server.api.wire.refusal import refused
+from server.http.fields import NumLogprobs, Text, invalid
 
 
 class TextPart(BaseModel):
@@ -76,12 +77,10 @@ class ChatRequest(GenerationBody):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: NumLogprobs | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refused("top_logprobs", "only allowed when logprobs is true")
-        if (self.model_extra or {}).get("echo"):
-            raise refused("echo", "this server does not support it; leave it out")
         return self

@@ -1,83 +1,42 @@
-"""Fields that completions and chats share: OpenAI's, with vLLM's extras.
-
-A field that this server does not know is ignored and logged, as vLLM does; one that it knows
-and cannot honour is refused, unless its value changes nothing.
-"""
+"""Fields that completions and chats share: OpenAI's, with vLLM's extras."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from remix_runtime.contracts import MAX_MODEL_NAME
+from server.api.wire.others import check_others
+from server.api.wire.refusal import refused
+from server.api.wire.structure import StructuredBody
 from server.http.fields import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORDS,
     MAX_CHOICES,
     MAX_STOP_TOKEN_IDS,
+    CountFromZero,
     LogitBias,
+    NumLogprobs,
     Seed,
     StopStrings,
     Text,
     TokenCount,
     TokenId,
+    Whole,
 )
-
-log = logging.getLogger(__name__)
-
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    # OpenAI's
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    # vLLM's
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "prompt_logprobs": (),
-    "min_tokens": (0,),
-    "bad_words": ([],),
-    "allowed_token_ids": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "prompt_embeds": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "logits_processors": ([],),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "documents": ([],),
-    "mm_processor_kwargs": ({},),
-}
-"""Known fields that cannot be honoured, with the values that ask for nothing (null always)."""
-
-
-def refused(param: str, message: str) -> PydanticCustomError:
-    """A validation error of the whole request that names one field."""
-    return PydanticCustomError("remix_refused", "{reason}", {"reason": message, "param": param})
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: with `include_usage`, the usage so far in every chunk."""
+    include_obfuscation: Literal[False] | None = None
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(StructuredBody):
     """Fields that both endpoints share. null means the default, as with OpenAI."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -88,7 +47,7 @@ class GenerationBody(BaseModel):
     """OpenAI's newer name of `max_tokens`."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: StopStrings = []
@@ -99,31 +58,52 @@ class GenerationBody(BaseModel):
     user: Text | None = None
     """Accepted for compatibility; nothing depends on it."""
 
-    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: CountFromZero | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(max_length=MAX_ALLOWED_TOKEN_IDS)] | None
+    ) = None
+    bad_words: (
+        Annotated[
+            list[Annotated[Text, Field(min_length=1, max_length=100)]],
+            Field(max_length=MAX_BAD_WORDS),
+        ]
+        | None
+    ) = None
+    prompt_logprobs: NumLogprobs | None = None
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, lt=1 << 31)] | None = None
+    """Keeps so many tokens of a longer prompt; -1: as many as fit beside the answer."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where tokens are cut off; the left unless told otherwise."""
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    """Writes `token_id:5` for the token 5 in log-probabilities."""
+    request_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+    """The `id` of the answer."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise refused("stream_options", "only allowed when stream is true")
-        ignored = []
-        for name, value in (self.model_extra or {}).items():
-            if name in _UNSUPPORTED:
-                if value is not None and value not in _UNSUPPORTED[name]:
-                    raise refused(name, "this server does not support it; leave it out")
-            else:
-                ignored.append(name)
-        if ignored:
-            log.info("ignored %d unknown request fields: %.200r", len(ignored), sorted(ignored))
+        if self.stream and self.prompt_logprobs is not None:
+            raise refused("prompt_logprobs", "not available when stream is true")
+        if self.truncate_prompt_tokens == 0:
+            raise refused("truncate_prompt_tokens", "found 0, expected -1 or at least 1")
+        check_others(self.model_extra or {})
         return self
 
     @property
     def most_tokens(self) -> int | None:
         """The most that each choice may generate, by whichever name it was given."""
-        return self.max_completion_tokens or self.max_tokens
+        if self.max_completion_tokens is None:
+            return self.max_tokens
+        return self.max_completion_tokens
 
     @property
     def choices_per_prompt(self) -> int:
@@ -132,3 +112,9 @@ class GenerationBody(BaseModel):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream tells the usage so far."""
+        options = self.stream_options
+        return self.include_usage and bool(options and options.continuous_usage_stats)

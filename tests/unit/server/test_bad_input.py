@@ -10,8 +10,14 @@ from typing import Any
 import httpx
 import pytest
 from openai.types import ErrorObject
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
+from pydantic import BaseModel
 
 from remix_runtime.engines.fake import ByteTokenizer
+from server.api.wire.chat import ChatRequest
+from server.api.wire.completions import CompletionRequest
+from server.api.wire.others import ASK_NOTHING, TAKEN
 from tests.unit.server.harness import BASE, Server, serving
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
@@ -107,6 +113,21 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     *[("stream", v) for v in (1, "true", [])],
     *[("ignore_eos", v) for v in (1, "true")],
     *[("user", v) for v in (1, "\0")],
+    *[("min_tokens", v) for v in (-1, 1.5, "1", True, 10**400, 513)],
+    *[("include_stop_str_in_output", v) for v in (1, "true")],
+    *[("skip_special_tokens", v) for v in (0, "false")],
+    *[("allowed_token_ids", v) for v in ("1", [-1], [1.5], [True], {}, [1] * 65537)],
+    *[("bad_words", v) for v in ("a", [""], [1], ["a\0"], ["a"] * 129, ["a" * 101])],
+    *[("prompt_logprobs", v) for v in (-1, 21, 1.5, "1", True)],
+    *[("truncate_prompt_tokens", v) for v in (-2, 0, 1.5, "1", True, 10**400)],
+    *[("truncation_side", v) for v in ("middle", 1, True)],
+    *[("return_token_ids", v) for v in (1, "true")],
+    *[("return_tokens_as_token_ids", v) for v in (1, "true")],
+    *[("request_id", v) for v in ("", 1, "a\0", "x" * 257)],
+    *[("store", True), ("service_tier", "flex"), ("use_beam_search", True), ("priority", 1)],
+    *[("logits_processors", ["a"]), ("prompt_embeds", "aGk="), ("logprob_token_ids", [1])],
+    *[("vllm_xargs", {"a": 1}), ("kv_transfer_params", {"a": 1}), ("stream_interval", 5)],
+    *[("repetition_detection", {}), ("watermarking", True), ("top_logprob", 1)],
     *[("stream_options", v) for v in (1, [], {"include_usage": True})],
 ]
 BAD_COMPLETION: list[tuple[str, Any]] = [
@@ -116,6 +137,7 @@ BAD_COMPLETION: list[tuple[str, Any]] = [
     *[("echo", v) for v in (1, "x")],
     *[("best_of", v) for v in (0, 2, True)],
     ("suffix", "end"),
+    *[("best_of", 1.5), ("prompt", [1.0, "a"]), ("logprobs", 2.5)],
 ]
 BAD_CHAT: list[tuple[str, Any]] = [
     *[("messages", v) for v in (None, "a", [], {}, 1)],
@@ -123,9 +145,8 @@ BAD_CHAT: list[tuple[str, Any]] = [
     *[("logprobs", v) for v in (1, "x")],
     ("top_logprobs", 2),
     *[("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}])],
-    *[("response_format", {"type": "json_object"}), ("modalities", ["text", "audio"])],
-    *[("audio", {}), ("guided_json", {}), ("chat_template", "{{ 1 }}"), ("echo", True)],
-    *[("prompt_logprobs", 0), ("min_tokens", 3), ("bad_words", ["a"])],
+    *[("modalities", ["text", "audio"]), ("audio", {}), ("chat_template", "{{ 1 }}")],
+    *[("echo", True), ("max_tokens", 0), ("verbosity", "high"), ("messages", "a")],
 ]
 
 
@@ -309,18 +330,46 @@ async def test_wrong_path_or_method(server: Server, method: str, path: str, stat
     await server.expect_good_request()
 
 
-async def test_unknown_fields_are_ignored_and_logged(
-    server: Server, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["max_token", "Temperature", "secret", "x" * 100_000, "", "a\nb"])
+async def test_unknown_field_is_refused_by_its_name(server: Server, name: str) -> None:
+    for response in (await server.complete(**{name: 1}), await server.chat(**{name: 1})):
+        error = check_error(response, 400)
+        assert (error["param"] or "") == name[:100]
+        assert "does not know" in error["message"]
+    # null asks for nothing, whatever the name.
+    assert (await server.complete(**{name: None})).status_code == 200
+    await server.expect_good_request()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in ASK_NOTHING.items() for value in values]
+)
+async def test_fields_that_ask_for_nothing_are_taken(
+    server: Server, name: str, value: Any
 ) -> None:
-    with caplog.at_level("INFO", logger="server"):
-        response = await server.complete(store=True, metadata={"a": "b"}, secret="hunter2")
-    assert response.status_code == 200
-    assert "['metadata', 'secret', 'store']" in caplog.text
-    assert "hunter2" not in caplog.text
+    await server.complete()
+    await server.chat()
+    plain = [request.params for request in server.engine.requests]
+    server.engine.requests.clear()
+    assert (await server.complete(**{name: value})).status_code == 200
+    assert (await server.chat(**{name: value})).status_code == 200
+    assert [request.params for request in server.engine.requests] == plain
 
 
-async def test_known_fields_that_ask_for_nothing_are_accepted(server: Server) -> None:
-    fields = {"best_of": 2, "n": 2, "suffix": None, "min_tokens": 0, "skip_special_tokens": True}
-    assert (await server.complete(**fields)).status_code == 200
-    fields = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
-    assert (await server.chat(**fields, modalities=["text"])).status_code == 200
+@pytest.mark.parametrize("name", sorted(TAKEN))
+async def test_fields_that_cannot_change_the_answer_are_taken(server: Server, name: str) -> None:
+    body = {"temperature": 0, "max_tokens": 5}
+    plain = (await server.complete(**body)).json()["choices"]
+    for value in ({"a": "b"}, "text", True, []):
+        assert (await server.complete(**body, **{name: value})).json()["choices"] == plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (chat_params.CompletionCreateParamsBase, ChatRequest),
+        (completion_params.CompletionCreateParamsBase, CompletionRequest),
+    ],
+)
+def test_every_field_of_openais_is_decided(kind: Any, body: type[BaseModel]) -> None:
+    assert set(kind.__annotations__) <= {*body.model_fields, *ASK_NOTHING, *TAKEN}

@@ -1,0 +1,125 @@
+"""What tokens are called in answers, and where they stand in a text.
+
+The texts of an answer's tokens, joined, are its text. A token that is only a part of a character
+has no text: it is written as OpenAI does, `bytes:\\xf0\\x9f`, and its place is that character's.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from remix_runtime.contracts import GenerationRequest, PositionLogprobs, Tokenizer
+
+_CHARACTER = 4
+"""The most tokens of a character that is spelled in bytes."""
+
+
+class TokenTexts:
+    """How one request's tokens are written. `as_ids`: as vLLM's `token_id:5`."""
+
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._as_ids = as_ids
+        self._special = frozenset(tokenizer.special_tokens.values())
+
+    def of(self, token_id: int) -> str:
+        spelled = self._tokenizer.token_bytes(token_id)
+        if self._as_ids or not spelled:
+            return _by_id(token_id)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+    def distinct(self, token_ids: Iterable[int]) -> dict[int, str]:
+        """A different text for each token: of two that look alike the later one is called by its
+        id."""
+        texts: dict[int, str] = {}
+        for token_id in dict.fromkeys(token_ids):
+            text = self.of(token_id)
+            texts[token_id] = _by_id(token_id) if text in texts.values() else text
+        return texts
+
+    def spelled(self, token_id: int) -> bytes:
+        return self._tokenizer.token_bytes(token_id)
+
+    def said(self, token_id: int) -> bytes:
+        """What the token adds to a text without special tokens."""
+        return b"" if token_id in self._special else self.spelled(token_id)
+
+
+def _by_id(token_id: int) -> str:
+    return f"token_id:{token_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A token's log-probabilities, and the character of the text that the token begins at."""
+
+    position: PositionLogprobs
+    offset: int
+
+
+class Placement:
+    """Gives the generated tokens of a choice their places, as its text comes.
+
+    Text that is held back holds its tokens back, too, so a place is never beyond the text that the
+    client has in the end: what a stop string cut off stands at the end of the text.
+    """
+
+    def __init__(self, texts: TokenTexts, request: GenerationRequest, *, start: int = 0) -> None:
+        """`start`: characters before the generated text."""
+        self.length = start
+        """Characters of the text that is out."""
+        skips = request.params.skip_special_tokens
+        self._bytes_of = texts.said if skips else texts.spelled
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._next = start
+        self._held: list[Placed] = []
+        # A character that the prompt began ends in the text.
+        for token_id in request.prompt_token_ids[-_CHARACTER:]:
+            self._decoder.decode(self._bytes_of(token_id))
+
+    def push(
+        self, text: str, positions: Sequence[PositionLogprobs] | None, *, ended: bool
+    ) -> list[Placed]:
+        """Takes more text, and tokens whose text may come later. Returns the tokens whose text is
+        out, at the end all."""
+        self.length += len(text)
+        for position in positions or ():
+            self._held.append(Placed(position, self._next))
+            self._next += len(self._decoder.decode(self._bytes_of(position.chosen.token_id)))
+        if ended:
+            out, self._held = self._held, []
+            return [Placed(placed.position, min(placed.offset, self.length)) for placed in out]
+        out = [placed for placed in self._held if placed.offset < self.length]
+        self._held = self._held[len(out) :]
+        return out
+
+    def is_said(self, placed: Placed) -> bool:
+        """Whether the token adds to the text: what ended the answer does not."""
+        return placed.offset < self.length and bool(
+            self._bytes_of(placed.position.chosen.token_id)
+        )
+
+
+def place_prompt(texts: TokenTexts, token_ids: Sequence[int], text: str) -> list[tuple[str, int]]:
+    """The text and the place of each token of a prompt.
+
+    Tokens may say more than the text: a tokenizer adds its own token, or a space, at its beginning.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    starts, joined = [], ""
+    for token_id in token_ids:
+        starts.append(len(joined))
+        joined += decoder.decode(texts.spelled(token_id))
+    more = max(0, joined.find(text))
+    placed = []
+    for token_id, start in zip(token_ids, starts, strict=True):
+        name, extra = texts.of(token_id), more - start
+        if name[:extra].isspace() and 0 < extra < len(name):
+            name = name[extra:]
+        placed.append((name, min(max(0, start - more), len(text))))
+    return placed
