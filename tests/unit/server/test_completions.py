@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
+from typing import Any
 
 import openai.types
 import pytest
 
+from remix_runtime.contracts import SamplingParams
 from server.api.generation import choice_seed
 from tests.unit.server.harness import ADAPTERS, BASE, Server, greedy_text, sse_events
 from tests.unit.server.test_bad_input import check_error
@@ -202,3 +205,119 @@ async def test_stream_says_the_same_as_the_whole(server: Server) -> None:
 async def test_usage_only_when_asked(server: Server) -> None:
     for event in sse_events((await server.complete(stream=True)).text):
         assert "usage" not in event
+
+
+async def test_further_parameters_reach_the_engine(server: Server) -> None:
+    fields = {
+        "min_tokens": 2,
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "allowed_token_ids": [65, 66],
+        "bad_words": ["no", "never"],
+    }
+    defaults = SamplingParams(max_tokens=3)
+    for call in (server.complete, server.chat):
+        await call(max_tokens=3, **fields)
+        params = server.engine.requests[-1].params
+        given = {name: getattr(params, name) for name in fields}
+        lists = {"allowed_token_ids": (65, 66), "bad_words": ("no", "never")}
+        assert given == {**fields, **lists}
+        await call(max_tokens=3, **dict.fromkeys(fields))
+        assert server.engine.requests[-1].params == defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 2), ("max_tokens", 4), ("top_k", 3), ("seed", 5), ("logprobs", 2), ("min_tokens", 1)]
+    + [("prompt_logprobs", 1), ("truncate_prompt_tokens", 3), ("stop_token_ids", [65])]
+    + [("allowed_token_ids", [65, 66]), ("best_of", 1), ("prompt", [72, 105])],
+)
+async def test_a_whole_float_is_an_integer(server: Server, name: str, value: Any) -> None:
+    as_float = [float(v) for v in value] if isinstance(value, list) else float(value)
+    await server.complete(**{name: value})
+    expected = [replace(request, request_id="") for request in server.engine.requests]
+    server.engine.requests.clear()
+    assert (await server.complete(**{name: as_float})).status_code == 200
+    given = [replace(request, request_id="") for request in server.engine.requests]
+    assert given == expected
+    assert all(type(i) is int for r in given for i in (*r.prompt_token_ids, *r.params.stop_token_ids))
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ({"truncate_prompt_tokens": 3}, "llo"),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "left"}, "llo"),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, "Hel"),
+        ({"truncate_prompt_tokens": 9}, "Hello"),
+        ({"truncate_prompt_tokens": -1}, "Hello"),
+        ({"truncate_prompt_tokens": None}, "Hello"),
+        ({"truncation_side": "right"}, "Hello"),
+    ],
+)
+async def test_truncated_prompt(server: Server, body: dict[str, Any], left: str) -> None:
+    for prompt in ("Hello", list(b"Hello")):
+        answer = (await server.complete(prompt=prompt, echo=True, max_tokens=1, **body)).json()
+        assert answer["choices"][0]["text"][:-1] == left
+        assert bytes(server.engine.requests[-1].prompt_token_ids).decode() == left
+        assert answer["usage"]["prompt_tokens"] == len(left)
+    chat = (await server.chat(**body)).json()
+    assert chat["usage"]["prompt_tokens"] == len(server.engine.requests[-1].prompt_token_ids)
+    if body.get("truncate_prompt_tokens") == 3:
+        assert chat["usage"]["prompt_tokens"] == 3
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1, 100])
+async def test_a_prompt_is_cut_to_what_fits(server: Server, max_tokens: int | None) -> None:
+    body = {"truncate_prompt_tokens": -1, "max_tokens": max_tokens, "ignore_eos": True}
+    for length in (511, 600, 100_000):
+        text = "x" * length + "yz"
+        answer = (await server.complete(prompt=text, **body)).json()
+        assert answer["usage"]["completion_tokens"] == (max_tokens or 16)
+        assert answer["usage"]["total_tokens"] == 512
+        assert bytes(server.engine.requests[-1].prompt_token_ids).endswith(b"xyz")
+    messages = [{"role": "user", "content": "x" * 500}]
+    answer = (await server.chat(messages=messages, **body)).json()
+    assert answer["usage"]["completion_tokens"] == (max_tokens or 256)
+    assert answer["usage"]["total_tokens"] == 512
+
+
+async def test_token_ids_are_returned_where_asked_for(server: Server) -> None:
+    body = {"max_tokens": 6, "temperature": 0, "ignore_eos": True, "n": 2}
+    for call, prompt in ((server.complete, "Hello"), (server.chat, "user: Hello\nassistant: ")):
+        whole = (await call(**body, return_token_ids=True)).json()
+        events = sse_events((await call(**body, return_token_ids=True, stream=True)).text)
+        for choice in whole["choices"]:
+            text = choice.get("text") or choice["message"]["content"]
+            assert bytes(choice["token_ids"]).decode() == text
+            mine = [e for e in events if e["choices"][0]["index"] == choice["index"]]
+            # vLLM has a completion's in the choice, a chat's beside the choices.
+            asked = choice if call == server.complete else whole
+            assert bytes(asked["prompt_token_ids"]).decode() == prompt
+            first = mine[0]["choices"][0] if call == server.complete else mine[0]
+            assert first["prompt_token_ids"] == asked["prompt_token_ids"]
+            parts = [e["choices"][0].get("token_ids", []) for e in mine]
+            assert [i for part in parts for i in part] == choice["token_ids"]
+        for plain in ((await call(**body)).text, (await call(**body, stream=True)).text):
+            assert "token_ids" not in plain
+
+
+async def test_usage_in_every_chunk(server: Server) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"max_tokens": 5, "ignore_eos": True, "stream": True, "stream_options": options}
+    for call in (server.complete, server.chat):
+        usages = [event["usage"] for event in sse_events((await call(**body)).text)]
+        counts = [usage["completion_tokens"] for usage in usages]
+        assert counts == sorted(counts)
+        assert set(counts) >= {1, 2, 3, 4, 5}
+        assert usages[-1] == usages[-2]
+    options["include_usage"] = False
+    assert "usage" not in (await server.complete(**body)).text
+
+
+async def test_the_client_names_its_answer(server: Server) -> None:
+    for call in (server.complete, server.chat):
+        assert (await call(request_id="mine")).json()["id"] == "mine"
+        ids = [request.request_id for request in server.engine.requests]
+        assert len(set(ids)) == len(ids)
+        assert "mine" not in ids
