@@ -21,15 +21,30 @@ class Call:
     admission: Admission
 
 
+def admit(http: Request) -> Admission:
+    """Counts the request in its tenant's quota, until the last byte of the answer. Raises
+    `RateLimitedError`."""
+    services, state = services_of(http), state_of(http.scope)
+    quota = services.access.quota(state.tenant)
+    return state.holds.enter_context(services.quotas.admit(state.tenant, quota))
+
+
+def resolve(http: Request, model: str) -> Target:
+    """What the tenant's set has under the name `model`. Raises `UnknownModelError`."""
+    services, state = services_of(http), state_of(http.scope)
+    may_use_base = services.access.quota(state.tenant).may_use_base
+    target = services.sets.resolve(state.tenant, model, may_use_base=may_use_base)
+    state.name = target.name
+    return target
+
+
 def open_call(http: Request, model: str) -> Call:
     """Counts the request and pins the adapter that its `model` stands for: whatever is swapped
     meanwhile, it ends on the adapter that it began with. Raises `RateLimitedError`,
     `UnknownModelError`."""
     services, state = services_of(http), state_of(http.scope)
-    quota = services.access.quota(state.tenant)
-    admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
-    target = services.sets.resolve(state.tenant, model, may_use_base=quota.may_use_base)
-    state.name = target.name
+    admission = admit(http)
+    target = resolve(http, model)
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)

@@ -21,7 +21,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def error_responses() -> dict[int | str, dict[str, Any]]:
+    """The `responses` of every route that takes a body."""
+    return {status: {**described, "model": ErrorBody} for status, described in _ERRORS.items()}
+
+
 def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a generating route. A stream has no schema: it is many documents."""
     whole = {"model": answer, "content": {"text/event-stream": {}}}
-    return {200: whole, **{status: {**d, "model": ErrorBody} for status, d in _ERRORS.items()}}
+    return {200: whole, **error_responses()}

@@ -115,7 +115,8 @@ def place_prompt(texts: TokenTexts, token_ids: Sequence[int], text: str) -> list
     for token_id in token_ids:
         starts.append(len(joined))
         joined += decoder.decode(texts.spelled(token_id))
-    more = max(0, joined.find(text))
+    fits = joined.endswith(text)
+    more = len(joined) - len(text) if fits else max(0, joined.find(text))
     placed = []
     for token_id, start in zip(token_ids, starts, strict=True):
         name, extra = texts.of(token_id), more - start

@@ -1,0 +1,90 @@
+"""`/tokenize`, `/detokenize`, `/tokenizer_info` and `/version`, as vLLM has them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, Request
+
+from remix_runtime.contracts import Tokenizer
+from server.api.calls import admit, resolve
+from server.api.documentation import error_responses
+from server.api.token_texts import TokenTexts
+from server.api.tokenizing import require_short, run_tokenizer
+from server.api.wire.tokens import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+    TokenizerInfo,
+    Version,
+)
+from server.http.body import StrictRoute
+from server.services import services_of
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post("/tokenize", responses=error_responses())
+async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
+    """Shows the tokens of a prompt, or of a chat with the base's template."""
+    engine = services_of(http).engine
+    _count(http, body.model)
+    require_short(engine, body.num_characters, "prompt" if body.messages is None else "messages")
+    ids = await run_tokenizer(_encode, engine.tokenizer, body)
+    texts = TokenTexts(engine.tokenizer)
+    return Tokenized(
+        count=len(ids),
+        max_model_len=engine.model.max_model_len,
+        tokens=ids,
+        token_strs=list(map(texts.of, ids)) if body.return_token_strs else None,
+    )
+
+
+def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
+    if body.prompt is not None:
+        return tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+    continued = bool(body.continue_final_message)
+    return tokenizer.apply_chat_template(
+        [message.for_template() for message in body.messages or ()],
+        add_generation_prompt=not continued and body.add_generation_prompt is not False,
+        continue_final_message=continued,
+    )
+
+
+@router.post("/detokenize", responses=error_responses())
+async def detokenize(body: DetokenizeRequest, http: Request) -> Detokenized:
+    """Shows the text of tokens, special ones too."""
+    engine = services_of(http).engine
+    _count(http, body.model)
+    engine.model.require_known(body.tokens, param="tokens")
+    text = await run_tokenizer(engine.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return Detokenized(prompt=text)
+
+
+def _count(http: Request, model: str | None) -> None:
+    """A request of the tenant like any other, of a model that the tenant has."""
+    admit(http)
+    if model is not None:
+        resolve(http, model)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(http: Request) -> TokenizerInfo:
+    """What a client must know to build prompts as the server does."""
+    engine = services_of(http).engine
+    tokenizer = engine.tokenizer
+    begin = await run_tokenizer(tokenizer.encode, "", add_special_tokens=True)
+    return TokenizerInfo(
+        tokenizer_class=type(tokenizer).__name__,
+        bos_token=tokenizer.token_text(begin[0]) if begin else None,
+        eos_token=next(map(tokenizer.token_text, engine.model.eos_token_ids), None),
+        chat_template=tokenizer.chat_template,
+        max_model_len=engine.model.max_model_len,
+    )
+
+
+@router.get("/version")
+async def show_version() -> Version:
+    """The server's version."""
+    return Version(version=version("remix-serve"))
