@@ -154,7 +154,6 @@ class ModelInfo:
                 code="context_length_exceeded",
             )
 
-
     def require_known(self, token_ids: Sequence[int], *, param: str) -> None:
         """Raises `InvalidRequestError` for a token that the model does not have."""
         bad = next((i for i in token_ids if not 0 <= i < self.vocab_size), None)

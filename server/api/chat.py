@@ -13,7 +13,7 @@ from remix_runtime.contracts import TokenEvent
 from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, finished_by
-from server.api.logprobs import chat_logprobs, prompt_logprobs
+from server.api.logprobs import chat_logprobs
 from server.api.streaming import GenerationResponse
 from server.api.token_texts import Placed
 from server.api.wire.answers import (
@@ -99,9 +99,7 @@ class ChatWriter(ChoicesWriter):
         return chat_logprobs(self._texts, self._placement(index), placed)
 
     def _of_prompt(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        positions, top = choices[0].prompt_logprobs, self.body.prompt_logprobs
-        told = positions is not None and top is not None
         return {
             "prompt_token_ids": self._prompt_token_ids(0),
-            "prompt_logprobs": prompt_logprobs(self._texts, positions, top) if told else None,
+            "prompt_logprobs": self._prompt_logprobs(choices[0]),
         }

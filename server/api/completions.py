@@ -19,7 +19,7 @@ from remix_runtime.errors import InvalidRequestError
 from server.api.calls import open_call
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, admit_sequences, count_prompt_tokens, finished_by
-from server.api.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
+from server.api.logprobs import completion_logprobs, echoed_logprobs, joined
 from server.api.streaming import GenerationResponse
 from server.api.token_texts import Placed, place_prompt
 from server.api.tokenizing import longest_text, require_short, run_tokenizer
@@ -112,8 +112,10 @@ def _echoes(
     for at, request in enumerate(requests):
         number = at // body.choices_per_prompt
         prompt, ids = body.prompt[number], request.prompt_token_ids
-        is_whole = isinstance(prompt, str) and len(ids) == len(prompts[number])
-        echoes.append(prompt if is_whole else tokenizer.decode(ids, skip_special_tokens=False))
+        if isinstance(prompt, str) and len(ids) == len(prompts[number]):
+            echoes.append(prompt)
+        else:
+            echoes.append(tokenizer.decode(ids, skip_special_tokens=False))
     return echoes
 
 
@@ -167,17 +169,12 @@ class CompletionWriter(ChoicesWriter):
             placed = self._placement(index).push(choice.text, choice.positions, ended=True)
             generated = completion_logprobs(self._texts, placed)
             logprobs = joined(logprobs, generated) if logprobs else generated
-        positions, top = choice.prompt_logprobs, self.body.prompt_logprobs
         return CompletionChoice(
             index=index,
             text=self.echoes[index] + choice.text,
             logprobs=logprobs,
             finish_reason=choice.finished_by,
-            prompt_logprobs=(
-                None
-                if positions is None or top is None
-                else prompt_logprobs(self._texts, positions, top)
-            ),
+            prompt_logprobs=self._prompt_logprobs(choice),
             prompt_token_ids=self._prompt_token_ids(index),
             token_ids=self._token_ids(choice),
         )

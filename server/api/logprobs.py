@@ -101,12 +101,10 @@ def prompt_logprobs(
 ) -> PromptLogprobs:
     """Log-probabilities of a prompt's tokens, in vLLM's form: the token itself, then the likeliest
     ones."""
-    return [position and _by_token(texts, position, top) for position in positions]
+    return [None if position is None else _by_token(texts, position, top) for position in positions]
 
 
-def _by_token(
-    texts: TokenTexts, position: PositionLogprobs, top: int
-) -> dict[int, PromptLogprob]:
+def _by_token(texts: TokenTexts, position: PositionLogprobs, top: int) -> dict[int, PromptLogprob]:
     ranks = {entry.token_id: rank for rank, entry in enumerate(position.top, 1)}
     return {
         entry.token_id: PromptLogprob(

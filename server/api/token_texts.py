@@ -100,9 +100,7 @@ class Placement:
 
     def is_said(self, placed: Placed) -> bool:
         """Whether the token adds to the text: what ended the answer does not."""
-        return placed.offset < self.length and bool(
-            self._bytes_of(placed.position.chosen.token_id)
-        )
+        return placed.offset < self.length and bool(self._bytes_of(placed.position.chosen.token_id))
 
 
 def place_prompt(texts: TokenTexts, token_ids: Sequence[int], text: str) -> list[tuple[str, int]]:

@@ -43,7 +43,9 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
 
 def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
     if body.prompt is not None:
-        return tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return tokenizer.encode(
+            body.prompt, add_special_tokens=body.add_special_tokens is not False
+        )
     continued = bool(body.continue_final_message)
     return tokenizer.apply_chat_template(
         [message.for_template() for message in body.messages or ()],

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from remix_runtime.contracts import GenerationRequest, TokenEvent, Tokenizer
 from server.api.generation import Choice
+from server.api.logprobs import prompt_logprobs
 from server.api.token_texts import Placed, Placement, TokenTexts
-from server.api.wire.answers import Usage
+from server.api.wire.answers import PromptLogprobs, Usage
 from server.api.wire.generation import GenerationBody
 from server.http.errors import ApiError
 from server.live.sets import Target
@@ -118,6 +119,13 @@ class ChoicesWriter(Writer):
         """Where they were asked for."""
         ids = self.requests[index].prompt_token_ids
         return list(ids) if self.body.return_token_ids else None
+
+    def _prompt_logprobs(self, choice: Choice) -> PromptLogprobs | None:
+        """Where they were asked for."""
+        top, positions = self.body.prompt_logprobs, choice.prompt_logprobs
+        if top is None or positions is None:
+            return None
+        return prompt_logprobs(self._texts, positions, top)
 
     def closing(self, choices: Sequence[Choice]) -> Iterable[Event]:
         if self.body.include_usage:

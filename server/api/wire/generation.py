@@ -50,14 +50,11 @@ class GenerationBody(StructuredBody):
     n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: StopStrings = []
+    stop: StopStrings = Field(default_factory=list)
     seed: Seed | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: LogitBias = {}
-    user: Text | None = None
-    """Accepted for compatibility; nothing depends on it."""
-
+    logit_bias: LogitBias = Field(default_factory=dict)
     top_k: Annotated[Whole, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
@@ -66,9 +63,9 @@ class GenerationBody(StructuredBody):
     min_tokens: CountFromZero | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    allowed_token_ids: (
-        Annotated[list[TokenId], Field(max_length=MAX_ALLOWED_TOKEN_IDS)] | None
-    ) = None
+    allowed_token_ids: Annotated[list[TokenId], Field(max_length=MAX_ALLOWED_TOKEN_IDS)] | None = (
+        None
+    )
     bad_words: (
         Annotated[
             list[Annotated[Text, Field(min_length=1, max_length=100)]],

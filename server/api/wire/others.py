@@ -20,6 +20,7 @@ TAKEN = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
+        "user",
         "parallel_tool_calls",  # without tools there are none
         # vLLM's. Its prefix cache is apart for each tenant here, with or without a salt.
         "cache_salt",
@@ -60,7 +61,7 @@ ASK_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
     "kv_transfer_params": ({},),
-    "length_penalty": (1, 1.0),
+    "length_penalty": (1,),
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
     "media_io_kwargs": ({},),

@@ -67,7 +67,9 @@ def _ebnf(value: Any) -> Grammar:
     except RecursionError:
         raise invalid("the grammar is nested too deeply") from None
     except Exception as error:  # llguidance's own, and whatever its parser stumbles on
-        raise invalid(f"found neither Lark's notation nor GBNF: {error or 'it ends early'}") from None
+        raise invalid(
+            f"found neither Lark's notation nor GBNF: {error or 'it ends early'}"
+        ) from None
     return Grammar(GrammarKind.LARK, lark)
 
 
@@ -92,7 +94,9 @@ SchemaOrText = Annotated[
 Regex = Annotated[Grammar, PlainValidator(_regex, json_schema_input_type=str)]
 Choice = Annotated[Grammar, PlainValidator(_choice, json_schema_input_type=list[str])]
 Ebnf = Annotated[Grammar, PlainValidator(_ebnf, json_schema_input_type=str)]
-Unsupported = Annotated[None, PlainValidator(_nothing, json_schema_input_type=Literal[False] | None)]
+Unsupported = Annotated[
+    None, PlainValidator(_nothing, json_schema_input_type=Literal[False] | None)
+]
 
 ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
 
@@ -172,9 +176,10 @@ class StructuredBody(BaseModel):
 
     @model_validator(mode="after")
     def _find_structure(self) -> Self:
-        asked: dict[str, Grammar | None] = {
-            "response_format": self.response_format and self.response_format.grammar,
-            "structured_outputs": self.structured_outputs and self.structured_outputs.asked[0],
+        form, outputs = self.response_format, self.structured_outputs
+        asked = {
+            "response_format": None if form is None else form.grammar,
+            "structured_outputs": None if outputs is None else outputs.asked[0],
             "guided_json": self.guided_json,
             "guided_regex": self.guided_regex,
             "guided_choice": self.guided_choice,

@@ -47,7 +47,9 @@ def check_places(logprobs: dict[str, Any], text: str) -> None:
     offsets = logprobs["text_offset"]
     assert offsets[0] == 0
     assert all(0 <= offset < len(text) for offset in offsets)
-    for token, (here, there) in zip(logprobs["tokens"], pairwise([*offsets, len(text)]), strict=True):
+    for token, (here, there) in zip(
+        logprobs["tokens"], pairwise([*offsets, len(text)]), strict=True
+    ):
         if not token.startswith("bytes:"):
             assert text[here:there] == token
         else:
@@ -243,8 +245,13 @@ async def test_prompt_logprobs(server: Server, top: int) -> None:
     chat = (await server.chat(**body)).json()
     assert len(chat["prompt_logprobs"]) == chat["usage"]["prompt_tokens"]
     assert "prompt_logprobs" not in (await server.chat(max_tokens=1)).json()
-    assert "prompt_logprobs" not in (await server.complete(echo=True, logprobs=1)).json()["choices"][0]
-    for response in (await server.chat(**body, stream=True), await server.complete(**body, stream=True)):
+    assert (
+        "prompt_logprobs" not in (await server.complete(echo=True, logprobs=1)).json()["choices"][0]
+    )
+    for response in (
+        await server.chat(**body, stream=True),
+        await server.complete(**body, stream=True),
+    ):
         assert check_error(response, 400)["param"] == "prompt_logprobs"
 
 

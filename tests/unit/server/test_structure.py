@@ -65,7 +65,9 @@ def accepts(grammar: Grammar, text: str) -> bool:
     return all(map(matcher.consume_token, text.encode())) and matcher.is_accepting()
 
 
-@pytest.mark.parametrize("ask", [lambda c: {"guided_choice": c}, lambda c: {"structured_outputs": {"choice": c}}])
+@pytest.mark.parametrize(
+    "ask", [lambda c: {"guided_choice": c}, lambda c: {"structured_outputs": {"choice": c}}]
+)
 async def test_choices_are_literal(server: Server, ask: Any) -> None:
     choices = ['a"b', "a\\nb", "new\nline", "\x01\x7f\x85", "é🌍", '| "x"', "//", "start: a", "a|b"]
     grammar = await grammar_of(server, **ask(choices))
@@ -75,12 +77,16 @@ async def test_choices_are_literal(server: Server, ask: Any) -> None:
     assert not any(accepts(grammar, other) for other in ("x", "a", "", "a\nb", "é🌍é"))
 
 
-@pytest.mark.parametrize("ask", [lambda g: {"guided_grammar": g}, lambda g: {"structured_outputs": {"grammar": g}}])
+@pytest.mark.parametrize(
+    "ask", [lambda g: {"guided_grammar": g}, lambda g: {"structured_outputs": {"grammar": g}}]
+)
 async def test_gbnf_becomes_lark(server: Server, ask: Any) -> None:
     grammar = await grammar_of(server, **ask(GBNF))
     assert grammar is not None
     assert grammar.kind is GrammarKind.LARK
-    assert [accepts(grammar, text) for text in ("yes ", "no ", "yes", "maybe ")] == [True] * 2 + [False] * 2
+    assert [accepts(grammar, text) for text in ("yes ", "no ", "yes", "maybe ")] == [True] * 2 + [
+        False
+    ] * 2
 
 
 LONG = "a" * ((1 << 17) + 1)
@@ -127,7 +133,10 @@ DEEP = "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000
                 "backend": "auto",
             }.items()
         ],
-        *[({"structured_outputs": {"json": v}}, "structured_outputs.json") for v in (1, [], "[", "1")],
+        *[
+            ({"structured_outputs": {"json": v}}, "structured_outputs.json")
+            for v in (1, [], "[", "1")
+        ],
         *[({"guided_json": v}, "guided_json") for v in (True, "{", '"a"', LONG)],
         *[({"guided_regex": v}, "guided_regex") for v in ("", 1, "a\0", LONG)],
         *[

@@ -18,12 +18,24 @@ from remix_runtime.engines.fake_model import ByteTokenizer
 from server.api.logprobs import completion_logprobs
 from server.api.token_texts import Placement, TokenTexts, place_prompt
 
-PIECES = [b"<s>", b"</s>", b" Hello", b" world", b" ", b" ", b"\xf0\x9f", b"\x8c\x8d", b"!", b"", b"\n"]
+PIECES = [
+    b"<s>",
+    b"</s>",
+    b" Hello",
+    b" world",
+    b" ",
+    b" ",
+    b"\xf0\x9f",
+    b"\x8c\x8d",
+    b"!",
+    b"",
+    b"\n",
+]
 BOS, EOS, HELLO, WORLD, SPACE, SPACE_BYTE, GLOBE_1, GLOBE_2, MARK, PADDING, LINE = range(11)
 
 
 class Spaced(ByteTokenizer):
-    special_tokens: Mapping[str, int] = {"<s>": BOS, "</s>": EOS}  # noqa: RUF012
+    special_tokens: Mapping[str, int] = {"<s>": BOS, "</s>": EOS}
 
     def token_bytes(self, token_id: int) -> bytes:
         return PIECES[token_id]

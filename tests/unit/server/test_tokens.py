@@ -67,9 +67,7 @@ async def test_a_chats_tokens_are_those_that_it_is_answered_from(server: Server)
     assert tuple(answer["tokens"]) == server.engine.requests[-1].prompt_token_ids
 
 
-async def test_special_tokens_of_a_prompt(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_special_tokens_of_a_prompt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(self: ByteTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
         return [*[EOS_ID][:add_special_tokens], *text.encode()]
 
@@ -184,9 +182,19 @@ async def test_they_need_the_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/embeddings", "/v1/moderations", "/v1/audio/speech", "/v1/audio/transcriptions"]
-    + ["/v1/images/generations", "/v1/edits", "/pooling", "/score", "/v1/rerank", "/classify"]
-    + ["/v1/files/file-1/content", "/v1/batches", "/v1/fine_tuning/jobs"],
+    [
+        "/v1/embeddings",
+        "/v1/moderations",
+        "/v1/audio/speech",
+        "/v1/images/generations",
+        "/v1/edits",
+        "/pooling",
+        "/score",
+        "/v1/rerank",
+        "/v1/files/file-1/content",
+        "/v1/batches",
+        "/v1/fine_tuning/jobs",
+    ],
 )
 async def test_what_the_server_does_not_have_says_so(server: Server, path: str) -> None:
     body = {"model": BASE, "input": "a"}
