@@ -23,9 +23,10 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
         self._special = frozenset(tokenizer.special_tokens.values())
+        self._known: dict[int, bytes] = {}
 
     def of(self, token_id: int) -> str:
-        spelled = self._tokenizer.token_bytes(token_id)
+        spelled = self.spelled(token_id)
         if self._as_ids or not spelled:
             return _by_id(token_id)
         try:
@@ -43,7 +44,10 @@ class TokenTexts:
         return texts
 
     def spelled(self, token_id: int) -> bytes:
-        return self._tokenizer.token_bytes(token_id)
+        """What the token adds to the UTF-8 of a text, special tokens too."""
+        if token_id not in self._known:
+            self._known[token_id] = self._tokenizer.token_bytes(token_id)
+        return self._known[token_id]
 
     def said(self, token_id: int) -> bytes:
         """What the token adds to a text without special tokens."""

@@ -184,3 +184,13 @@ async def test_series_carry_the_tenant_and_end_somewhere(
     assert len({line for line in text.splitlines() if "remix_prompt_tokens_total{" in line}) <= 7
     assert 'remix_set_swaps_total{outcome="applied"} 5.0' in text
     assert "remix_sets_behind 0.0" in text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_alone_costs_its_tokens(server: TenantServer, stream: bool) -> None:
+    client = await server.tenant("a", tokens_per_minute=7, may_use_base=True)
+    alone = complete(BASE, max_tokens=0, echo=True, logprobs=1, stream=stream)
+    assert (await client.post("/v1/completions", json=alone)).status_code == 200
+    answer = await client.post("/v1/completions", json=alone)
+    assert answer.status_code == 429
+    assert answer.headers["x-ratelimit-remaining-tokens"] == "2"
