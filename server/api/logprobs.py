@@ -20,7 +20,8 @@ def completion_logprobs(texts: TokenTexts, placed: Sequence[Placed]) -> Completi
     """Log-probabilities of generated tokens, as completions have them."""
     logprobs = CompletionLogprobs()
     for token in placed:
-        _add(logprobs, texts, token.position, token.offset, len(token.position.top))
+        name = texts.of_placed(token) if token.unsaid else None
+        _add(logprobs, texts, token.position, token.offset, len(token.position.top), name)
     return logprobs
 
 
@@ -76,16 +77,14 @@ def chat_logprobs(
     texts: TokenTexts, placement: Placement, placed: Sequence[Placed]
 ) -> ChatLogprobs:
     """Log-probabilities of the tokens that a chat's text consists of."""
-    return ChatLogprobs(
-        content=[
-            ChatTokenLogprob(
-                **_chat_entry(texts, token.position.chosen).model_dump(),
-                top_logprobs=[_chat_entry(texts, entry) for entry in token.position.top],
-            )
-            for token in placed
-            if placement.is_said(token)
-        ]
-    )
+    content = []
+    for token in filter(placement.is_said, placed):
+        chosen = _chat_entry(texts, token.position.chosen)
+        if token.unsaid:
+            chosen.token, chosen.bytes = texts.of_placed(token), chosen.bytes[token.unsaid :]
+        top = [_chat_entry(texts, entry) for entry in token.position.top]
+        content.append(ChatTokenLogprob(**chosen.model_dump(), top_logprobs=top))
+    return ChatLogprobs(content=content)
 
 
 def _chat_entry(texts: TokenTexts, entry: TokenLogprob) -> TopLogprob:

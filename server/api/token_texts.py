@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, Tokenizer
 
 _CHARACTER = 4
 """The most tokens of a character that is spelled in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A token's log-probabilities, and the character of the text that the token begins at."""
+
+    position: PositionLogprobs
+    offset: int
+    unsaid: int = 0
+    """Characters of the token that the text does not have: a space that was dropped at its
+    beginning."""
 
 
 class TokenTexts:
@@ -34,6 +45,11 @@ class TokenTexts:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
+    def of_placed(self, placed: Placed) -> str:
+        """Without what its text does not have of it."""
+        text = self.of(placed.position.chosen.token_id)
+        return text if self._as_ids else text[placed.unsaid :]
+
     def distinct(self, token_ids: Iterable[int]) -> dict[int, str]:
         """A different text for each token: of two that look alike the later one is called by its
         id."""
@@ -53,17 +69,39 @@ class TokenTexts:
         """What the token adds to a text without special tokens."""
         return b"" if token_id in self._special else self.spelled(token_id)
 
+    def says_nothing(self, token_ids: Sequence[int], *, skips_special: bool) -> bool:
+        return not self._tokenizer.decode(token_ids, skip_special_tokens=skips_special)
+
+    def dropped_at_beginning(self, token_id: int) -> int:
+        """Spaces of a token that some tokenizers drop at the beginning of a text."""
+        alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        spelled = self.spelled(token_id)
+        dropped = len(spelled) - len(alone.encode())
+        return dropped if dropped > 0 and spelled[:dropped].isspace() else 0
+
 
 def _by_id(token_id: int) -> str:
     return f"token_id:{token_id}"
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A token's log-probabilities, and the character of the text that the token begins at."""
+class _Cursor:
+    """Walks through a text in the bytes of its tokens."""
 
-    position: PositionLogprobs
-    offset: int
+    def __init__(self, at: int) -> None:
+        self.at = at
+        """Whole characters so far."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def pass_over(self, spelled: bytes) -> int:
+        """Returns the character that the bytes begin in."""
+        if not spelled:
+            return self.at
+        # A first byte that does not go on with a character ends it, as U+FFFD.
+        self.at += len(self._decoder.decode(spelled[:1]))
+        unfinished, _ = self._decoder.getstate()
+        begin = self.at if unfinished else self.at - 1
+        self.at += len(self._decoder.decode(spelled[1:]))
+        return begin
 
 
 class Placement:
@@ -77,14 +115,17 @@ class Placement:
         """`start`: characters before the generated text."""
         self.length = start
         """Characters of the text that is out."""
+        self._texts = texts
         skips = request.params.skip_special_tokens
         self._bytes_of = texts.said if skips else texts.spelled
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._next = start
         self._held: list[Placed] = []
         # A character that the prompt began ends in the text.
-        for token_id in request.prompt_token_ids[-_CHARACTER:]:
-            self._decoder.decode(self._bytes_of(token_id))
+        before = request.prompt_token_ids[-_CHARACTER:]
+        self._cursor = _Cursor(start)
+        for token_id in before:
+            self._cursor.pass_over(self._bytes_of(token_id))
+        self._cursor.at = start
+        self._is_beginning = texts.says_nothing(before, skips_special=skips)
 
     def push(
         self, text: str, positions: Sequence[PositionLogprobs] | None, *, ended: bool
@@ -92,12 +133,10 @@ class Placement:
         """Takes more text, and tokens whose text may come later. Returns the tokens whose text is
         out, at the end all."""
         self.length += len(text)
-        for position in positions or ():
-            self._held.append(Placed(position, self._next))
-            self._next += len(self._decoder.decode(self._bytes_of(position.chosen.token_id)))
+        self._held += map(self._place, positions or ())
         if ended:
             out, self._held = self._held, []
-            return [Placed(placed.position, min(placed.offset, self.length)) for placed in out]
+            return [replace(placed, offset=min(placed.offset, self.length)) for placed in out]
         out = [placed for placed in self._held if placed.offset < self.length]
         self._held = self._held[len(out) :]
         return out
@@ -106,23 +145,29 @@ class Placement:
         """Whether the token adds to the text: what ended the answer does not."""
         return placed.offset < self.length and bool(self._bytes_of(placed.position.chosen.token_id))
 
+    def _place(self, position: PositionLogprobs) -> Placed:
+        token_id = position.chosen.token_id
+        spelled, unsaid = self._bytes_of(token_id), 0
+        if spelled and self._is_beginning:
+            self._is_beginning = False
+            unsaid = self._texts.dropped_at_beginning(token_id)
+        return Placed(position, self._cursor.pass_over(spelled[unsaid:]), unsaid)
+
 
 def place_prompt(texts: TokenTexts, token_ids: Sequence[int], text: str) -> list[tuple[str, int]]:
     """The text and the place of each token of a prompt.
 
     Tokens may say more than the text: a tokenizer adds its own token, or a space, at its beginning.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    starts, joined = [], ""
-    for token_id in token_ids:
-        starts.append(len(joined))
-        joined += decoder.decode(texts.spelled(token_id))
+    cursor = _Cursor(0)
+    starts = [cursor.pass_over(texts.spelled(token_id)) for token_id in token_ids]
+    joined = b"".join(map(texts.spelled, token_ids)).decode(errors="replace")
     fits = joined.endswith(text)
     more = len(joined) - len(text) if fits else max(0, joined.find(text))
     placed = []
     for token_id, start in zip(token_ids, starts, strict=True):
         name, extra = texts.of(token_id), more - start
-        if name[:extra].isspace() and 0 < extra < len(name):
+        if extra > 0 and name[:extra].isspace():
             name = name[extra:]
         placed.append((name, min(max(0, start - more), len(text))))
     return placed

@@ -15,7 +15,7 @@ from remix_runtime.contracts import (
     TokenLogprob,
 )
 from remix_runtime.engines.fake_model import ByteTokenizer
-from server.api.logprobs import completion_logprobs
+from server.api.logprobs import chat_logprobs, completion_logprobs
 from server.api.token_texts import Placement, TokenTexts, place_prompt
 
 PIECES = [
@@ -130,3 +130,23 @@ def test_places_however_the_text_comes(ids: list[int], data: st.DataObject) -> N
     assert all(a <= b for a, b in pairwise([0, *offsets, len(text)]))
     whole = Placement(TEXTS, request()).push(text, [position(i) for i in ids], ended=True)
     assert [token.offset for token in whole] == offsets
+
+
+def test_a_byte_that_ends_no_character_stands_before_the_next() -> None:
+    positions = [position(GLOBE_1), position(MARK), position(GLOBE_2), position(MARK)]
+    placed = Placement(TEXTS, request()).push("\ufffd!\ufffd\ufffd!", positions, ended=True)
+    assert [token.offset for token in placed] == [0, 1, 2, 4]
+
+
+def test_a_space_that_the_text_does_not_have() -> None:
+    """Nothing stands before the answer, and its tokenizer begins no text with a space."""
+    positions = [position(WORLD, WORLD, MARK), position(HELLO)]
+    placement = Placement(TEXTS, request([BOS]))
+    placed = placement.push("world Hello", positions, ended=True)
+    logprobs = completion_logprobs(TEXTS, placed)
+    assert logprobs.tokens == ["world", " Hello"]
+    assert logprobs.text_offset == [0, 5]
+    assert logprobs.top_logprobs[0] == {"world": -0.5 - WORLD, "!": -0.5 - MARK}
+    content = chat_logprobs(TEXTS, placement, placed).content
+    assert b"".join(bytes(entry.bytes) for entry in content) == b"world Hello"
+    assert [entry.token for entry in content] == ["world", " Hello"]
