@@ -179,7 +179,7 @@ async def test_wrong_structure(server: Server, body: dict[str, Any], param: str)
 async def test_what_the_engine_refuses_has_the_clients_name(
     server: Server, field: str, value: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: FakeEngine, request: Any) -> None:
+    def refuse(self: FakeEngine, *_: Any) -> None:
         raise InvalidRequestError("no such grammar", param="response_format")
 
     monkeypatch.setattr(FakeEngine, "_open", refuse)
