@@ -35,6 +35,10 @@ class Family:
     """Whether its templates want ids of nine letters and digits."""
 
     @property
+    def openers(self) -> tuple[str, ...]:
+        return (self.opener,) if self.opener else ()
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """Texts around calls, which are special tokens of some tokenizers."""
         more = ("[ARGS]", "[CALL_ID]") if self.form is Form.NAMED else ()

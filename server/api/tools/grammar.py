@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -72,21 +73,27 @@ class GrammarForm:
             rules.append(f"mark: TEXT ({' | '.join(free)})")
         pieces = ["mark"] if free else []
         for i, function in enumerate(functions):
-            if named:
-                opener = f"TEXT {self._mark(self.family.opener)}"
-                begin = f"{opener} {_quoted(function.name)} {self._mark('[ARGS]')}"
-                rules += [f"call_{i}: {begin} args_{i}", f"args_{i}: {_json(_arguments(function))}"]
-            elif function.strict:
-                expression = EXACT_BEGINNING.format(name=function.name)
-                rules += [
-                    f"begin_{i}[lazy]: /(.|\\n)*{expression}/",
-                    f'call_{i}: begin_{i} WHITE args_{i} WHITE "}}"',
-                    f"args_{i}: {_json(_arguments(function))}",
-                ]
-            else:
+            if not (named or function.strict):
                 continue
-            pieces.append(f"call_{i}")
+            rules.append(f"args_{i}: {_json(_arguments(function))}")
+            if named:
+                rules += self._named_in_text(i, function.name)
+                pieces.append(f"named_{i}")
+            if function.strict:
+                expression = EXACT_BEGINNING.format(name=function.name)
+                rules.append(f"begin_{i}[lazy]: /(.|\\n)*{expression}/")
+                rules.append(f'call_{i}: begin_{i} WHITE args_{i} WHITE "}}"')
+                pieces.append(f"call_{i}")
         return _lark(f"start: ({' | '.join(pieces)})* TEXT", *rules)
+
+    def _named_in_text(self, number: int, name: str) -> list[str]:
+        opener, begin = self.family.opener, f"opened_{number}"
+        expression = re.escape(opener + name) + r"\[ARGS\]"
+        rules = [f"{begin}[lazy]: /(.|\\n)*{expression}/"]
+        if opener in self.tokens:
+            by_tokens = f"TEXT <[{self.tokens[opener]}]> {_quoted(name)} {self._mark('[ARGS]')}"
+            begin = f"({begin} | {by_tokens})"
+        return [*rules, f"named_{number}: {begin} args_{number}"]
 
     def _calls(self, functions: Sequence[Function], *, many: bool) -> str:
         family = self.family

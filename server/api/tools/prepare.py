@@ -93,7 +93,7 @@ def _call_parser(body: ChatRequest, family: Family) -> AnswerParser:
     # Where the grammar allows nothing but calls that fit, any form of them is one.
     held = body.must_call or _structure(body) is not None
     return CallParser(
-        [family.opener] if family.opener else [],
+        family.openers,
         {function.name for function in functions},
         strict=() if held else {function.name for function in functions if function.strict},
         most=1 if body.calls_at_most_one else None,
