@@ -248,8 +248,8 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def special_tokens(self) -> frozenset[str]:
-        """The texts of the tokens that `decode` skips."""
+    def special_tokens(self) -> Mapping[str, int]:
+        """The tokens that are left out of a text unless they are asked for, by their names."""
         ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...

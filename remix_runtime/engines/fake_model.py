@@ -26,7 +26,7 @@ class ByteTokenizer:
 
     max_token_chars = 1
     chat_template = "each message as a line: its role, its content"
-    special_tokens = frozenset[str]()
+    special_tokens: Mapping[str, int] = {"<eos>": EOS_ID}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(text.encode())

@@ -35,9 +35,9 @@ class ModelTokenizer:
     def __init__(self, model: str) -> None:
         self._tokenizer = load_tokenizer(model)
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
-        self.special_tokens = frozenset(self._tokenizer.all_special_tokens) | {
-            token.content
-            for token in self._tokenizer.added_tokens_decoder.values()
+        self.special_tokens = {
+            token.content: token_id
+            for token_id, token in self._tokenizer.added_tokens_decoder.items()
             if token.special
         }
 

@@ -56,9 +56,10 @@ def prepare_chat(
     marks = {*(family.marks if body.callable_tools else ())}
     if thought is not Thought.NEVER:
         marks |= {THINK, END_OF_THOUGHT}
-    keeps = not tokenizer.special_tokens.isdisjoint(marks)
+    special = frozenset(tokenizer.special_tokens)
+    keeps = not special.isdisjoint(marks)
     # Who asks for special tokens gets to see them.
-    hidden = tokenizer.special_tokens if keeps and _skips_special_tokens(body) else None
+    hidden = special if keeps and _skips_special_tokens(body) else None
 
     def make_parser() -> AnswerParser:
         parser = _call_parser(body, family) if body.callable_tools else PlainParser()

@@ -36,7 +36,7 @@ class TemplateTokenizer(ByteTokenizer):
 
     def __init__(self, template: str | None, special: Sequence[str] = ()) -> None:
         self.chat_template = template  # type: ignore[assignment]
-        self.special_tokens = frozenset(special)
+        self.special_tokens = {text: _FIRST_SPECIAL + i for i, text in enumerate(special)}
         self._special = list(special)
         self._split = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
