@@ -17,7 +17,7 @@ from server.api.tools.parser import CallParser
 from server.api.tools.special import HidingParser
 from server.api.tools.template import TemplateReads, read_template
 from server.api.tools.thoughts import END_OF_THOUGHT, THINK, ThoughtParser
-from server.api.wire.chat import ChatRequest
+from server.api.wire.chat import ChatPrompt, ChatRequest
 from server.settings import ToolParserName
 
 _END_OF_PROMPT = 16
@@ -49,9 +49,8 @@ def prepare_chat(
 ) -> PreparedChat:
     """Renders a chat, in the tokenizer's thread. Raises `InvalidRequestError`."""
     reads = read_template(tokenizer.chat_template or "")
-    tells = bool(body.callable_tools) and not reads.tools
-    family = HERMES if tells else family_of(reads.source, setting)
-    prompt = _render(tokenizer, body, reads, family, tells=tells)
+    family = _family(body, reads, setting)
+    prompt = render_prompt(tokenizer, body, setting)
     thought = _thought(tokenizer, body, reads, prompt)
     marks = {*(family.marks if body.callable_tools else ())}
     if thought is not Thought.NEVER:
@@ -119,9 +118,21 @@ def _grammar(body: ChatRequest, form: GrammarForm) -> Grammar | None:
     return None
 
 
-def _render(
-    tokenizer: Tokenizer, body: ChatRequest, reads: TemplateReads, family: Family, *, tells: bool
+def _tells(body: ChatPrompt, reads: TemplateReads) -> bool:
+    """Whether the model is told of the tools in our own form."""
+    return bool(body.callable_tools) and not reads.tools
+
+
+def _family(body: ChatPrompt, reads: TemplateReads, setting: ToolParserName) -> Family:
+    return HERMES if _tells(body, reads) else family_of(reads.source, setting)
+
+
+def render_prompt(
+    tokenizer: Tokenizer, body: ChatPrompt, setting: ToolParserName = "auto"
 ) -> list[int]:
+    """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
+    reads = read_template(tokenizer.chat_template or "")
+    family, tells = _family(body, reads, setting), _tells(body, reads)
     messages = prepare_messages([m.for_template() for m in body.messages], reads, family)
     variables = _variables(body, reads)
     tools = [tool.for_template() for tool in body.callable_tools]
@@ -156,7 +167,7 @@ def _render_own_form(
         return render(own_form.into_user(messages, text))
 
 
-def _variables(body: ChatRequest, reads: TemplateReads) -> dict[str, Any]:
+def _variables(body: ChatPrompt, reads: TemplateReads) -> dict[str, Any]:
     """What the template gets beside messages and tools."""
     variables: dict[str, Any] = {}
     effort = body.reasoning_effort

@@ -195,15 +195,14 @@ def _bounded(variables: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
-class ChatRequest(GenerationBody):
-    """Body of `POST /v1/chat/completions`."""
+class ChatPrompt(BaseModel):
+    """What the prompt of a chat is made of."""
+
+    model_config = ConfigDict(strict=True)
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Tools = None
     tool_choice: ToolChoice = None
-    parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[Text, Field(max_length=32)] | None = None
     """Given to templates that read it; "none" also asks those to think no more that can. Says
     nothing to others."""
@@ -214,11 +213,7 @@ class ChatRequest(GenerationBody):
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None
 
     @model_validator(mode="after")
-    def _check_chat(self) -> Self:
-        if self.top_logprobs and not self.logprobs:
-            raise refused("top_logprobs", "only allowed when logprobs is true")
-        if (self.model_extra or {}).get("echo"):
-            raise refused("echo", "this server does not support it; leave it out")
+    def _check_last_message(self) -> Self:
         if self.continue_final_message:
             if self.add_generation_prompt:
                 raise refused(
@@ -260,7 +255,7 @@ class ChatRequest(GenerationBody):
 
     @property
     def callable_tools(self) -> list[Tool]:
-        """The tools that this answer may call."""
+        """The tools that the answer may call."""
         if self.tool_choice == "none":
             return []
         chosen = self._chosen_names
@@ -279,6 +274,22 @@ class ChatRequest(GenerationBody):
     @property
     def names_its_tool(self) -> bool:
         return isinstance(self.tool_choice, NamedTool)
+
+
+class ChatRequest(ChatPrompt, GenerationBody):
+    """Body of `POST /v1/chat/completions`."""
+
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise refused("top_logprobs", "only allowed when logprobs is true")
+        if (self.model_extra or {}).get("echo"):
+            raise refused("echo", "this server does not support it; leave it out")
+        return self
 
     @property
     def calls_at_most_one(self) -> bool:
