@@ -255,6 +255,11 @@ class Tokenizer(Protocol):
         """The template's source; None where the model has none."""
         ...
 
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The tokens that are left out of a text unless they are asked for, by their names."""
+        ...
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
@@ -267,11 +272,6 @@ class Tokenizer(Protocol):
         """What the token adds to the UTF-8 of a text; a special token's is its name. Joined, the
         bytes of tokens are their text, apart from a space that some tokenizers drop at its
         start."""
-        ...
-
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The tokens that are left out of a text unless they are asked for, by their names."""
         ...
 
     def apply_chat_template(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from remix_runtime.errors import ConfigError
+
+ToolParserName = Literal["auto", "hermes", "llama3", "mistral", "json"]
 
 
 def _http(text: str, **limits: Any) -> Any:
@@ -37,6 +39,10 @@ class ServerSettings(BaseSettings):
     max_choices: Annotated[
         int, _http("Sequences that a request may ask for: prompts times n.", ge=1)
     ] = 64
+    tool_parser: Annotated[
+        ToolParserName,
+        _http("How the model writes calls of tools; auto: by its chat template."),
+    ] = "auto"
     drain_seconds: Annotated[
         float,
         _http("Time that running requests have after SIGTERM.", ge=0, allow_inf_nan=False),

@@ -18,13 +18,21 @@ class ModelTokenizer(Spelling):
     def __init__(self, model: str) -> None:
         super().__init__(load_tokenizer(model))
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
+        self.special_tokens = {
+            token.content: token_id
+            for token_id, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
 
     def __len__(self) -> int:
         return len(self._tokenizer)
 
     @property
     def chat_template(self) -> str | None:
-        template: str | None = self._tokenizer.chat_template
+        # Some models have several templates by name; this is the one for chats with tools.
+        template: str | dict[str, str] | None = self._tokenizer.chat_template
+        if isinstance(template, dict):
+            return template.get("tool_use", template.get("default"))
         return template
 
     @property

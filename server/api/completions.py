@@ -154,14 +154,15 @@ class CompletionWriter(ChoicesWriter):
 
     def _choice_of_chunk(
         self, index: int, event: TokenEvent, placed: Sequence[Placed]
-    ) -> CompletionChoice:
-        return CompletionChoice(
+    ) -> CompletionChoice | None:
+        choice = CompletionChoice(
             index=index,
             text=event.text,
             logprobs=completion_logprobs(self._texts, placed) if placed else None,
             finish_reason=finished_by(event),
             token_ids=self._token_ids(event),
         )
+        return choice if choice.text or choice.finish_reason or choice.token_ids else None
 
     def _choice_of_whole(self, index: int, choice: Choice) -> CompletionChoice:
         logprobs = self._echoed(index, choice.prompt_logprobs)

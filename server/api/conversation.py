@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fastapi import Request
 
@@ -11,8 +11,9 @@ from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import Call, open_call
 from server.api.generation import admit_sequences, count_prompt_tokens
-from server.api.parts import AnswerParser, PlainParser
+from server.api.parts import AnswerParser
 from server.api.tokenizing import require_short, run_tokenizer
+from server.api.tools.prepare import PreparedChat, prepare_chat
 from server.api.wire.chat import ChatRequest
 from server.services import services_of
 
@@ -27,6 +28,8 @@ class Conversation:
     prompt_tokens: int
     make_parser: Callable[[], AnswerParser]
     """A fresh parser for the text of a choice."""
+    fields: Mapping[str, str]
+    """The client's names for fields that the engine calls otherwise."""
 
 
 async def open_conversation(
@@ -44,14 +47,13 @@ async def open_conversation(
         raise InvalidRequestError(
             f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
-    require_short(engine, sum(len(m.content) for m in body.messages), param)
-    messages = [message.for_template() for message in body.messages]
-    prompt = await run_tokenizer(engine.tokenizer.apply_chat_template, messages)
+    require_short(engine, body.num_characters, param)
+    chat = await run_tokenizer(prepare_chat, engine.tokenizer, body, services.settings.tool_parser)
     requests = admit_sequences(
         call,
         engine.model,
         body,
-        [prompt],
+        [chat.prompt],
         answer_id=answer_id,
         max_tokens=body.most_tokens,
         default_max_tokens=services.settings.default_max_tokens,
@@ -61,7 +63,15 @@ async def open_conversation(
     )
     return Conversation(
         call=call,
-        requests=requests,
+        requests=[_as_prepared(request, chat) for request in requests],
         prompt_tokens=count_prompt_tokens(requests, body),
-        make_parser=PlainParser,
+        make_parser=chat.make_parser,
+        # Without a structure of its own the request's tools ask for the grammar.
+        fields=body.engine_fields or {"response_format": "tools"},
     )
+
+
+def _as_prepared(request: GenerationRequest, chat: PreparedChat) -> GenerationRequest:
+    skips = request.params.skip_special_tokens and not chat.keeps_special_tokens
+    params = replace(request.params, grammar=chat.grammar, skip_special_tokens=skips)
+    return replace(request, params=params)

@@ -11,6 +11,7 @@ from server.api.calls import admit, resolve
 from server.api.documentation import error_responses
 from server.api.token_texts import TokenTexts
 from server.api.tokenizing import require_short, run_tokenizer
+from server.api.tools.prepare import render_prompt
 from server.api.wire.tokens import (
     Detokenized,
     DetokenizeRequest,
@@ -21,6 +22,7 @@ from server.api.wire.tokens import (
 )
 from server.http.body import StrictRoute
 from server.services import services_of
+from server.settings import ToolParserName
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -28,10 +30,11 @@ router = APIRouter(route_class=StrictRoute)
 @router.post("/tokenize", responses=error_responses())
 async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
     """Shows the tokens of a prompt, or of a chat with the base's template."""
-    engine = services_of(http).engine
+    services = services_of(http)
+    engine = services.engine
     _count(http, body.model)
-    require_short(engine, body.num_characters, "prompt" if body.messages is None else "messages")
-    ids = await run_tokenizer(_encode, engine.tokenizer, body)
+    require_short(engine, body.num_characters, "messages" if body.prompt is None else "prompt")
+    ids = await run_tokenizer(_encode, engine.tokenizer, body, services.settings.tool_parser)
     texts = TokenTexts(engine.tokenizer)
     return Tokenized(
         count=len(ids),
@@ -41,17 +44,10 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
     )
 
 
-def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
-    if body.prompt is not None:
-        return tokenizer.encode(
-            body.prompt, add_special_tokens=body.add_special_tokens is not False
-        )
-    continued = bool(body.continue_final_message)
-    return tokenizer.apply_chat_template(
-        [message.for_template() for message in body.messages or ()],
-        add_generation_prompt=not continued and body.add_generation_prompt is not False,
-        continue_final_message=continued,
-    )
+def _encode(tokenizer: Tokenizer, body: TokenizeRequest, setting: ToolParserName) -> list[int]:
+    if body.prompt is None:
+        return render_prompt(tokenizer, body, setting)
+    return tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
 
 
 @router.post("/detokenize", responses=error_responses())

@@ -96,8 +96,9 @@ class ChoicesWriter(Writer):
     @abstractmethod
     def _choice_of_chunk(
         self, index: int, event: TokenEvent, placed: Sequence[Placed]
-    ) -> BaseModel:
-        """`placed`: the tokens whose text is out with this event."""
+    ) -> BaseModel | None:
+        """What is new, None for nothing. `placed`: the tokens whose text is out with this
+        event."""
 
     @abstractmethod
     def _choice_of_whole(self, index: int, choice: Choice) -> BaseModel: ...
@@ -108,8 +109,9 @@ class ChoicesWriter(Writer):
         placed: Sequence[Placed] = ()
         if self.requests[index].params.logprobs is not None:
             placed = self._placement(index).push(event.text, event.logprobs, ended=ended)
-        if event.text or ended or self._token_ids(event):
-            yield self._chunk(self._choice_of_chunk(index, event, placed))
+        choice = self._choice_of_chunk(index, event, placed)
+        if choice is not None:
+            yield self._chunk(choice)
 
     def _token_ids(self, of: TokenEvent | Choice) -> list[int] | None:
         """Of an event or a whole choice, where they were asked for."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, model_serializer
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 FinishedBy = Literal["stop", "length"]
+ChatFinishedBy = Literal["stop", "length", "tool_calls"]
 
 T = TypeVar("T")
 IfAsked = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
@@ -84,17 +85,42 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class AnsweredFunction(BaseModel):
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class AnsweredCall(BaseModel):
+    """A call of a tool that the client has to make."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnsweredFunction
+
+
 class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """Null where there is nothing but calls."""
     refusal: None = None
+    reasoning_content: str | None = None
+    """Only where the model thought."""
+    tool_calls: list[AnsweredCall] | None = None
+    """Only where there are some."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_there_is(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        optional = ("reasoning_content", "tool_calls")
+        return {k: v for k, v in fields.items() if v is not None or k not in optional}
 
 
 class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishedBy
+    finish_reason: ChatFinishedBy
     token_ids: IfAsked[list[int]] = None
 
 
@@ -110,21 +136,39 @@ class ChatCompletion(BaseModel):
     prompt_token_ids: IfAsked[list[int]] = None
 
 
-class ChatDelta(BaseModel):
+class _Changing(BaseModel):
+    """A part of a message that says what is new, and nothing else."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_changes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class FunctionDelta(_Changing):
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCallDelta(_Changing):
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class ChatDelta(_Changing):
     role: Literal["assistant"] | None = None
     content: str | None = None
-
-    @model_serializer
-    def _only_what_changes(self) -> dict[str, str]:
-        fields = {"role": self.role, "content": self.content}
-        return {name: value for name, value in fields.items() if value is not None}
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishedBy | None = None
+    finish_reason: ChatFinishedBy | None = None
     token_ids: IfAsked[list[int]] = None
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.answers import IfAsked
-from server.api.wire.chat import Message
+from server.api.wire.chat import ChatPrompt, Message
 from server.api.wire.others import check_others
 from server.api.wire.refusal import refused
 from server.http.fields import Text, TokenId
@@ -16,47 +16,44 @@ from server.http.fields import Text, TokenId
 MAX_TOKENS = 1 << 17
 """Token ids of one request."""
 
+_SAY_NOTHING: tuple[object, ...] = (None, True, [], {}, "none", "auto")
+"""Values of a chat's fields beside a prompt that has no chat."""
+
 ModelName = Annotated[Text, Field(min_length=1, max_length=MAX_MODEL_NAME)]
 
 
-class TokenizeRequest(BaseModel):
-    """A prompt of completions, or the messages of a chat."""
+class TokenizeRequest(ChatPrompt):
+    """A prompt of completions, or what the prompt of a chat is made of."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: ModelName | None = None
-    """All adapters have the base's tokenizer, so nothing depends on it."""
+    """All adapters have the base's tokenizer; one may have a chat template of its own."""
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: Annotated[list[Message], Field(max_length=4096)] = Field(default_factory=list)
     add_special_tokens: bool | None = None
     """Whether the tokenizer adds its own; a prompt has them unless told otherwise, and a chat never
     has more than its template wrote."""
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise refused("prompt", "expected either a prompt or messages")
-        if self.messages is None:
-            if self.add_generation_prompt is False or self.continue_final_message:
-                name = "continue_final_message"
-                name = name if self.continue_final_message else "add_generation_prompt"
-                raise refused(name, "only allowed with messages")
+        if (self.prompt is None) == (not self.messages):
+            name = "messages" if self.model_fields_set & {"messages"} else "prompt"
+            name = name if self.prompt is None else "prompt"
+            raise refused(name, "expected either a prompt or messages")
+        if self.prompt is not None:
+            for name in ChatPrompt.model_fields:
+                if name != "messages" and getattr(self, name) not in _SAY_NOTHING:
+                    raise refused(name, "only allowed with messages")
         elif self.add_special_tokens:
             raise refused("add_special_tokens", "a chat's template writes them; leave it out")
-        elif self.continue_final_message and self.add_generation_prompt:
-            message = "not allowed together with continue_final_message"
-            raise refused("add_generation_prompt", message)
         check_others(self.model_extra or {})
         return self
 
     @property
     def num_characters(self) -> int:
-        if self.prompt is not None:
-            return len(self.prompt)
-        return sum(len(message.content) for message in self.messages or ())
+        return super().num_characters if self.prompt is None else len(self.prompt)
 
 
 class Tokenized(BaseModel):

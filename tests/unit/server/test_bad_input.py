@@ -124,6 +124,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     *[("repetition_detection", {}), ("watermarking", True), ("top_logprob", 1)],
     *[("stream_options", v) for v in (1, [], {"include_usage": True})],
 ]
+TOOL = {"type": "function", "function": {"name": "f"}}
 BAD_COMPLETION: list[tuple[str, Any]] = [
     *[("prompt", v) for v in (None, 1, [], [[]], {}, [1, "a"], ["a", 1], [True], [-1], [1.5])],
     *[("prompt", v) for v in ([[1], "a"], [[1], []], "a\0b", ["a", "\0"], [10**400], [257], "")],
@@ -138,7 +139,31 @@ BAD_CHAT: list[tuple[str, Any]] = [
     *[("max_completion_tokens", v) for v in (0, True, "1")],
     *[("logprobs", v) for v in (1, "x")],
     ("top_logprobs", 2),
-    *[("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}])],
+    *[("tools", v) for v in ({}, [1], [{"type": "function"}], [{"type": "custom", "custom": {}}])],
+    *[
+        ("tools", [{"type": "function", "function": {"name": name}}])
+        for name in ("", "a b", "é", "a" * 129)
+    ],
+    *[
+        ("tools", [{"type": "function", "function": {"name": "f", "parameters": value}}])
+        for value in (
+            [],
+            "x",
+            {"type": "string"},
+            {"properties": {"x": {"const": "y" * (1 << 18)}}},
+        )
+    ],
+    ("tools", [TOOL, TOOL]),
+    ("tools", [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]),
+    *[("tool_choice", v) for v in ("required", "any", 1, {}, {"type": "custom"})],
+    ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+    ("functions", [{}]),
+    *[("parallel_tool_calls", v) for v in (1, "true")],
+    ("documents", [{"text": "no template reads this"}]),
+    *[("chat_template_kwargs", v) for v in ([], {"messages": []}, {"bos_token": "x"}, {"mood": 1})],
+    ("chat_template_kwargs", {f"v{i}": i for i in range(33)}),
+    ("chat_template_kwargs", {"enable_thinking": True}),
+    *[("add_generation_prompt", "no"), ("continue_final_message", True)],
     *[("modalities", ["text", "audio"]), ("audio", {}), ("chat_template", "{{ 1 }}")],
     *[("echo", True), ("max_tokens", 0), ("verbosity", "high"), ("messages", "a")],
 ]
@@ -190,20 +215,44 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments
         ({"role": "user", "content": [{"type": "text", "text": "\0"}]}, "messages[0].content.text"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content"),
         ({"role": "wizard", "content": "a"}, "messages[0].role"),
-        ({"role": "tool", "content": "a", "tool_call_id": "1"}, "messages[0].role"),
+        ({"role": "tool", "content": "a"}, "messages[0].tool_call_id"),
+        ({"role": "tool", "tool_call_id": "1"}, "messages[0].content"),
+        ({"role": "user", "content": "a", "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "user", "content": "a", "reasoning": "so"}, "messages[0].reasoning"),
+        *[
+            (
+                {"role": "assistant", "tool_calls": [{**CALL, **wrong}]},
+                f"messages[0].tool_calls[0].{name}",
+            )
+            for name, wrong in {
+                "id": {"id": 5},
+                "type": {"type": "custom"},
+                "function.name": {"function": {"name": "", "arguments": "{}"}},
+            }.items()
+        ],
+        *[
+            (
+                {
+                    "role": "assistant",
+                    "tool_calls": [{**CALL, "function": {"name": "f", "arguments": arguments}}],
+                },
+                "messages[0].tool_calls[0].function.arguments",
+            )
+            for arguments in (
+                *('{"a":', "[]", "5", '{"a": NaN}', "[" * 9999, '{"a": "\\ud800"}'),
+                *({"a": 1}, None),
+            )
+        ],
         ({"role": "function", "content": "a", "name": "f"}, "messages[0].role"),
         ({"role": "user", "content": "a", "name": 5}, "messages[0].name"),
-        ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "content": None, "tool_calls": []}, "messages[0].content"),
         *[
             ({"role": "assistant", "content": "a", name: value}, f"messages[0].{name}")
             for name, value in {
-                "tool_calls": [CALL],
                 "tool_call_id": "call_1",
                 "function_call": CALL["function"],
                 "refusal": "I will not",
                 "audio": {"id": "audio_1"},
-                "reasoning_content": "so",
-                "reasoning": "so",
                 "thinking": "so",
                 "images": ["aGk="],
                 "prefix": True,
@@ -354,3 +403,10 @@ async def test_fields_that_cannot_change_the_answer_are_taken(server: Server, na
     plain = (await server.complete(**body)).json()["choices"]
     for value in ({"a": "b"}, "text", True, []):
         assert (await server.complete(**body, **{name: value})).json()["choices"] == plain
+
+
+async def test_fields_of_chats_that_ask_for_nothing_are_taken(server: Server) -> None:
+    fields = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
+    fields |= {"logprobs": False, "top_logprobs": 0, "parallel_tool_calls": True, "documents": []}
+    fields |= {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "none"}
+    assert (await server.chat(**fields, modalities=["text"])).status_code == 200

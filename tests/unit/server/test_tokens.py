@@ -52,13 +52,18 @@ async def test_token_texts(server: Server) -> None:
         ({}, CHAT + "assistant: "),
         ({"add_generation_prompt": True, "add_special_tokens": False}, CHAT + "assistant: "),
         ({"add_generation_prompt": False}, CHAT),
-        ({"continue_final_message": True}, CHAT.strip()),
-        ({"continue_final_message": True, "add_generation_prompt": False}, CHAT.strip()),
     ],
 )
 async def test_a_chat(server: Server, fields: dict[str, Any], text: str) -> None:
     answer = await tokenize(server, messages=MESSAGES, **fields)
     assert bytes(answer["tokens"]).decode() == text
+
+
+@pytest.mark.parametrize("fields", [{}, {"add_generation_prompt": False}])
+async def test_a_chat_whose_last_message_goes_on(server: Server, fields: dict[str, Any]) -> None:
+    messages = [*MESSAGES, {"role": "assistant", "content": "I am"}]
+    answer = await tokenize(server, messages=messages, continue_final_message=True, **fields)
+    assert bytes(answer["tokens"]).decode() == CHAT + "assistant: I am"
 
 
 async def test_a_chats_tokens_are_those_that_it_is_answered_from(server: Server) -> None:
@@ -112,7 +117,7 @@ async def test_version(server: Server) -> None:
                 "add_generation_prompt": True,
                 "continue_final_message": True,
             },
-            "add_generation_prompt",
+            "continue_final_message",
         ),
         *[
             ("/detokenize", {"tokens": v}, "tokens")

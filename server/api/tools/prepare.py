@@ -1,0 +1,207 @@
+"""Prepares a chat: the prompt, what the answer is held to, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remix_runtime.contracts import Grammar, Tokenizer
+from remix_runtime.errors import InvalidRequestError
+from server.api.parts import AnswerParser, PlainParser
+from server.api.tools import own_form
+from server.api.tools.families import HERMES, Family, family_of
+from server.api.tools.grammar import GrammarForm, Thought, require_usable
+from server.api.tools.history import prepare_messages
+from server.api.tools.parser import CallParser
+from server.api.tools.special import HidingParser
+from server.api.tools.template import TemplateReads, read_template
+from server.api.tools.thoughts import END_OF_THOUGHT, THINK, ThoughtParser
+from server.api.wire.chat import ChatPrompt, ChatRequest
+from server.settings import ToolParserName
+
+_END_OF_PROMPT = 16
+"""So many tokens hold the end of a prompt in which a thought is begun."""
+
+_OWN_NAMES = frozenset(
+    (
+        *("messages", "conversation", "tools", "documents", "chat_template", "template"),
+        *("add_generation_prompt", "continue_final_message", "tokenize", "tokenizer_kwargs"),
+        *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "raise_exception", "strftime_now"),
+    )
+)
+"""Names that a template gets from elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedChat:
+    prompt: Sequence[int]
+    grammar: Grammar | None
+    """What the answer must be: by the request's tools and by its structure."""
+    keeps_special_tokens: bool
+    """Whether the parser needs the text with special tokens. It hides them then."""
+    make_parser: Callable[[], AnswerParser]
+
+
+def prepare_chat(
+    tokenizer: Tokenizer, body: ChatRequest, setting: ToolParserName = "auto"
+) -> PreparedChat:
+    """Renders a chat, in the tokenizer's thread. Raises `InvalidRequestError`."""
+    reads = read_template(tokenizer.chat_template or "")
+    family = _family(body, reads, setting)
+    prompt = render_prompt(tokenizer, body, setting)
+    thought = _thought(tokenizer, body, reads, prompt)
+    marks = {*(family.marks if body.callable_tools else ())}
+    if thought is not Thought.NEVER:
+        marks |= {THINK, END_OF_THOUGHT}
+    special = frozenset(tokenizer.special_tokens)
+    keeps = not special.isdisjoint(marks)
+    # Who asks for special tokens gets to see them.
+    hidden = special if keeps and body.skip_special_tokens is not False else None
+
+    def make_parser() -> AnswerParser:
+        parser = _call_parser(body, family) if body.callable_tools else PlainParser()
+        if thought is not Thought.NEVER:
+            parser = ThoughtParser(parser, begun=thought is Thought.BEGUN)
+        if hidden is not None:
+            parser = HidingParser(parser, special=hidden, marks=marks)
+        return parser
+
+    tokens = _single_tokens(tokenizer, [*family.marks, THINK, END_OF_THOUGHT])
+    form = GrammarForm(family=family, thought=thought, tokens=tokens)
+    return PreparedChat(
+        prompt=prompt,
+        grammar=_grammar(body, form),
+        keeps_special_tokens=keeps,
+        make_parser=make_parser,
+    )
+
+
+def _call_parser(body: ChatRequest, family: Family) -> AnswerParser:
+    functions = [tool.function for tool in body.callable_tools]
+    # Where the grammar allows nothing but calls that fit, any form of them is one.
+    held = body.must_call or body.grammar is not None
+    return CallParser(
+        family.openers,
+        {function.name for function in functions},
+        strict=() if held else {function.name for function in functions if function.strict},
+        most=1 if body.calls_at_most_one else None,
+    )
+
+
+def _grammar(body: ChatRequest, form: GrammarForm) -> Grammar | None:
+    structure = body.grammar
+    if not body.callable_tools:
+        thinks = form.thought is not Thought.NEVER
+        return form.must_answer(structure) if structure is not None and thinks else structure
+    held = body.must_call or structure is not None
+    for at, tool in enumerate(body.tools or ()):
+        if tool in body.callable_tools and (held or tool.function.strict):
+            require_usable(tool.function, f"tools[{at}].function.parameters")
+    functions = [tool.function for tool in body.callable_tools]
+    if held:
+        answer = None if body.must_call else structure
+        return form.must_call(functions, many=not body.calls_at_most_one, answer=answer)
+    if any(function.strict for function in functions):
+        return form.strict_calls(functions)
+    return None
+
+
+def _tells(body: ChatPrompt, reads: TemplateReads) -> bool:
+    """Whether the model is told of the tools in our own form."""
+    return bool(body.callable_tools) and not reads.tools
+
+
+def _family(body: ChatPrompt, reads: TemplateReads, setting: ToolParserName) -> Family:
+    return HERMES if _tells(body, reads) else family_of(reads.source, setting)
+
+
+def render_prompt(
+    tokenizer: Tokenizer, body: ChatPrompt, setting: ToolParserName = "auto"
+) -> list[int]:
+    """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
+    reads = read_template(tokenizer.chat_template or "")
+    family, tells = _family(body, reads, setting), _tells(body, reads)
+    messages = prepare_messages([m.for_template() for m in body.messages], reads, family)
+    variables = _variables(body, reads)
+    tools = [tool.for_template() for tool in body.callable_tools]
+    if tools and not tells:
+        variables["tools"] = tools
+    goes_on = bool(body.continue_final_message)
+
+    def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=not goes_on and body.add_generation_prompt is not False,
+            continue_final_message=goes_on,
+            **variables,
+        )
+
+    if tells:
+        return _render_own_form(render, messages, own_form.tell_of_tools(tools))
+    return render(messages)
+
+
+def _render_own_form(
+    render: Callable[[Sequence[Mapping[str, Any]]], list[int]],
+    messages: Sequence[Mapping[str, Any]],
+    text: str,
+) -> list[int]:
+    try:
+        return render(own_form.into_system(messages, text))
+    except InvalidRequestError:
+        if messages[0]["role"] == "system":
+            raise
+        # Some templates refuse a system message, which the client did not write.
+        return render(own_form.into_user(messages, text))
+
+
+def _variables(body: ChatPrompt, reads: TemplateReads) -> dict[str, Any]:
+    """What the template gets beside messages and tools."""
+    variables: dict[str, Any] = {}
+    effort = body.reasoning_effort
+    if effort is not None and "reasoning_effort" in reads.variables:
+        variables["reasoning_effort"] = effort
+    if effort == "none":
+        variables |= dict.fromkeys(reads.switches, False)
+    if body.documents:
+        if "documents" not in reads.variables:
+            raise _not_read("documents", "documents")
+        variables["documents"] = body.documents
+    for name, value in (body.chat_template_kwargs or {}).items():
+        if name in _OWN_NAMES or name.endswith("_token"):
+            raise InvalidRequestError(
+                f"chat_template_kwargs: {name} is not a name that a request may give",
+                param="chat_template_kwargs",
+            )
+        if name in reads.variables:
+            variables[name] = value
+        elif not (name in reads.SWITCHES and not value):
+            raise _not_read("chat_template_kwargs", name)
+    return variables
+
+
+def _not_read(param: str, name: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{param}: this model's chat template does not read {name[:64]}", param=param
+    )
+
+
+def _thought(
+    tokenizer: Tokenizer, body: ChatRequest, reads: TemplateReads, prompt: Sequence[int]
+) -> Thought:
+    if not reads.thinks:
+        return Thought.NEVER
+    if body.continue_final_message:
+        begun = body.messages[-1].content or ""
+        return Thought.BEGUN if begun.rfind(THINK) > begun.rfind(END_OF_THOUGHT) else Thought.NEVER
+    end = tokenizer.decode(prompt[-_END_OF_PROMPT:], skip_special_tokens=False).rstrip()
+    if end.endswith(THINK):
+        return Thought.BEGUN
+    return Thought.NEVER if end.endswith(END_OF_THOUGHT) else Thought.MAYBE
+
+
+def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, int]:
+    found = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts}
+    return {text: ids[0] for text, ids in found.items() if len(ids) == 1}

@@ -1,0 +1,155 @@
+"""A fake engine that says what a test wants, with a chat template of the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import httpx
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from remix_runtime.contracts import (
+    GenerationRequest,
+    ModelInfo,
+    PositionLogprobs,
+    TokenLogprob,
+)
+from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.fake import FakeConfig, FakeEngine, _Job
+from remix_runtime.engines.fake_model import EOS_ID, ByteTokenizer
+from remix_runtime.errors import InvalidRequestError
+from server.app import create_app
+from server.settings import ServerSettings
+from tests.unit.server.harness import BASE
+
+_FIRST_SPECIAL = EOS_ID + 1
+
+
+class TemplateTokenizer(ByteTokenizer):
+    """A token for each byte, and one for each special token."""
+
+    def __init__(self, template: str | None, special: Sequence[str] = ()) -> None:
+        self.chat_template = template  # type: ignore[assignment]
+        self.special_tokens = {text: _FIRST_SPECIAL + i for i, text in enumerate(special)}
+        self._special = list(special)
+        self._split = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        for found in self._split.finditer(text):
+            ids += text[at : found.start()].encode()
+            ids.append(_FIRST_SPECIAL + self._special.index(found[0]))
+            at = found.end()
+        return [*ids, *text[at:].encode()]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        out = b""
+        for token_id in token_ids:
+            if token_id < EOS_ID:
+                out += bytes([token_id])
+            elif token_id >= _FIRST_SPECIAL and not skip_special_tokens:
+                out += self._special[token_id - _FIRST_SPECIAL].encode()
+        return out.decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return "<eos>" if token_id == EOS_ID else self.decode([token_id], skip_special_tokens=False)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> list[int]:
+        try:
+            (text,), _ = render_jinja_template(
+                conversations=[[dict(message) for message in messages]],
+                chat_template=template or self.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **{"bos_token": "<s>", "eos_token": "</s>", **variables},
+            )
+        except TemplateError as error:
+            raise InvalidRequestError(f"refused: {error}", param="messages") from error
+        return self.encode(text, add_special_tokens=False)
+
+
+class ScriptedEngine(FakeEngine):
+    """Answers every request with `script`."""
+
+    def __init__(self, tokenizer: TemplateTokenizer) -> None:
+        super().__init__(FakeConfig(model_name=BASE, max_model_len=1 << 15))
+        self._tokenizer = tokenizer
+        self.script = ""
+
+    @property
+    def model(self) -> ModelInfo:
+        return replace(super().model, vocab_size=_FIRST_SPECIAL + 100)
+
+    @property
+    def last(self) -> GenerationRequest:
+        return self.requests[-1]
+
+    @property
+    def prompt(self) -> str:
+        return self._tokenizer.decode(self.last.prompt_token_ids, skip_special_tokens=False)
+
+    def _open(self, request: GenerationRequest) -> _Job:
+        job = super()._open(request)
+        decode = partial(
+            self._tokenizer.decode, skip_special_tokens=request.params.skip_special_tokens
+        )
+        job.completion = Completion(request, decode, (EOS_ID,))
+        return job
+
+    async def _run(self, job: _Job) -> None:
+        for token_id in (*self._tokenizer.encode(self.script, add_special_tokens=False), EOS_ID):
+            await asyncio.sleep(0)
+            if not self._is_open(job):
+                return
+            chosen = TokenLogprob(token_id=token_id, logprob=-0.5)
+            positions = (PositionLogprobs(chosen=chosen, top=()),)
+            wanted = job.request.params.logprobs is not None
+            self._send(job, job.completion.take((token_id,), positions if wanted else None))
+
+
+@dataclass
+class Scripted:
+    engine: ScriptedEngine
+    client: httpx.AsyncClient
+    app: Any
+
+    async def chat(self, script: str = "", **body: Any) -> httpx.Response:
+        self.engine.script = script
+        body = {"model": BASE, "messages": [{"role": "user", "content": "Hello"}], **body}
+        return await self.client.post("/v1/chat/completions", json=body)
+
+    async def message(self, script: str, **body: Any) -> dict[str, Any]:
+        """The first choice of an answer that says `script`."""
+        answer = await self.chat(script, **body)
+        assert answer.status_code == 200, answer.text
+        choice: dict[str, Any] = answer.json()["choices"][0]
+        return choice
+
+
+@asynccontextmanager
+async def scripted(
+    template: str | None, special: Sequence[str] = (), **settings: Any
+) -> AsyncIterator[Scripted]:
+    engine = ScriptedEngine(TemplateTokenizer(template, special))
+    app = create_app(engine, ServerSettings(log_level="error", **settings), {})
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        yield Scripted(engine, client, app)
