@@ -217,8 +217,10 @@ def _from_validation(error: RequestValidationError) -> ApiError:
 
 
 def _join(path: list[str | int]) -> str | None:
-    """The name of a field: `messages[0].content` for ["messages", 0, "content"]."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    """The name of a field: `messages[0].content` for ["messages", 0, "content"]. Tags of unions,
+    which are written <so>, are no part of it."""
+    named = [part for part in path if isinstance(part, int) or not part.startswith("<")]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named)
     return text.lstrip(".") or None
 
 

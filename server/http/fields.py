@@ -25,13 +25,13 @@ def invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("remix_invalid", "{reason}", {"reason": message})
 
 
-def _without_nul(text: str) -> str:
+def without_nul(text: str) -> str:
     if "\0" in text:
         raise invalid("contains a NUL character, expected text without it")
     return text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
+Text = Annotated[str, AfterValidator(without_nul)]
 
 Seed = Annotated[int, Field(ge=-_INT64, lt=_INT64)]
 TokenId = Annotated[int, Field(ge=0, lt=_INT32)]
@@ -54,7 +54,7 @@ def parse_prompts(value: Any) -> list[str | list[int]]:
         raise invalid(f"expected {_PROMPT_FORMS}; token ids are 0 or more")
     if kind is str:
         for text in value:
-            _without_nul(text)
+            without_nul(text)
     return value
 
 
