@@ -18,7 +18,7 @@ from remix_runtime.contracts import Engine
 from remix_runtime.errors import ConfigError
 from server.admin.app import create_admin_app
 from server.admin.services import AdminServices
-from server.api import chat, completions, dashboard, models, probes, responses
+from server.api import chat, completions, dashboard, messages, models, probes, responses
 from server.http import errors
 from server.http.auth import PROBES, KeyMiddleware
 from server.http.head import HeadMiddleware
@@ -162,7 +162,7 @@ def _data_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (completions, chat, responses, models, probes):
+    for module in (completions, chat, responses, messages, models, probes):
         app.include_router(module.router)
     for router in more:
         app.include_router(router)

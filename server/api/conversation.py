@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from remix_runtime.contracts import GenerationRequest
+from remix_runtime.contracts import Engine, GenerationRequest
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import Call, open_call
 from server.api.generation import admit_sequences
@@ -29,6 +29,15 @@ class Conversation:
     """A fresh parser for the text of a choice."""
 
 
+async def render_prompt(
+    engine: Engine, body: ChatRequest, *, param: str = "messages"
+) -> Sequence[int]:
+    """The tokens of a chat's prompt. Raises `InvalidRequestError`, `EngineBusyError`."""
+    require_short(engine, sum(len(m.content) for m in body.messages), param)
+    messages = [message.for_template() for message in body.messages]
+    return await run_tokenizer(engine.tokenizer.apply_chat_template, messages)
+
+
 async def open_conversation(
     http: Request, body: ChatRequest, *, answer_id: str, param: str = "messages"
 ) -> Conversation:
@@ -44,9 +53,7 @@ async def open_conversation(
         raise InvalidRequestError(
             f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
-    require_short(engine, sum(len(m.content) for m in body.messages), param)
-    messages = [message.for_template() for message in body.messages]
-    prompt = await run_tokenizer(engine.tokenizer.apply_chat_template, messages)
+    prompt = await render_prompt(engine, body, param=param)
     requests = admit_sequences(
         call,
         engine.model,

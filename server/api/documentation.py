@@ -21,7 +21,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def generation_responses(
+    answer: type[BaseModel], *, error: type[BaseModel] = ErrorBody, streams: bool = True
+) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a generating route. A stream has no schema: it is many documents."""
-    whole = {"model": answer, "content": {"text/event-stream": {}}}
-    return {200: whole, **{status: {**d, "model": ErrorBody} for status, d in _ERRORS.items()}}
+    whole: dict[str, Any] = {"model": answer}
+    if streams:
+        whole["content"] = {"text/event-stream": {}}
+    return {200: whole, **{status: {**d, "model": error} for status, d in _ERRORS.items()}}

@@ -37,6 +37,8 @@ def chat_form(
     if body.wants_logprobs:
         form.put("logprobs", True, "include")
         form.put("top_logprobs", body.top_logprobs)
+    if body.reasoning:
+        form.put("reasoning_effort", body.reasoning.effort, "reasoning.effort")
     for name in PASSED_ON:
         form.put(name, (body.model_extra or {}).get(name))
     _put_format(form, body)
@@ -51,9 +53,9 @@ def chat_form(
 
 
 def _put_format(form: ChatForm, body: ResponsesRequest) -> None:
-    asked = body.text and body.text.format
-    if asked is None:
+    if body.text is None or body.text.format is None:
         return
+    asked = body.text.format
     wire: dict[str, Any] = {"type": asked.type}
     if isinstance(asked, SchemaFormat):
         wire["json_schema"] = asked.model_dump(exclude={"type"}, exclude_none=True)

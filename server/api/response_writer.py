@@ -41,6 +41,8 @@ class ResponseWriter(Writer):
     make_parser: Callable[[], AnswerParser]
     remember: Callable[[ResponseObject], None]
     """Called with a response that has ended as it should."""
+    renamed: Callable[[ApiError], ApiError]
+    """An error with the client's own names."""
     _blocks: Blocks = field(init=False)
     _ids: dict[int, str] = field(default_factory=dict, init=False)
     """The items' ids by their index."""
@@ -68,7 +70,7 @@ class ResponseWriter(Writer):
         yield self._event(f"response.{ended.status}", response=ended)
 
     def failed(self, error: ApiError) -> Iterable[Event]:
-        failure = ResponseFailure(code=_failure_code(error), message=error.detail)
+        failure = ResponseFailure(code=_failure_code(error), message=self.renamed(error).detail)
         update = {"status": "failed", "error": failure, "output": self._items("incomplete")}
         yield self._event("response.failed", response=self.response.model_copy(update=update))
 

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -25,7 +24,7 @@ from server.api.wire.response_answers import (
     ResponseObject,
 )
 from server.api.wire.response_items import ITEM, InputItem, ItemReference
-from server.api.wire.responses import ResponsesRequest
+from server.api.wire.responses import Reasoning, ResponsesRequest
 from server.http.body import StrictRoute
 from server.http.errors import ApiError, ErrorBody
 from server.http.request import state_of
@@ -44,9 +43,7 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
     before, items = _remembered_items(services.memory, tenant, body)
     form = chat_form(body, list(map(_item, before)), items)
     try:
-        chat = await open_conversation(
-            http, form.validated(), answer_id=answer_id, param="input"
-        )
+        chat = await open_conversation(http, form.validated(), answer_id=answer_id, param="input")
     except InvalidRequestError as error:
         raise form.refusal(error) from error
 
@@ -71,6 +68,7 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
         response=_begun(answer_id, chat.call.target, chat.requests[0].params, body),
         make_parser=chat.make_parser,
         remember=remember,
+        renamed=form.renamed,
     )
     answer = GenerationResponse(
         services, chat.call, chat.requests, writer, stream=bool(body.stream)
@@ -131,24 +129,22 @@ def _remembered_items(
             if stored is None:
                 param = f"input[{index}].id"
                 message = f"{param}: found {item.id[:100]!r}, expected an item of a stored response"
-                raise ApiError(
-                    HTTPStatus.NOT_FOUND, message, param=param, code="item_not_found"
-                )
+                raise ApiError(HTTPStatus.NOT_FOUND, message, param=param, code="item_not_found")
             item = _item(stored)
         items.append(item)
     return before, items
 
 
 def _item(stored: str) -> InputItem:
-    item: Any = ITEM.validate_json(stored)
-    return item
+    return ITEM.validate_json(stored)
 
 
 def _begun(
     answer_id: str, target: Target, params: SamplingParams, body: ResponsesRequest
 ) -> ResponseObject:
     """The response before its first token."""
-    asked_format = body.text and body.text.format
+    asked_format = body.text.format if body.text else None
+    reasoning = body.reasoning or Reasoning()
     return ResponseObject(
         id=answer_id,
         created_at=int(time.time()),
@@ -162,7 +158,7 @@ def _begun(
         parallel_tool_calls=body.parallel_tool_calls is not False,
         max_tool_calls=body.max_tool_calls,
         text=AnsweredText() if asked_format is None else AnsweredText(format=asked_format),
-        reasoning=AnsweredReasoning(effort=body.reasoning and body.reasoning.effort),
+        reasoning=AnsweredReasoning(effort=reasoning.effort, summary=reasoning.summary),
         temperature=params.temperature,
         top_p=params.top_p,
         presence_penalty=params.presence_penalty,

@@ -53,10 +53,17 @@ class ChatForm:
                 self._origins[f"messages[{index}].{name}[{place}]"] = origin
             grown.extend(values)
 
+    def extend_text(self, origin: str, **texts: str) -> None:
+        """Adds to texts in the last message."""
+        for name, text in texts.items():
+            self.fill_message(origin, **{name: self._messages[-1].get(name, "") + text})
+
     def add_call(self, origin: str, *, id: str, name: str, arguments: str) -> None:
         """Adds a call of a function to the last message."""
         function = {"name": name, "arguments": arguments}
-        self.extend_message(origin, tool_calls=[{"id": id, "type": "function", "function": function}])
+        self.extend_message(
+            origin, tool_calls=[{"id": id, "type": "function", "function": function}]
+        )
         index, place = len(self._messages) - 1, len(self._messages[-1]["tool_calls"]) - 1
         self._origins[f"messages[{index}].tool_calls[{place}].function"] = origin
 
@@ -68,8 +75,9 @@ class ChatForm:
 
     def validated(self) -> ChatRequest:
         """Raises `ApiError`."""
+        messages = [_with_content(message) for message in self._messages]
         try:
-            return ChatRequest.model_validate({**self._fields, "messages": self._messages})
+            return ChatRequest.model_validate({**self._fields, "messages": messages})
         except ValidationError as error:
             errors = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
             raise self.renamed(as_api_error(RequestValidationError(errors))) from None
@@ -98,6 +106,15 @@ class ChatForm:
         if not known or param is None:
             return param
         return self._origins[known] + param[len(known) :]
+
+
+def _with_content(message: dict[str, Any]) -> dict[str, Any]:
+    """A chat has no empty lists of parts: nothing said is null beside calls and thoughts, else
+    an empty text."""
+    if message["content"]:
+        return message
+    says_more = "tool_calls" in message or "reasoning_content" in message
+    return {**message, "content": None if says_more else ""}
 
 
 class TranslatedResponse(Response):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal, Self
 
-from pydantic import BaseModel, model_serializer
+from pydantic import BaseModel, computed_field, model_serializer
 
 FinishedBy = Literal["stop", "length"]
 
@@ -113,6 +114,8 @@ class ChatCompletionChunk(BaseModel):
 
 
 class Model(BaseModel):
+    """A model for clients of OpenAI's, vLLM's and Anthropic's API."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -122,11 +125,36 @@ class Model(BaseModel):
     parent: str | None
     """The base model's name for an adapter, null for the base itself."""
     max_model_len: int
+    type: Literal["model"] = "model"
+    lifecycle: Literal["active"] = "active"
+
+    @computed_field
+    def display_name(self) -> str:
+        return self.id
+
+    @computed_field
+    def created_at(self) -> datetime:
+        return datetime.fromtimestamp(self.created, UTC)
+
+    @computed_field
+    def max_input_tokens(self) -> int:
+        return self.max_model_len
 
 
 class ModelList(BaseModel):
+    """All models at once: nobody needs to ask for more."""
+
     object: Literal["list"] = "list"
     data: list[Model]
+    has_more: Literal[False] = False
+
+    @computed_field
+    def first_id(self) -> str | None:
+        return self.data[0].id if self.data else None
+
+    @computed_field
+    def last_id(self) -> str | None:
+        return self.data[-1].id if self.data else None
 
 
 class Status(BaseModel):

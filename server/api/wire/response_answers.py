@@ -86,8 +86,8 @@ class AnsweredText(BaseModel):
 
 
 class AnsweredReasoning(BaseModel):
-    effort: Literal["none"] | None = None
-    summary: None = None
+    effort: str | None = None
+    summary: Literal["auto"] | None = None
 
 
 class ResponseObject(BaseModel):
@@ -134,5 +134,3 @@ class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
-
-

@@ -3,21 +3,12 @@ them. What this server answers with is among it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    TypeAdapter,
-)
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, TypeAdapter
 
-from server.api.wire.unions import field_of, kind_by_type, refuse_type
+from server.api.wire.unions import Kinds
 from server.http.fields import Text, invalid, without_nul
 
 Id = Annotated[Text, Field(min_length=1, max_length=256)]
@@ -34,14 +25,8 @@ class ContentText(_Item):
     text: Text
 
 
-class OtherContent(_Item):
-    type: Annotated[str, AfterValidator(refuse_type("content"))]
-
-
-Content = Annotated[
-    Annotated[ContentText, Tag("<text>")] | SkipJsonSchema[Annotated[OtherContent, Tag("<other>")]],
-    Discriminator(kind_by_type({kind: "<text>" for kind in ("input_text", "output_text", "text")})),
-]
+_TEXTS = dict.fromkeys(("input_text", "output_text", "text"), "<text>")
+Content = Annotated[ContentText, Kinds("content", _TEXTS).known]
 
 
 def _as_parts(value: Any) -> Any:
@@ -107,34 +92,28 @@ class ItemReference(_Item):
     id: Id
 
 
-class OtherItem(_Item):
-    type: Annotated[str, AfterValidator(refuse_type("items"))]
+def _untyped(item: Mapping[str, Any]) -> str:
+    return "<reference>" if "id" in item and "role" not in item else "<message>"
 
 
-_BY_TYPE = {
-    "message": "<message>",
-    "function_call": "<call>",
-    "function_call_output": "<output>",
-    "reasoning": "<reasoning>",
-    "item_reference": "<reference>",
-}
-
-
-def _kind_of_item(value: Any) -> str:
-    if isinstance(value, MessageItem) or (isinstance(value, dict) and "role" in value):
-        untyped = "<message>"
-    else:
-        untyped = "<reference>"
-    return untyped if field_of(value, "type") is None else kind_by_type(_BY_TYPE)(value)
-
-
+_ITEMS = Kinds(
+    "items",
+    {
+        "message": "<message>",
+        "function_call": "<call>",
+        "function_call_output": "<output>",
+        "reasoning": "<reasoning>",
+        "item_reference": "<reference>",
+    },
+    _untyped,
+)
 InputItem = Annotated[
     Annotated[MessageItem, Tag("<message>")]
     | Annotated[FunctionCallItem, Tag("<call>")]
     | Annotated[FunctionCallOutputItem, Tag("<output>")]
     | Annotated[ReasoningItem, Tag("<reasoning>")]
-    | Annotated[ItemReference, Tag("<reference>")]
-    | SkipJsonSchema[Annotated[OtherItem, Tag("<other>")]],
-    Discriminator(_kind_of_item),
+    | Annotated[ItemReference, Tag("<reference>")],
+    _ITEMS.tags,
+    _ITEMS.known,
 ]
-ITEM: TypeAdapter[Any] = TypeAdapter(InputItem)
+ITEM: TypeAdapter[InputItem] = TypeAdapter(InputItem)

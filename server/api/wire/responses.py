@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,13 +13,12 @@ from pydantic import (
     Tag,
     model_validator,
 )
-from pydantic.json_schema import SkipJsonSchema
 
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.generation import refused
 from server.api.wire.nothing import Unsupported, check_unknown, nothing_but
 from server.api.wire.response_items import Id, InputItem
-from server.api.wire.unions import kind_by_type, refuse_type
+from server.api.wire.unions import Kinds
 from server.http.fields import MAX_LOGPROBS, Text, TokenCount, without_nul
 
 LOGPROBS = "message.output_text.logprobs"
@@ -74,14 +72,7 @@ class FunctionTool(_Part):
     defer_loading: Unsupported = None
 
 
-class OtherTool(_Part):
-    type: Annotated[str, AfterValidator(refuse_type("tools"))]
-
-
-Tool = Annotated[
-    Annotated[FunctionTool, Tag("<function>")] | SkipJsonSchema[Annotated[OtherTool, Tag("<other>")]],
-    Discriminator(kind_by_type({"function": "<function>"})),
-]
+Tool = Annotated[FunctionTool, Kinds("tools", {"function": "<function>"}).known]
 
 
 class NamedFunction(_Part):
@@ -95,22 +86,23 @@ class AllowedTools(_Part):
     tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=4096)]
 
 
-class OtherChoice(_Part):
-    type: Annotated[str, AfterValidator(refuse_type("tool_choice"))]
+_CHOICES = Kinds("a choice", {"function": "<function>", "allowed_tools": "<allowed>"})
 
 
-def _kind_of_choice(value: Any) -> str:
-    if isinstance(value, str):
-        return "<word>"
-    return kind_by_type({"function": "<function>", "allowed_tools": "<allowed>"})(value)
+def _check_choice(value: Any) -> Any:
+    return value if isinstance(value, str) else _CHOICES.check(value)
+
+
+def _tag_of_choice(value: Any) -> str:
+    return "<word>" if isinstance(value, str) else _CHOICES.tag(value)
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<word>")]
     | Annotated[NamedFunction, Tag("<function>")]
-    | Annotated[AllowedTools, Tag("<allowed>")]
-    | SkipJsonSchema[Annotated[OtherChoice, Tag("<other>")]],
-    Discriminator(_kind_of_choice),
+    | Annotated[AllowedTools, Tag("<allowed>")],
+    Discriminator(_tag_of_choice),
+    BeforeValidator(_check_choice),
 ]
 
 
@@ -128,17 +120,13 @@ class SchemaFormat(_Part):
     strict: bool | None = None
 
 
-class OtherFormat(_Part):
-    type: Annotated[str, AfterValidator(refuse_type("a format"))]
-
-
+_FORMATS = Kinds(
+    "a format", {"text": "<plain>", "json_object": "<plain>", "json_schema": "<schema>"}
+)
 Format = Annotated[
-    Annotated[PlainFormat, Tag("<plain>")]
-    | Annotated[SchemaFormat, Tag("<schema>")]
-    | SkipJsonSchema[Annotated[OtherFormat, Tag("<other>")]],
-    Discriminator(
-        kind_by_type({"text": "<plain>", "json_object": "<plain>", "json_schema": "<schema>"})
-    ),
+    Annotated[PlainFormat, Tag("<plain>")] | Annotated[SchemaFormat, Tag("<schema>")],
+    _FORMATS.tags,
+    _FORMATS.known,
 ]
 
 
@@ -147,12 +135,11 @@ class TextConfig(_Part):
     verbosity: Literal["medium"] | None = None
 
 
-_EFFORT = "this server cannot tell a model how much to think"
-
-
 class Reasoning(_Part):
-    effort: Annotated[Literal["none"] | None, nothing_but("none", why=_EFFORT)] = None
-    summary: Annotated[None, nothing_but(why="this server gives thoughts as they are")] = None
+    effort: Annotated[Text, Field(max_length=32)] | None = None
+    """As `reasoning_effort` of a chat."""
+    summary: Literal["auto"] | None = None
+    """Thoughts come as they are: none is summarized."""
     generate_summary: Annotated[None, nothing_but(why="see summary")] = None
     context: Literal["auto"] | None = None
     mode: Literal["standard"] | None = None
