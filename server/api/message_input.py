@@ -8,7 +8,7 @@ from typing import Any
 from remix_runtime.errors import InvalidRequestError
 from server.api.translation import ChatForm
 from server.api.wire.messages import (
-    PASSED_ON,
+    OTHERS,
     CountTokensRequest,
     Message,
     MessagesRequest,
@@ -24,8 +24,9 @@ from server.api.wire.messages import (
 def chat_form(body: CountTokensRequest) -> ChatForm:
     form = ChatForm(messages="messages")
     form.put("model", body.model)
-    for name in PASSED_ON:
-        form.put(name, (body.model_extra or {}).get(name))
+    for name, value in (body.model_extra or {}).items():
+        if name in OTHERS.passed_on:
+            form.put(name, value)
     if isinstance(body, MessagesRequest):
         for name in ("temperature", "top_p", "top_k", "stream"):
             form.put(name, getattr(body, name))

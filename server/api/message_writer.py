@@ -110,10 +110,10 @@ def _answered(block: Block) -> AnsweredBlock:
         case BlockKind.REASONING:
             return AnsweredThinking(thinking=block.text)
         case BlockKind.CALL:
-            return AnsweredToolUse(id=block.id, name=block.name, input=_input(block.text))
+            return AnsweredToolUse(id=block.id, name=block.name, input=arguments_object(block.text))
 
 
-def _input(arguments: str) -> dict[str, Any]:
+def arguments_object(arguments: str) -> dict[str, Any]:
     """Arguments as an object, as far as they go: an answer may be cut inside of them."""
     try:
         found = from_json(arguments or "{}", allow_partial="trailing-strings")

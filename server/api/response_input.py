@@ -16,7 +16,7 @@ from server.api.wire.response_items import (
     ReasoningItem,
 )
 from server.api.wire.responses import (
-    PASSED_ON,
+    OTHERS,
     AllowedTools,
     FunctionTool,
     NamedFunction,
@@ -39,8 +39,9 @@ def chat_form(
         form.put("top_logprobs", body.top_logprobs)
     if body.reasoning:
         form.put("reasoning_effort", body.reasoning.effort, "reasoning.effort")
-    for name in PASSED_ON:
-        form.put(name, (body.model_extra or {}).get(name))
+    for name, value in (body.model_extra or {}).items():
+        if name in OTHERS.passed_on:
+            form.put(name, value)
     _put_format(form, body)
     _put_tools(form, body)
     if body.instructions is not None:

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import SamplingParams
 from remix_runtime.errors import InvalidRequestError
-from server.api.conversation import open_conversation
+from server.api.calls import open_call
+from server.api.conversation import open_conversation, render_prompt
 from server.api.documentation import generation_responses
 from server.api.response_input import chat_form
 from server.api.response_writer import ResponseWriter
@@ -21,6 +22,7 @@ from server.api.wire.response_answers import (
     AnsweredReasoning,
     AnsweredText,
     DeletedResponse,
+    InputTokens,
     ResponseObject,
 )
 from server.api.wire.response_items import ITEM, InputItem, ItemReference
@@ -74,6 +76,24 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
         services, chat.call, chat.requests, writer, stream=bool(body.stream)
     )
     return TranslatedResponse(form, answer)
+
+
+@router.post(
+    "/v1/responses/input_tokens", responses=generation_responses(InputTokens, streams=False)
+)
+async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputTokens:
+    """Counts the tokens that the prompt of such a response would have."""
+    services, tenant = services_of(http), state_of(http.scope).tenant
+    before, items = _remembered_items(services.memory, tenant, body)
+    form = chat_form(body, list(map(_item, before)), items)
+    try:
+        chat = form.validated()
+        call = open_call(http, chat.model)
+        prompt = await render_prompt(services.engine, chat, param="input")
+    except InvalidRequestError as error:
+        raise form.refusal(error) from error
+    call.admission.settle(0)
+    return InputTokens(input_tokens=len(prompt))
 
 
 @router.get(

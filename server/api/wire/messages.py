@@ -7,36 +7,31 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_validator
 
 from remix_runtime.contracts import MAX_MODEL_NAME
-from server.api.wire.nothing import Unsupported, check_unknown, nothing_but
+from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
 from server.http.fields import StopStrings, Text, TokenCount, invalid, without_nul
 
-PASSED_ON = (
-    "presence_penalty",
-    "frequency_penalty",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop_token_ids",
-    "ignore_eos",
-    "logit_bias",
-    "min_tokens",
-    "bad_words",
-    "allowed_token_ids",
-    "chat_template",
-    "chat_template_kwargs",
-    "structured_outputs",
+OTHERS = OtherFields(
+    passed_on=SAMPLING - {"top_k"},
+    named_otherwise={
+        "max_completion_tokens": "max_tokens",
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "output_format": "output_config.format",
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        "reasoning_effort": "output_config.effort",
+    },
+    ask_nothing={
+        "container": (),
+        "context_management": ({}, {"edits": []}),
+        "diagnostics": (),
+        "fallbacks": ([],),
+        "mcp_servers": ([],),
+        "n": (1,),
+        "speed": ("standard",),
+    },
+    taken=frozenset({"cache_control", "cache_salt", "inference_geo", "user_profile_id"}),
 )
-"""Fields of a chat that mean the same here, vLLM's."""
-
-_NAMED_OTHERWISE = {
-    "max_completion_tokens": "max_tokens",
-    "stop": "stop_sequences",
-    "response_format": "output_config.format",
-    "output_format": "output_config.format",
-    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
-}
-"""Fields of a chat, and of betas, that have another name here."""
 
 
 class _Part(BaseModel):
@@ -128,9 +123,9 @@ class Tool(_Part):
     description: Text | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
-    input_examples: Unsupported = None
-    defer_loading: Unsupported = None
-    allowed_callers: Annotated[None, nothing_but(["direct"])] = None
+    input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
+    defer_loading: Literal[False] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
 
 
 AnyTool = Annotated[Tool, Kinds("tools", {"custom": "<custom>"}, lambda _: "<custom>").known]
@@ -183,13 +178,10 @@ class CountTokensRequest(BaseModel):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    speed: Literal["standard"] | None = None
-    context_management: Unsupported = None
-    mcp_servers: Unsupported = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_unknown(self, PASSED_ON, _NAMED_OTHERWISE)
+        OTHERS.check(self.model_extra or {})
         return self
 
 
@@ -205,4 +197,3 @@ class MessagesRequest(CountTokensRequest):
     metadata: Metadata | None = None
     """Taken; nothing depends on it."""
     service_tier: Literal["auto", "standard_only"] | None = None
-    container: Unsupported = None

@@ -16,47 +16,40 @@ from pydantic import (
 
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.generation import refused
-from server.api.wire.nothing import Unsupported, check_unknown, nothing_but
 from server.api.wire.response_items import Id, InputItem
+from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
 from server.http.fields import MAX_LOGPROBS, Text, TokenCount, without_nul
 
 LOGPROBS = "message.output_text.logprobs"
 
-PASSED_ON = (
-    "presence_penalty",
-    "frequency_penalty",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "ignore_eos",
-    "logit_bias",
-    "min_tokens",
-    "bad_words",
-    "allowed_token_ids",
-    "include_stop_str_in_output",
-    "skip_special_tokens",
-    "truncate_prompt_tokens",
-    "chat_template",
-    "chat_template_kwargs",
-    "structured_outputs",
+OTHERS = OtherFields(
+    passed_on=SAMPLING | {"include_stop_str_in_output", "stop"},
+    named_otherwise={
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "reasoning_effort": "reasoning.effort",
+        "logprobs": "include",
+        "functions": "tools",
+        "function_call": "tool_choice",
+    },
+    ask_nothing={
+        "access_programs": (),
+        "background": (False,),
+        "background_options": (),
+        "context_management": ([],),
+        "conversation": (),
+        "image": (),
+        "moderation": (),
+        "n": (1,),
+        "prompt": (),
+        "service_tier": ("auto", "default"),
+        "truncation": ("disabled",),
+    },
+    taken=frozenset({"cache_salt", "client_metadata", "prompt_cache_options", "session_id"}),
 )
-"""Fields of a chat that mean the same here; most are vLLM's."""
-
-_NAMED_OTHERWISE = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-    "logprobs": "include",
-    "functions": "tools",
-    "function_call": "tool_choice",
-}
-"""Fields of a chat that have another name here."""
 
 
 class _Part(BaseModel):
@@ -69,7 +62,7 @@ class FunctionTool(_Part):
     description: Text | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    defer_loading: Unsupported = None
+    defer_loading: Literal[False] | None = None
 
 
 Tool = Annotated[FunctionTool, Kinds("tools", {"function": "<function>"}).known]
@@ -140,7 +133,7 @@ class Reasoning(_Part):
     """As `reasoning_effort` of a chat."""
     summary: Literal["auto"] | None = None
     """Thoughts come as they are: none is summarized."""
-    generate_summary: Annotated[None, nothing_but(why="see summary")] = None
+    generate_summary: None = None
     context: Literal["auto"] | None = None
     mode: Literal["standard"] | None = None
 
@@ -204,17 +197,9 @@ class ResponsesRequest(BaseModel):
     prompt_cache_key: Text | None = None
     prompt_cache_retention: Text | None = None
 
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    background: Literal[False] | None = None
-    conversation: Unsupported = None
-    prompt: Unsupported = None
-    context_management: Unsupported = None
-    moderation: Unsupported = None
-
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_unknown(self, PASSED_ON, _NAMED_OTHERWISE)
+        OTHERS.check(self.model_extra or {})
         if self.stream_options is not None and not self.stream:
             raise refused("stream_options", "only allowed when stream is true")
         if self.top_logprobs and not self.wants_logprobs:

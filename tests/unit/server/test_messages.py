@@ -149,6 +149,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"context_management": {"edits": [1]}}, "context_management"),
     ({"service_tier": "priority"}, "service_tier"),
     ({"top_k": "many"}, "top_k"),
+    ({"n": 2}, "n"),
+    ({"unheard_of": 1}, "unheard_of"),
+    (
+        {"tools": [{"name": "w", "input_schema": {}, "defer_loading": True}]},
+        "tools[0].defer_loading",
+    ),
 ]
 
 

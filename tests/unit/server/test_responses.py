@@ -188,6 +188,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 5}, "max_tokens"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"top_k": "many"}, "top_k"),
+    ({"n": 2}, "n"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"unheard_of": 1}, "unheard_of"),
     ({"max_output_tokens": 5000}, "input"),
     ({"input": "x" * 5000}, "input"),
 ]
@@ -233,6 +236,15 @@ async def test_sampling_is_honoured_and_told(server: Server) -> None:
     assert (params.temperature, params.top_p, params.presence_penalty) == (0.5, 0.9, 1)
     assert (params.seed, params.stop, params.top_k, params.max_tokens) == (3, ("~",), 5, 8)
     assert (answer["temperature"], answer["top_p"], answer["presence_penalty"]) == (0.5, 0.9, 1)
+
+
+async def test_counting_tokens(server: Server) -> None:
+    first = await answered(server)
+    body = {"input": "And?", "instructions": "Be kind.", "previous_response_id": first["id"]}
+    counted = await server.client.post("/v1/responses/input_tokens", json={"model": BASE, **body})
+    assert len(server.engine.requests) == 1
+    tokens = (await answered(server, **body))["usage"]["input_tokens"]
+    assert counted.json() == {"object": "response.input_tokens", "input_tokens": tokens}
 
 
 # -- what is remembered -------------------------------------------------------------------------
