@@ -99,7 +99,7 @@ async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputToke
 @router.get(
     "/v1/responses/{response_id}",
     response_model=ResponseObject,
-    responses={404: {"model": ErrorBody}},
+    responses={400: {"model": ErrorBody}, 404: {"model": ErrorBody}},
 )
 async def get_response(response_id: str, http: Request, stream: bool = False) -> Response:
     """Shows a response that this server remembers."""
