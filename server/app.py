@@ -18,7 +18,17 @@ from remix_runtime.contracts import Engine
 from remix_runtime.errors import ConfigError
 from server.admin.app import create_admin_app
 from server.admin.services import AdminServices
-from server.api import chat, completions, dashboard, elsewhere, models, probes, tokens
+from server.api import (
+    chat,
+    completions,
+    dashboard,
+    elsewhere,
+    messages,
+    models,
+    probes,
+    responses,
+    tokens,
+)
 from server.http import errors
 from server.http.auth import PROBES, KeyMiddleware
 from server.http.head import HeadMiddleware
@@ -162,8 +172,9 @@ def _data_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    apis = (completions.router, chat.router, models.router, tokens.router, elsewhere.router)
-    for router in (*apis, probes.router, *more):
+    for module in (completions, chat, responses, messages, models, tokens, elsewhere, probes):
+        app.include_router(module.router)
+    for router in more:
         app.include_router(router)
     errors.install(app)
 

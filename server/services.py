@@ -14,6 +14,7 @@ from remix_runtime.errors import EngineBusyError
 from server.live.access import Access
 from server.live.adapters import LiveAdapters
 from server.live.quotas import Quotas
+from server.live.remembered import Memory
 from server.live.sets import LiveSets
 from server.metrics import Metrics
 from server.settings import ServerSettings
@@ -57,6 +58,8 @@ class Services:
     adapters: LiveAdapters
     metrics: Metrics
     gate: Gate = field(default_factory=Gate)
+    memory: Memory = field(default_factory=Memory)
+    """Responses that clients may come back to."""
 
     @property
     def max_choices(self) -> int:

@@ -174,10 +174,10 @@ def compiled(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     if matcher.is_error():
         raise _wrong(_words(matcher.get_error()))
     matcher.compute_bitmask()  # also finds out whether there is a first token at all
-    error = _words(matcher.get_error())
-    if error and not error.startswith("NoExtension"):
-        raise _wrong(error)
-    if error or (matcher.is_stopped() and not matcher.is_accepting()):
+    problem = _words(matcher.get_error())
+    if problem and not problem.startswith("NoExtension"):
+        raise _wrong(problem)
+    if problem or (matcher.is_stopped() and not matcher.is_accepting()):
         raise _wrong("no text matches it")
     return matcher
 

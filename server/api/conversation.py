@@ -13,9 +13,9 @@ from server.api.calls import Call, open_call
 from server.api.generation import admit_sequences, count_prompt_tokens
 from server.api.parts import AnswerParser
 from server.api.tokenizing import require_short, run_tokenizer
-from server.api.tools.prepare import PreparedChat, prepare_chat
-from server.api.wire.chat import ChatRequest
-from server.services import services_of
+from server.api.tools.prepare import PreparedChat, prepare_chat, render_prompt
+from server.api.wire.chat import ChatPrompt, ChatRequest
+from server.services import Services, services_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,13 @@ class Conversation:
     """A fresh parser for the text of a choice."""
     fields: Mapping[str, str]
     """The client's names for fields that the engine calls otherwise."""
+
+
+async def prompt_of(services: Services, body: ChatPrompt, *, param: str = "messages") -> list[int]:
+    """The tokens of a chat's prompt. Raises `InvalidRequestError`, `EngineBusyError`."""
+    engine, setting = services.engine, services.settings.tool_parser
+    require_short(engine, body.num_characters, param)
+    return await run_tokenizer(render_prompt, engine.tokenizer, body, setting)
 
 
 async def open_conversation(

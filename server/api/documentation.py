@@ -21,12 +21,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def error_responses() -> dict[int | str, dict[str, Any]]:
+def error_responses(error: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """The `responses` of every route that takes a body."""
-    return {status: {**described, "model": ErrorBody} for status, described in _ERRORS.items()}
+    return {status: {**described, "model": error} for status, described in _ERRORS.items()}
 
 
-def generation_responses(answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def generation_responses(
+    answer: type[BaseModel], *, error: type[BaseModel] = ErrorBody, streams: bool = True
+) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a generating route. A stream has no schema: it is many documents."""
-    whole = {"model": answer, "content": {"text/event-stream": {}}}
-    return {200: whole, **error_responses()}
+    whole: dict[str, Any] = {"model": answer}
+    if streams:
+        whole["content"] = {"text/event-stream": {}}
+    return {200: whole, **error_responses(error)}

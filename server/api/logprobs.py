@@ -79,12 +79,18 @@ def chat_logprobs(
     """Log-probabilities of the tokens that a chat's text consists of."""
     content = []
     for token in filter(placement.is_said, placed):
-        chosen = _chat_entry(texts, token.position.chosen)
+        told = chat_token(texts, token.position)
         if token.unsaid:
-            chosen.token, chosen.bytes = texts.of_placed(token), chosen.bytes[token.unsaid :]
-        top = [_chat_entry(texts, entry) for entry in token.position.top]
-        content.append(ChatTokenLogprob(**chosen.model_dump(), top_logprobs=top))
+            told.token, told.bytes = texts.of_placed(token), told.bytes[token.unsaid :]
+        content.append(told)
     return ChatLogprobs(content=content)
+
+
+def chat_token(texts: TokenTexts, position: PositionLogprobs) -> ChatTokenLogprob:
+    """Log-probabilities of one token, and of the likeliest ones in its place."""
+    chosen = _chat_entry(texts, position.chosen)
+    top = [_chat_entry(texts, entry) for entry in position.top]
+    return ChatTokenLogprob(**chosen.model_dump(), top_logprobs=top)
 
 
 def _chat_entry(texts: TokenTexts, entry: TokenLogprob) -> TopLogprob:

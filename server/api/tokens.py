@@ -6,12 +6,11 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 
-from remix_runtime.contracts import Tokenizer
 from server.api.calls import admit, resolve
+from server.api.conversation import prompt_of
 from server.api.documentation import error_responses
 from server.api.token_texts import TokenTexts
 from server.api.tokenizing import require_short, run_tokenizer
-from server.api.tools.prepare import render_prompt
 from server.api.wire.tokens import (
     Detokenized,
     DetokenizeRequest,
@@ -22,7 +21,6 @@ from server.api.wire.tokens import (
 )
 from server.http.body import StrictRoute
 from server.services import services_of
-from server.settings import ToolParserName
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -33,8 +31,12 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
     services = services_of(http)
     engine = services.engine
     _count(http, body.model)
-    require_short(engine, body.num_characters, "messages" if body.prompt is None else "prompt")
-    ids = await run_tokenizer(_encode, engine.tokenizer, body, services.settings.tool_parser)
+    if body.prompt is None:
+        ids = await prompt_of(services, body)
+    else:
+        require_short(engine, len(body.prompt), "prompt")
+        special = body.add_special_tokens is not False
+        ids = await run_tokenizer(engine.tokenizer.encode, body.prompt, add_special_tokens=special)
     texts = TokenTexts(engine.tokenizer)
     return Tokenized(
         count=len(ids),
@@ -42,12 +44,6 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
         tokens=ids,
         token_strs=list(map(texts.of, ids)) if body.return_token_strs else None,
     )
-
-
-def _encode(tokenizer: Tokenizer, body: TokenizeRequest, setting: ToolParserName) -> list[int]:
-    if body.prompt is None:
-        return render_prompt(tokenizer, body, setting)
-    return tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
 
 
 @router.post("/detokenize", responses=error_responses())

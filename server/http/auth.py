@@ -36,13 +36,13 @@ class KeyMiddleware:
             error = await self._refusal(scope)
             if error is not None:
                 label_error(scope, error.code or error.type)
-                await error.response()(scope, receive, send)
+                await error.response(scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     async def _refusal(self, scope: Scope) -> ApiError | None:
         try:
-            tenant = await self._authenticate(scope, _bearer(scope))
+            tenant = await self._authenticate(scope, _key(scope))
         except Exception as error:
             return as_api_error(error)
         if tenant is not None:
@@ -50,15 +50,23 @@ class KeyMiddleware:
             return None
         return ApiError(
             HTTPStatus.UNAUTHORIZED,
-            "No valid API key was given; send it as `Authorization: Bearer <key>`.",
+            "No valid API key was given; send it as `Authorization: Bearer <key>` or `x-api-key`.",
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
-def _bearer(scope: Scope) -> str | None:
-    given = Headers(scope=scope).getlist("authorization")
-    if len(given) != 1:  # two keys: proxies and we might each believe another one
+def _key(scope: Scope) -> str | None:
+    """The key of a request: a bearer, or Anthropic's `x-api-key`, or both if they are the same."""
+    headers = Headers(scope=scope)
+    keys = [_bearer(given) for given in headers.getlist("authorization")]
+    keys += [given.strip() for given in headers.getlist("x-api-key")]
+    # Each header once: of two keys, proxies and we might each believe another one.
+    if len(headers.getlist("authorization")) > 1 or len(headers.getlist("x-api-key")) > 1:
         return None
-    scheme, _, key = given[0].partition(" ")
+    return keys[0] if len(set(keys)) == 1 else None
+
+
+def _bearer(given: str) -> str | None:
+    scheme, _, key = given.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else None

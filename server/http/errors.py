@@ -1,5 +1,5 @@
-"""Turns every failure into OpenAI's error shape, with the right status and nothing of our
-insides."""
+"""Turns every failure into the error shape of an API, OpenAI's unless it is another's path, with
+the right status and nothing of our insides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -23,6 +24,7 @@ from remix_runtime.errors import (
     InvalidRequestError,
     RemixError,
 )
+from server.http.anthropic import anthropic_error, is_anthropic
 from server.http.request import label_error
 from server.live.quotas import RateLimitedError
 from server.live.sets import UnknownModelError
@@ -103,10 +105,12 @@ class ApiError(HTTPException):
         reasons = {name: reason[:_MAX_MESSAGE] for name, reason in self.reasons.items()}
         return BadSetBody(error=BadSetDetail(**detail.model_dump(), reasons=reasons))
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(
-            self.body.model_dump(), status_code=self.status_code, headers=self.headers
-        )
+    def response(self, scope: Scope) -> JSONResponse:
+        """In the shape of the API that the request's path belongs to."""
+        body: BaseModel = self.body
+        if is_anthropic(scope["path"]):
+            body = anthropic_error(self.status_code, self.detail, None)
+        return JSONResponse(body.model_dump(), status_code=self.status_code, headers=self.headers)
 
 
 def unavailable(message: str, *, code: str, retry_after: float) -> ApiError:
@@ -207,7 +211,7 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     context = first.get("ctx", {})
     path = [part for part in first["loc"][1:] if part != "body"]
     if "reason" in context:
-        param, message = context.get("param") or _join(path), context["reason"]
+        param, message = _join([*path, *filter(None, [context.get("param")])]), context["reason"]
     else:
         param, message = _join(path), first["msg"]
     if not path and not param:
@@ -217,8 +221,10 @@ def _from_validation(error: RequestValidationError) -> ApiError:
 
 
 def _join(path: list[str | int]) -> str | None:
-    """The name of a field: `messages[0].content` for ["messages", 0, "content"]."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    """The name of a field: `messages[0].content` for ["messages", 0, "content"]. Tags of unions,
+    which are written <so>, are no part of it."""
+    named = [part for part in path if isinstance(part, int) or not part.startswith("<")]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in named)
     return text.lstrip(".") or None
 
 
@@ -232,7 +238,7 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
     """The one exception handler of the app."""
     api_error = as_api_error(error)
     label_error(request.scope, api_error.code or api_error.type)
-    return api_error.response()
+    return api_error.response(request.scope)
 
 
 def install(app: FastAPI) -> None:

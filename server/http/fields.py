@@ -28,13 +28,13 @@ def invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("remix_invalid", "{reason}", {"reason": message})
 
 
-def _without_nul(text: str) -> str:
+def without_nul(text: str) -> str:
     if "\0" in text:
         raise invalid("contains a NUL character, expected text without it")
     return text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
+Text = Annotated[str, AfterValidator(without_nul)]
 
 
 def _whole(value: Any) -> Any:
@@ -67,7 +67,7 @@ def parse_prompts(value: Any) -> list[str | list[int]]:
         raise invalid(f"found {len(value)} prompts, expected at most {MAX_CHOICES}")
     prompts: list[str | list[int]] = []
     for item in value:
-        prompt = _without_nul(item) if isinstance(item, str) else _token_ids(item)
+        prompt = without_nul(item) if isinstance(item, str) else _token_ids(item)
         if prompt is None or type(prompt) is not type((prompts or [prompt])[0]):
             raise invalid(f"expected {_PROMPT_FORMS}; token ids are 0 or more")
         prompts.append(prompt)

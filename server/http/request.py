@@ -15,7 +15,12 @@ from server.live.sets import UnknownModelError
 from server.metrics import OTHER
 from server.services import Services
 
-ENDPOINTS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
+ENDPOINTS = {
+    "/v1/completions": "completions",
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
 DISCONNECTED = "disconnected"
 _STATE = "remix.request"
 

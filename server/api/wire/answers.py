@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+)
 
 FinishedBy = Literal["stop", "length"]
 ChatFinishedBy = Literal["stop", "length", "tool_calls"]
@@ -185,6 +192,8 @@ class ChatCompletionChunk(BaseModel):
 
 
 class Model(BaseModel):
+    """A model for clients of OpenAI's, vLLM's and Anthropic's API."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -194,11 +203,36 @@ class Model(BaseModel):
     parent: str | None
     """The base model's name for an adapter, null for the base itself."""
     max_model_len: int
+    type: Literal["model"] = "model"
+    lifecycle: Literal["active"] = "active"
+
+    @computed_field
+    def display_name(self) -> str:
+        return self.id
+
+    @computed_field
+    def created_at(self) -> datetime:
+        return datetime.fromtimestamp(self.created, UTC)
+
+    @computed_field
+    def max_input_tokens(self) -> int:
+        return self.max_model_len
 
 
 class ModelList(BaseModel):
+    """All models at once: nobody needs to ask for more."""
+
     object: Literal["list"] = "list"
     data: list[Model]
+    has_more: Literal[False] = False
+
+    @computed_field
+    def first_id(self) -> str | None:
+        return self.data[0].id if self.data else None
+
+    @computed_field
+    def last_id(self) -> str | None:
+        return self.data[-1].id if self.data else None
 
 
 class Status(BaseModel):

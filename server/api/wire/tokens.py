@@ -51,10 +51,6 @@ class TokenizeRequest(ChatPrompt):
         check_others(self.model_extra or {})
         return self
 
-    @property
-    def num_characters(self) -> int:
-        return super().num_characters if self.prompt is None else len(self.prompt)
-
 
 class Tokenized(BaseModel):
     count: int

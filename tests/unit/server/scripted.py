@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import httpx
@@ -20,9 +19,9 @@ from remix_runtime.contracts import (
     PositionLogprobs,
     TokenLogprob,
 )
-from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fake import FakeConfig, FakeEngine, _Job
 from remix_runtime.engines.fake_model import EOS_ID, ByteTokenizer
+from remix_runtime.engines.front import Prepared
 from remix_runtime.errors import InvalidRequestError
 from server.app import create_app
 from server.settings import ServerSettings
@@ -59,7 +58,12 @@ class TemplateTokenizer(ByteTokenizer):
         return out.decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
-        return "<eos>" if token_id == EOS_ID else self.decode([token_id], skip_special_tokens=False)
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id < _FIRST_SPECIAL:
+            return super().token_bytes(token_id)
+        return self._special[token_id - _FIRST_SPECIAL].encode()
 
     def apply_chat_template(
         self,
@@ -103,13 +107,8 @@ class ScriptedEngine(FakeEngine):
     def prompt(self) -> str:
         return self._tokenizer.decode(self.last.prompt_token_ids, skip_special_tokens=False)
 
-    def _open(self, request: GenerationRequest) -> _Job:
-        job = super()._open(request)
-        decode = partial(
-            self._tokenizer.decode, skip_special_tokens=request.params.skip_special_tokens
-        )
-        job.completion = Completion(request, decode, (EOS_ID,))
-        return job
+    async def _prepare(self, request: GenerationRequest) -> Prepared:
+        return Prepared()  # a script follows no grammar
 
     async def _run(self, job: _Job) -> None:
         for token_id in (*self._tokenizer.encode(self.script, add_special_tokens=False), EOS_ID):

@@ -154,3 +154,34 @@ async def test_closing_a_stream_aborts(client: openai.AsyncOpenAI, server: Serve
         break
     await stream.close()
     await eventually(lambda: len(server.engine.aborted) == 1)
+
+
+@pytest.mark.parametrize("model", [BASE, *ADAPTERS])
+async def test_responses_in_every_way(
+    client: openai.AsyncOpenAI, server: Server, model: str
+) -> None:
+    expected, _ = await greedy_text(server.engine, PROMPT, 12, server.digests.get(model))
+    create = client.responses.create
+    whole = await create(model=model, input="Hello", max_output_tokens=12, temperature=0)
+    assert whole.output_text == expected
+    # The helper wants an answer that is not cut: this one stops at its last character.
+    stop = {"stop": expected[-1]}
+    async with client.responses.stream(
+        model=model, input="Hello", temperature=0, extra_body=stop
+    ) as stream:
+        texts = [e.delta async for e in stream if e.type == "response.output_text.delta"]
+        final = (await stream.get_final_response()).output_text
+    assert final == "".join(texts) == expected[: expected.index(expected[-1])]
+    again = await create(
+        model=model,
+        input=[*whole.output, {"role": "user", "content": "And?"}],  # type: ignore[list-item]
+    )
+    follow = await create(model=model, input="And?", previous_response_id=whole.id)
+    assert again.usage is not None
+    assert follow.usage is not None
+    assert again.usage.input_tokens + len("user: Hello\n") == follow.usage.input_tokens
+    assert (await client.responses.retrieve(whole.id)).output == whole.output
+    await client.responses.delete(whole.id)
+    with pytest.raises(openai.NotFoundError) as gone:
+        await create(model=model, input="And?", previous_response_id=whole.id)
+    assert gone.value.code == "previous_response_not_found"

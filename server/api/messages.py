@@ -1,0 +1,66 @@
+"""`POST /v1/messages` and `POST /v1/messages/count_tokens`: Anthropic's API."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import APIRouter, Request, Response
+
+from remix_runtime.errors import InvalidRequestError
+from server.api.calls import open_call
+from server.api.conversation import open_conversation, prompt_of
+from server.api.documentation import generation_responses
+from server.api.message_input import chat_form
+from server.api.message_writer import MessageWriter
+from server.api.streaming import GenerationResponse
+from server.api.translation import TranslatedResponse
+from server.api.wire.message_answers import AnsweredMessage, TokenCounted
+from server.api.wire.messages import CountTokensRequest, MessagesRequest
+from server.http.anthropic import AnthropicErrorBody
+from server.http.body import StrictRoute
+from server.services import services_of
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post(
+    "/v1/messages", responses=generation_responses(AnsweredMessage, error=AnthropicErrorBody)
+)
+async def create_message(body: MessagesRequest, http: Request) -> Response:
+    """Answers a conversation with blocks: words, thoughts and uses of tools; Anthropic's API."""
+    services, answer_id = services_of(http), f"msg_{uuid.uuid4().hex}"
+    form = chat_form(body)
+    try:
+        chat = await open_conversation(http, form.validated(), answer_id=answer_id)
+    except InvalidRequestError as error:
+        raise form.refusal(error) from error
+    writer = MessageWriter(
+        answer_id=answer_id,
+        target=chat.call.target,
+        tokenizer=services.engine.tokenizer,
+        prompt_tokens=chat.prompt_tokens,
+        make_parser=chat.make_parser,
+        renamed=form.renamed,
+        stops=body.stop_sequences,
+    )
+    answer = GenerationResponse(
+        services, chat.call, chat.requests, writer, stream=bool(body.stream)
+    )
+    return TranslatedResponse(form, answer)
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    responses=generation_responses(TokenCounted, error=AnthropicErrorBody, streams=False),
+)
+async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
+    """Counts the tokens that the prompt of such a message would have."""
+    form = chat_form(body)
+    try:
+        chat = form.validated()
+        call = open_call(http, chat.model)
+        prompt = await prompt_of(services_of(http), chat)
+    except InvalidRequestError as error:
+        raise form.refusal(error) from error
+    call.admission.settle(0)
+    return TokenCounted(input_tokens=len(prompt))
