@@ -20,9 +20,11 @@ from server.admin.app import create_admin_app
 from server.admin.services import AdminServices
 from server.api import chat, completions, dashboard, models, probes
 from server.http import errors
-from server.http.auth import PROBES, KeyMiddleware
+from server.http.auth import KeyMiddleware
+from server.http.catch import CatchMiddleware
+from server.http.cors import allow_origins
 from server.http.head import HeadMiddleware
-from server.http.request import RequestMiddleware
+from server.http.request import PROBES, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.folders import Folders
@@ -74,7 +76,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
             await engine.stop()
 
     routers = (probes.metrics_router, dashboard.router)
-    return _data_app(lifespan, routers, open_paths={*PROBES, "/"})
+    return _data_app(lifespan, settings, routers, open_paths={*PROBES, "/"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +145,13 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             )
             yield
 
-    admin = create_admin_app(settings.admin_key)
-    return TenantApps(_data_app(lifespan, (), open_paths=PROBES), admin)
+    admin = create_admin_app(settings.admin_key, access_log=settings.access_log)
+    return TenantApps(_data_app(lifespan, settings, (), open_paths=PROBES), admin)
 
 
 def _data_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    settings: ServerSettings,
     more: Collection[APIRouter],
     *,
     open_paths: Collection[str],
@@ -170,10 +173,13 @@ def _data_app(
         services: Services = scope["app"].state.services
         return await services.access.tenant_of(key)
 
-    # The last one added is the outermost: refused keys are counted too.
+    # The last one added is the outermost: refused keys are counted too, and a page's script can
+    # read why.
+    app.add_middleware(CatchMiddleware)
     app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=open_paths)
-    app.add_middleware(RequestMiddleware)
+    allow_origins(app, settings.cors_origin)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(RequestMiddleware, access_log=settings.access_log)
     return app
 
 

@@ -47,18 +47,16 @@ def serve(
     `remix adapter` and `remix set` use it.
     """
     import asyncio
-    import logging
 
     from rich.console import Console
 
     from server.app import create_app, create_tenant_apps
+    from server.http.logs import configure_logging
     from server.live.single_user import parse_adapters
     from server.runner import bind, run, url_of
 
     settings = load_settings(**{name: options[name] for name in _SERVER_OPTIONS})
-    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s")
-    for room in ("server", "remix_runtime"):
-        logging.getLogger(room).setLevel(settings.log_level.upper())
+    configure_logging(settings.log_level)
     folders = parse_adapters(adapter or ())
     if folders and settings.data_dir is not None:
         raise ConfigError("--adapter: with --data-dir adapters belong to tenants: remix set apply")

@@ -95,4 +95,4 @@ def _shown(name: str, default: object) -> str:
         return f"{default >> 30} GiB" if default >= 1 << 30 else f"{default >> 20} MiB"
     if isinstance(default, float):
         return f"{default:g}"
-    return "" if default in (None, MISSING) else str(default)
+    return "" if default in (None, MISSING, ()) else str(default)

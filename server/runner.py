@@ -88,6 +88,7 @@ def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="off",  # entered by `run`, so that its errors reach the command line
+        log_config=None,  # its lines look like ours
         log_level=settings.log_level,
         access_log=False,
         server_header=False,

@@ -29,7 +29,7 @@ def open_call(http: Request, model: str) -> Call:
     quota = services.access.quota(state.tenant)
     admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
     target = services.sets.resolve(state.tenant, model, may_use_base=quota.may_use_base)
-    state.name = target.name
+    state.name, state.digest = target.name, target.digest
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)
