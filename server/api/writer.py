@@ -14,6 +14,7 @@ from remix_runtime.contracts import TokenEvent, Tokenizer
 from server.api.generation import Choice
 from server.api.wire.answers import Usage
 from server.http.errors import ApiError
+from server.http.lines import one_line
 from server.live.sets import Target
 
 
@@ -22,12 +23,12 @@ class Event:
     """A server-sent event."""
 
     data: str
-    """JSON in one line."""
+    """JSON."""
     name: str | None = None
 
     def encode(self) -> bytes:
         name = "" if self.name is None else f"event: {self.name}\n"
-        return f"{name}data: {self.data}\n\n".encode()
+        return f"{name}data: {one_line(self.data)}\n\n".encode()
 
 
 @dataclass(kw_only=True)
