@@ -51,11 +51,11 @@ class GenerationResponse(Response):
             raise as_api_error(error) from error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._stream:
-            answer = self._send_stream(scope, send)
-        else:
-            answer = self._send_whole(scope, receive, send)
         with self._services.gate.enter():
+            if self._stream:
+                answer = self._send_stream(scope, send)
+            else:
+                answer = self._send_whole(scope, receive, send)
             answered = await until_disconnect(receive, answer)
             if not answered:
                 label_error(scope, "client_disconnected")
