@@ -24,6 +24,7 @@ from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.cors import allow_origins
 from server.http.head import HeadMiddleware
+from server.http.openapi import correct_document, docs_router
 from server.http.request import PROBES, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
@@ -76,7 +77,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
             await engine.stop()
 
     routers = (probes.metrics_router, dashboard.router)
-    return _data_app(lifespan, settings, routers, open_paths={*PROBES, "/"})
+    return _data_app(lifespan, settings, routers, open_paths={*PROBES, "/", "/docs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +162,14 @@ def _data_app(
         title="remix-serve",
         summary="Many ReMix adapters over one base model, behind OpenAI's API.",
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (completions.router, chat.router, models.router, probes.router, *more):
+    apis = (completions.router, chat.router, models.router)
+    for router in (*apis, probes.router, docs_router, *more):
         app.include_router(router)
+    correct_document(app)
     errors.install(app)
 
     async def authenticate(scope: Scope, key: str | None) -> str | None:

@@ -34,7 +34,7 @@ async def test_every_path_of_the_api(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         paths = [*all_paths(server.app), "/v1/models/pirate", "/v1/models/nobody", "/nowhere"]
         found = {path: await assert_head_is_get(server.client, path) for path in paths}
-        good = {"/", "/health", "/ready", "/metrics", "/v1/models", "/v1/models/pirate"}
+        good = {"/", "/docs", "/health", "/ready", "/metrics", "/v1/models", "/v1/models/pirate"}
         assert {path for path, status in found.items() if status == 200} == {
             *good,
             "/openapi.json",
