@@ -4,10 +4,12 @@ runs the server."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
@@ -43,6 +45,8 @@ from server.store import AdapterStore
 from server.tenancy.database import sqlite_file
 from server.tenancy.directory import Directory
 
+log = logging.getLogger(__name__)
+
 
 def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, Path]) -> FastAPI:
     """Makes the app of a server without tenants. Its lifespan starts the engine, loads the adapters
@@ -58,7 +62,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry = CollectorRegistry()
         try:
-            await engine.start()
+            await _start(engine)
             live = LiveAdapters(engine, unknown, LiveMetrics(registry))
             sets = LiveSets(engine.model.name, live)
             await load_single_set(engine, live, sets, adapters)
@@ -106,7 +110,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             store = AdapterStore(data_dir / "store", import_root=settings.import_root)
             stack.callback(store.close)
             stack.push_async_callback(engine.stop)
-            await engine.start()
+            await _start(engine)
 
             live_metrics = LiveMetrics(registry)
             adapters = LiveAdapters(engine, Folders(directory, store), live_metrics)
@@ -114,6 +118,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             follower = Follower(
                 directory, adapters, sets, live_metrics, poll_seconds=settings.poll_seconds
             )
+            log.info("loading the sets of the tenants")
             await follower.start()
             stack.push_async_callback(follower.stop)
             stop = asyncio.Event()
@@ -184,6 +189,13 @@ def _data_app(
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, access_log=settings.access_log)
     return app
+
+
+async def _start(engine: Engine) -> None:
+    log.info("starting the engine")
+    began = monotonic()
+    await engine.start()
+    log.info("the engine serves %s after %.1f s", engine.model.name, monotonic() - began)
 
 
 def _database_url(settings: ServerSettings, data_dir: Path) -> str | URL:

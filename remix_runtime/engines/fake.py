@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
@@ -27,6 +26,7 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
+from remix_runtime.engines.fake_config import FakeConfig
 from remix_runtime.engines.fake_model import EOS_ID, VOCAB_SIZE, ByteTokenizer, HashModel
 from remix_runtime.engines.front import EngineFront, Stream
 from remix_runtime.engines.served import ServedAdapter, ServedAdapters
@@ -34,25 +34,10 @@ from remix_runtime.errors import (
     AdapterUnavailableError,
     CheckpointError,
     CheckpointFormatError,
-    ConfigError,
     EngineDeadError,
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeConfig:
-    """Sizes and speed of a `FakeEngine`."""
-
-    model_name: str = "fake-base"
-    max_model_len: int = 512
-    max_running: int = 4
-    max_waiting: int = 8
-    host_adapters: int = 1000
-    """Adapters in memory at once, pinned ones apart; others are read from their folders again."""
-    prefill_seconds: float = 0.0
-    token_seconds: float = 0.0
 
 
 class _Job(Stream):
@@ -88,8 +73,6 @@ class FakeEngine(EngineFront[_Job]):
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self._config.max_running < 1:
-            raise ConfigError(f"max_running: found {self._config.max_running}, expected 1 or more")
         self._started = True
 
     async def _shut_down(self) -> None:
@@ -104,7 +87,7 @@ class FakeEngine(EngineFront[_Job]):
     @property
     def model(self) -> ModelInfo:
         return ModelInfo(
-            name=self._config.model_name,
+            name=self._config.served_model_name or "fake-base",
             max_model_len=self._config.max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(EOS_ID,),

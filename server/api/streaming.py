@@ -63,7 +63,7 @@ class GenerationResponse(Response):
     @asynccontextmanager
     async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:
         """The sequences on the engine, their adapter at hand. Tells what they took."""
-        generated = 0
+        used = 0
         try:
             target = self._call.target
             if target.digest is not None:
@@ -74,12 +74,14 @@ class GenerationResponse(Response):
                     yield fanout
                 finally:
                     generated = sum(choice.num_tokens for choice in fanout.choices)
+                    # What was refused costs no tokens; the engine says something of the rest.
+                    if any(choice.texts for choice in fanout.choices):
+                        used = self._writer.prompt_tokens + generated
+                    state.generated_tokens = generated
                     waited = [watch.queue_seconds for watch in watches]
                     state.queue_seconds = min((s for s in waited if s is not None), default=None)
         finally:
-            state.prompt_tokens, state.generated_tokens = self._writer.prompt_tokens, generated
-            # What was refused costs no tokens.
-            used = self._writer.prompt_tokens + generated if generated else 0
+            state.prompt_tokens = self._writer.prompt_tokens
             self._call.admission.settle(used)
 
     def _watches(self) -> list[SequenceWatch]:

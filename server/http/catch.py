@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.errors import as_api_error
-from server.http.request import label_error, state_of
+from server.http.errors import handle_error
+from server.http.request import state_of
 
 
 class CatchMiddleware:
@@ -21,6 +22,5 @@ class CatchMiddleware:
         except Exception as error:
             if scope["type"] != "http" or state_of(scope).status is not None:
                 raise  # the answer has begun: it can only be cut
-            api_error = as_api_error(error)
-            label_error(scope, api_error.code or api_error.type)
-            await api_error.response()(scope, receive, send)
+            response = await handle_error(Request(scope), error)
+            await response(scope, receive, send)

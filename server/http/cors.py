@@ -8,7 +8,7 @@ from http import HTTPStatus
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from server.http.errors import ApiError
 from server.http.request import REQUEST_ID_HEADER
@@ -32,8 +32,8 @@ class _Cors(CORSMiddleware):
             return response
         assert isinstance(response, PlainTextResponse)
         message = f"{bytes(response.body).decode()}; --cors-origin names the origins that may ask"
-        headers = {"Vary": response.headers["vary"]}
-        return ApiError(HTTPStatus.BAD_REQUEST, message, headers=headers).response()
+        body = ApiError(HTTPStatus.BAD_REQUEST, message).body.model_dump()
+        return JSONResponse(body, HTTPStatus.BAD_REQUEST, {"Vary": response.headers["vary"]})
 
 
 def allow_origins(app: FastAPI, origins: Collection[str]) -> None:

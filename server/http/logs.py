@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 
@@ -21,9 +22,19 @@ _PLAIN = re.compile(r"[!#-<>-~]{1,200}")
 _MAX_VALUE = 200
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to what stderr is at that moment: beside a spinner, lines go above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+
 def configure_logging(level: str) -> None:
     """Writes to stderr what the project's rooms log from `level` on, and others from warnings on."""
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.addFilter(_name_request)
     logging.basicConfig(
         format="%(levelname)s: %(name)s: %(request)s%(message)s", handlers=[handler]

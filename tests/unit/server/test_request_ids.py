@@ -94,9 +94,9 @@ def written() -> Iterator[io.StringIO]:
     before, root.handlers = root.handlers, []
     levels = {name: logging.getLogger(name).level for name in ("server", "remix_runtime")}
     try:
+        configure_logging("info")
         with redirect_stderr(lines):
-            configure_logging("info")
-        yield lines
+            yield lines
     finally:
         root.handlers = before
         for name, level in levels.items():

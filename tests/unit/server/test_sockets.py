@@ -175,7 +175,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     (tmp_path / "adapter_config.json").write_text("{}")
     process = await start_process(
         *("--base", "org/small", "--engine", "fake", "--port", "0"),
-        *("--adapter", f"pirate={tmp_path}"),
+        *("--adapter", f"pirate={tmp_path}", "--token-seconds", "0.02"),
         REMIX_API_KEY="sesame",
     )
     assert process.stdout is not None
@@ -190,7 +190,8 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     async with httpx.AsyncClient(base_url=url, headers=headers) as client:
         body = {"model": "pirate", "prompt": "a", "max_tokens": 30, "ignore_eos": True}
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        async with client.stream("POST", "/v1/completions", json=body | options) as answer:
+        named = {"json": body | options, "headers": {"x-request-id": "mine"}}
+        async with client.stream("POST", "/v1/completions", **named) as answer:
             lines = answer.aiter_lines()
             await anext(lines)
             process.send_signal(signal.SIGTERM)
@@ -199,6 +200,15 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     _, errors = await process.communicate()
     assert process.returncode == 0
     assert b"Traceback" not in errors
+    # A container's log is no terminal: what takes long is told there before it is done.
+    logged = errors.decode().splitlines()
+    assert logged[0] == "INFO: server.commands: loading the fake engine with org/small"
+    steps = ("starting the engine", "the engine serves small", "loading adapter pirate", "pirate is")
+    begun = [next(i for i, line in enumerate(logged) if step in line) for step in steps]
+    assert begun == sorted(begun)
+    (access,) = [line for line in logged if "server.access" in line]
+    assert access.startswith("INFO: server.access: POST /v1/completions 200 adapter=pirate ")
+    assert access.endswith(" id=mine")
 
 
 @pytest.mark.parametrize(
@@ -223,9 +233,10 @@ def test_bad_options_are_one_line(options: list[str], message: str) -> None:
         app, ["serve", "--base", "org/small", "--engine", "fake", "--port", "0", *options]
     )
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    *steps, error = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert all(step.startswith("INFO: ") for step in steps)
 
 
 def test_port_in_use_is_known_before_the_model_is_loaded() -> None:
@@ -234,4 +245,4 @@ def test_port_in_use_is_known_before_the_model_is_loaded() -> None:
         app = build_app(entry_points(group="remix.commands", name="serve"))
         result = CliRunner().invoke(app, ["serve", "--base", "/nowhere", "--port", port])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port}")
