@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -161,6 +162,16 @@ async def test_signals_while_the_engine_stops_change_nothing(
     # Leaving the context waits for the server's end.
 
 
+async def test_many_connections_are_allowed_where_a_shell_allows_few(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        async with listening(tmp_path):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def start_process(*options: str, **environment: str) -> asyncio.subprocess.Process:
     code = "from remix_runtime.cli import main; main()"
     return await asyncio.create_subprocess_exec(
@@ -203,7 +214,12 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     # A container's log is no terminal: what takes long is told there before it is done.
     logged = errors.decode().splitlines()
     assert logged[0] == "INFO: server.commands: loading the fake engine with org/small"
-    steps = ("starting the engine", "the engine serves small", "loading adapter pirate", "pirate is")
+    steps = (
+        "starting the engine",
+        "the engine serves small",
+        "loading adapter pirate",
+        "pirate is",
+    )
     begun = [next(i for i, line in enumerate(logged) if step in line) for step in steps]
     assert begun == sorted(begun)
     (access,) = [line for line in logged if "server.access" in line]
