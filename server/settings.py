@@ -11,7 +11,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from remix_runtime.errors import ConfigError
 
-
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*A-Z]+")
 
 
@@ -48,8 +47,8 @@ class ServerSettings(BaseSettings):
     keep_alive_seconds: Annotated[
         float,
         _http(
-            "Silence of a stream after which it gets a comment, so that no proxy takes it for dead; "
-            "0: never.",
+            "Silence of a stream after which it gets a comment, so that no proxy takes it for "
+            "dead; 0: never.",
             ge=0,
             allow_inf_nan=False,
         ),
@@ -58,8 +57,8 @@ class ServerSettings(BaseSettings):
         tuple[str, ...],
         NoDecode,
         _http(
-            "A web origin whose pages may ask, as https://app.example; repeat for more. `*` is every "
-            "one. In REMIX_CORS_ORIGIN: separated by commas. None by default."
+            "A web origin whose pages may ask, as https://app.example; repeat for more. `*` is "
+            "every one. In REMIX_CORS_ORIGIN: separated by commas. None by default."
         ),
     ] = ()
     log_level: Annotated[str, _http("critical, error, warning, info or debug.")] = "info"

@@ -25,6 +25,7 @@ from server.http.request import RequestState, label_error, state_of
 from server.metrics import SequenceWatch
 from server.services import Services
 
+
 class GenerationResponse(Response):
     """Runs `requests` on the engine and sends what they generate."""
 

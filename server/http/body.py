@@ -16,7 +16,6 @@ from server.http.errors import ApiError, as_api_error
 from server.http.request import label_error, state_of
 from server.settings import ServerSettings
 
-
 _GZIP = b"\x1f\x8b"
 
 

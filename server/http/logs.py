@@ -33,7 +33,7 @@ class _StderrHandler(logging.Handler):
 
 
 def configure_logging(level: str) -> None:
-    """Writes to stderr what the project's rooms log from `level` on, and others from warnings on."""
+    """Writes to stderr what the project's rooms log from `level` on, and warnings of others."""
     handler = _StderrHandler()
     handler.addFilter(_name_request)
     logging.basicConfig(

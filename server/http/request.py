@@ -131,9 +131,7 @@ def _request_id(scope: Scope) -> str:
     return secrets.token_hex(16)
 
 
-def _line(
-    state: RequestState, scope: Scope, status: str, name: str | None, seconds: float
-) -> str:
+def _line(state: RequestState, scope: Scope, status: str, name: str | None, seconds: float) -> str:
     fields = {
         "tenant": state.tenant or None,
         "adapter": name,

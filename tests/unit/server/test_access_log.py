@@ -1,4 +1,4 @@
-"""One line for each request: what it was, who asked, what it took; nothing secret, nothing forged."""
+"""One line for each request: what it was, who asked, what it took; no secrets, no forged lines."""
 
 from __future__ import annotations
 

@@ -125,5 +125,5 @@ def test_origins_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_no_browser_ever_sends_is_refused(wrong: str) -> None:
-    with pytest.raises(ConfigError, match="cors_origin.*expected"):
+    with pytest.raises(ConfigError, match=r"cors_origin.*expected"):
         load_settings(cors_origin=[wrong])

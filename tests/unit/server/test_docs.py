@@ -26,7 +26,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for name, value in attrs:
-            assert name not in ("src", "style") and not name.startswith("on")
+            assert name not in ("src", "style")
+            assert not name.startswith("on")
             if name == "id":
                 self.ids.append(str(value))
             elif name == "href":
@@ -81,7 +82,10 @@ async def test_the_admin_api_has_one(tmp_path: Path) -> None:
     [
         ({"type": "integer", "minimum": 1.0, "exclusiveMaximum": 5}, "integer ≥ 1, &lt; 5"),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "string or null"),
-        ({"type": "array", "items": {"$ref": "#/components/schemas/A"}}, 'list of <a href="#A">A</a>'),
+        (
+            {"type": "array", "items": {"$ref": "#/components/schemas/A"}},
+            'list of <a href="#A">A</a>',
+        ),
         ({"type": "object", "additionalProperties": {"type": "number"}}, "object of number"),
         ({"enum": ["<a>", "b"]}, "<code>&lt;a&gt;</code> or <code>b</code>"),
         ({"const": "<x>"}, "<code>&#39;&lt;x&gt;&#39;</code>"),

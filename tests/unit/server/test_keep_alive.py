@@ -58,9 +58,7 @@ async def test_while_it_waits_in_the_queue(tmp_path: Path) -> None:
         await blocker
 
 
-async def test_while_its_adapter_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_while_its_adapter_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(tmp_path, keep_alive_seconds=SOON) as server:
         monkeypatch.setattr(server.services.adapters, "load_for_request", sleep_then())
         answer = await server.complete(model="pirate", stream=True, max_tokens=3)
