@@ -72,7 +72,7 @@ def serve(
 
         from server.app import create_app, create_tenant_apps
         from server.live.single_user import parse_adapters
-        from server.runner import bind, run, url_of
+        from server.runner import bind, run, url_of, without_long_collections
 
         folders = parse_adapters(adapter or ())
         listener = stack.enter_context(bind(settings.host, settings.port))
@@ -88,7 +88,10 @@ def serve(
             app = apps.data
             admin = apps.admin, stack.enter_context(bind(settings.admin_host, settings.admin_port))
 
+        settle = stack.enter_context(without_long_collections())
+
         def announce(services: Services, url: str) -> None:
+            settle()
             loading.stop()
             if admin is None:
                 _announce(services, url)

@@ -1,6 +1,6 @@
 // What k6 sends: chats at a steady rate, or streams that are held open beside small questions.
 import http from "k6/http";
-import { check } from "k6";
+import { check, sleep } from "k6";
 
 export const options = JSON.parse(__ENV.OPTIONS);
 
@@ -28,6 +28,7 @@ export function stream() {
 }
 
 export function hold() {
+  sleep(5 * Math.random());
   check(chat(true, 1), {
     "held stream": (r) => r.body.includes(": waiting") && r.body.endsWith("data: [DONE]\n\n"),
   });

@@ -164,6 +164,7 @@ def idle_streams(k6: str, streams: int) -> list[str]:
         "timeUnit": "1s",
         "duration": seconds,
         "preAllocatedVUs": 20,
+        "maxVUs": 400,
         "exec": "look",
         "tags": {"beside": "yes"},
     }

@@ -28,8 +28,7 @@ class EventStream:
     """
 
     def __init__(self, send: Send, admission: Admission, silence: float) -> None:
-        self.started = False
-        """Whether the client has a status, so that a failure can only be told as an event."""
+        self._started = False
         self._send = send
         self._admission = admission
         self._silence = silence
@@ -50,6 +49,11 @@ class EventStream:
     ) -> None:
         await self._stop_comments()
 
+    async def has_started(self) -> bool:
+        """Whether the client has a status, so that a failure can only be told as an event."""
+        async with self._one_at_a_time:  # a comment may be about to be the first
+            return self._started
+
     async def write(self, events: Iterable[Event]) -> None:
         await self._write(b"".join(event.encode() for event in events))
 
@@ -59,12 +63,12 @@ class EventStream:
 
     async def _write(self, body: bytes) -> None:
         async with self._one_at_a_time:
-            if not self.started:
+            if not self._started:
                 limits = self._admission.headers.items()
                 headers = [(name.encode(), text.encode()) for name, text in limits]
                 start = {"type": "http.response.start", "status": 200}
                 await self._send({**start, "headers": [*_HEADERS, *headers]})
-                self.started = True
+                self._started = True
             if body:
                 self._written = asyncio.get_running_loop().time()
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})

@@ -119,7 +119,7 @@ class GenerationResponse(Response):
                         await stream.write(self._writer.chunks(index, event))
                     await stream.write(self._writer.closing(fanout.choices))
             except Exception as error:
-                if not stream.started:
+                if not await stream.has_started():
                     raise
                 api_error = as_api_error(error)
                 label_error(scope, api_error.code or api_error.type)

@@ -13,6 +13,9 @@ from openai import AsyncOpenAI
 
 from remix_runtime.engines.fake import FakeConfig
 from remix_runtime.errors import AdapterUnavailableError, EngineDeadError
+from server.api.event_stream import EventStream
+from server.live.quotas import Quotas
+from server.tenancy.records import Quota
 from tests.unit.server.harness import Server, eventually, listening, serving, sse_events
 
 COMMENT = ": waiting\n\n"
@@ -135,6 +138,29 @@ async def test_a_client_that_leaves_among_the_comments(tmp_path: Path) -> None:
             await anext(answer.aiter_text())
         await eventually(lambda: len(server.engine.aborted) == 1)
         assert server.engine.stats().running == 0
+
+
+async def test_a_failure_waits_for_a_comment_that_is_on_its_way() -> None:
+    """The client gets one status, not the comment's and then the error's."""
+    sent: list[str] = []
+    sending, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow_send(message: Any) -> None:
+        if not sent:
+            sending.set()
+            await go_on.wait()
+        sent.append(message["type"])
+
+    with Quotas().admit("", Quota()) as admission:
+        async with EventStream(slow_send, admission, SOON) as stream:
+            await sending.wait()
+            asking = asyncio.create_task(stream.has_started())
+            await asyncio.sleep(0)
+            assert not asking.done()
+            go_on.set()
+            assert await asking
+    assert sent[0] == "http.response.start"
+    assert sent.count("http.response.start") == 1
 
 
 async def test_the_openai_client_reads_past_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from remix_runtime.cli import build_app
 from remix_runtime.engines.fake import FakeConfig
+from server.runner import without_long_collections
 from tests.unit.server.harness import BASE, Server, eventually, listening
 
 SLOW = FakeConfig(max_running=1, max_waiting=4, prefill_seconds=0.0, token_seconds=0.01)
@@ -170,6 +172,14 @@ async def test_many_connections_are_allowed_where_a_shell_allows_few(tmp_path: P
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_was_loaded_is_collected_no_more_while_it_serves() -> None:
+    with without_long_collections() as settle:
+        assert gc.get_freeze_count() == 0
+        settle()
+        assert gc.get_freeze_count() > len(gc.get_objects())
+    assert gc.get_freeze_count() == 0
 
 
 async def start_process(*options: str, **environment: str) -> asyncio.subprocess.Process:
