@@ -4,10 +4,12 @@ runs the server."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
@@ -30,9 +32,12 @@ from server.api import (
     tokens,
 )
 from server.http import errors
-from server.http.auth import PROBES, KeyMiddleware
+from server.http.auth import KeyMiddleware
+from server.http.catch import CatchMiddleware
+from server.http.cors import allow_origins
 from server.http.head import HeadMiddleware
-from server.http.request import RequestMiddleware
+from server.http.openapi import correct_document, docs_router
+from server.http.request import PROBES, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.folders import Folders
@@ -50,6 +55,8 @@ from server.store import AdapterStore
 from server.tenancy.database import sqlite_file
 from server.tenancy.directory import Directory
 
+log = logging.getLogger(__name__)
+
 
 def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, Path]) -> FastAPI:
     """Makes the app of a server without tenants. Its lifespan starts the engine, loads the adapters
@@ -65,7 +72,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry = CollectorRegistry()
         try:
-            await engine.start()
+            await _start(engine)
             live = LiveAdapters(engine, unknown, LiveMetrics(registry))
             sets = LiveSets(engine.model.name, live)
             await load_single_set(engine, live, sets, adapters)
@@ -84,7 +91,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
             await engine.stop()
 
     routers = (probes.metrics_router, dashboard.router)
-    return _data_app(lifespan, routers, open_paths={*PROBES, "/"})
+    return _data_app(lifespan, settings, routers, open_paths={*PROBES, "/", "/docs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             store = AdapterStore(data_dir / "store", import_root=settings.import_root)
             stack.callback(store.close)
             stack.push_async_callback(engine.stop)
-            await engine.start()
+            await _start(engine)
 
             live_metrics = LiveMetrics(registry)
             adapters = LiveAdapters(engine, Folders(directory, store), live_metrics)
@@ -121,6 +128,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             follower = Follower(
                 directory, adapters, sets, live_metrics, poll_seconds=settings.poll_seconds
             )
+            log.info("loading the sets of the tenants")
             await follower.start()
             stack.push_async_callback(follower.stop)
             stop = asyncio.Event()
@@ -153,12 +161,13 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             )
             yield
 
-    admin = create_admin_app(settings.admin_key)
-    return TenantApps(_data_app(lifespan, (), open_paths=PROBES), admin)
+    admin = create_admin_app(settings.admin_key, access_log=settings.access_log)
+    return TenantApps(_data_app(lifespan, settings, (), open_paths=PROBES), admin)
 
 
 def _data_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    settings: ServerSettings,
     more: Collection[APIRouter],
     *,
     open_paths: Collection[str],
@@ -168,25 +177,36 @@ def _data_app(
         title="remix-serve",
         summary="Many ReMix adapters over one base model, behind OpenAI's API.",
         lifespan=lifespan,
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
     )
     for module in (completions, chat, responses, messages, models, tokens, elsewhere, probes):
         app.include_router(module.router)
-    for router in more:
+    for router in (docs_router, *more):
         app.include_router(router)
+    correct_document(app)
     errors.install(app)
 
     async def authenticate(scope: Scope, key: str | None) -> str | None:
         services: Services = scope["app"].state.services
         return await services.access.tenant_of(key)
 
-    # The last one added is the outermost: refused keys are counted too.
+    # The last one added is the outermost: refused keys are counted too, and a page's script can
+    # read why.
+    app.add_middleware(CatchMiddleware)
     app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=open_paths)
-    app.add_middleware(RequestMiddleware)
+    allow_origins(app, settings.cors_origin)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(RequestMiddleware, access_log=settings.access_log)
     return app
+
+
+async def _start(engine: Engine) -> None:
+    log.info("starting the engine")
+    began = monotonic()
+    await engine.start()
+    log.info("the engine serves %s after %.1f s", engine.model.name, monotonic() - began)
 
 
 def _database_url(settings: ServerSettings, data_dir: Path) -> str | URL:

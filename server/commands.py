@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shlex
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,13 +20,20 @@ if TYPE_CHECKING:
     from server.services import Services
 
 
+log = logging.getLogger(__name__)
+
 _SERVER_OPTIONS = server_options()
 _ENGINE_OPTIONS = engine_options()
 
 
 @take_options(_SERVER_OPTIONS | _ENGINE_OPTIONS)
 def serve(
-    base: Annotated[str, typer.Option(help="Base model: a folder, or an id in the local cache.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model: a folder, or an id in the local cache. Only --engine fake needs none."
+        ),
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="An adapter to serve, as NAME=DIR; repeat for more.", metavar="NAME=DIR"),
@@ -34,7 +42,7 @@ def serve(
         EngineName,
         typer.Option(
             help="`embedded` runs everywhere; `vllm` is for GPU nodes; `fake` answers nonsense "
-            "without any model, to test clients with."
+            "without any model, within limits, to test clients with."
         ),
     ] = "embedded",
     **options: Any,
@@ -46,29 +54,32 @@ def serve(
     With --data-dir there is an admin API beside, whose key is REMIX_ADMIN_KEY; `remix tenant`,
     `remix adapter` and `remix set` use it.
     """
-    import asyncio
-    import logging
-
     from rich.console import Console
 
-    from server.app import create_app, create_tenant_apps
-    from server.live.single_user import parse_adapters
-    from server.runner import bind, run, url_of
+    from server.http.logs import configure_logging
 
     settings = load_settings(**{name: options[name] for name in _SERVER_OPTIONS})
-    logging.basicConfig(format="%(levelname)s: %(name)s: %(message)s")
-    for room in ("server", "remix_runtime"):
-        logging.getLogger(room).setLevel(settings.log_level.upper())
-    folders = parse_adapters(adapter or ())
-    if folders and settings.data_dir is not None:
+    configure_logging(settings.log_level)
+    if adapter and settings.data_dir is not None:
         raise ConfigError("--adapter: with --data-dir adapters belong to tenants: remix set apply")
-    with ExitStack() as stack:
-        loading = stack.enter_context(Console(stderr=True).status(f"loading {base}"))
+    console = Console(stderr=True)
+    loading = console.status(f"loading {base or engine}")
+    if not console.is_terminal:  # then nobody sees the spinner
+        log.info("loading the %s engine with %s", engine, base or "no base")
+    with loading, ExitStack() as stack:
+        # Not before somebody knows what they wait for.
+        import asyncio
+
+        from server.app import create_app, create_tenant_apps
+        from server.live.single_user import parse_adapters
+        from server.runner import bind, run, url_of, without_long_collections
+
+        folders = parse_adapters(adapter or ())
         listener = stack.enter_context(bind(settings.host, settings.port))
         given = {name: options[name] for name in _ENGINE_OPTIONS}
         given["engine_args"] = parse_engine_args(given["engine_args"])
         given["target_modules"] = tuple(given["target_modules"] or ()) or None
-        backend = make_engine(engine, {"model": base, **given})
+        backend = make_engine(engine, base, given)
         admin = None
         if settings.data_dir is None:
             app = create_app(backend, settings, folders)
@@ -77,7 +88,10 @@ def serve(
             app = apps.data
             admin = apps.admin, stack.enter_context(bind(settings.admin_host, settings.admin_port))
 
+        settle = stack.enter_context(without_long_collections())
+
         def announce(services: Services, url: str) -> None:
+            settle()
             loading.stop()
             if admin is None:
                 _announce(services, url)

@@ -8,8 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from remix_runtime.engines.config import EngineConfig
+from remix_runtime.engines.config import FrontConfig
 from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.fake_config import FakeConfig
 from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import missing_extra
@@ -19,23 +20,35 @@ if TYPE_CHECKING:
 
 EngineName = Literal["embedded", "vllm", "fake"]
 
-CONFIGS: Mapping[str, type[EngineConfig]] = {"embedded": EmbeddedConfig, "vllm": VllmConfig}
-"""The settings of the engines that have a model."""
+CONFIGS: Mapping[str, type[FrontConfig]] = {
+    "embedded": EmbeddedConfig,
+    "vllm": VllmConfig,
+    "fake": FakeConfig,
+}
+"""The settings of each engine."""
 
 
-def make_engine(name: EngineName, given: Mapping[str, Any]) -> Engine:
+def make_engine(name: EngineName, base: str | None, given: Mapping[str, Any]) -> Engine:
     """`given`: options by their names, None where the engine's own default is wanted. Raises
-    `ConfigError` for an option that another engine has."""
+    `ConfigError` for an option that another engine has, and without the base that an engine
+    needs."""
     options = {option: value for option, value in given.items() if value is not None}
-    if name == "fake":
-        from remix_runtime.engines.fake import FakeConfig, FakeEngine
-
-        model = options.get("served_model_name") or Path(options["model"]).name
-        return FakeEngine(FakeConfig(model_name=model, token_seconds=0.02))
     known = {field.name for field in fields(CONFIGS[name])}
     for option in options:
         if option not in known:
             raise ConfigError(f"--{option.replace('_', '-')}: the {name} engine has no such option")
+    if name == "fake":
+        from remix_runtime.engines.fake import FakeEngine
+
+        if base is not None:
+            options.setdefault("served_model_name", Path(base).name)
+        return FakeEngine(FakeConfig(**options))
+    if base is None:
+        raise ConfigError(
+            f"--base: the {name} engine needs the folder of a model, or an id in the local cache; "
+            "only --engine fake goes without"
+        )
+    options["model"] = base
     if name == "embedded":
         from remix_runtime.engines.embedded import EmbeddedEngine
 

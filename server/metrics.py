@@ -130,11 +130,14 @@ class SequenceWatch:
         self._generated = generated
         self._start = monotonic()
         self._last: float | None = None
+        self.queue_seconds: float | None = None
+        """From arrival to the first scheduled step; None before it."""
 
     def see(self, event: TokenEvent) -> None:
         self._prompt.inc(self._prompt_tokens)
         self._prompt_tokens = 0
         if event.queue_seconds is not None:
+            self.queue_seconds = event.queue_seconds
             self._queue.observe(event.queue_seconds)
         tokens = len(event.token_ids)
         if tokens == 0:

@@ -17,7 +17,7 @@ from server.settings import ServerSettings
 
 F = TypeVar("F", bound=Callable[..., None])
 
-_PANELS = {"embedded": "Embedded engine", "vllm": "vLLM engine"}
+_PANELS = {"embedded": "Embedded engine", "vllm": "vLLM engine", "fake": "Fake engine"}
 
 
 def server_options() -> dict[str, Any]:
@@ -95,4 +95,4 @@ def _shown(name: str, default: object) -> str:
         return f"{default >> 30} GiB" if default >= 1 << 30 else f"{default >> 20} MiB"
     if isinstance(default, float):
         return f"{default:g}"
-    return "" if default in (None, MISSING) else str(default)
+    return "" if default in (None, MISSING, ()) else str(default)

@@ -7,11 +7,13 @@ First signal: /ready says no and new requests get 503, those in flight go on for
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -22,6 +24,8 @@ from server.services import Services
 from server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
+
+_OPEN_FILES = 65_536
 
 _CLOSE_SECONDS = 2
 """Seconds for connections that do not close by themselves after the drain."""
@@ -66,6 +70,7 @@ async def run(
     `on_ready` is called with the URL once requests can come. `admin` is an app that is served
     beside, within the lifespan of `app`, and until it has drained.
     """
+    _allow_many_connections()
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         server = _DrainingServer(
@@ -84,10 +89,35 @@ async def run(
             await serving
 
 
+def _allow_many_connections() -> None:
+    """Each waiting stream holds a file open, and many shells allow 1,024 of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # then there are fewer
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextlib.contextmanager
+def without_long_collections() -> Iterator[Callable[[], None]]:
+    """Yields what to call once everything is loaded: from then on the garbage collector leaves out
+    what is there. It takes half a second to look at all of it, and no request moves meanwhile."""
+
+    def settle() -> None:
+        gc.collect()
+        gc.freeze()
+
+    try:
+        yield settle
+    finally:
+        gc.unfreeze()
+
+
 def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="off",  # entered by `run`, so that its errors reach the command line
+        log_config=None,  # its lines look like ours
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
@@ -99,7 +129,7 @@ def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 class _SilentServer(uvicorn.Server):
     """A uvicorn server that leaves signals to the one it stands beside."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
@@ -120,7 +150,7 @@ class _DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # Unlike uvicorn's own, the signal is not raised again afterwards: the exit code is 0.
         loop = asyncio.get_running_loop()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from remix_runtime.errors import ConfigError
 
 ToolParserName = Literal["auto", "hermes", "llama3", "mistral", "json"]
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*A-Z]+")
 
 
 def _http(text: str, **limits: Any) -> Any:
@@ -47,7 +49,27 @@ class ServerSettings(BaseSettings):
         float,
         _http("Time that running requests have after SIGTERM.", ge=0, allow_inf_nan=False),
     ] = 30.0
+    keep_alive_seconds: Annotated[
+        float,
+        _http(
+            "Silence of a stream after which it gets a comment, so that no proxy takes it for "
+            "dead; 0: never.",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = 10.0
+    cors_origin: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        _http(
+            "A web origin whose pages may ask, as https://app.example; repeat for more. `*` is "
+            "every one. In REMIX_CORS_ORIGIN: separated by commas. None by default."
+        ),
+    ] = ()
     log_level: Annotated[str, _http("critical, error, warning, info or debug.")] = "info"
+    access_log: Annotated[
+        bool, _http("Log a line for each request, at the level info; probes at debug.")
+    ] = True
 
     data_dir: Annotated[
         Path | None, _tenants("Serve tenants, and keep them, their adapters and sets here.")
@@ -81,6 +103,23 @@ class ServerSettings(BaseSettings):
             raise ValueError("expected at least one character, printable ASCII only")
         return key
 
+    @field_validator("cors_origin", mode="before")
+    @classmethod
+    def _split(cls, origins: object) -> object:
+        return tuple(origins.replace(",", " ").split()) if isinstance(origins, str) else origins
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            # What a browser sends, by the letter: with a path or in capitals none would ever match.
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"found {origin!r}, expected * or an origin in small letters without a path, "
+                    "as https://app.example or http://localhost:3000"
+                )
+        return origins
+
     @field_validator("log_level")
     @classmethod
     def _known_level(cls, level: str) -> str:
@@ -96,7 +135,7 @@ def load_settings(**given: object) -> ServerSettings:
     Raises `ConfigError` that names the first wrong field.
     """
     try:
-        return ServerSettings(**{name: v for name, v in given.items() if v is not None})  # type: ignore[arg-type]
+        return ServerSettings(**{n: v for n, v in given.items() if v is not None and v != []})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))

@@ -1,4 +1,4 @@
-"""What every engine with a model is started with.
+"""What every engine is started with.
 
 Each field but `model` is an option of `remix serve`, whose help is the text beside its type.
 """
@@ -13,18 +13,12 @@ from remix_runtime.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """Raises `ConfigError` on a value out of range."""
+class FrontConfig:
+    """What an engine shows to its callers. Raises `ConfigError` on a value out of range."""
 
-    model: str
-    """A folder, or the id of a model in the local Hugging Face cache."""
     served_model_name: Annotated[
         str | None, "The base's name in the API; the last part of its folder or id by default."
     ] = None
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        "Type of weights and activations. `auto` is float32 on the CPU and bfloat16 on CUDA.",
-    ] = "auto"
     max_running: Annotated[int, "Requests that generate at the same time."] = 32
     max_waiting: Annotated[int, "Requests that wait for a place; one more gets 503."] = 256
     max_model_len: Annotated[
@@ -42,3 +36,15 @@ class EngineConfig:
             value = getattr(self, setting.name)
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ConfigError(f"{setting.name}: found {value}, expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig(FrontConfig):
+    """What an engine with a model is started with."""
+
+    model: str
+    """A folder, or the id of a model in the local Hugging Face cache."""
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        "Type of weights and activations. `auto` is float32 on the CPU and bfloat16 on CUDA.",
+    ] = "auto"

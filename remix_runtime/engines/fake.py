@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from llguidance import LLTokenizer
@@ -28,6 +27,7 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fairness import FairQueue
+from remix_runtime.engines.fake_config import FakeConfig
 from remix_runtime.engines.fake_model import (
     EOS_ID,
     VOCAB_SIZE,
@@ -41,26 +41,11 @@ from remix_runtime.errors import (
     AdapterUnavailableError,
     CheckpointError,
     CheckpointFormatError,
-    ConfigError,
     EngineDeadError,
     RemixError,
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeConfig:
-    """Sizes and speed of a `FakeEngine`."""
-
-    model_name: str = "fake-base"
-    max_model_len: int = 512
-    max_running: int = 4
-    max_waiting: int = 8
-    host_adapters: int = 1000
-    """Adapters in memory at once, pinned ones apart; others are read from their folders again."""
-    prefill_seconds: float = 0.0
-    token_seconds: float = 0.0
 
 
 class _Job(Stream):
@@ -98,8 +83,6 @@ class FakeEngine(EngineFront[_Job]):
     # -- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self._config.max_running < 1:
-            raise ConfigError(f"max_running: found {self._config.max_running}, expected 1 or more")
         self._started = True
 
     async def _shut_down(self) -> None:
@@ -114,7 +97,7 @@ class FakeEngine(EngineFront[_Job]):
     @property
     def model(self) -> ModelInfo:
         return ModelInfo(
-            name=self._config.model_name,
+            name=self._config.served_model_name or "fake-base",
             max_model_len=self._config.max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(EOS_ID,),

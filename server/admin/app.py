@@ -11,11 +11,14 @@ from server.admin.routes import adapters, audit, keys, lora, metrics, sets, tena
 from server.admin.services import ACTOR
 from server.http import errors
 from server.http.auth import KeyMiddleware
+from server.http.catch import CatchMiddleware
 from server.http.head import HeadMiddleware
+from server.http.openapi import correct_document, docs_router
+from server.http.request import RequestMiddleware
 from server.live.access import is_key
 
 
-def create_admin_app(admin_key: SecretStr) -> FastAPI:
+def create_admin_app(admin_key: SecretStr, *, access_log: bool) -> FastAPI:
     """The app; whoever opens the data app's lifespan sets its `state.services`."""
 
     async def authenticate(scope: Scope, given: str | None) -> str | None:
@@ -24,16 +27,20 @@ def create_admin_app(admin_key: SecretStr) -> FastAPI:
     app = FastAPI(
         title="remix-serve admin",
         summary="Tenants and their adapter sets.",
-        docs_url=None,  # its page loads scripts from elsewhere
+        docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
     for module in (tenants, keys, sets, adapters, audit, lora, metrics):
         app.include_router(module.router)
+    app.include_router(docs_router)
+    correct_document(app)
     errors.install(app)
+    app.add_middleware(CatchMiddleware)
     app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=())
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(RequestMiddleware, access_log=access_log)
     return app
 
 

@@ -23,13 +23,12 @@ _ERRORS: dict[int, dict[str, Any]] = {
     },
     413: {"description": "The body is larger than REMIX_MAX_BODY_BYTES."},
     415: {"description": "The body is not sent as application/json."},
-    422: {"description": "Never sent; what is malformed is a 400."},
     500: {"description": "An error of the server; the cause is in its log."},
     502: {"description": "The adapter's source failed; importing again continues."},
     503: {"description": "The database or the engine does not answer now.", "headers": _RETRY},
     507: {"description": "There is no room on the store's disk."},
 }
-_ALWAYS = (401, 422, 500, 503)
+_ALWAYS = (401, 500, 503)
 _WITH_BODY = (400, 413, 415)
 
 
@@ -39,7 +38,7 @@ def failures(*statuses: int, body: bool = False, unprocessable: str | None = Non
     sent = {*_ALWAYS, *statuses, *(_WITH_BODY if body else ())}
     found: Responses = {status: {**_ERRORS[status], "model": ErrorBody} for status in sorted(sent)}
     if unprocessable is not None:
-        found[422]["description"] = unprocessable
+        found[422] = {"description": unprocessable, "model": ErrorBody}
     return found
 
 

@@ -45,6 +45,7 @@ def open_call(http: Request, model: str) -> Call:
     services, state = services_of(http), state_of(http.scope)
     admission = admit(http)
     target = resolve(http, model)
+    state.digest = target.digest
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)

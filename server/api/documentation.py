@@ -14,7 +14,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such model."},
     413: {"description": "The body is too large."},
     415: {"description": "The body is not sent as application/json."},
-    422: {"description": "Never sent; validation errors are 400."},
     429: {"description": "Over the tenant's quota; see Retry-After and x-ratelimit-*."},
     500: {"description": "An error of the server."},
     503: {"description": "Not now: full, stopping, or the model is not at hand; see Retry-After."},

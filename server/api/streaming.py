@@ -1,32 +1,29 @@
 """The answer of a generation: server-sent events or one JSON document.
 
-Everything a request holds is held by the `with` blocks of `GenerationResponse.__call__`, so it
+Everything a request holds is held by the `with` blocks below `GenerationResponse.__call__`, so it
 is given back whatever the end is: done, failed, disconnected, cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from remix_runtime.contracts import GenerationRequest
+from remix_runtime.contracts import GenerationRequest, TokenEvent
 from server.api.calls import Call
+from server.api.event_stream import EventStream
 from server.api.generation import Fanout
-from server.api.writer import Event, Writer
+from server.api.writer import Writer
 from server.http.errors import as_api_error
-from server.http.request import label_error
+from server.http.request import RequestState, label_error, state_of
 from server.metrics import SequenceWatch
 from server.services import Services
-
-_SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class GenerationResponse(Response):
@@ -61,28 +58,36 @@ class GenerationResponse(Response):
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._services.gate.enter():
-            answered = await until_disconnect(receive, self._answer(scope, receive, send))
+            if self._stream:
+                answer = self._send_stream(scope, send)
+            else:
+                answer = self._send_whole(scope, receive, send)
+            answered = await until_disconnect(receive, answer)
             if not answered:
                 label_error(scope, "client_disconnected")
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    @asynccontextmanager
+    async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:
+        """The sequences on the engine, their adapter at hand. Tells what they took."""
         used = 0
         try:
             target = self._call.target
             if target.digest is not None:
                 await self._services.adapters.load_for_request(target.digest)
-            async with Fanout(self._services.engine, self._requests, self._watches()) as fanout:
+            watches = self._watches()
+            async with Fanout(self._services.engine, self._requests, watches) as fanout:
                 try:
-                    if self._stream:
-                        await self._send_stream(fanout, scope, send)
-                    else:
-                        await self._send_whole(fanout, scope, receive, send)
+                    yield fanout
                 finally:
+                    generated = sum(choice.num_tokens for choice in fanout.choices)
                     # What was refused costs no tokens; the engine says something of the rest.
                     if any(choice.texts for choice in fanout.choices):
-                        used = self._writer.prompt_tokens
-                        used += sum(choice.num_tokens for choice in fanout.choices)
+                        used = self._writer.prompt_tokens + generated
+                    state.generated_tokens = generated
+                    waited = [watch.queue_seconds for watch in watches]
+                    state.queue_seconds = min((s for s in waited if s is not None), default=None)
         finally:
+            state.prompt_tokens = self._writer.prompt_tokens
             self._call.admission.settle(used)
 
     def _watches(self) -> list[SequenceWatch]:
@@ -92,43 +97,44 @@ class GenerationResponse(Response):
         metrics = self._services.metrics
         return [metrics.watch(tenant, name, prompt_tokens=tokens) for tokens in prompt_tokens]
 
-    async def _send_whole(self, fanout: Fanout, scope: Scope, receive: Receive, send: Send) -> None:
-        async for _ in fanout.events():
-            pass
-        response = Response(
-            self._writer.whole(fanout.choices),
-            media_type="application/json",
-            headers=self._call.admission.headers,
-        )
-        await response(scope, receive, send)
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = state_of(scope)
+        async with self._sequences(state) as fanout:
+            async for _, event in fanout.events():
+                _see_first(state, event)
+            response = Response(
+                self._writer.whole(fanout.choices),
+                media_type="application/json",
+                headers=self._call.admission.headers,
+            )
+            await response(scope, receive, send)
 
-    async def _send_stream(self, fanout: Fanout, scope: Scope, send: Send) -> None:
-        started = False
-        try:
-            async for index, event in fanout.events():
-                if not started:
-                    # Only now: what the engine refuses is still an HTTP error of its own.
-                    start = {"type": "http.response.start", "status": 200}
-                    limits = self._call.admission.headers.items()
-                    headers = [(name.encode(), text.encode()) for name, text in limits]
-                    await send({**start, "headers": [*_SSE_HEADERS, *headers]})
-                    started = True
-                    await _send_events(send, self._writer.opening())
-                await _send_events(send, self._writer.chunks(index, event))
-            await _send_events(send, self._writer.closing(fanout.choices))
-        except Exception as error:
-            if not started:
-                raise
-            api_error = as_api_error(error)
-            label_error(scope, api_error.code or api_error.type)
-            await _send_events(send, self._writer.failed(api_error))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _send_stream(self, scope: Scope, send: Send) -> None:
+        state, opened = state_of(scope), False
+        silence = self._services.settings.keep_alive_seconds
+        async with EventStream(send, self._call.admission, silence) as stream:
+            try:
+                async with self._sequences(state) as fanout:
+                    async for index, event in fanout.events():
+                        _see_first(state, event)
+                        if not opened:
+                            # Only now: what the engine refuses at once is still an HTTP error.
+                            await stream.write(self._writer.opening())
+                            opened = True
+                        await stream.write(self._writer.chunks(index, event))
+                    await stream.write(self._writer.closing(fanout.choices))
+            except Exception as error:
+                if not await stream.has_started():
+                    raise
+                api_error = as_api_error(error)
+                label_error(scope, api_error.code or api_error.type)
+                await stream.write(self._writer.failed(api_error))
+            await stream.end()
 
 
-async def _send_events(send: Send, events: Iterable[Event]) -> None:
-    body = b"".join(event.encode() for event in events)
-    if body:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+def _see_first(state: RequestState, event: TokenEvent) -> None:
+    if state.first_token_seconds is None and event.token_ids:
+        state.first_token_seconds = monotonic() - state.began
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

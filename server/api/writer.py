@@ -17,6 +17,7 @@ from server.api.token_texts import Placed, Placement, TokenTexts
 from server.api.wire.answers import PromptLogprobs, Usage
 from server.api.wire.generation import GenerationBody
 from server.http.errors import ApiError
+from server.http.lines import one_line
 from server.live.sets import Target
 
 
@@ -25,12 +26,12 @@ class Event:
     """A server-sent event."""
 
     data: str
-    """JSON in one line."""
+    """JSON."""
     name: str | None = None
 
     def encode(self) -> bytes:
         name = "" if self.name is None else f"event: {self.name}\n"
-        return f"{name}data: {self.data}\n\n".encode()
+        return f"{name}data: {one_line(self.data)}\n\n".encode()
 
 
 @dataclass(kw_only=True)

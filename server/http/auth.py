@@ -11,8 +11,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.http.errors import ApiError, as_api_error
 from server.http.request import label_error, state_of
 
-PROBES = frozenset({"/health", "/ready"})
-
 Authenticate = Callable[[Scope, str | None], Awaitable[str | None]]
 """The tenant that a bearer key (None: no key) stands for; None refuses the request. Raises
 `RemixError`."""

@@ -16,6 +16,8 @@ from server.http.errors import ApiError, as_api_error
 from server.http.request import label_error, state_of
 from server.settings import ServerSettings
 
+_GZIP = b"\x1f\x8b"
+
 
 class ClientGoneError(BaseException):
     """The client left while it sent its body. FastAPI makes a 400 of every `Exception`."""
@@ -45,9 +47,12 @@ class StrictRequest(Request):
         return self._body
 
     async def json(self) -> Any:
+        text = await self.body()
+        if text.startswith(_GZIP):
+            raise _compressed("found a gzip file")
         try:
             # Rejects NaN, Infinity, lone surrogates, invalid UTF-8 and endless nesting.
-            body = from_json(await self.body(), allow_inf_nan=False)
+            body = from_json(text, allow_inf_nan=False)
         except ValueError as error:
             message = f"the body is not valid JSON: {error}"
             raise ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_json") from None
@@ -56,6 +61,9 @@ class StrictRequest(Request):
         return body
 
     def _check_content_type(self) -> None:
+        encoding = self.headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise _compressed(f"Content-Encoding: found {encoding[:100]!r}")
         content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         # Browsers send nothing else across sites without asking first.
         if content_type != "application/json":
@@ -89,6 +97,15 @@ class _NoResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         return
+
+
+def _compressed(found: str) -> ApiError:
+    return ApiError(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        f"{found}, expected a body that is not compressed; send the JSON as it is",
+        code="unsupported_media_type",
+        headers={"Accept-Encoding": "identity"},
+    )
 
 
 def _too_large(limit: int) -> ApiError:

@@ -25,6 +25,7 @@ from remix_runtime.errors import (
     RemixError,
 )
 from server.http.anthropic import anthropic_error, is_anthropic
+from server.http.paths import describe
 from server.http.request import label_error
 from server.live.quotas import RateLimitedError
 from server.live.sets import UnknownModelError
@@ -230,12 +231,13 @@ def _join(path: list[str | int]) -> str | None:
 
 def _from_http(error: HTTPException) -> ApiError:
     """FastAPI's own errors: 404 of an unknown path, 405, a body that cannot be read."""
-    status = HTTPStatus(error.status_code)
-    return ApiError(status, status.description or status.phrase, headers=error.headers)
+    return ApiError(HTTPStatus(error.status_code), str(error.detail), headers=error.headers)
 
 
 async def handle_error(request: Request, error: Exception) -> JSONResponse:
     """The one exception handler of the app."""
+    if isinstance(error, HTTPException) and not isinstance(error, ApiError):
+        error = describe(request, error)
     api_error = as_api_error(error)
     label_error(request.scope, api_error.code or api_error.type)
     return api_error.response(request.scope)

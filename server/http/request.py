@@ -1,7 +1,10 @@
-"""What one request holds and tells the metrics, and the middleware that ends it."""
+"""What one request holds and tells the metrics and the log, and the middleware that ends it."""
 
 from __future__ import annotations
 
+import logging
+import re
+import secrets
 from collections.abc import MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,8 +12,10 @@ from http import HTTPStatus
 from time import monotonic
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.http.logs import REQUEST_ID, access, access_line
 from server.live.sets import UnknownModelError
 from server.metrics import OTHER
 from server.services import Services
@@ -22,20 +27,38 @@ ENDPOINTS = {
     "/v1/messages": "messages",
 }
 DISCONNECTED = "disconnected"
+PROBES = frozenset({"/health", "/ready"})
+REQUEST_ID_HEADER = "x-request-id"
+_QUIET = PROBES | {"/metrics"}
+"""What is asked every few seconds all day long."""
+_USABLE_ID = re.compile(r"[!-~]{1,128}")
 _STATE = "remix.request"
 
 
 @dataclass(slots=True)
 class RequestState:
-    """Filled in while a request is handled; the metrics read it at the end."""
+    """Filled in while a request is handled; the metrics and the log read it at the end."""
 
+    request_id: str = ""
+    """The client's, or a fresh one."""
+    status: str | None = None
+    """None until the answer begins."""
     tenant: str = ""
     """The tenant that the key belongs to, or `SINGLE_USER`."""
     asked: str | None = None
     """The model that the body names, whether there is one or not."""
     name: str | None = None
     """The model's name, once the tenant's set has resolved it."""
+    digest: str | None = None
+    """Of the model's adapter."""
     error: str | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    queue_seconds: float | None = None
+    """Of the first of its sequences that left the engine's queue."""
+    first_token_seconds: float | None = None
+    """From the request's arrival."""
+    began: float = field(default_factory=monotonic)
     holds: ExitStack = field(default_factory=ExitStack)
     """Given back after the last byte of the answer, whatever the end is."""
 
@@ -47,59 +70,88 @@ def open_state(scope: MutableMapping[str, Any]) -> RequestState:
 
 
 def state_of(scope: MutableMapping[str, Any]) -> RequestState:
-    """The request's state; made where nobody counts requests (the admin API)."""
-    state: RequestState = scope.setdefault(_STATE, RequestState())
+    state: RequestState = scope[_STATE]
     return state
 
 
 def label_error(scope: MutableMapping[str, Any], error: str) -> None:
-    if _STATE in scope:
-        scope[_STATE].error = error
+    state_of(scope).error = error
 
 
 class RequestMiddleware:
-    """Gives every request its state, gives back what it held, and counts those of the generating
-    endpoints, whatever their end is."""
+    """Gives every request its state and its id, gives back what it held, counts it if it generates
+    and writes its line into the log, whatever its end is."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
         self._app = app
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         state = open_state(scope)
-        with state.holds:
-            endpoint = ENDPOINTS.get(scope["path"])
-            if endpoint is None or scope["method"] != "POST":
-                await self._app(scope, receive, send)
-            else:
-                await self._counted(endpoint, state, scope, receive, send)
-
-    async def _counted(
-        self, endpoint: str, state: RequestState, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        status = DISCONNECTED
-        start = monotonic()
+        state.request_id = _request_id(scope)
+        id_header = (REQUEST_ID_HEADER.encode(), state.request_id.encode())
 
         async def watched_send(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = str(HTTPStatus(message["status"]).value)
+                state.status = str(HTTPStatus(message["status"]).value)
+                message["headers"] = [*message.get("headers", ()), id_header]
             await send(message)
 
+        token = REQUEST_ID.set(state.request_id)
         try:
-            await self._app(scope, receive, watched_send)
+            with state.holds:
+                await self._app(scope, receive, watched_send)
         finally:
+            REQUEST_ID.reset(token)
+            self._tell(state, scope)
+
+    def _tell(self, state: RequestState, scope: Scope) -> None:
+        status, seconds = state.status or DISCONNECTED, monotonic() - state.began
+        name = state.name
+        endpoint = ENDPOINTS.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is not None:
             services: Services = scope["app"].state.services
+            name = _label(services, state)
             services.metrics.count_request(
                 tenant=state.tenant,
-                name=_label(services, state),
+                name=name,
                 endpoint=endpoint,
                 status=status,
                 error=state.error,
-                seconds=monotonic() - start,
+                seconds=seconds,
             )
+        if self._access_log:
+            level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+            if access.isEnabledFor(level):
+                access.log(level, "%s", _line(state, scope, status, name, seconds))
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).getlist(REQUEST_ID_HEADER)
+    if len(given) == 1 and _USABLE_ID.fullmatch(given[0]):
+        return given[0]
+    return secrets.token_hex(16)
+
+
+def _line(state: RequestState, scope: Scope, status: str, name: str | None, seconds: float) -> str:
+    fields = {
+        "tenant": state.tenant or None,
+        "adapter": name,
+        "digest": state.digest,
+        "prompt_tokens": state.prompt_tokens,
+        "generated_tokens": state.generated_tokens,
+        "queue": state.queue_seconds,
+        "first_token": state.first_token_seconds,
+        "duration": seconds,
+        "error": state.error,
+        "id": state.request_id,
+    }
+    # Never the query: a key that somebody put there would stay in the log.
+    path = scope.get("raw_path") or scope["path"].encode()
+    return access_line(scope["method"], path.partition(b"?")[0], status, fields)
 
 
 def _label(services: Services, state: RequestState) -> str:

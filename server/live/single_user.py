@@ -44,11 +44,12 @@ async def load_single_set(
         )
     digests = {}
     for name, folder in folders.items():
+        log.info("loading adapter %s from %s", name, folder)
         try:
             info = await engine.load_adapter(folder)
         except RemixError as error:
             raise ConfigError(f"adapter {name!r} in {folder}: {error}") from error
         adapters.adopt(info)
         digests[name] = info.digest
-        log.info("adapter %s is %s from %s", name, info.digest, folder)
+        log.info("adapter %s is %s", name, info.digest)
     sets.flip(SINGLE_USER, 0, digests)

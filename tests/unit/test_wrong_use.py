@@ -185,8 +185,9 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object, code: int | Non
     captured = capsys.readouterr()
     assert found == code if code is not None else found in (1, 2), captured
     assert all(line.endswith(" …") for line in captured.out.splitlines())  # what `train` begins
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1, captured.err
+    *steps, error = captured.err.splitlines()
+    assert all(step.startswith("INFO: server.") for step in steps)  # what `serve` begins
+    assert error.startswith("error: ")
     assert "internal error" not in captured.err
     assert "Traceback" not in captured.err
     assert len(captured.err) < 1200
@@ -250,7 +251,18 @@ OPTIONS: tuple[tuple[str, ...], ...] = (
     ("train", "."),
     ("train", "/dev/null"),
     ("serve",),
+    ("serve", "--engine", "vllm"),
     ("serve", "--base"),
+    ("serve", "--engine", "fake", "--max-running", "0"),
+    ("serve", "--engine", "fake", "--max-model-len", "-1"),
+    ("serve", "--engine", "fake", "--token-seconds", "-1"),
+    ("serve", "--engine", "fake", "--prefill-seconds", "nan"),
+    ("serve", "--engine", "fake", "--threads", "2"),
+    ("serve", "--engine", "fake", "--dtype", "float32"),
+    ("serve", "--base", "x", "--port", "0", "--token-seconds", "1"),
+    (*SERVE, "--keep-alive-seconds", "-1"),
+    (*SERVE, "--cors-origin", "app.example"),
+    (*SERVE, "--cors-origin", "https://app.example/"),
     (*SERVE, "--port", "65536"),
     (*SERVE, "--port", "-1"),
     (*SERVE, "--port", "http"),
@@ -367,6 +379,9 @@ def test_a_client_without_a_usable_key(
         *(("REMIX_PORT", value) for value in ("x", "", "-1", "70000", "1.5")),
         *(("REMIX_API_KEY", value) for value in ("", "a\nb", "schlüssel")),
         ("REMIX_LOG_LEVEL", "loud"),
+        ("REMIX_ACCESS_LOG", "perhaps"),
+        ("REMIX_CORS_ORIGIN", "https://a.example b"),
+        ("REMIX_KEEP_ALIVE_SECONDS", "inf"),
         ("REMIX_DRAIN_SECONDS", "nan"),
         ("REMIX_MAX_CHOICES", "0"),
         ("REMIX_MAX_BODY_BYTES", "4MiB"),

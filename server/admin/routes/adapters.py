@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from server.admin import schemas
 from server.admin.documentation import failures
@@ -16,6 +17,7 @@ from server.admin.imports import describe_adapters, import_adapter
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import as_api_error
+from server.http.lines import one_line
 from server.live.garbage import MIN_AGE_SECONDS, collect_garbage
 from server.store import Progress
 
@@ -75,16 +77,20 @@ async def import_lines(services: AdminServices, source: str) -> AsyncGenerator[s
     importing.add_done_callback(lambda _: news.put_nowait(None))
     try:
         while (progress := await news.get()) is not None:
-            yield schemas.ImportProgress(progress=progress).model_dump_json() + "\n"
+            yield _line(schemas.ImportProgress(progress=progress))
         try:
             record, created = importing.result()
             (adapter,) = await describe_adapters(services, [record])
         except Exception as error:
-            yield as_api_error(error).body.model_dump_json() + "\n"
+            yield _line(as_api_error(error).body)
         else:
-            yield schemas.Imported(adapter=adapter, created=created).model_dump_json() + "\n"
+            yield _line(schemas.Imported(adapter=adapter, created=created))
     finally:
         importing.cancel()  # the client went away; importing again continues
+
+
+def _line(document: BaseModel) -> str:
+    return one_line(document.model_dump_json()) + "\n"
 
 
 @router.get("/adapters/{digest}", responses=failures(404))

@@ -14,7 +14,7 @@ from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from tests.unit.admin.harness import API, KEY, Admin, listening
-from tests.unit.server.test_openapi import CHECKS
+from tests.unit.server.test_openapi import CHECKS, assert_no_errors_of_fastapi
 
 EXAMPLES = 25
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -45,8 +45,12 @@ async def test_document_is_complete(admin: Admin) -> None:
             assert answer["description"]
             if status >= "400":
                 assert answer["content"]["application/json"]["schema"], (path, status)
-    # FastAPI's own shape of errors is never sent.
-    assert "HTTPValidationError" not in document["components"]["schemas"]
+    assert_no_errors_of_fastapi(document)
+    refused = [
+        op["responses"]["422"]["description"] for *_, op in found if "422" in op["responses"]
+    ]
+    assert len(refused) >= 3
+    assert all("source" in text or "set" in text for text in refused)
 
 
 async def test_preconditions_are_documented(admin: Admin) -> None:

@@ -13,7 +13,7 @@ from tests.unit.server.harness import Server, serving
 from tests.unit.server.test_bad_input import check_error
 
 KEY = "sesame-open"
-OPEN = ("/", "/health", "/ready")
+OPEN = ("/", "/docs", "/health", "/ready")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ async def test_every_route_is_closed(server: Server) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-async def test_probes_and_the_static_page_are_open(server: Server) -> None:
+async def test_probes_and_the_static_pages_are_open(server: Server) -> None:
     for path in OPEN:
         assert (await server.client.get(path)).status_code == 200
 

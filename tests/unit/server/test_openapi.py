@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from remix_runtime.engines.fake import FakeConfig
-from tests.unit.server.harness import BASE, listening
+from tests.unit.server.harness import BASE, Server, listening
 
 CHECKS = [
     not_a_server_error,
@@ -28,6 +28,24 @@ CHECKS = [
     response_schema_conformance,
 ]
 EXAMPLES = 25
+
+
+def assert_no_errors_of_fastapi(document: dict[str, Any]) -> None:
+    """Its 422 is never sent: what is malformed is a 400 in our shape."""
+    assert "HTTPValidationError" not in str(document)
+    assert "ValidationError" not in document["components"]["schemas"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            wrong = operation["responses"].get("400", {}).get("content", {})
+            assert wrong or "requestBody" not in operation, path
+            for content in wrong.values():
+                assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+async def test_what_is_malformed_is_a_400(server: Server) -> None:
+    document = (await server.client.get("/openapi.json")).json()
+    assert_no_errors_of_fastapi(document)
+    assert "422" not in str(document["paths"])
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))

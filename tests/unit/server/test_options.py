@@ -55,6 +55,9 @@ def test_options_tell_texts_and_defaults_of_the_fields(app: typer.Typer) -> None
     assert shown["host_adapter_bytes"] == "4 GiB"
     assert shown["drain_seconds"] == "30"
     assert shown["adapter_slots"] == "embedded: 16, vllm: 8"
+    assert shown["max_running"] == "embedded: 32, vllm: 32, fake: 4"
+    assert shown["access_log"] == "yes"
+    assert shown["token_seconds"] == "0"
     assert shown["max_tokens_per_step"] == "embedded: 256, vllm: its choice"
     assert shown["enforce_eager"] == "no"
     assert shown["threads"] is shown["engine_args"] is False  # the text has it
@@ -65,9 +68,11 @@ def test_what_is_not_given_is_left_to_the_environment_and_the_engine(app: typer.
     parsed = command.make_context("serve", ["--base", "b"]).params
     assert {name for name, value in parsed.items() if value} == {"base", "engine"}
     given = ["--base", "b", "--port", "1", "--import-root", "/x", "--no-enforce-eager"]
+    given += ["--no-access-log", "--cors-origin", "https://a", "--cors-origin", "https://b"]
     given += ["--target-modules", "a", "--target-modules", "b", "--dtype", "float16"]
     parsed = command.make_context("serve", given).params
     assert (parsed["port"], parsed["import_root"], parsed["dtype"]) == (1, Path("/x"), "float16")
+    assert (parsed["access_log"], parsed["cors_origin"]) == (False, ["https://a", "https://b"])
     assert (parsed["enforce_eager"], list(parsed["target_modules"])) == (False, ["a", "b"])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 
 from remix_runtime.cli import build_app
 from remix_runtime.engines.fake import FakeConfig
+from server.runner import without_long_collections
 from tests.unit.server.harness import BASE, Server, eventually, listening
 
 SLOW = FakeConfig(max_running=1, max_waiting=4, prefill_seconds=0.0, token_seconds=0.01)
@@ -161,6 +164,24 @@ async def test_signals_while_the_engine_stops_change_nothing(
     # Leaving the context waits for the server's end.
 
 
+async def test_many_connections_are_allowed_where_a_shell_allows_few(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        async with listening(tmp_path):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_was_loaded_is_collected_no_more_while_it_serves() -> None:
+    with without_long_collections() as settle:
+        assert gc.get_freeze_count() == 0
+        settle()
+        assert gc.get_freeze_count() > len(gc.get_objects())
+    assert gc.get_freeze_count() == 0
+
+
 async def start_process(*options: str, **environment: str) -> asyncio.subprocess.Process:
     code = "from remix_runtime.cli import main; main()"
     return await asyncio.create_subprocess_exec(
@@ -175,7 +196,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     (tmp_path / "adapter_config.json").write_text("{}")
     process = await start_process(
         *("--base", "org/small", "--engine", "fake", "--port", "0"),
-        *("--adapter", f"pirate={tmp_path}"),
+        *("--adapter", f"pirate={tmp_path}", "--token-seconds", "0.02"),
         REMIX_API_KEY="sesame",
     )
     assert process.stdout is not None
@@ -190,7 +211,8 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     async with httpx.AsyncClient(base_url=url, headers=headers) as client:
         body = {"model": "pirate", "prompt": "a", "max_tokens": 30, "ignore_eos": True}
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        async with client.stream("POST", "/v1/completions", json=body | options) as answer:
+        named = {"json": body | options, "headers": {"x-request-id": "mine"}}
+        async with client.stream("POST", "/v1/completions", **named) as answer:
             lines = answer.aiter_lines()
             await anext(lines)
             process.send_signal(signal.SIGTERM)
@@ -199,6 +221,20 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     _, errors = await process.communicate()
     assert process.returncode == 0
     assert b"Traceback" not in errors
+    # A container's log is no terminal: what takes long is told there before it is done.
+    logged = errors.decode().splitlines()
+    assert logged[0] == "INFO: server.commands: loading the fake engine with org/small"
+    steps = (
+        "starting the engine",
+        "the engine serves small",
+        "loading adapter pirate",
+        "pirate is",
+    )
+    begun = [next(i for i, line in enumerate(logged) if step in line) for step in steps]
+    assert begun == sorted(begun)
+    (access,) = [line for line in logged if "server.access" in line]
+    assert access.startswith("INFO: server.access: POST /v1/completions 200 adapter=pirate ")
+    assert access.endswith(" id=mine")
 
 
 @pytest.mark.parametrize(
@@ -223,9 +259,10 @@ def test_bad_options_are_one_line(options: list[str], message: str) -> None:
         app, ["serve", "--base", "org/small", "--engine", "fake", "--port", "0", *options]
     )
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    *steps, error = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert all(step.startswith("INFO: ") for step in steps)
 
 
 def test_port_in_use_is_known_before_the_model_is_loaded() -> None:
@@ -234,4 +271,4 @@ def test_port_in_use_is_known_before_the_model_is_loaded() -> None:
         app = build_app(entry_points(group="remix.commands", name="serve"))
         result = CliRunner().invoke(app, ["serve", "--base", "/nowhere", "--port", port])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port}")

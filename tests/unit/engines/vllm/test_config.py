@@ -40,13 +40,12 @@ def test_defaults_are_in_range() -> None:
 )
 def test_another_engines_option_is_named(engine: Any, option: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"--{option.replace('_', '-')}: the {engine} engine"):
-        make_engine(engine, {"model": "m", option: value})
+        make_engine(engine, "m", {option: value})
 
 
 def test_options_that_were_not_given_are_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "installed_version", lambda: "0.32.0")
-    given = {"model": "m", "kv_cache_bytes": None, "adapter_slots": 3}
-    engine = make_engine("vllm", given)
+    engine = make_engine("vllm", "m", {"kv_cache_bytes": None, "adapter_slots": 3})
     assert isinstance(engine, VllmEngine)
     assert engine._config == VllmConfig(model="m", adapter_slots=3)
 
@@ -54,7 +53,7 @@ def test_options_that_were_not_given_are_nobodys(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_vllm_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "installed_version", lambda: None)
     with pytest.raises(ConfigError, match="pip install"):
-        make_engine("vllm", {"model": "m"})
+        make_engine("vllm", "m", {})
 
 
 def test_engine_arguments_are_a_json_object() -> None:

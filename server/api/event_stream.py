@@ -1,0 +1,88 @@
+"""Server-sent events on their way to one client, with comments while there are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Send
+
+from server.api.writer import Event
+from server.live.quotas import Admission
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_COMMENT = b": waiting\n\n"
+
+
+class EventStream:
+    """The status is sent with the first events, or with the first comment: after `silence` seconds
+    without an event, and again after each such time. 0: no comments.
+
+    Proxies cut connections that are silent for a minute, which a queue or a long prompt may take.
+    """
+
+    def __init__(self, send: Send, admission: Admission, silence: float) -> None:
+        self._started = False
+        self._send = send
+        self._admission = admission
+        self._silence = silence
+        self._written = asyncio.get_running_loop().time()
+        self._one_at_a_time = asyncio.Lock()
+        self._comments: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._silence:
+            self._comments = asyncio.create_task(self._comment())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stop_comments()
+
+    async def has_started(self) -> bool:
+        """Whether the client has a status, so that a failure can only be told as an event."""
+        async with self._one_at_a_time:  # a comment may be about to be the first
+            return self._started
+
+    async def write(self, events: Iterable[Event]) -> None:
+        await self._write(b"".join(event.encode() for event in events))
+
+    async def end(self) -> None:
+        await self._stop_comments()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, body: bytes) -> None:
+        async with self._one_at_a_time:
+            if not self._started:
+                limits = self._admission.headers.items()
+                headers = [(name.encode(), text.encode()) for name, text in limits]
+                start = {"type": "http.response.start", "status": 200}
+                await self._send({**start, "headers": [*_HEADERS, *headers]})
+                self._started = True
+            if body:
+                self._written = asyncio.get_running_loop().time()
+                await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _comment(self) -> None:
+        while True:
+            wait = self._written + self._silence - asyncio.get_running_loop().time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            else:
+                await self._write(_COMMENT)
+
+    async def _stop_comments(self) -> None:
+        if self._comments is not None:
+            self._comments.cancel()
+            await asyncio.gather(self._comments, return_exceptions=True)
+            self._comments = None
