@@ -164,6 +164,23 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterDefaults:
+    """What a request for an adapter has where it says nothing else. None: the server's default."""
+
+    chat_template: str | None = None
+    """Jinja, in the place of the base model's own."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterInfo:
     """A loaded adapter, as `Engine.load_adapter` reports it."""
 
@@ -174,6 +191,7 @@ class AdapterInfo:
     top_k: int
     r: int
     num_bytes: int
+    defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_base(
-    base: str, device: torch.device | None = None
+    base: str, device: torch.device | None = None, *, chat_template: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads the base model on `device`, and its tokenizer. Raises `ConfigError`."""
+    """Loads the base model on `device`, and its tokenizer, with an adapter's own chat template if
+    there is one. Raises `ConfigError`."""
     folder = find_base(base, download=True)
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.eos_token_id is None:
         raise wrong(folder, "eos_token: the tokenizer has none, expected one to end an answer with")
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     return load_model(str(folder)).to(device or torch.device("cpu")), tokenizer
 
 

@@ -7,6 +7,7 @@ that names the field, what was found and what was expected.
 from __future__ import annotations
 
 import difflib
+import json
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,12 +18,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
+from remix_runtime.adapter.checkpoint.defaults import canonical_defaults, parse_defaults
 from remix_runtime.adapter.checkpoint.types import AdapterConfig, Scaling, routing_weight
-from remix_runtime.errors import ConfigError
+from remix_runtime.contracts import AdapterDefaults
+from remix_runtime.errors import CheckpointFormatError, ConfigError
 from remix_runtime.yaml_file import read_mapping
 from training.losses import Credit
 
@@ -44,6 +48,17 @@ def _usable(value: Path | str) -> Path | str:
     return value
 
 
+def _as_defaults(value: Any) -> AdapterDefaults:
+    if isinstance(value, AdapterDefaults):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("fields of the API")
+    try:
+        return parse_defaults(json.dumps(value).encode())
+    except (CheckpointFormatError, TypeError, ValueError) as error:
+        raise ValueError(f"fields of the API: {error}") from None
+
+
 # YAML has no paths or tuples and reads 3e-2 as a string: these convert, the rest is strict.
 Rate = Annotated[
     float, Field(strict=False, ge=0, allow_inf_nan=False), BeforeValidator(_no_boolean)
@@ -52,6 +67,11 @@ File = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Defaults = Annotated[
+    AdapterDefaults,
+    BeforeValidator(_as_defaults),
+    PlainSerializer(lambda defaults: json.loads(canonical_defaults(defaults) or b"{}")),
+]
 
 
 class TrainConfig(BaseModel):
@@ -129,6 +149,9 @@ class TrainConfig(BaseModel):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the tensors that are written; training is in float32. bfloat16 halves the file and
     what the serving kernels read for each token. The parity file is recorded after the rounding."""
+    defaults: Defaults = AdapterDefaults()
+    """What a request for the adapter has where it says nothing else, as `temperature` or `stop`;
+    written beside it as `defaults.json`. With a `chat_template` rows are trained in that one."""
     checkpoint_every: Count = 100
     """Steps between saved training states."""
     eval_every: Count = 50

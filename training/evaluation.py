@@ -177,10 +177,13 @@ def compare_with_base(
 
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
-    config = read_checkpoint(adapter).config
+    found = read_checkpoint(adapter)
     if not data.is_file():  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
-    model, tokenizer = load_base(_named_base(config) if base is None else base)
+    model, tokenizer = load_base(
+        _named_base(found.config) if base is None else base,
+        chat_template=found.defaults.chat_template,
+    )
     checkpoint = read_checkpoint(adapter, base=base_shapes(model))
     examples, _ = read_examples(
         data,

@@ -49,6 +49,7 @@ def export_adapter(
         {name: layer.weights() for name, layer in layers.items()},
         readme=model_card(config, log=log, num_rows=len(rows)),
         parity=record_parity(model, layers, prompts),
+        defaults=config.defaults,
         dtype=dtype,
     )
 

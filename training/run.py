@@ -95,7 +95,11 @@ def _prepare(config: TrainConfig, console: Console) -> tuple[Trainer, Reading]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with stage(console, f"loading the base {config.base}"):
-        model, tokenizer = load_base(config.base, pick_device(config.device))
+        model, tokenizer = load_base(
+            config.base,
+            pick_device(config.device),
+            chat_template=config.defaults.chat_template,
+        )
     limit = row_limit(model.config, config.max_length, default=MAX_LENGTH)
     ends = end_token_ids(model, tokenizer.eos_token_id)
     with stage(console, "hashing the base") as move:

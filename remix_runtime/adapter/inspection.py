@@ -54,6 +54,7 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{facts['num_parameters']:,}, active per token {facts['num_active_parameters']:,}",
         ),
         ("size", f"{facts['num_bytes'] / 1e6:.2f} MB in float32"),
+        ("defaults", ", ".join(facts["defaults"]) or "none"),
         ("base", facts["base"]),
         ("parity", facts["parity"]),
     ]

@@ -140,4 +140,5 @@ def adapter_info(checkpoint: Checkpoint) -> AdapterInfo:
         top_k=checkpoint.config.top_k,
         r=checkpoint.config.r,
         num_bytes=checkpoint.num_bytes,
+        defaults=checkpoint.defaults,
     )

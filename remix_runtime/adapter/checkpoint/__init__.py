@@ -1,5 +1,6 @@
 """The adapter folder: read, validated, written, identified."""
 
+from remix_runtime.adapter.checkpoint.defaults import read_defaults
 from remix_runtime.adapter.checkpoint.describe import Description, describe
 from remix_runtime.adapter.checkpoint.parity_file import Parity, ParityPrompt, read_parity
 from remix_runtime.adapter.checkpoint.reader import adapter_digest, read_adapter, read_checkpoint
@@ -30,6 +31,7 @@ __all__ = [
     "describe",
     "read_adapter",
     "read_checkpoint",
+    "read_defaults",
     "read_parity",
     "routing_weight",
     "sync_folder",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from remix_runtime.adapter.checkpoint.types import Checkpoint, Scaling, routing_weight
 
@@ -29,6 +30,8 @@ class Description:
     num_active_parameters: int
     """Parameters of the routers and of the k experts that a token activates, over all layers."""
     num_bytes: int
+    defaults: dict[str, Any]
+    """What requests have that say nothing else; empty where the adapter has no `defaults.json`."""
 
 
 def describe(checkpoint: Checkpoint) -> Description:
@@ -60,4 +63,5 @@ def describe(checkpoint: Checkpoint) -> Description:
         num_parameters=experts + routers,
         num_active_parameters=experts // config.num_experts * config.top_k + routers,
         num_bytes=checkpoint.num_bytes,
+        defaults={n: v for n, v in asdict(checkpoint.defaults).items() if v not in (None, ())},
     )

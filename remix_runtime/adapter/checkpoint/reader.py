@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, canonical_json, parse_config
+from remix_runtime.adapter.checkpoint.defaults import canonical_defaults, defaults_in
 from remix_runtime.adapter.checkpoint.folder import Folder, open_folder
 from remix_runtime.adapter.checkpoint.parity_file import Parity, parity_in
 from remix_runtime.adapter.checkpoint.strict_json import show
@@ -28,6 +29,7 @@ from remix_runtime.adapter.checkpoint.types import (
     CheckpointLimits,
     LayerWeights,
 )
+from remix_runtime.contracts import AdapterDefaults
 from remix_runtime.errors import CheckpointFormatError, CheckpointMismatchError
 
 TENSOR_FILE = "adapter_model.safetensors"
@@ -65,15 +67,20 @@ def read_adapter(
         return checkpoint, parity_in(files, vocab_size=vocab_size, max_tokens=max_tokens)
 
 
-def adapter_digest(config: AdapterConfig, tensor_file: bytes) -> str:
+def adapter_digest(
+    config: AdapterConfig, tensor_file: bytes, defaults: AdapterDefaults | None = None
+) -> str:
     """An adapter's identity: 64 lower-case hexadecimal digits.
 
-    SHA-256 of `canonical_json(config)` followed directly by the bytes of
-    `adapter_model.safetensors`. Spelling and order of the JSON file, the fields that PEFT adds,
-    README and parity file are no part of it; dtype and metadata of the tensor file are.
+    SHA-256 of `canonical_json(config)`, followed directly by the bytes of
+    `adapter_model.safetensors` and by `canonical_defaults(defaults)`. Spelling and order of the
+    JSON files, the fields that PEFT adds, README and parity file are no part of it; dtype and
+    metadata of the tensor file are.
     """
     digest = hashlib.sha256(canonical_json(config))
     digest.update(tensor_file)
+    if defaults is not None:
+        digest.update(canonical_defaults(defaults))
     return digest.hexdigest()
 
 
@@ -84,6 +91,7 @@ def tensor_name(module: str, part: str) -> str:
 
 def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLimits) -> Checkpoint:
     config = parse_config(files.read(CONFIG_FILE, max_bytes=limits.config_bytes), limits)
+    defaults = defaults_in(files)
     max_bytes = limits.header_bytes + limits.tensor_bytes
     with files.open(TENSOR_FILE, max_bytes=max_bytes) as (stream, size):
         header = read_header(
@@ -106,8 +114,13 @@ def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLim
         for module in shapes
     }
     _check_effect(config, layers)
-    digest = adapter_digest(config, data)
-    return Checkpoint(config=config, layers=layers, digest=digest, num_bytes=num_bytes)
+    return Checkpoint(
+        config=config,
+        layers=layers,
+        digest=adapter_digest(config, data, defaults),
+        num_bytes=num_bytes,
+        defaults=defaults,
+    )
 
 
 def _check_layers(header: Header, config: AdapterConfig) -> dict[str, tuple[int, int]]:

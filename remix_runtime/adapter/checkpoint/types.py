@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
+
+from remix_runtime.contracts import AdapterDefaults
 
 FORMAT_VERSION = 1
 
@@ -61,6 +63,7 @@ class Checkpoint:
     digest: str
     num_bytes: int
     """Bytes of all tensors in memory."""
+    defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

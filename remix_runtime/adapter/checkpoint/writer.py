@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, emit_config, parse_config
+from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE, emit_defaults
 from remix_runtime.adapter.checkpoint.folder import open_folder
 from remix_runtime.adapter.checkpoint.parity_file import (
     PARITY_FILE,
@@ -28,6 +29,7 @@ from remix_runtime.adapter.checkpoint.parity_file import (
 )
 from remix_runtime.adapter.checkpoint.reader import PARTS, TENSOR_FILE, read_checkpoint, tensor_name
 from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, AdapterConfig, LayerWeights
+from remix_runtime.contracts import AdapterDefaults
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
 
 README_FILE = "README.md"
@@ -43,6 +45,7 @@ def write_checkpoint(
     *,
     readme: str,
     parity: Parity | None = None,
+    defaults: AdapterDefaults | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """Writes an adapter to `folder`, parents included, and returns its digest.
@@ -67,6 +70,8 @@ def write_checkpoint(
     contents = {README_FILE: readme.encode()}
     if parity is not None:
         contents[PARITY_FILE] = emit_parity(parity)
+    if defaults is not None and defaults != AdapterDefaults():
+        contents[DEFAULTS_FILE] = emit_defaults(defaults)
     # The metadata is what PEFT writes, so that both write the same bytes.
     contents[TENSOR_FILE] = safetensors.torch.save(tensors, metadata={"format": "pt"})
     contents[CONFIG_FILE] = emit_config(config)

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from remix_runtime.adapter.checkpoint import DEFAULT_LIMITS
 from remix_runtime.adapter.checkpoint.config import CONFIG_FILE
+from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE
+from remix_runtime.adapter.checkpoint.defaults import MAX_BYTES as MAX_DEFAULTS_BYTES
 from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
 from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
 from remix_runtime.adapter.checkpoint.writer import README_FILE
@@ -17,6 +19,7 @@ from server.store.errors import SourceError, SourceMissingError, SourceUnavailab
 
 MAX_BYTES = {
     CONFIG_FILE: DEFAULT_LIMITS.config_bytes,
+    DEFAULTS_FILE: MAX_DEFAULTS_BYTES,
     README_FILE: 4 << 20,
     PARITY_FILE: DEFAULT_LIMITS.parity_bytes,
     TENSOR_FILE: DEFAULT_LIMITS.header_bytes + DEFAULT_LIMITS.tensor_bytes,
