@@ -13,8 +13,9 @@ from pathlib import Path
 
 from llguidance import LLTokenizer
 
-from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import read_checkpoint, read_defaults
 from remix_runtime.contracts import (
+    AdapterDefaults,
     AdapterInfo,
     AdapterState,
     AdapterTier,
@@ -268,14 +269,21 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
 
 def _read(folder: Path) -> AdapterInfo:
     if (folder / "adapter_model.safetensors").exists():
-        return _info(read_checkpoint(folder).digest)
+        checkpoint = read_checkpoint(folder)
+        return _info(checkpoint.digest, checkpoint.defaults)
     config = folder / "adapter_config.json"
     if not config.is_file():
         raise CheckpointFormatError(f"{config}: not found, expected the adapter's configuration")
-    return _info(hashlib.sha256(config.read_bytes()).hexdigest())
+    return _info(hashlib.sha256(config.read_bytes()).hexdigest(), read_defaults(folder))
 
 
-def _info(digest: str) -> AdapterInfo:
+def _info(digest: str, defaults: AdapterDefaults) -> AdapterInfo:
     return AdapterInfo(
-        digest=digest, num_layers=1, num_experts=2, top_k=1, r=1, num_bytes=len(digest)
+        digest=digest,
+        num_layers=1,
+        num_experts=2,
+        top_k=1,
+        r=1,
+        num_bytes=len(digest),
+        defaults=defaults,
     )

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from remix_runtime.contracts import AdapterDefaults
 from server.http.request import state_of
 from server.live.quotas import Admission
 from server.live.sets import Target
-from server.services import services_of
+from server.services import Services, services_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Call:
     tenant: str
     target: Target
     admission: Admission
+    defaults: AdapterDefaults
+    """What the request has where it says nothing else."""
 
 
 def admit(http: Request) -> Admission:
@@ -38,10 +41,10 @@ def resolve(http: Request, model: str) -> Target:
     return target
 
 
-def open_call(http: Request, model: str) -> Call:
+async def open_call(http: Request, model: str) -> Call:
     """Counts the request and pins the adapter that its `model` stands for: whatever is swapped
     meanwhile, it ends on the adapter that it began with. Raises `RateLimitedError`,
-    `UnknownModelError`."""
+    `UnknownModelError`, `AdapterUnavailableError`."""
     services, state = services_of(http), state_of(http.scope)
     admission = admit(http)
     target = resolve(http, model)
@@ -49,4 +52,11 @@ def open_call(http: Request, model: str) -> Call:
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)
-    return Call(state.tenant, target, admission)
+    return Call(state.tenant, target, admission, await defaults_of(services, target))
+
+
+async def defaults_of(services: Services, target: Target) -> AdapterDefaults:
+    """Those of the adapter; the base alone has none. Raises `AdapterUnavailableError`."""
+    if target.digest is None:
+        return AdapterDefaults()
+    return await services.adapters.defaults(target.digest)

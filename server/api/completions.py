@@ -17,6 +17,7 @@ from remix_runtime.contracts import (
 )
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import open_call
+from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, admit_sequences, count_prompt_tokens, finished_by
 from server.api.logprobs import completion_logprobs, echoed_logprobs, joined
@@ -39,7 +40,8 @@ DEFAULT_MAX_TOKENS = 16
 async def create_completion(body: CompletionRequest, http: Request) -> Response:
     """Completes each prompt; OpenAI's API with vLLM's extra sampling parameters."""
     services = services_of(http)
-    call = open_call(http, body.model)
+    call = await open_call(http, body.model)
+    body = with_defaults(body, call.defaults)
     engine, n = services.engine, body.choices_per_prompt
     if len(body.prompt) * n > services.max_choices:
         raise InvalidRequestError(
@@ -60,7 +62,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         prompts,
         answer_id=answer_id,
         max_tokens=body.most_tokens,
-        default_max_tokens=DEFAULT_MAX_TOKENS,
+        default_max_tokens=call.defaults.max_tokens or DEFAULT_MAX_TOKENS,
         logprobs=body.logprobs,
         prompt_logprobs=body.most_prompt_logprobs,
         param="prompt",

@@ -10,6 +10,7 @@ from fastapi import Request
 from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import Call, open_call
+from server.api.defaults import with_defaults
 from server.api.generation import admit_sequences, count_prompt_tokens
 from server.api.parts import AnswerParser
 from server.api.tokenizing import require_short, run_tokenizer
@@ -32,11 +33,14 @@ class Conversation:
     """The client's names for fields that the engine calls otherwise."""
 
 
-async def prompt_of(services: Services, body: ChatPrompt, *, param: str = "messages") -> list[int]:
-    """The tokens of a chat's prompt. Raises `InvalidRequestError`, `EngineBusyError`."""
+async def prompt_of(
+    services: Services, body: ChatPrompt, template: str | None, *, param: str = "messages"
+) -> list[int]:
+    """The tokens of a chat's prompt; `template`: the adapter's own. Raises `InvalidRequestError`,
+    `EngineBusyError`."""
     engine, setting = services.engine, services.settings.tool_parser
     require_short(engine, body.num_characters, param)
-    return await run_tokenizer(render_prompt, engine.tokenizer, body, setting)
+    return await run_tokenizer(render_prompt, engine.tokenizer, body, setting, template)
 
 
 async def open_conversation(
@@ -48,14 +52,16 @@ async def open_conversation(
     Raises `RateLimitedError`, `UnknownModelError`, `InvalidRequestError`, `EngineBusyError`.
     """
     services = services_of(http)
-    call = open_call(http, body.model)
+    call = await open_call(http, body.model)
+    body = with_defaults(body, call.defaults)
     engine, n = services.engine, body.choices_per_prompt
     if n > services.max_choices:
         raise InvalidRequestError(
             f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
     require_short(engine, body.num_characters, param)
-    chat = await run_tokenizer(prepare_chat, engine.tokenizer, body, services.settings.tool_parser)
+    setting, template = services.settings.tool_parser, call.defaults.chat_template
+    chat = await run_tokenizer(prepare_chat, engine.tokenizer, body, setting, template)
     requests = admit_sequences(
         call,
         engine.model,
@@ -63,7 +69,7 @@ async def open_conversation(
         [chat.prompt],
         answer_id=answer_id,
         max_tokens=body.most_tokens,
-        default_max_tokens=services.settings.default_max_tokens,
+        default_max_tokens=call.defaults.max_tokens or services.settings.default_max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         param=param,

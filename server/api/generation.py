@@ -45,7 +45,7 @@ def _sampling_params(
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=body.repetition_penalty or 1.0,
         seed=None if body.seed is None else choice_seed(body.seed, choice),
-        stop=tuple(body.stop),
+        stop=tuple(body.stop or ()),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         include_stop_str_in_output=bool(body.include_stop_str_in_output),
         ignore_eos=bool(body.ignore_eos),

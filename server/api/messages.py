@@ -41,7 +41,7 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
         prompt_tokens=chat.prompt_tokens,
         make_parser=chat.make_parser,
         renamed=form.renamed,
-        stops=body.stop_sequences,
+        stops=body.stop_sequences or (),
     )
     answer = GenerationResponse(
         services, chat.call, chat.requests, writer, stream=bool(body.stream)
@@ -58,8 +58,8 @@ async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
     form = chat_form(body)
     try:
         chat = form.validated()
-        call = open_call(http, chat.model)
-        prompt = await prompt_of(services_of(http), chat)
+        call = await open_call(http, chat.model)
+        prompt = await prompt_of(services_of(http), chat, call.defaults.chat_template)
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     call.admission.settle(0)

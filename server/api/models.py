@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from server.api.calls import defaults_of
+from server.api.defaults import said
 from server.api.wire.answers import Model, ModelList
 from server.http.errors import ErrorBody
 from server.http.request import state_of
@@ -27,7 +29,10 @@ async def get_model(model: str, http: Request) -> Model:
     """Shows one model by its name."""
     services, tenant = services_of(http), state_of(http.scope).tenant
     may_use_base = services.access.quota(tenant).may_use_base
-    return _model(services, tenant, services.sets.resolve(tenant, model, may_use_base=may_use_base))
+    target = services.sets.resolve(tenant, model, may_use_base=may_use_base)
+    shown = _model(services, tenant, target)
+    shown.defaults = said(await defaults_of(services, target)) or None
+    return shown
 
 
 def _model(services: Services, tenant: str, target: Target) -> Model:

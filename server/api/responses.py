@@ -88,8 +88,9 @@ async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputToke
     form = chat_form(body, list(map(_item, before)), items)
     try:
         chat = form.validated()
-        call = open_call(http, chat.model)
-        prompt = await prompt_of(services, chat, param="input")
+        call = await open_call(http, chat.model)
+        template = call.defaults.chat_template
+        prompt = await prompt_of(services, chat, template, param="input")
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     call.admission.settle(0)

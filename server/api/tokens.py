@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 
-from server.api.calls import admit, resolve
+from server.api.calls import admit, defaults_of, resolve
 from server.api.conversation import prompt_of
 from server.api.documentation import error_responses
 from server.api.token_texts import TokenTexts
@@ -20,6 +20,7 @@ from server.api.wire.tokens import (
     Version,
 )
 from server.http.body import StrictRoute
+from server.live.sets import Target
 from server.services import services_of
 
 router = APIRouter(route_class=StrictRoute)
@@ -30,9 +31,10 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
     """Shows the tokens of a prompt, or of a chat with the base's template."""
     services = services_of(http)
     engine = services.engine
-    _count(http, body.model)
+    target = _count(http, body.model)
     if body.prompt is None:
-        ids = await prompt_of(services, body)
+        template = None if target is None else (await defaults_of(services, target)).chat_template
+        ids = await prompt_of(services, body, template)
     else:
         require_short(engine, len(body.prompt), "prompt")
         special = body.add_special_tokens is not False
@@ -56,11 +58,10 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> Detokenized:
     return Detokenized(prompt=text)
 
 
-def _count(http: Request, model: str | None) -> None:
+def _count(http: Request, model: str | None) -> Target | None:
     """A request of the tenant like any other, of a model that the tenant has."""
     admit(http)
-    if model is not None:
-        resolve(http, model)
+    return None if model is None else resolve(http, model)
 
 
 @router.get("/tokenizer_info")

@@ -88,15 +88,13 @@ Prompts = Annotated[
 
 
 def _as_list(value: Any) -> Any:
-    if value is None:
-        return []
     return [value] if isinstance(value, str) else value
 
 
 StopStrings = Annotated[
     list[Annotated[Text, Field(min_length=1, max_length=1000)]],
     Field(max_length=MAX_STOP_STRINGS),
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
 ]
 
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from remix_runtime.adapter.checkpoint import read_defaults
 from remix_runtime.background import BackgroundTasks
-from remix_runtime.contracts import AdapterInfo, Engine
+from remix_runtime.contracts import AdapterDefaults, AdapterInfo, Engine
 from remix_runtime.errors import (
     AdapterUnavailableError,
     CapacityError,
@@ -120,6 +121,17 @@ class LiveAdapters:
             raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
         finally:
             self._cold_waits -= 1
+
+    async def defaults(self, digest: str) -> AdapterDefaults:
+        """What requests for the adapter have where they say nothing else, also while it is not
+        loaded. Raises `AdapterUnavailableError`."""
+        entry = self._entries.get(digest)
+        if entry is not None and entry.info is not None:
+            return entry.info.defaults
+        try:
+            return await asyncio.to_thread(read_defaults, await self._folder_of(digest))
+        except UNSERVABLE as error:
+            raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
 
     def loaded(self, digests: Iterable[str]) -> bool:
         """Whether the engine takes requests for all of them at this moment."""

@@ -45,12 +45,16 @@ class PreparedChat:
 
 
 def prepare_chat(
-    tokenizer: Tokenizer, body: ChatRequest, setting: ToolParserName = "auto"
+    tokenizer: Tokenizer,
+    body: ChatRequest,
+    setting: ToolParserName = "auto",
+    template: str | None = None,
 ) -> PreparedChat:
-    """Renders a chat, in the tokenizer's thread. Raises `InvalidRequestError`."""
-    reads = read_template(tokenizer.chat_template or "")
+    """Renders a chat, in the tokenizer's thread, by `template` if it is not the model's own. Raises
+    `InvalidRequestError`."""
+    reads = read_template(template or tokenizer.chat_template or "")
     family = _family(body, reads, setting)
-    prompt = render_prompt(tokenizer, body, setting)
+    prompt = render_prompt(tokenizer, body, setting, template)
     thought = _thought(tokenizer, body, reads, prompt)
     marks = {*(family.marks if body.callable_tools else ())}
     if thought is not Thought.NEVER:
@@ -118,10 +122,13 @@ def _family(body: ChatPrompt, reads: TemplateReads, setting: ToolParserName) -> 
 
 
 def render_prompt(
-    tokenizer: Tokenizer, body: ChatPrompt, setting: ToolParserName = "auto"
+    tokenizer: Tokenizer,
+    body: ChatPrompt,
+    setting: ToolParserName = "auto",
+    template: str | None = None,
 ) -> list[int]:
     """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
-    reads = read_template(tokenizer.chat_template or "")
+    reads = read_template(template or tokenizer.chat_template or "")
     family, tells = _family(body, reads, setting), _tells(body, reads)
     messages = prepare_messages([m.for_template() for m in body.messages], reads, family)
     variables = _variables(body, reads)
@@ -133,6 +140,7 @@ def render_prompt(
     def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return tokenizer.apply_chat_template(
             messages,
+            template=template,
             add_generation_prompt=not goes_on and body.add_generation_prompt is not False,
             continue_final_message=goes_on,
             **variables,

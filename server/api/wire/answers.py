@@ -203,6 +203,8 @@ class Model(BaseModel):
     parent: str | None
     """The base model's name for an adapter, null for the base itself."""
     max_model_len: int
+    defaults: IfAsked[dict[str, Any]] = None
+    """Of one model that is asked for: what its adapter gives a request that says nothing else."""
     type: Literal["model"] = "model"
     lifecycle: Literal["active"] = "active"
 

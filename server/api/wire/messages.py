@@ -189,7 +189,7 @@ class MessagesRequest(CountTokensRequest):
     """Body of `POST /v1/messages`. null means the default."""
 
     max_tokens: TokenCount
-    stop_sequences: StopStrings = []
+    stop_sequences: StopStrings | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
