@@ -12,6 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
@@ -27,26 +28,35 @@ MAX_WAITING = 64
 """Grammars that wait for the worker; one more is refused."""
 COMPILE_SECONDS = 10.0
 """A grammar that takes longer is refused. The parser's limits end it long before."""
-_CACHE_GRAMMARS = 512
+_CACHE_GRAMMARS = 128
 _CACHE_CHARS = 16 * MAX_CHARS
 _ERROR_CHARS = 400
 
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=200_000,
+    initial_lexer_fuel=400_000,
+    step_lexer_fuel=60_000,
     step_max_items=50_000,
-    max_lexer_states=50_000,
+    max_lexer_states=10_000,
     max_grammar_size=200_000,
     verbose_errors=False,
 )
+"""Tighter than llguidance's own in what a mask may cost, since the steps of others wait for it."""
+_TRIAL_TOKENS = 8
+"""A grammar is followed for so many before it is used: some are too complex only then."""
+_PROBE = '{"a": 1}'
 _WHITESPACE = r"[ \t]{1,8}|[ \t]{0,2}\r?\n[ \t]{0,48}"
 """Between two tokens of JSON: what a formatter writes. Without an end to it, a small model goes on
 with it for ever."""
 
 
 def json_schema_source(text: str) -> str:
-    """A JSON schema as llguidance takes it. Raises `ValueError` where it is no JSON object."""
+    """A JSON schema as llguidance takes it. Raises `ValueError` where it is no JSON."""
+    match text.strip():
+        case "true":
+            text = "{}"  # means the same, and takes options
+        case "false":
+            return str(LLMatcher.grammar_from_json_schema(text))
     source: str = LLMatcher.grammar_from_json_schema(
         text, defaults={"whitespace_pattern": _WHITESPACE}
     )
@@ -174,12 +184,30 @@ def compiled(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     if matcher.is_error():
         raise _wrong(_words(matcher.get_error()))
     matcher.compute_bitmask()  # also finds out whether there is a first token at all
-    problem = _words(matcher.get_error())
-    if problem and not problem.startswith("NoExtension"):
-        raise _wrong(problem)
-    if problem or (matcher.is_stopped() and not matcher.is_accepting()):
+    fault = _words(matcher.get_error())
+    if fault and not fault.startswith("NoExtension"):
+        raise _wrong(fault)
+    if fault or (matcher.is_stopped() and not matcher.is_accepting()):
         raise _wrong("no text matches it")
+    _try(matcher.deep_copy(), tokenizer)
     return matcher
+
+
+def _try(matcher: LLMatcher, tokenizer: LLTokenizer) -> None:
+    """Raises `InvalidRequestError` for a grammar that the limits stop soon. What the lexer finds
+    out on the way serves the copies that follow answers."""
+    for _ in range(_TRIAL_TOKENS):
+        mask = matcher.compute_logit_bias()
+        if matcher.is_error():
+            raise _wrong(_words(matcher.get_error()))
+        allowed = (token_id for token_id, byte in enumerate(mask) if byte)
+        some = list(islice(allowed, _TRIAL_TOKENS))
+        written = (i for i in some if tokenizer.decode_bytes([i]).strip())
+        matcher.consume_token(next(written, some[0]))
+        if matcher.is_error():
+            raise _wrong(_words(matcher.get_error()))
+        if matcher.is_stopped():
+            return
 
 
 def _source(grammar: Grammar) -> str:
@@ -199,14 +227,17 @@ def model_tokenizer(tokenizer: PreTrainedTokenizerBase, model: ModelInfo) -> LLT
     `InvalidRequestError`."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise _wrong(f"the model's tokenizer ({type(tokenizer).__name__}) cannot be used with it")
+    size, ends = max(model.vocab_size, len(tokenizer)), list(model.eos_token_ids) or None
     try:
-        return from_tokenizer(
-            tokenizer,
-            max(model.vocab_size, len(tokenizer)),
-            eos_token=list(model.eos_token_ids) or None,
-        )
+        made = from_tokenizer(tokenizer, size, eos_token=ends)
     except ValueError as error:
         raise _wrong(f"the model's tokenizer cannot be used: {_words(str(error))}") from None
+    if made.decode_bytes(made.tokenize_str(_PROBE)) != _PROBE.encode():
+        # What a grammar leaves no choice in is taken for other tokens than are drawn.
+        raise _wrong(
+            "the model's tokenizer cannot be used: it adds to a text, as a space before it"
+        )
+    return made
 
 
 def _words(text: str) -> str:

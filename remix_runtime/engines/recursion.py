@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
-_MAX_STEPS = 500_000
+_MAX_STEPS = 100_000
 """A schema that takes more of them is let through."""
 
 
@@ -21,13 +21,15 @@ def require_finite(text: str) -> None:
         root = json.loads(text)
     except RecursionError:
         raise ValueError("the schema is nested too deeply") from None
-    targets = {ref: _target(root, ref) for ref in set(_references(root))}
+    # A definition mostly refers to those behind it.
+    references = list(dict.fromkeys(_references(root)))[::-1]
+    targets = {ref: _target(root, ref) for ref in references}
     judge = _Judge()
     while not judge.ends(root):
-        found = {ref for ref, schema in targets.items() if judge.ends(schema)}
-        if found == judge.ending:
+        found = len(judge.ending)
+        judge.ending.update(ref for ref, schema in targets.items() if judge.ends(schema))
+        if len(judge.ending) == found:
             raise ValueError("the schema requires itself without an end: no value can meet it")
-        judge.ending = found
 
 
 def _references(node: Any) -> Iterator[str]:
