@@ -1,4 +1,4 @@
-"""`remix bench`: the embedded engine's speed, determinism and cost beside other work, measured."""
+"""`remix bench`: the embedded engine's speed, determinism and costs, measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bench(
         str,
         typer.Option(
             help="speed: tokens/s against peers. determinism: count token flips. "
-            "neighbour: what one busy process beside costs."
+            "neighbour: what one busy process beside costs. grammars: what a JSON schema costs."
         ),
     ] = "speed",
     adapter_shape: Annotated[
@@ -117,8 +117,14 @@ def bench(
         from benchmarks.speed.neighbour import run_neighbour
 
         run_neighbour(base, stem, _numbers(batches), new_tokens, rounds, threads, report)
+    elif suite == "grammars":
+        from benchmarks.speed.grammars import run_grammars
+
+        run_grammars(base, stem, _numbers(batches), new_tokens, rounds, threads, report)
     else:
-        raise ConfigError(f"suite: found {suite!r}, expected speed, determinism or neighbour")
+        raise ConfigError(
+            f"suite: found {suite!r}, expected speed, determinism, neighbour or grammars"
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

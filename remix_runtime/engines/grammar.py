@@ -7,6 +7,7 @@ client sends is bounded in size, in the parser's own limits, in time and in the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections import OrderedDict
@@ -147,9 +148,12 @@ class Grammars:
             future = self._worker.submit(self._compile_in_worker, grammar)
             self._compiling[grammar] = future
             loop = asyncio.get_running_loop()
-            future.add_done_callback(
-                lambda done: loop.call_soon_threadsafe(self._keep, grammar, done)
-            )
+
+            def done(future: Future[LLMatcher]) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop closed meanwhile
+                    loop.call_soon_threadsafe(self._keep, grammar, future)
+
+            future.add_done_callback(done)
         waiting = asyncio.shield(asyncio.wrap_future(future))
         try:
             return await asyncio.wait_for(waiting, COMPILE_SECONDS)
@@ -157,6 +161,10 @@ class Grammars:
             if future.running():
                 raise _wrong(f"it takes longer than {COMPILE_SECONDS:g} s to compile") from None
             raise EngineBusyError("other grammars are being compiled") from None
+        except asyncio.CancelledError:
+            if future.cancelled():
+                raise EngineBusyError("the server is shutting down", retry_after=5.0) from None
+            raise
 
     def _keep(self, grammar: Grammar, done: Future[LLMatcher]) -> None:
         del self._compiling[grammar]

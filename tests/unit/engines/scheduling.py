@@ -43,12 +43,17 @@ class Slots:
 
 
 def job_of(
-    prompt: int, new: int, adapter: str | None = None, name: str = "r", tenant: str = ""
+    prompt: int,
+    new: int,
+    adapter: str | None = None,
+    name: str = "r",
+    tenant: str = "",
+    prompt_logprobs: int | None = None,
 ) -> Job:
     request = GenerationRequest(
         request_id=name,
         prompt_token_ids=tuple(range(prompt)),
-        params=SamplingParams(max_tokens=new),
+        params=SamplingParams(max_tokens=new, prompt_logprobs=prompt_logprobs),
         digest=adapter,
         tenant=tenant,
     )

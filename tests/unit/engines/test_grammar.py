@@ -296,6 +296,17 @@ async def test_a_grammar_that_takes_too_long_is_refused_and_those_behind_it_may_
     assert isinstance(behind, EngineBusyError)
 
 
+async def test_those_who_wait_hear_of_the_end(worker: Worker) -> None:
+    first = asyncio.create_task(worker.grammars.matcher(regex("a")))
+    second = asyncio.create_task(worker.grammars.matcher(regex("b")))
+    await asyncio.sleep(0.01)
+    worker.grammars.close()
+    with pytest.raises(EngineBusyError):
+        await second
+    worker.gate.set()
+    assert (await first).allows(97)
+
+
 async def test_a_failed_grammar_is_not_kept_and_the_unused_ones_leave_first(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
-from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.scheduler import MAX_SCORED_TOKENS, PagePool, Scheduler
 from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 
@@ -25,6 +25,27 @@ def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
     steps = [dict(advance(s)) for _ in range(3)]
     assert [step["long"] for step in steps] == [15, 15, 10]
     assert all(step["short"] == 1 for step in steps)
+
+
+def test_few_prompt_tokens_are_scored_in_a_step_and_others_go_on_beside() -> None:
+    """Each of them takes logits of the whole vocabulary."""
+    s, _ = scheduler(pages=1000, budget=10 * MAX_SCORED_TOKENS)
+    long = 2 * MAX_SCORED_TOKENS
+    for name in ("one", "two"):
+        s.add(job_of(long, 1, name=name, prompt_logprobs=0))
+    s.add(job_of(long, 1, name="plain"))
+    seen: dict[str, int] = {}
+    for _ in range(20):
+        chunks = s.schedule()
+        scored = [c.num_logits for c in chunks if c.job.params.prompt_logprobs is not None]
+        assert sum(scored) <= MAX_SCORED_TOKENS + 1  # the last token gives the next one
+        for chunk in chunks:
+            name = chunk.job.request.request_id
+            seen[name] = seen.get(name, 0) + chunk.num_logits
+            chunk.job.num_computed += chunk.count
+            if chunk.samples:
+                s.finish(chunk.job)
+    assert seen == {"one": long, "two": long, "plain": 1}
 
 
 def test_decodes_come_before_prompts_that_arrived_earlier() -> None:

@@ -90,8 +90,10 @@ class StubBackend:
             await self.close_gate.wait()
             del self.running[request.request_id]
 
-    def give(self, request_id: str, token_ids: Sequence[int], logprobs: Any = None) -> None:
-        self.running[request_id][0].put_nowait(NewTokens(token_ids, logprobs))
+    def give(
+        self, request_id: str, token_ids: Sequence[int], logprobs: Any = None, prompt: Any = None
+    ) -> None:
+        self.running[request_id][0].put_nowait(NewTokens(token_ids, logprobs, prompt))
 
     def end(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from remix_runtime.contracts import FinishReason
+from remix_runtime.contracts import FinishReason, Grammar, GrammarKind
 from remix_runtime.engines.vllm.engine import PATIENCE, VllmEngine
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -19,7 +20,9 @@ from remix_runtime.errors import (
     RemixError,
 )
 from tests.engines import Completion, complete, request
+from tests.models import EOS_ID
 from tests.unit.engines.vllm.stub import settled, started, until
+from tests.unit.engines.vllm.test_job import Found
 from tests.wrong_bases import WRONG_MODELS
 
 PROMPT = [5, 17, 99]
@@ -192,6 +195,45 @@ async def test_a_request_that_vllm_gives_up_fails_alone(base: Path, last: Except
     assert isinstance(done, Completion)
     assert engine.stats().running == 0
     assert engine.health().ready
+
+
+async def test_an_answer_is_whole_with_the_token_that_ends_its_grammar(base: Path) -> None:
+    """vLLM would draw an end of the text, which nobody needs."""
+    engine, backend = await started(base)
+    grammar = Grammar(kind=GrammarKind.REGEX, text="ab+|c")
+    encode = partial(engine.tokenizer.encode, add_special_tokens=False)
+    tasks = [ask(engine, grammar=grammar, ignore_eos=True, max_tokens=9) for _ in range(3)]
+    await until(lambda: len(backend.running) == 3)
+    (one, _), (two, _), (bad, _) = tasks
+    backend.give(one, encode("c"))
+    backend.give(two, encode("a"))
+    backend.give(two, [*encode("b"), EOS_ID])
+    backend.give(bad, encode("x"))
+    first, second, broken = await ended(*(task for _, task in tasks))
+    assert isinstance(first, Completion)
+    assert (first.text, first.finish_reason) == ("c", FinishReason.STOP)
+    assert isinstance(second, Completion)
+    assert (second.text, second.finish_reason) == ("ab", FinishReason.STOP)
+    assert isinstance(broken, RemixError), "an answer never breaks its grammar"
+    assert backend.running == {}
+
+
+async def test_a_prompt_alone_is_a_token_that_is_dropped(base: Path) -> None:
+    engine, backend = await started(base)
+    item = request(PROMPT, max_tokens=0, prompt_logprobs=1)
+    events = engine.generate(item)
+    task = asyncio.create_task(anext(events))
+    await settled()
+    found = [None, {17: Found(-2.0, 7), 5: Found(-0.5, 1)}, {99: Found(-0.25, 1)}]
+    backend.give(item.request_id, [3], None, found)
+    event = await task
+    assert (event.token_ids, event.text, event.finish_reason) == ((), "", FinishReason.LENGTH)
+    assert event.prompt_logprobs is not None
+    shown = [p and (p.chosen.token_id, [t.token_id for t in p.top]) for p in event.prompt_logprobs]
+    assert shown == [None, (17, [5]), (99, [99])]
+    full = request([1] * backend.max_model_len, max_tokens=0)
+    with pytest.raises(InvalidRequestError):
+        await complete(engine, full)
 
 
 async def test_everybody_hears_of_the_engines_death(base: Path, folders: list[Path]) -> None:
