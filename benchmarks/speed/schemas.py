@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 _WORDS = ("name", "age", "street", "city", "tags", "price", "kind", "date", "owner", "notes", "id")
@@ -33,7 +34,7 @@ def _object(rng: random.Random, depth: int) -> Sample:
 
 
 def _any(rng: random.Random, depth: int) -> Sample:
-    kinds = [_string, _pattern, _number, _choice, _flag]
+    kinds: list[Callable[[random.Random], Sample]] = [_string, _pattern, _number, _choice, _flag]
     if depth > 0:
         kinds += [lambda r: _object(r, depth), lambda r: _array(r, depth)]
     return rng.choice(kinds)(rng)
