@@ -31,7 +31,8 @@ async def open_request(server: Server, path: str, **body: Any) -> asyncio.Stream
     """Sends a request and reads nothing."""
     url = httpx.URL(server.url)
     _, writer = await asyncio.open_connection(url.host, url.port)
-    fields = {"model": BASE, "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    fields = {"model": BASE, **(chat if "chat" in path else {"prompt": "a"})}
     content = json.dumps({**fields, "max_tokens": 400, "ignore_eos": True, **body}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
