@@ -187,3 +187,47 @@ async def test_what_the_engine_refuses_has_the_clients_name(
     for response in (await server.complete(**body), await server.chat(**body)):
         error = check_error(response, 400)
         assert (error["param"], error["message"]) == (field, "no such grammar")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (
+            "response_format",
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 5}}},
+        ),
+        ("structured_outputs", {"regex": "("}),
+        ("guided_json", {"type": "strange"}),
+        ("guided_regex", "["),
+        ("guided_grammar", 'start: "a'),
+    ],
+)
+async def test_what_cannot_be_compiled_has_the_clients_name(
+    server: Server, field: str, value: Any, stream: bool
+) -> None:
+    body = {field: value, "stream": stream}
+    for response in (await server.complete(**body), await server.chat(**body)):
+        assert check_error(response, 400)["param"] == field
+    assert server.engine.requests == []
+    await server.expect_good_request()
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        ({"guided_choice": ["yes", "no"]}, {"yes", "no"}),
+        ({"structured_outputs": {"regex": "[ab]"}}, {"a", "b"}),
+        ({"guided_grammar": GBNF}, {"yes ", "no "}),
+        ({"guided_json": {"enum": ["é", 7]}}, {'"é"', "7"}),
+    ],
+)
+async def test_answers_are_what_was_asked_for(
+    server: Server, body: dict[str, Any], texts: set[str]
+) -> None:
+    for seed in range(4):
+        choice = (await server.complete(**body, seed=seed, max_tokens=60)).json()["choices"][0]
+        assert choice["text"] in texts
+        assert choice["finish_reason"] == "stop"
+        answer = (await server.chat(**body, seed=seed, max_tokens=60)).json()["choices"][0]
+        assert answer["message"]["content"] in texts
