@@ -106,7 +106,9 @@ def _grammar(body: ChatRequest, form: GrammarForm) -> Grammar | None:
     functions = [tool.function for tool in body.callable_tools]
     if held:
         answer = None if body.must_call else structure
-        return form.must_call(functions, many=not body.calls_at_most_one, answer=answer)
+        # Small models do not end where a grammar lets them go on.
+        many = body.parallel_tool_calls is True and not body.names_its_tool
+        return form.must_call(functions, many=many, answer=answer)
     if any(function.strict for function in functions):
         return form.strict_calls(functions)
     return None

@@ -191,13 +191,24 @@ STRICT = [TOOLS[0], tool("get_time", strict=True)]
 @pytest.mark.parametrize(
     ("body", "allowed", "not_allowed"),
     [
-        ({"tool_choice": "required"}, [WEATHER, f"{TIME}\n{WEATHER}"], [BAD, "", "Hello"]),
         (
-            {"tool_choice": "required", "parallel_tool_calls": False},
-            [WEATHER, TIME],
-            [f"{TIME}\n{WEATHER}", "Hello"],
+            {"tool_choice": "required", "parallel_tool_calls": True},
+            [WEATHER, f"{TIME}\n{WEATHER}"],
+            [BAD, "", "Hello"],
         ),
-        ({"tool_choice": NAMED}, [WEATHER], [TIME, f"{WEATHER}\n{WEATHER}", "Hello"]),
+        *[
+            (
+                {"tool_choice": "required", "parallel_tool_calls": parallel},
+                [WEATHER, TIME],
+                [BAD, f"{TIME}\n{WEATHER}", "Hello"],
+            )
+            for parallel in (False, None)
+        ],
+        (
+            {"tool_choice": NAMED, "parallel_tool_calls": True},
+            [WEATHER],
+            [TIME, f"{WEATHER}\n{WEATHER}", "Hello"],
+        ),
         (
             {
                 "tool_choice": {
@@ -205,7 +216,7 @@ STRICT = [TOOLS[0], tool("get_time", strict=True)]
                     "allowed_tools": {"mode": "required", "tools": [NAMED]},
                 }
             },
-            [WEATHER, f"{WEATHER}\n{WEATHER}"],
+            [WEATHER],
             [TIME, "Hello"],
         ),
         (
