@@ -20,7 +20,7 @@ from server.api.calls import Call
 from server.api.event_stream import EventStream
 from server.api.generation import Fanout
 from server.api.writer import Writer
-from server.http.errors import as_api_error
+from server.http.errors import ApiError, as_api_error
 from server.http.request import RequestState, label_error, state_of
 from server.metrics import SequenceWatch
 from server.services import Services
@@ -52,9 +52,12 @@ class GenerationResponse(Response):
         try:
             await self._generate(scope, receive, send)
         except Exception as error:
-            api_error = as_api_error(error)
-            api_error.param = self._fields.get(api_error.param or "", api_error.param)
-            raise api_error from error
+            raise self._as_api_error(error) from error
+
+    def _as_api_error(self, error: Exception) -> ApiError:
+        api_error = as_api_error(error)
+        api_error.param = self._fields.get(api_error.param or "", api_error.param)
+        return api_error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._services.gate.enter():
@@ -126,7 +129,7 @@ class GenerationResponse(Response):
             except Exception as error:
                 if not await stream.has_started():
                     raise
-                api_error = as_api_error(error)
+                api_error = self._as_api_error(error)
                 label_error(scope, api_error.code or api_error.type)
                 await stream.write(self._writer.failed(api_error))
             await stream.end()
