@@ -1,8 +1,9 @@
-"""What a grammar costs: per decode step in the engine, and in two libraries that compile it.
+"""What a grammar costs: per token in the engine, and in two libraries that compile it.
 
 In the engine every request follows a JSON schema of its own, or none, in turn; all write the same
-number of tokens. Then schemas are compiled, and masks made along a value that meets them, by
-llguidance and, where it is installed, by xgrammar.
+number of tokens. The time of a decode step counts, and beside it the processor's time for the whole
+batch, which other work on the machine changes less. Then schemas are compiled, and masks made along
+a value that meets them, by llguidance and, where it is installed, by xgrammar.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ _NUMBERS = itertools.count()
 Side = tuple[str, bool]
 """How tokens are chosen, and whether they follow a schema."""
 
+Cost = tuple[float, float]
+"""Seconds of a decode step, and the process's processor seconds for a token of the batch."""
+
 
 def run_grammars(
     base: Path,
@@ -56,8 +60,8 @@ def run_grammars(
     """Measures, prints, writes `stem`.json and .md. Raises `ConfigError`."""
     report(f"grammars: {SCHEMAS} schemas in each library")
     libraries = _libraries(load_tokenizer(str(base)))
-    seconds = asyncio.run(_steps(base, batches, new_tokens, rounds, threads, report))
-    _write(stem, seconds, libraries, threads, new_tokens)
+    costs = asyncio.run(_steps(base, batches, new_tokens, rounds, threads, report))
+    _write(stem, costs, libraries, threads, new_tokens)
 
 
 # -- in the engine ------------------------------------------------------------------------------
@@ -65,8 +69,8 @@ def run_grammars(
 
 async def _steps(
     base: Path, batches: Sequence[int], new_tokens: int, rounds: int, threads: int, report: Report
-) -> dict[int, dict[Side, dict[int, float]]]:
-    """Seconds of a decode step by batch, side and round."""
+) -> dict[int, dict[Side, dict[int, Cost]]]:
+    """What a batch cost, by size, side and round."""
     config = EmbeddedConfig(model=str(base), threads=threads, max_running=max(batches))
     engine = EmbeddedEngine(config)
     await engine.start()
@@ -95,11 +99,15 @@ async def _steps(
     async def times(item: GenerationRequest) -> list[float]:
         return [time.perf_counter() async for _ in engine.generate(item)]
 
-    async def run(batch: int, side: Side, number: int) -> float:
+    async def run(batch: int, side: Side, number: int) -> Cost:
+        report(f"grammars: round {number + 1}, {batch} requests, {side[0]}, schema {side[1]}")
+        begin = time.process_time()
         rows = await asyncio.gather(*(times(request(i, side, number)) for i in range(batch)))
-        return (max(row[-1] for row in rows) - max(row[0] for row in rows)) / (new_tokens - 1)
+        processor = (time.process_time() - begin) / (batch * new_tokens)
+        decode = max(row[-1] for row in rows) - max(row[0] for row in rows)
+        return decode / (new_tokens - 1), processor
 
-    def measured(batch: int, side: Side) -> Callable[[int], float]:
+    def measured(batch: int, side: Side) -> Callable[[int], Cost]:
         return lambda number: asyncio.run_coroutine_threadsafe(
             run(batch, side, number), loop
         ).result()
@@ -189,22 +197,21 @@ def _walk(
 
 def _write(
     stem: Path,
-    seconds: Mapping[int, Mapping[Side, Mapping[int, float]]],
+    costs: Mapping[int, Mapping[Side, Mapping[int, Cost]]],
     libraries: Mapping[str, Sequence[Walk]],
     threads: int,
     new_tokens: int,
 ) -> None:
     machine = describe_machine()
     rows = []
-    for batch, sides in seconds.items():
+    for batch, sides in costs.items():
         for how in ("greedy", "sampled"):
             plain, follows = sides[how, False], sides[how, True]
-            share = ratio(follows, plain)
-            assert share is not None
-            alone, with_schema = spread(list(plain.values())), spread(list(follows.values()))
+            shares = [ratio(_part(follows, part), _part(plain, part)) for part in (0, 1)]
+            steps = [spread(list(_part(side, 0).values())) for side in (plain, follows)]
             rows.append(
-                [batch, how, f"{1e3 * alone.median:.1f} ms", f"{1e3 * with_schema.median:.1f} ms",
-                 share.show(3)]
+                [batch, how, *(f"{1e3 * step.median:.1f}" for step in steps),
+                 *(share.show(3) for share in shares if share is not None)]
             )  # fmt: skip
     masks = {name: [s for _, found in walks for s in found] for name, walks in libraries.items()}
     compiles = {name: [first for first, _ in walks] for name, walks in libraries.items()}
@@ -215,10 +222,12 @@ def _write(
     publish(
         stem,
         "What a grammar costs",
-        "A JSON schema of its own in every row, against none: seconds of a decode step and their "
-        f"ratio within the same round, median (least to most). {new_tokens} tokens, {threads} "
-        "threads.",
-        Table(["requests", "tokens are", "no grammar", "a schema each", "ratio"], rows),
+        "A JSON schema of its own in every row, against none, ratios within the same round: median "
+        f"(least to most). {new_tokens} tokens, {threads} threads.",
+        Table(
+            ["requests", "tokens are", "step without, ms", "with", "ratio", "ratio of CPU time"],
+            rows,
+        ),
         f"{SCHEMAS} random schemas, compiled and followed along a value in one thread: p50, p99 "
         "and most.",
         Table(
@@ -229,11 +238,15 @@ def _write(
             ],
         ),
         machine=machine,
-        seconds={
+        costs={
             f"{batch} requests": {
                 f"{how}, {'schema' if follows else 'none'}": list(found.values())
                 for (how, follows), found in sides.items()
             }
-            for batch, sides in seconds.items()
+            for batch, sides in costs.items()
         },
     )
+
+
+def _part(costs: Mapping[int, Cost], part: int) -> dict[int, float]:
+    return {number: cost[part] for number, cost in costs.items()}

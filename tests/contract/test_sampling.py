@@ -69,8 +69,11 @@ CHECKS = [
 
 async def test_an_answer_follows_its_grammar_alone_and_in_a_mixed_batch(setup: Setup) -> None:
     digest = (await setup.engine.load_adapter(setup.adapters[0])).digest
+    # Random models write white space for ever where they may, which vLLM's llguidance lets them.
+    spaces = setup.engine.tokenizer.encode(" \n\t\r", add_special_tokens=False)
+    compact = {"max_tokens": 100, "logit_bias": dict.fromkeys(spaces, -100.0)}
     for params in ({"temperature": 0.0}, {"temperature": 1.5, "seed": 3, "top_p": 0.9}):
-        params = {"max_tokens": 100, **params}
+        params = {**compact, **params}
 
         def ask(at: int, adapter: str | None, params: dict[str, Any] = params) -> Any:
             return request(PROMPT, adapter, grammar=CHECKS[at][0], **params)
