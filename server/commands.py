@@ -88,6 +88,10 @@ def serve(
             app = apps.data
             admin = apps.admin, stack.enter_context(bind(settings.admin_host, settings.admin_port))
 
+        # Made once, and not while requests wait.
+        app.openapi()
+        if admin is not None:
+            admin[0].openapi()
         settle = stack.enter_context(without_long_collections())
 
         def announce(services: Services, url: str) -> None:
