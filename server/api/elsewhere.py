@@ -33,7 +33,7 @@ async def refuse(http: Request) -> None:
     route = http.scope["route"].path
     asked = next(name for name, paths in _PATHS.items() if route in paths)
     raise ApiError(
-        HTTPStatus.NOT_FOUND,
+        HTTPStatus.BAD_REQUEST,
         f"This server generates text; it has no {asked}.",
         code="unsupported_endpoint",
     )

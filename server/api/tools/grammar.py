@@ -137,7 +137,7 @@ def require_usable(function: Function, param: str) -> None:
     """Raises `InvalidRequestError` where no grammar can be made of a function's parameters."""
     problem = _problem(json.dumps(_arguments(function)))
     if problem:
-        raise InvalidRequestError(f"{param}: {problem}", param=param)
+        raise InvalidRequestError(f"{param}: invalid 'parameters' schema: {problem}", param=param)
 
 
 @lru_cache(maxsize=256)

@@ -59,7 +59,7 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishedBy | None = None
     """Null in the chunks of a stream before the last of the choice."""
-    prompt_logprobs: IfAsked[PromptLogprobs] = None
+    prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: IfAsked[list[int]] = None
     """In a stream, in the first chunk of the choice."""
     token_ids: IfAsked[list[int]] = None
@@ -139,7 +139,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_logprobs: IfAsked[PromptLogprobs] = None
+    prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: IfAsked[list[int]] = None
 
 

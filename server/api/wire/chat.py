@@ -236,7 +236,7 @@ class ChatPrompt(BaseModel):
         names = {tool.function.name for tool in self.tools}
         for name in self._chosen_names:
             if name not in names:
-                raise refused("tool_choice", f"found {name}, expected the name of one of the tools")
+                raise refused("tool_choice", f"Tool '{name}' not found in tools list")
         return self
 
     @property

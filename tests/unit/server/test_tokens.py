@@ -204,7 +204,7 @@ async def test_they_need_the_key(tmp_path: Path) -> None:
 async def test_what_the_server_does_not_have_says_so(server: Server, path: str) -> None:
     body = {"model": BASE, "input": "a"}
     for response in (await server.client.post(path, json=body), await server.client.get(path)):
-        error = check_error(response, 404)
+        error = check_error(response, 400)
         assert error["code"] == "unsupported_endpoint"
         assert "generates text" in error["message"]
 
@@ -213,5 +213,5 @@ async def test_openais_client_gets_a_clear_error(server: Server) -> None:
     client = openai.AsyncOpenAI(
         api_key="none", base_url="http://test/v1", http_client=server.client, max_retries=0
     )
-    with pytest.raises(openai.NotFoundError, match="no embeddings"):
+    with pytest.raises(openai.BadRequestError, match="no embeddings"):
         await client.embeddings.create(model=BASE, input="a")
