@@ -195,7 +195,9 @@ def _data_app(
     # The last one added is the outermost: refused keys are counted too, and a page's script can
     # read why.
     app.add_middleware(CatchMiddleware)
-    app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=open_paths)
+    app.add_middleware(
+        KeyMiddleware, authenticate=authenticate, open_paths=open_paths, also_x_api_key=True
+    )
     allow_origins(app, settings.cors_origin)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, access_log=settings.access_log)

@@ -20,11 +20,18 @@ class KeyMiddleware:
     """Denied by default: what is not in `open_paths` needs a key, unknown paths too."""
 
     def __init__(
-        self, app: ASGIApp, authenticate: Authenticate, open_paths: Collection[str]
+        self,
+        app: ASGIApp,
+        authenticate: Authenticate,
+        open_paths: Collection[str],
+        *,
+        also_x_api_key: bool = False,
     ) -> None:
+        """`also_x_api_key`: whether Anthropic's header is one too."""
         self._app = app
         self._authenticate = authenticate
         self._open_paths = frozenset(open_paths)
+        self._also_x_api_key = also_x_api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -40,7 +47,7 @@ class KeyMiddleware:
 
     async def _refusal(self, scope: Scope) -> ApiError | None:
         try:
-            tenant = await self._authenticate(scope, _key(scope))
+            tenant = await self._authenticate(scope, self._key(scope))
         except Exception as error:
             return as_api_error(error)
         if tenant is not None:
@@ -48,21 +55,22 @@ class KeyMiddleware:
             return None
         return ApiError(
             HTTPStatus.UNAUTHORIZED,
-            "No valid API key was given; send it as `Authorization: Bearer <key>` or `x-api-key`.",
+            "No valid API key was given; send it as `Authorization: Bearer <key>`"
+            + (" or `x-api-key`." if self._also_x_api_key else "."),
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-
-def _key(scope: Scope) -> str | None:
-    """The key of a request: a bearer, or Anthropic's `x-api-key`, or both if they are the same."""
-    headers = Headers(scope=scope)
-    keys = [_bearer(given) for given in headers.getlist("authorization")]
-    keys += [given.strip() for given in headers.getlist("x-api-key")]
-    # Each header once: of two keys, proxies and we might each believe another one.
-    if len(headers.getlist("authorization")) > 1 or len(headers.getlist("x-api-key")) > 1:
-        return None
-    return keys[0] if len(set(keys)) == 1 else None
+    def _key(self, scope: Scope) -> str | None:
+        """The key of a request: a bearer, Anthropic's, or both if they are the same."""
+        headers = Headers(scope=scope)
+        bearers = headers.getlist("authorization")
+        others = headers.getlist("x-api-key") if self._also_x_api_key else []
+        # Each header once: of two keys, proxies and we might each believe another one.
+        if max(len(bearers), len(others)) > 1:
+            return None
+        keys = {*map(_bearer, bearers), *(given.strip() for given in others)}
+        return keys.pop() if len(keys) == 1 else None
 
 
 def _bearer(given: str) -> str | None:

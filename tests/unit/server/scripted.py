@@ -91,7 +91,7 @@ class ScriptedEngine(FakeEngine):
     """Answers every request with `script`."""
 
     def __init__(self, tokenizer: TemplateTokenizer) -> None:
-        super().__init__(FakeConfig(model_name=BASE, max_model_len=1 << 15))
+        super().__init__(FakeConfig(served_model_name=BASE, max_model_len=1 << 15))
         self._tokenizer = tokenizer
         self.script = ""
 
