@@ -26,10 +26,8 @@ def error_responses(error: type[BaseModel] = ErrorBody) -> dict[int | str, dict[
 
 
 def generation_responses(
-    answer: type[BaseModel], *, error: type[BaseModel] = ErrorBody, streams: bool = True
+    answer: type[BaseModel], error: type[BaseModel] = ErrorBody
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a generating route. A stream has no schema: it is many documents."""
-    whole: dict[str, Any] = {"model": answer}
-    if streams:
-        whole["content"] = {"text/event-stream": {}}
+    whole = {"model": answer, "content": {"text/event-stream": {}}}
     return {200: whole, **error_responses(error)}

@@ -32,6 +32,7 @@ class MessageWriter(Writer):
     make_parser: Callable[[], AnswerParser]
     renamed: Callable[[ApiError], ApiError]
     """An error with the client's own names."""
+    request_id: str
     stops: Sequence[str]
     """Stop strings, which the engine leaves at the end of the text: so it is known which it was."""
     _blocks: Blocks = field(init=False)
@@ -58,7 +59,7 @@ class MessageWriter(Writer):
 
     def failed(self, error: ApiError) -> Iterable[Event]:
         error = self.renamed(error)
-        body = anthropic_error(error.status_code, error.detail, None)
+        body = anthropic_error(error.status_code, error.detail, self.request_id)
         yield Event(body.model_dump_json(), "error")
 
     def whole(self, choices: Sequence[Choice]) -> str:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import open_call
 from server.api.conversation import open_conversation, prompt_of
-from server.api.documentation import generation_responses
+from server.api.documentation import error_responses, generation_responses
 from server.api.message_input import chat_form
 from server.api.message_writer import MessageWriter
 from server.api.streaming import GenerationResponse
@@ -18,14 +18,13 @@ from server.api.wire.message_answers import AnsweredMessage, TokenCounted
 from server.api.wire.messages import CountTokensRequest, MessagesRequest
 from server.http.anthropic import AnthropicErrorBody
 from server.http.body import StrictRoute
+from server.http.request import state_of
 from server.services import services_of
 
 router = APIRouter(route_class=StrictRoute)
 
 
-@router.post(
-    "/v1/messages", responses=generation_responses(AnsweredMessage, error=AnthropicErrorBody)
-)
+@router.post("/v1/messages", responses=generation_responses(AnsweredMessage, AnthropicErrorBody))
 async def create_message(body: MessagesRequest, http: Request) -> Response:
     """Answers a conversation with blocks: words, thoughts and uses of tools; Anthropic's API."""
     services, answer_id = services_of(http), f"msg_{uuid.uuid4().hex}"
@@ -41,17 +40,23 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
         prompt_tokens=chat.prompt_tokens,
         make_parser=chat.make_parser,
         renamed=form.renamed,
+        request_id=state_of(http.scope).request_id,
         stops=body.stop_sequences or (),
     )
     answer = GenerationResponse(
-        services, chat.call, chat.requests, writer, stream=bool(body.stream)
+        services,
+        chat.call,
+        chat.requests,
+        writer,
+        stream=bool(body.stream),
+        fields=chat.fields,
     )
     return TranslatedResponse(form, answer)
 
 
 @router.post(
     "/v1/messages/count_tokens",
-    responses=generation_responses(TokenCounted, error=AnthropicErrorBody, streams=False),
+    responses=error_responses(AnthropicErrorBody),
 )
 async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
     """Counts the tokens that the prompt of such a message would have."""
@@ -62,5 +67,4 @@ async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
         prompt = await prompt_of(services_of(http), chat, call.defaults.chat_template)
     except InvalidRequestError as error:
         raise form.refusal(error) from error
-    call.admission.settle(0)
     return TokenCounted(input_tokens=len(prompt))

@@ -65,29 +65,26 @@ def _put_format(form: ChatForm, body: ResponsesRequest) -> None:
 
 
 def _put_tools(form: ChatForm, body: ResponsesRequest) -> None:
-    tools, choice = _allowed(body)
     form.put("parallel_tool_calls", body.parallel_tool_calls)
-    if tools:
-        form.put("tools", [_chat_tool(tool) for _, tool in tools])
-        for place, (index, _) in enumerate(tools):
-            form.came_from(f"tools[{place}]", f"tools[{index}]")
-            form.came_from(f"tools[{place}].function", f"tools[{index}]")
-    if isinstance(choice, NamedFunction):
-        form.put("tool_choice", {"type": "function", "function": {"name": choice.name}})
-        form.came_from("tool_choice.function", "tool_choice")
-    else:
-        form.put("tool_choice", choice)
+    if body.tools:
+        form.put("tools", [_chat_tool(tool) for tool in body.tools])
+        for index in range(len(body.tools)):
+            form.came_from(f"tools[{index}].function", f"tools[{index}]")
+    form.came_from("tool_choice.function", "tool_choice")
+    form.came_from("tool_choice.allowed_tools", "tool_choice")
+    match body.tool_choice:
+        case NamedFunction() as named:
+            form.put("tool_choice", _chat_choice(named))
+        case AllowedTools() as allowed:
+            tools = [_chat_choice(tool) for tool in allowed.tools]
+            choice = {"mode": allowed.mode, "tools": tools}
+            form.put("tool_choice", {"type": "allowed_tools", "allowed_tools": choice})
+        case word:
+            form.put("tool_choice", word)
 
 
-def _allowed(
-    body: ResponsesRequest,
-) -> tuple[list[tuple[int, FunctionTool]], NamedFunction | str | None]:
-    """The tools that may be called, with their places, and the choice between them."""
-    tools, choice = list(enumerate(body.tools or ())), body.tool_choice
-    if not isinstance(choice, AllowedTools):
-        return tools, choice
-    names = {each.name for each in choice.tools}
-    return [(index, tool) for index, tool in tools if tool.name in names], choice.mode
+def _chat_choice(named: NamedFunction) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": named.name}}
 
 
 def _chat_tool(tool: FunctionTool) -> dict[str, Any]:

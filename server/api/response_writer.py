@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from remix_runtime.contracts import PositionLogprobs, TokenEvent
+from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenEvent
 from server.api.blocks import Block, BlockKind, Blocks, Change, Closed, Grew, Opened
 from server.api.generation import Choice
-from server.api.logprobs import chat_token
+from server.api.logprobs import chat_logprobs
 from server.api.parts import AnswerParser
-from server.api.token_texts import TokenTexts
+from server.api.token_texts import Placement, TokenTexts
 from server.api.wire.answers import ChatTokenLogprob
 from server.api.wire.response_answers import (
     Incomplete,
@@ -38,6 +38,7 @@ _PREFIXES = {BlockKind.TEXT: "msg", BlockKind.REASONING: "rs", BlockKind.CALL: "
 
 @dataclass(kw_only=True)
 class ResponseWriter(Writer):
+    request: GenerationRequest
     response: ResponseObject
     """As it is before its first token."""
     make_parser: Callable[[], AnswerParser]
@@ -57,13 +58,14 @@ class ResponseWriter(Writer):
     def __post_init__(self) -> None:
         self._blocks = Blocks(self.make_parser())
         self._texts = TokenTexts(self.tokenizer)
+        self._placement = Placement(self._texts, self.request)
 
     def opening(self) -> Iterable[Event]:
         yield self._event("response.created", response=self.response)
         yield self._event("response.in_progress", response=self.response)
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
-        self._take_logprobs(event.logprobs or ())
+        self._take_logprobs(event.text, event.logprobs or (), ended=bool(event.finish_reason))
         yield from self._written(self._blocks.push(event.text), "completed")
 
     def closing(self, choices: Sequence[Choice]) -> Iterable[Event]:
@@ -79,7 +81,7 @@ class ResponseWriter(Writer):
 
     def whole(self, choices: Sequence[Choice]) -> str:
         [choice] = choices
-        self._take_logprobs(choice.positions)
+        self._take_logprobs(choice.text, choice.positions, ended=True)
         for _ in self._blocks.push(choice.text):
             pass
         for _ in self._last_changes():
@@ -145,8 +147,11 @@ class ResponseWriter(Writer):
         made = f"{_PREFIXES[block.kind]}_{uuid.uuid4().hex}"
         return self._ids.setdefault(block.index, made)
 
-    def _take_logprobs(self, positions: Sequence[PositionLogprobs]) -> None:
-        self._untold += [chat_token(self._texts, position) for position in positions]
+    def _take_logprobs(
+        self, text: str, positions: Sequence[PositionLogprobs], *, ended: bool
+    ) -> None:
+        placed = self._placement.push(text, positions, ended=ended)
+        self._untold += chat_logprobs(self._texts, self._placement, placed).content
 
     # -- events ---------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from remix_runtime.contracts import SamplingParams
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import open_call
 from server.api.conversation import open_conversation, prompt_of
-from server.api.documentation import generation_responses
+from server.api.documentation import error_responses, generation_responses
 from server.api.response_input import chat_form
 from server.api.response_writer import ResponseWriter
 from server.api.streaming import GenerationResponse
@@ -67,20 +67,24 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
         target=chat.call.target,
         tokenizer=services.engine.tokenizer,
         prompt_tokens=chat.prompt_tokens,
+        request=chat.requests[0],
         response=_begun(answer_id, chat.call.target, chat.requests[0].params, body),
         make_parser=chat.make_parser,
         remember=remember,
         renamed=form.renamed,
     )
     answer = GenerationResponse(
-        services, chat.call, chat.requests, writer, stream=bool(body.stream)
+        services,
+        chat.call,
+        chat.requests,
+        writer,
+        stream=bool(body.stream),
+        fields=chat.fields,
     )
     return TranslatedResponse(form, answer)
 
 
-@router.post(
-    "/v1/responses/input_tokens", responses=generation_responses(InputTokens, streams=False)
-)
+@router.post("/v1/responses/input_tokens", responses=error_responses())
 async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputTokens:
     """Counts the tokens that the prompt of such a response would have."""
     services, tenant = services_of(http), state_of(http.scope).tenant
@@ -93,7 +97,6 @@ async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputToke
         prompt = await prompt_of(services, chat, template, param="input")
     except InvalidRequestError as error:
         raise form.refusal(error) from error
-    call.admission.settle(0)
     return InputTokens(input_tokens=len(prompt))
 
 
@@ -119,6 +122,14 @@ async def delete_response(response_id: str, http: Request) -> DeletedResponse:
     _find(memory, tenant, response_id, "response_id")
     memory.forget(tenant, response_id)
     return DeletedResponse(id=response_id)
+
+
+@router.post("/v1/responses/{rest:path}", include_in_schema=False)
+async def refuse(rest: str) -> None:
+    """Compaction, and the end of what runs in the background: clients ask whether they are there,
+    and take a 404 for a no."""
+    message = f"There is nothing to do at /v1/responses/{rest[:100]}; send the items that matter."
+    raise ApiError(HTTPStatus.NOT_FOUND, message, code="unsupported_endpoint")
 
 
 def _find(memory: Memory, tenant: str, response_id: str, param: str) -> Remembered:

@@ -28,14 +28,14 @@ class AnthropicErrorBody(BaseModel):
 
     type: Literal["error"] = "error"
     error: AnthropicErrorDetail
-    request_id: str | None = None
+    request_id: str
 
 
 def is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
-def anthropic_error(status: int, message: str, request_id: str | None) -> AnthropicErrorBody:
+def anthropic_error(status: int, message: str, request_id: str) -> AnthropicErrorBody:
     kind = _TYPES.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
     detail = AnthropicErrorDetail(type=kind, message=message)
     return AnthropicErrorBody(error=detail, request_id=request_id)

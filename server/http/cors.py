@@ -45,7 +45,7 @@ def allow_origins(app: FastAPI, origins: Collection[str]) -> None:
         app.add_middleware(
             _Cors,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=_READABLE,
         )

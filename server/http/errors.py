@@ -26,7 +26,7 @@ from remix_runtime.errors import (
 )
 from server.http.anthropic import anthropic_error, is_anthropic
 from server.http.paths import describe
-from server.http.request import label_error
+from server.http.request import label_error, state_of
 from server.live.quotas import RateLimitedError
 from server.live.sets import UnknownModelError
 from server.live.swap import BadSetError
@@ -110,7 +110,8 @@ class ApiError(HTTPException):
         """In the shape of the API that the request's path belongs to."""
         body: BaseModel = self.body
         if is_anthropic(scope["path"]):
-            body = anthropic_error(self.status_code, self.detail, None)
+            request_id = state_of(scope).request_id
+            body = anthropic_error(self.status_code, self.detail, request_id)
         return JSONResponse(body.model_dump(), status_code=self.status_code, headers=self.headers)
 
 

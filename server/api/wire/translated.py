@@ -49,6 +49,10 @@ class OtherFields:
     taken: frozenset[str] = field(default=frozenset())
     """Fields that cannot change an answer, whatever their value."""
 
+    @property
+    def all(self) -> frozenset[str]:
+        return self.passed_on | self.taken | {*self.named_otherwise, *self.ask_nothing}
+
     def check(self, fields: Mapping[str, Any]) -> None:
         for name, value in fields.items():
             if value is None or name in self.passed_on or name in self.taken:

@@ -10,8 +10,10 @@ from typing import Any
 
 import httpx
 
+from remix_runtime.contracts import TokenEvent
 from remix_runtime.engines.fake import FakeConfig, FakeEngine, _Job
 from remix_runtime.engines.fake_model import EOS_ID
+from remix_runtime.errors import RemixError
 from server.app import create_app
 from server.settings import ServerSettings
 from tests.unit.server.harness import Server, adapter_folders, listen
@@ -28,7 +30,11 @@ class TellingEngine(FakeEngine):
             if not self._is_open(job):
                 return
             job.num_generated += 1
-            self._send(job, job.completion.take((token_id,)))
+            try:
+                event: TokenEvent | Exception = job.completion.take((token_id,))
+            except RemixError as error:  # the request's grammar wants another text
+                event = error
+            self._send(job, event)
 
 
 @asynccontextmanager

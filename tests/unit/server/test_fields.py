@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from anthropic.types import message_create_params
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
 
-from server.api.fields import BODIES, document, fate
-from server.api.wire.others import ASK_NOTHING, TAKEN
+from server.api.fields import BODIES, document, fate, others_of
 from tests.unit.server.harness import BASE, Server
 from tests.unit.server.test_bad_input import check_error
 
@@ -39,9 +41,19 @@ OLDER += " guided_whitespace_pattern best_of logits_processors"
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": BASE, "prompt": "a"},
     "/v1/chat/completions": {"model": BASE, "messages": [{"role": "user", "content": "a"}]},
+    "/v1/responses": {"model": BASE, "input": "a"},
+    "/v1/messages": {
+        "model": BASE,
+        "max_tokens": 4,
+        "messages": [{"role": "user", "content": "a"}],
+    },
+    "/v1/messages/count_tokens": {"model": BASE, "messages": [{"role": "user", "content": "a"}]},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [97]},
 }
+
+
+OPENAI = ["/v1/completions", "/v1/chat/completions"]
 
 
 def test_the_table_is_up_to_date() -> None:
@@ -49,30 +61,46 @@ def test_the_table_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "paths"),
     [
-        chat_params.CompletionCreateParamsBase.__annotations__,
-        completion_params.CompletionCreateParamsBase.__annotations__,
-        VLLM.split(),
-        OLDER.split(),
+        (chat_params.CompletionCreateParamsBase.__annotations__, OPENAI),
+        (completion_params.CompletionCreateParamsBase.__annotations__, OPENAI),
+        (VLLM.split(), OPENAI),
+        (OLDER.split(), OPENAI),
+        (response_create_params.ResponseCreateParamsBase.__annotations__, ["/v1/responses"]),
+        (message_create_params.MessageCreateParamsBase.__annotations__, ["/v1/messages"]),
     ],
-    ids=["OpenAI's chat", "OpenAI's completions", "vLLM's", "vLLM's older"],
+    ids=[
+        *("OpenAI's chat", "OpenAI's completions", "vLLM's", "vLLM's older"),
+        *("OpenAI's responses", "Anthropic's messages"),
+    ],
 )
-def test_every_field_of_others_is_decided(names: Any) -> None:
-    ours = {name for body in BODIES.values() for name in body.model_fields}
-    assert set(names) <= {*ours, *ASK_NOTHING, *TAKEN}
+def test_every_field_of_others_is_decided(names: Any, paths: list[str]) -> None:
+    bodies = [BODIES[path] for path in paths]
+    decided = {name for body in bodies for name in {*body.model_fields, *others_of(body).all}}
+    # The package sends it as a header.
+    assert set(names) - {"workspace_id"} <= decided
 
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_the_table_is_true(server: Server, path: str) -> None:
     body = BODIES[path]
+    others = others_of(body)
     assert (await server.client.post(path, json=GOOD[path])).status_code == 200
-    for field in {*TAKEN, *ASK_NOTHING} - set(body.model_fields):
+    # Those that are passed on are chats' own, or are refused there.
+    for field in others.all - others.passed_on - set(body.model_fields):
         response = await server.client.post(path, json={**GOOD[path], field: {"no": "sense"}})
         if fate(body, field) == "taken":
             assert response.status_code == 200
         else:
-            assert check_error(response, 400)["param"] == field
-        for value in (None, *ASK_NOTHING.get(field, ())):
+            assert refused_field(response) == field
+        for value in (None, *others.ask_nothing.get(field, ())):
             response = await server.client.post(path, json={**GOOD[path], field: value})
             assert response.status_code == 200, (field, value)
+
+
+def refused_field(response: httpx.Response) -> str:
+    if "request_id" not in response.json():
+        return str(check_error(response, 400)["param"])
+    assert response.status_code == 400
+    return str(response.json()["error"]["message"].partition(": ")[0])

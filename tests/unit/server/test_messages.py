@@ -78,10 +78,36 @@ async def test_the_end_of_a_turn(tmp_path: Path) -> None:
         assert (answer["stop_reason"], answer["content"][0]["text"]) == ("end_turn", "Well.")
 
 
+@pytest.mark.parametrize(
+    ("stops", "text", "stop"),
+    [(["ll.", "x"], "We", "ll."), (["nowhere"], "Well.", None), ([".", "l."], "Wel", "l.")],
+)
+async def test_stop_sequences_are_told(
+    tmp_path: Path, stops: list[str], text: str, stop: str | None
+) -> None:
+    async with telling(tmp_path, "Well.") as server:
+        answer = await answered(server, stop_sequences=stops)
+        events = events_of((await message(server.client, stop_sequences=stops, stream=True)).text)
+    assert [block["text"] for block in answer["content"]] == [text]
+    reason = "end_turn" if stop is None else "stop_sequence"
+    assert (answer["stop_reason"], answer["stop_sequence"]) == (reason, stop)
+    assert "".join(e["delta"]["text"] for e in events if "delta" in e and "index" in e) == text
+    assert (events[-2]["delta"]["stop_reason"], events[-2]["delta"]["stop_sequence"]) == (
+        reason,
+        stop,
+    )
+
+
+async def test_a_last_turn_of_the_assistant_is_continued(server: Server) -> None:
+    await answered(server, messages=[*HELLO, {"role": "assistant", "content": "I am"}])
+    assert prompt_of(server) == "user: Hello\nassistant: I am"
+
+
 async def test_a_failure_in_a_stream_is_an_error_event(server: Server) -> None:
     server.engine.fail_next_after = 2
     events = events_of((await message(server.client, stream=True)).text)
     assert events[-1]["error"]["type"] == "api_error"
+    assert events[-1]["request_id"]
     assert "secret" not in json.dumps(events)
 
 
@@ -181,6 +207,7 @@ async def test_every_status_has_anthropics_shape(tmp_path: Path) -> None:
             assert set(body) == {"type", "error", "request_id"}
             assert body["type"] == "error"
             assert body["error"]["message"]
+            assert body["request_id"] == answer.headers["x-request-id"]
             return str(body["error"]["type"])
 
         assert await kind(401, await message(client)) == "authentication_error"

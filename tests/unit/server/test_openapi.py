@@ -39,7 +39,8 @@ def assert_no_errors_of_fastapi(document: dict[str, Any]) -> None:
             wrong = operation["responses"].get("400", {}).get("content", {})
             assert wrong or "requestBody" not in operation, path
             for content in wrong.values():
-                assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+                kind = "AnthropicErrorBody" if "/v1/messages" in path else "ErrorBody"
+                assert content["schema"] == {"$ref": f"#/components/schemas/{kind}"}
 
 
 async def test_what_is_malformed_is_a_400(server: Server) -> None:

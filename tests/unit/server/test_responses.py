@@ -295,6 +295,13 @@ async def test_what_is_not_stored_is_not_found(server: Server) -> None:
     assert (await server.client.get(f"/v1/responses/{made['id']}")).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["compact", "resp_1/cancel"])
+async def test_what_is_not_there_is_a_404(server: Server, path: str) -> None:
+    refused = await server.client.post(f"/v1/responses/{path}", json={})
+    assert refused.status_code == 404
+    assert refused.json()["error"]["code"] == "unsupported_endpoint"
+
+
 async def test_references_to_items(server: Server) -> None:
     made = await answered(server)
     reference = {"type": "item_reference", "id": made["output"][0]["id"]}

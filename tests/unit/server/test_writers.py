@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from remix_runtime.contracts import FinishReason, TokenEvent
+from remix_runtime.contracts import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from remix_runtime.engines.fake_model import ByteTokenizer
 from server.api.generation import Choice
 from server.api.message_writer import MessageWriter, arguments_object
@@ -27,6 +27,9 @@ from tests.unit.server.test_blocks import LetterParser
 RESPONSE_EVENT: TypeAdapter[Any] = TypeAdapter(openai.types.responses.ResponseStreamEvent)
 MESSAGE_EVENT: TypeAdapter[Any] = TypeAdapter(anthropic.types.RawMessageStreamEvent)
 TARGET = Target("pirate", "d" * 64)
+REQUEST = GenerationRequest(
+    request_id="resp_1-0", prompt_token_ids=(97,), params=SamplingParams(max_tokens=9)
+)
 PIECES = st.lists(st.text('abAB12{}"', max_size=5), max_size=6)
 FINISHES = st.sampled_from([FinishReason.STOP, FinishReason.LENGTH])
 
@@ -63,6 +66,7 @@ def response_writer() -> ResponseWriter:
         target=TARGET,
         tokenizer=ByteTokenizer(),
         prompt_tokens=3,
+        request=REQUEST,
         response=response,
         make_parser=LetterParser,
         remember=lambda answer: None,
@@ -78,6 +82,7 @@ def message_writer(stops: Sequence[str] = ()) -> MessageWriter:
         prompt_tokens=3,
         make_parser=LetterParser,
         renamed=lambda error: error,
+        request_id="r",
         stops=stops,
     )
 
