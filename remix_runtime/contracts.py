@@ -116,7 +116,7 @@ class TokenEvent:
     """A step of one request. The last event of a request has a `finish_reason`.
 
     `text` is what can be shown now: held-back text (half a character, the start of a possible
-    stop string) comes in a later event, and a matched stop string never comes.
+    stop string) comes in a later event, and a matched stop string only where it is asked for.
     """
 
     token_ids: tuple[int, ...]

@@ -147,9 +147,11 @@ class HashModel:
             before = list(word[:-1])
             if not before or self._output[-len(before) :] == before:
                 banned.add(word[-1])
-        mask = b"\1" * VOCAB_SIZE if self._matcher is None else self._matcher.mask()
-        candidates = params.allowed_token_ids or range(VOCAB_SIZE)
-        return sorted(i for i in set(candidates) - banned if mask[i])
+        candidates = set(params.allowed_token_ids or range(VOCAB_SIZE)) - banned
+        if self._matcher is not None:
+            mask = self._matcher.mask(VOCAB_SIZE).tolist()
+            candidates = {i for i in candidates if mask[i]}
+        return sorted(candidates)
 
 
 def _logits(context: bytes) -> list[float]:

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
+import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from remix_runtime.contracts import Grammar, GrammarKind, ModelInfo
@@ -32,6 +34,8 @@ COMPILE_SECONDS = 10.0
 _CACHE_GRAMMARS = 128
 _CACHE_CHARS = 16 * MAX_CHARS
 _ERROR_CHARS = 400
+_BITS = torch.arange(8, dtype=torch.uint8)
+_FEW = 16
 
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
@@ -90,11 +94,23 @@ class Matcher:
         """Whether the token may come next."""
         return bool(self._matcher.validate_tokens([token_id]) == 1)
 
-    def mask(self) -> bytes:
-        """A byte for each token of the model's vocabulary, at least: 0 where it may not come."""
-        mask: bytes = self._matcher.compute_logit_bias()
+    def mask(self, size: int) -> Tensor:
+        """Which of the first `size` tokens may come next: bool [size]."""
+        mask = _writable(self._matcher.compute_logit_bias())
         self._require_works()
-        return mask
+        return mask.clamp_max_(1).view(torch.bool)[:size]
+
+    def few(self, size: int) -> Tensor | None:
+        """The tokens below `size` that may come next, ascending; None where they are many, which
+        takes longer to list than to mask."""
+        mask = _writable(self._matcher.compute_bitmask())
+        self._require_works()
+        some = torch.nonzero(mask).squeeze(-1)
+        if len(some) > len(mask) // _FEW:
+            return None
+        rows, bits = torch.nonzero((mask[some].unsqueeze(1) >> _BITS) & 1).unbind(1)
+        ids = 8 * some[rows] + bits
+        return ids if len(mask) * 8 <= size else ids[ids < size]
 
     def take(self, token_id: int) -> None:
         """Goes on by a token. Raises `RemixError` where it may not come."""
@@ -104,6 +120,10 @@ class Matcher:
     def _require_works(self) -> None:
         if self._matcher.is_error():
             raise RemixError(f"the grammar cannot be followed: {_words(self._matcher.get_error())}")
+
+
+def _writable(mask: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(mask), dtype=torch.uint8)  # torch takes no other memory
 
 
 class Grammars:

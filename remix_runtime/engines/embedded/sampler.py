@@ -53,26 +53,34 @@ def _sample_row(logits_V: Tensor, best: int, job: Job) -> Sample:
     adjusted_V = job.ruled(logits_V)
     if adjusted_V is not logits_V:
         token_id = int(torch.argmax(adjusted_V))
+    ids: Tensor | None = None
     # A greedy token that the grammar allows needs no mask.
     if matcher is not None and (params.temperature > 0 or not matcher.allows(token_id)):
-        adjusted_V = _masked(adjusted_V, matcher)
+        adjusted_V, ids = _allowed(adjusted_V, matcher)
         token_id = int(torch.argmax(adjusted_V))
     if adjusted_V is not logits_V and float(adjusted_V[token_id]) == -math.inf:
         raise ValueError("no token is left that may be drawn")
     if params.temperature > 0:
         token_id = _draw(adjusted_V, params, job.rng.random())
+    if ids is not None:
+        token_id = int(ids[token_id])
     logprobs = None
     if params.logprobs is not None:
         (logprobs,) = logprobs_of(logits_V.unsqueeze(0), [token_id], params.logprobs)
     return Sample(token_id, logprobs)
 
 
-def _masked(logits_V: Tensor, matcher: Matcher) -> Tensor:
-    """The logits without the tokens that the grammar does not allow."""
-    # torch takes writable memory only.
-    mask_V = torch.frombuffer(bytearray(matcher.mask()), dtype=torch.uint8)
-    mask_V = mask_V[: logits_V.shape[0]].to(logits_V.device)
-    return logits_V.masked_fill(mask_V == 0, -math.inf)
+def _allowed(logits_V: Tensor, matcher: Matcher) -> tuple[Tensor, Tensor | None]:
+    """The logits of the tokens that the grammar allows, and which they are; where they are many,
+    the logits of all tokens without the others."""
+    vocab, device = logits_V.shape[0], logits_V.device
+    ids = matcher.few(vocab)
+    if ids is None:
+        return torch.where(matcher.mask(vocab).to(device), logits_V, -math.inf), None
+    if not len(ids):
+        raise ValueError("the grammar allows no token")
+    ids = ids.to(device)
+    return logits_V[ids], ids
 
 
 def _draw(logits_V: Tensor, params: SamplingParams, u: float) -> int:

@@ -184,9 +184,14 @@ def test_a_greedy_token_that_fits_needs_no_mask(monkeypatch: pytest.MonkeyPatch)
     rows = [torch.zeros(V) for _ in range(4)]
     for row, byte in zip(rows, b"abaZ", strict=True):
         row[byte] = 5.0
-    masks = []
-    whole = Matcher.mask
-    monkeypatch.setattr(Matcher, "mask", lambda self: masks.append(1) or whole(self))
+    masks: list[int] = []
+    whole = Matcher.few
+
+    def few(self: Matcher, size: int) -> torch.Tensor | None:
+        masks.append(size)
+        return whole(self, size)
+
+    monkeypatch.setattr(Matcher, "few", few)
     assert bytes(run(grammar_job("[ab]{3}[A-Z]"), rows)) == b"abaZ"
     assert not masks
     rows[1][ord("a")], rows[1][ord("Q")] = 4.0, 9.0
