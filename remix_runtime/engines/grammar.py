@@ -36,6 +36,7 @@ _CACHE_CHARS = 16 * MAX_CHARS
 _ERROR_CHARS = 400
 _BITS = torch.arange(8, dtype=torch.uint8)
 _FEW = 16
+"""Few tokens are allowed where less than this part of a mask's bytes has any."""
 
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
