@@ -2,13 +2,14 @@
 # make run       serve the sample adapters         make lint   style, types, import rules, images
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
+# make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
 # make stop      end the server that `make run` left in the background
 # make lock      what the images install, again from the newest versions
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-gpu test-vllm lint format bench samples lock clean
+.PHONY: help install run stop test test-slow test-gpu test-vllm test-conformance lint format bench samples lock clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -95,6 +96,10 @@ $(VLLM_VENV)/.installed: pyproject.toml
 test-vllm: $(VLLM_VENV)/.installed
 	$(TEST_ENV) $(BIN)/python -W ignore -m pytest -W ignore -m vllm tests/contract tests/vllm
 
+# Some of it by CLIENTS="openai-python llm" and BASES=SmolLM2-135M-Instruct.
+test-conformance: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.conformance $(if $(CLIENTS),--client $(CLIENTS)) $(if $(BASES),--base $(BASES))
+
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
@@ -128,5 +133,5 @@ lock: $(VENV)/.installed-demo
 	$(LOCK) --upgrade --python-version=3.12 --extra=vllm --output-file=docker/requirements-gpu.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .conformance
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,130 @@
+"""The clients: what to install, by pinned version, which script to run, and what is explained.
+
+`explained` names the calls that need not work and says why: a refusal that docs/api.md states, or
+something that no server can do with these models. Everything else has to work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent / "clients"
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that somebody else wrote, in an environment of its own."""
+
+    title: str
+    script: str
+    """Under clients/. Its ending says how it runs: .py or .mjs."""
+    packages: tuple[str, ...]
+    """As pip or npm take them; none: the client is a program of this machine."""
+    explained: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    seconds: int = 900
+    source: str = ""
+    """The variable that names the folder of its source, for what no registry has."""
+
+    @property
+    def name(self) -> str:
+        """The name of its environment, for the command line."""
+        return Path(self.script).stem.removesuffix("_client").replace("_", "-")
+
+
+ANY_OBJECT = (
+    "the client asks for any JSON object, so its keys are the model's: this one is too small"
+)
+NO_EMBEDDINGS = "a causal model has no embeddings: docs/api.md"
+TEXT_ALONE = "images are refused, since only text is served: docs/api.md"
+PATIENT = {"CONFORMANCE_CALL_SECONDS": "600"}
+LITELLM_OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+TORCH = "torch==2.13.0"
+NODE = "node@22.23.3"
+"""Node itself, from npm: these clients ask for 22, whatever this machine has."""
+
+CLIENTS = (
+    Client(
+        "openai (Python)",
+        "openai_python.py",
+        ("openai==3.57.0",),
+        {"embeddings": NO_EMBEDDINGS},
+    ),
+    Client("openai (Node)", "openai_node.mjs", (NODE, "openai@7.59.0", "zod@4.6.7")),
+    Client("anthropic (Python)", "anthropic_python.py", ("anthropic==2.14.0",)),
+    Client("LangChain", "langchain_client.py", ("langchain==1.5.2", "langchain-openai==1.7.4")),
+    Client("LiteLLM", "litellm_client.py", ("litellm==1.110.2",), environment=LITELLM_OFFLINE),
+    Client("LlamaIndex", "llama_index_client.py", ("llama-index-llms-openai-like==0.8.1",)),
+    Client(
+        "dspy",
+        "dspy_client.py",
+        ("dspy==3.4.1",),
+        {"Predict, JSON adapter": ANY_OBJECT, "Predict, native function calling": ANY_OBJECT},
+        LITELLM_OFFLINE,
+    ),
+    Client(
+        "instructor", "instructor_client.py", ("instructor==1.17.0",), {"JSON mode": ANY_OBJECT}
+    ),
+    Client(
+        "pydantic-ai",
+        "pydantic_ai_client.py",
+        ("pydantic-ai-slim[openai]==2.68.0",),
+        {"prompted output": ANY_OBJECT},
+    ),
+    Client("openai-agents", "openai_agents_client.py", ("openai-agents==0.24.0",)),
+    Client(
+        "ai (Vercel)",
+        "ai_sdk.mjs",
+        (
+            NODE,
+            "ai@7.0.173",
+            "@ai-sdk/openai@4.0.118",
+            "@ai-sdk/openai-compatible@3.0.92",
+            "zod@4.6.7",
+        ),
+    ),
+    Client("llm", "llm_client.py", ("llm==0.36",)),
+    Client("inspect-ai", "inspect_client.py", ("inspect-ai==0.3.285", "openai==3.57.0")),
+    Client("guidellm", "guidellm_client.py", ("guidellm==0.8.1", TORCH)),
+    Client("aiperf", "aiperf_client.py", ("aiperf==0.13.0",)),
+    Client(
+        "lm-eval",
+        "lm_eval_client.py",
+        ("lm-eval[api,hf]==0.4.13", "transformers>=5.19,<5.24", TORCH),
+        environment={"HF_HUB_OFFLINE": "1"},
+        seconds=1800,
+    ),
+    Client("a browser (Chromium)", "browser_client.py", ()),
+    Client(
+        "llm-comply",
+        "llm_comply_client.py",
+        ("llm-comply==0.5.0",),
+        {
+            "chat: chat-image-input": TEXT_ALONE,
+            "Open Responses: image-input": TEXT_ALONE,
+            "Anthropic: anth-image-input": TEXT_ALONE,
+        },
+    ),
+    Client(
+        "vLLM's tests, v0.32.0",
+        "vllm_tests.py",
+        (
+            *("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "openai==3.57.0"),
+            *("regex", "jsonschema", "requests", "transformers>=5.19,<5.24", TORCH),
+        ),
+        environment=PATIENT,
+        source="VLLM_SOURCE",
+        seconds=3600,
+    ),
+    Client(
+        "SGLang's tests of tool_choice",
+        "sglang_tests.py",
+        ("pytest==9.2.0", "pytest-asyncio==1.5.0", "pytest-timeout==2.4.0", "openai==3.57.0"),
+        environment=PATIENT,
+        source="SGLANG_SOURCE",
+        seconds=3600,
+    ),
+    Client("compatcanary", "compatcanary.mjs", (NODE, "compatcanary@0.2.2")),
+)
