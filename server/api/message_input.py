@@ -35,10 +35,11 @@ def chat_form(body: CountTokensRequest) -> ChatForm:
             form.put("stop", body.stop_sequences, "stop_sequences")
             # The writer takes it off again: without it nobody knows which one it was.
             form.put("include_stop_str_in_output", True, "stop_sequences")
-    if body.output_config:
+    if body.thinking and body.thinking.type != "adaptive":
+        effort = "medium" if body.thinking.type == "enabled" else "none"
+        form.put("reasoning_effort", effort, "thinking")
+    if body.output_config and body.output_config.effort:
         form.put("reasoning_effort", body.output_config.effort, "output_config.effort")
-    if body.thinking and body.thinking.type == "disabled":
-        form.put("reasoning_effort", "none", "thinking")
     if body.output_config and body.output_config.format:
         schema = {"name": "output", "schema": body.output_config.format.schema_, "strict": True}
         wire = {"type": "json_schema", "json_schema": schema}

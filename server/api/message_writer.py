@@ -33,6 +33,8 @@ class MessageWriter(Writer):
     renamed: Callable[[ApiError], ApiError]
     """An error with the client's own names."""
     request_id: str
+    omits_thoughts: bool = False
+    """Whether blocks of thoughts come empty."""
     stops: Sequence[str]
     """Stop strings, which the engine leaves at the end of the text: so it is known which it was."""
     _blocks: Blocks = field(init=False)
@@ -47,11 +49,13 @@ class MessageWriter(Writer):
         yield _event("ping")
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
-        yield from _written(self._blocks.push(self._without_stop(event.text, finished_by(event))))
+        yield from self._written(
+            self._blocks.push(self._without_stop(event.text, finished_by(event)))
+        )
 
     def closing(self, choices: Sequence[Choice]) -> Iterable[Event]:
         [choice] = choices
-        yield from _written(self._blocks.close())
+        yield from self._written(self._blocks.close())
         delta = {"stop_reason": self._stop_reason(choice), "stop_sequence": self._stop}
         usage = self._usage(choice.num_tokens)
         yield _event("message_delta", delta={**delta, "container": None}, usage=usage)
@@ -69,7 +73,7 @@ class MessageWriter(Writer):
             for _ in changes:
                 pass
         message = self._message(
-            content=[_answered(block) for block in self._blocks.all],
+            content=[self._answered(block) for block in self._blocks.all],
             stop_reason=self._stop_reason(choice),
             stop_sequence=self._stop,
             usage=self._usage(choice.num_tokens),
@@ -97,21 +101,40 @@ class MessageWriter(Writer):
             return "tool_use"
         return "end_turn" if self._stop is None else "stop_sequence"
 
+    def _answered(self, block: Block) -> AnsweredBlock:
+        match block.kind:
+            case BlockKind.TEXT:
+                return AnsweredText(text=block.text)
+            case BlockKind.REASONING:
+                return AnsweredThinking(thinking="" if self.omits_thoughts else block.text)
+            case BlockKind.CALL:
+                return AnsweredToolUse(
+                    id=block.id, name=block.name, input=arguments_object(block.text)
+                )
+
+    def _written(self, changes: Iterable[Change]) -> Iterator[Event]:
+        for change in changes:
+            match change:
+                case Opened(block):
+                    empty = self._answered(Block(block.kind, block.index, block.id, block.name))
+                    yield _event("content_block_start", index=block.index, content_block=empty)
+                case Grew(block) if block.kind is BlockKind.REASONING and self.omits_thoughts:
+                    pass
+                case Grew(block, text):
+                    yield _event(
+                        "content_block_delta", index=block.index, delta=_delta(block, text)
+                    )
+                case Closed(block):
+                    if block.kind is BlockKind.REASONING:
+                        signature = {"type": "signature_delta", "signature": ""}
+                        yield _event("content_block_delta", index=block.index, delta=signature)
+                    yield _event("content_block_stop", index=block.index)
+
     def _without_stop(self, text: str, finish: FinishedBy | None) -> str:
         if finish == "stop":
             matched = [stop for stop in self.stops if text.endswith(stop)]
             self._stop = max(matched, key=len, default=None)
         return text.removesuffix(self._stop or "")
-
-
-def _answered(block: Block) -> AnsweredBlock:
-    match block.kind:
-        case BlockKind.TEXT:
-            return AnsweredText(text=block.text)
-        case BlockKind.REASONING:
-            return AnsweredThinking(thinking=block.text)
-        case BlockKind.CALL:
-            return AnsweredToolUse(id=block.id, name=block.name, input=arguments_object(block.text))
 
 
 def arguments_object(arguments: str) -> dict[str, Any]:
@@ -121,21 +144,6 @@ def arguments_object(arguments: str) -> dict[str, Any]:
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {"arguments": arguments}
-
-
-def _written(changes: Iterable[Change]) -> Iterator[Event]:
-    for change in changes:
-        match change:
-            case Opened(block):
-                empty = _answered(Block(block.kind, block.index, block.id, block.name))
-                yield _event("content_block_start", index=block.index, content_block=empty)
-            case Grew(block, text):
-                yield _event("content_block_delta", index=block.index, delta=_delta(block, text))
-            case Closed(block):
-                if block.kind is BlockKind.REASONING:
-                    signature = {"type": "signature_delta", "signature": ""}
-                    yield _event("content_block_delta", index=block.index, delta=signature)
-                yield _event("content_block_stop", index=block.index)
 
 
 def _delta(block: Block, text: str) -> dict[str, str]:

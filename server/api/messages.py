@@ -41,6 +41,7 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
         make_parser=chat.make_parser,
         renamed=form.renamed,
         request_id=state_of(http.scope).request_id,
+        omits_thoughts=body.omits_thoughts,
         stops=body.stop_sequences or (),
     )
     answer = GenerationResponse(

@@ -173,8 +173,8 @@ def _variables(body: ChatPrompt, reads: TemplateReads) -> dict[str, Any]:
     effort = body.reasoning_effort
     if effort is not None and "reasoning_effort" in reads.variables:
         variables["reasoning_effort"] = effort
-    if effort == "none":
-        variables |= dict.fromkeys(reads.switches, False)
+    if effort is not None:
+        variables |= dict.fromkeys(reads.switches, effort != "none")
     if body.documents:
         if "documents" not in reads.variables:
             raise _not_read("documents", "documents")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_validator
 
 from remix_runtime.contracts import MAX_MODEL_NAME
+from server.api.wire.refusal import refused
 from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
 from server.http.fields import StopStrings, Text, TokenCount, invalid, without_nul
@@ -146,9 +147,17 @@ class ToolChoice(_Part):
 class Thinking(_Part):
     """`adaptive` leaves it to the model whether it thinks."""
 
-    type: Literal["adaptive", "disabled"]
-    display: Literal["summarized"] | None = None
-    """Thoughts are shown as they are."""
+    type: Literal["adaptive", "disabled", "enabled"]
+    budget_tokens: Annotated[TokenCount, Field(ge=1024)] | None = None
+    """A target, as Anthropic says, and no limit: `max_tokens` is one."""
+    display: Literal["summarized", "omitted"] | None = None
+    """Thoughts that are not left out are shown as they are."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            raise refused("budget_tokens", "given with type enabled, and only then")
+        return self
 
 
 class OutputFormat(_Part):
@@ -197,3 +206,14 @@ class MessagesRequest(CountTokensRequest):
     metadata: Metadata | None = None
     """Taken; nothing depends on it."""
     service_tier: Literal["auto", "standard_only"] | None = None
+
+    @model_validator(mode="after")
+    def _check_thinking(self) -> Self:
+        budget = self.thinking and self.thinking.budget_tokens
+        if budget and budget >= self.max_tokens:
+            raise refused("thinking.budget_tokens", "expected fewer than max_tokens")
+        return self
+
+    @property
+    def omits_thoughts(self) -> bool:
+        return self.thinking is not None and self.thinking.display == "omitted"

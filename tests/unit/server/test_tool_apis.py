@@ -12,7 +12,9 @@ import anthropic
 import openai
 import pytest
 
+from tests.unit.server import chat_templates as templates
 from tests.unit.server.harness import BASE, Server
+from tests.unit.server.scripted import scripted
 from tests.unit.server.telling import TellingEngine, prompt_of, telling
 from tests.unit.server.test_messages import events_of as message_events
 from tests.unit.server.test_messages import message
@@ -284,3 +286,64 @@ async def test_the_anthropic_package(server: Server) -> None:
             model=BASE, max_tokens=500, messages=messages, tools=[tool]
         )
         assert [block.text for block in answer.content if block.type == "text"] == ["It is sunny."]
+
+
+# -- thoughts ----------------------------------------------------------------------------------
+
+
+THOUGHT = "so\nit is\n</think>\n\nYes."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_are_an_item_of_their_own(stream: bool) -> None:
+    async with scripted(templates.THINKING) as server:
+        server.engine.script = THOUGHT
+        answer = await respond(server.client, max_output_tokens=100, stream=stream)
+        whole = response_events(answer.text)[-1]["response"] if stream else answer.json()
+        thought, words = whole["output"]
+        assert thought["type"] == "reasoning"
+        assert thought["content"] == [{"type": "reasoning_text", "text": "so\nit is"}]
+        assert words["content"][0]["text"] == "Yes."
+        # And the way back.
+        question = {"role": "user", "content": "x"}
+        items = [question, *whole["output"], question]
+        again = await respond(server.client, input=items)
+        assert again.status_code == 200, again.text
+        assert server.engine.prompt.count("Yes.") == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("display", ["summarized", "omitted"])
+async def test_thoughts_are_a_block_of_their_own(stream: bool, display: str) -> None:
+    thinking = {"type": "adaptive", "display": display}
+    async with scripted(templates.THINKING) as server:
+        server.engine.script = THOUGHT
+        answer = await message(server.client, max_tokens=100, stream=stream, thinking=thinking)
+        if not stream:
+            thought, words = answer.json()["content"]
+            said = (thought["type"], thought["thinking"], words["text"])
+        else:
+            events = message_events(answer.text)
+            deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+            thoughts = "".join(delta.get("thinking", "") for delta in deltas)
+            said = ("thinking", thoughts, "".join(delta.get("text", "") for delta in deltas))
+        assert said == ("thinking", "so\nit is" if display == "summarized" else "", "Yes.")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "off"),
+    [
+        ({"type": "disabled"}, True),
+        ({"type": "enabled", "budget_tokens": 1024}, False),
+        ({"type": "adaptive"}, False),
+    ],
+)
+async def test_thinking_is_switched(thinking: dict[str, Any], off: bool) -> None:
+    async with scripted(templates.QWEN3) as server:
+        server.engine.script = "Yes."
+        answer = await message(server.client, max_tokens=2000, thinking=thinking)
+        assert answer.status_code == 200, answer.text
+        assert server.engine.prompt.endswith("<think>\n\n</think>\n\n") == off
+        effort = {"effort": "none" if off else "low"}
+        await respond(server.client, reasoning=effort)
+        assert server.engine.prompt.endswith("<think>\n\n</think>\n\n") == off
