@@ -123,7 +123,7 @@ class ResponseFormat(BaseModel):
         if (self.json_schema is not None) != (self.type == "json_schema"):
             expected = "expected" if self.type == "json_schema" else "only allowed"
             message = f"{expected} beside the type json_schema"
-            raise refused("response_format.json_schema", message)
+            raise refused("json_schema", message)
         return self
 
     @property

@@ -145,6 +145,7 @@ async def test_stop_string_is_left_out(server: Server) -> None:
         "index": 0,
         "text": text[:cut],
         "logprobs": None,
+        "prompt_logprobs": None,
         "finish_reason": "stop",
     }
 
