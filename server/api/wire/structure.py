@@ -158,7 +158,7 @@ class StructuredOutputs(BaseModel):
     def _check(self) -> Self:
         if (found := len(self.asked)) != 1:
             message = f"expected one of json, regex, choice, grammar and json_object, found {found}"
-            raise refused("structured_outputs", message)
+            raise invalid(message)
         return self
 
 
