@@ -12,7 +12,8 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 class AnsweredText(BaseModel):
     type: Literal["text"] = "text"
     text: str
-    citations: None = None
+    citations: list[Any] = []
+    """None. Some clients take no null for it, others want it there."""
 
 
 class AnsweredThinking(BaseModel):

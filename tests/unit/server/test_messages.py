@@ -50,7 +50,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 async def test_an_answer(server: Server) -> None:
     text, _ = await greedy_text(server.engine, "user: Hello\nassistant: ", 8)
     answer = await answered(server, metadata={"user_id": "u"}, service_tier="auto")
-    assert [block["text"] for block in answer["content"]] == [text]
+    assert answer["content"] == [{"type": "text", "text": text, "citations": []}]
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("max_tokens", None)
     usage = answer["usage"]
     assert (usage["input_tokens"], usage["output_tokens"]) == (len("user: Hello\nassistant: "), 8)
