@@ -50,7 +50,7 @@ async def test_every_byte_is_fetched_once(store: AdapterStore, web: FileWeb, ada
         assert ranges(web, name) == [(None, size(web, name))]
 
 
-async def test_only_the_names_of_an_adapter_are_asked_for(store: AdapterStore, web: FileWeb) -> None:
+async def test_only_an_adapters_names_are_asked_for(store: AdapterStore, web: FileWeb) -> None:
     web.files["/adapter/adapter_model.bin"] = b"pickle"
     await store.import_from(f"{web.url}/adapter")
     assert {served.path.rpartition("/")[2] for served in web.served} == {
