@@ -52,8 +52,8 @@ VLLM_EXPLAINED = {
     "test_response_format_json_object": TOO_SMALL,
     "test_response_format_json_schema": TOO_SMALL,
     "test_complex_message_content": TOO_SMALL,
-    "test_structured_outputs_json_chat": "no length is given, and this model's answer is longer than "
-    "the server's default",
+    "test_structured_outputs_json_chat": "no length is given, and this model's answer is "
+    "longer than the server's default",
     "test_chat_session_with_echo_and_continue_final_message[test_case1]": TOO_SMALL,
     "test_custom_role": "a role that no template knows is refused: docs/api-fields.md",
     "test_long_seed": "refused, in other words than pydantic's",
