@@ -13,6 +13,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from remix_runtime.contracts import Grammar, GrammarKind
+from remix_runtime.engines.recursion import require_finite
 from remix_runtime.errors import InvalidRequestError
 from server.api.tools.call_text import EXACT_BEGINNING
 from server.api.tools.families import Family, Form
@@ -143,6 +144,11 @@ def require_usable(function: Function, param: str) -> None:
 @lru_cache(maxsize=256)
 def _problem(schema: str) -> str:
     found = LLMatcher.validate_grammar(f"start: %json {schema}")
+    if not found:
+        try:
+            require_finite(schema)
+        except ValueError as error:
+            return str(error)
     return found.partition("\n")[0].partition("JSON schema: ")[2] or found.partition("\n")[0]
 
 

@@ -219,3 +219,10 @@ def test_white_space_has_an_end() -> None:
     grammar = form(JSON, False).must_call([F], many=False)
     assert allows(grammar, '{"name": "f", "arguments": {"a":' + " " * 20 + "1}}", False)
     assert not allows(grammar, '{"name": "f", "arguments": {"a":' + " " * 21 + "1}}", False)
+
+
+def test_parameters_that_require_themselves_without_an_end() -> None:
+    endless = {"properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+    with pytest.raises(InvalidRequestError, match="without an end"):
+        require_usable(Function(name="f", parameters=endless), "tools[0].function.parameters")
+    require_usable(Function(name="f", parameters={**endless, "required": []}), "tools")
