@@ -37,6 +37,7 @@ class Client:
 ANY_OBJECT = (
     "the client asks for any JSON object, so its keys are the model's: this one is too small"
 )
+CALLS_ON = "this model calls the tool again after every result, so an agent's loop has no end"
 NO_EMBEDDINGS = "a causal model has no embeddings: docs/api.md"
 TEXT_ALONE = "images are refused, since only text is served: docs/api.md"
 PATIENT = {"CONFORMANCE_CALL_SECONDS": "600"}
@@ -78,7 +79,12 @@ CLIENTS = (
     ),
     Client("openai (Node)", "openai_node.mjs", (NODE, "openai@7.59.0", "zod@4.6.7")),
     Client("anthropic (Python)", "anthropic_python.py", ("anthropic==2.14.0",)),
-    Client("LangChain", "langchain_client.py", ("langchain==1.5.2", "langchain-openai==1.7.4")),
+    Client(
+        "LangChain",
+        "langchain_client.py",
+        ("langchain==1.5.2", "langchain-openai==1.7.4"),
+        {"create_agent": CALLS_ON},
+    ),
     Client("LiteLLM", "litellm_client.py", ("litellm==1.110.2",), environment=LITELLM_OFFLINE),
     Client("LlamaIndex", "llama_index_client.py", ("llama-index-llms-openai-like==0.8.1",)),
     Client(
@@ -95,7 +101,7 @@ CLIENTS = (
         "pydantic-ai",
         "pydantic_ai_client.py",
         ("pydantic-ai-slim[openai]==2.68.0",),
-        {"prompted output": ANY_OBJECT},
+        {"prompted output": ANY_OBJECT, "tools": CALLS_ON, "responses, tools": CALLS_ON},
     ),
     Client("openai-agents", "openai_agents_client.py", ("openai-agents==0.24.0",)),
     Client(

@@ -51,7 +51,7 @@ def fine(client: Client, row: Row) -> bool:
 def write_document(introduction: Path) -> None:
     """docs/clients.md: a line for each client, then client by client a line for each call."""
     found = recall()
-    served = sorted({name for by_served in found.values() for name in by_served})
+    served = list(dict.fromkeys(name for by_served in found.values() for name in by_served))
     lines = [introduction.read_text(), table_line(["Client", *served]), rule(1 + len(served))]
     for client in CLIENTS:
         by_served = found.get(client.name, {})
