@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from remix_runtime.engines.spelling import Spelling
+from remix_runtime.engines.spelling import spelling_of
 from remix_runtime.engines.text import text_after
 from remix_runtime.errors import DataError
 
@@ -79,7 +79,7 @@ def continuation(
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    return Spelling(tokenizer).decode([token_id], skip_special_tokens=False)
+    return spelling_of(tokenizer).decode([token_id], skip_special_tokens=False)
 
 
 def _drafts(
@@ -101,7 +101,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], ids: Sequence[int]) -> str:
-    return text_after(Spelling(tokenizer), context, ids)
+    return text_after(spelling_of(tokenizer), context, ids)
 
 
 def _loses(wanted: str, written: str) -> bool:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from remix_runtime.adapter.checkpoint import AdapterConfig, read_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.base.model import end_token_ids
-from remix_runtime.engines.spelling import Spelling
+from remix_runtime.engines.spelling import spelling_of
 from remix_runtime.engines.text import TextStream
 from remix_runtime.errors import ConfigError, DataError
 from training.base import load_base, row_limit
@@ -126,7 +126,7 @@ def said_after(
     ends: frozenset[int],
 ) -> str:
     """The text that the server sends for generated tokens, up to the first that ends them."""
-    stream = TextStream(Spelling(tokenizer), context)
+    stream = TextStream(spelling_of(tokenizer), context)
     answer = itertools.takewhile(lambda token: token not in ends, token_ids)
     return "".join(map(stream.push, answer)) + stream.flush()
 

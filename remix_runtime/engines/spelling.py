@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,23 +20,13 @@ _BEFORE, _AFTER = "a", "b"
 """Decoders treat the first and the last token of a text differently: a token is read in between."""
 
 
-def written(
-    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, skip_special_tokens: bool
-) -> str:
-    """The text of tokens, as they were."""
-    text: str = tokenizer.decode(
-        list(token_ids),
-        skip_special_tokens=skip_special_tokens,
-        clean_up_tokenization_spaces=False,
-    )
-    return text
-
-
 class Spelling:
     """The way from tokens to text of a tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {}
+        """What tokens add, of those that were asked for: it is asked again and again."""
 
     @property
     def own(self) -> PreTrainedTokenizerBase:
@@ -44,7 +34,12 @@ class Spelling:
         return self._tokenizer
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return written(self._tokenizer, token_ids, skip_special_tokens=skip_special_tokens)
+        text: str = self._tokenizer.decode(
+            list(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+        return text
 
     @cached_property
     def special_tokens(self) -> Mapping[str, int]:
@@ -55,6 +50,12 @@ class Spelling:
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to the UTF-8 of a text. The bytes of tokens, joined, are their text
         with special tokens, apart from a space that some decoders drop at its start."""
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._spell(token_id)
+        return known
+
+    def _spell(self, token_id: int) -> bytes:
         token: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
         if token is None:  # a row of the embedding without a token
             return b""
@@ -112,3 +113,9 @@ def _letters_of_bytes() -> dict[str, int]:
 
 
 _BYTE_OF_LETTER = _letters_of_bytes()
+
+
+@lru_cache(maxsize=8)
+def spelling_of(tokenizer: PreTrainedTokenizerBase) -> Spelling:
+    """The one spelling of a tokenizer, which keeps what it has found out."""
+    return Spelling(tokenizer)

@@ -77,6 +77,8 @@ class TextStream:
             alone = self._speller.decode([token_id], skip_special_tokens=False)
             if _INCOMPLETE not in alone:
                 text = alone
+        if not self._stop:
+            return text
         if self._tokens_before_stop > 0:
             self._tokens_before_stop -= 1
             self._no_stop_before = len(self._held) + len(text)

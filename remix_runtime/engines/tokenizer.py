@@ -18,11 +18,6 @@ class ModelTokenizer(Spelling):
     def __init__(self, model: str) -> None:
         super().__init__(load_tokenizer(model))
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
-        self.special_tokens = {
-            token.content: token_id
-            for token_id, token in self._tokenizer.added_tokens_decoder.items()
-            if token.special
-        }
 
     def __len__(self) -> int:
         return len(self._tokenizer)

@@ -34,7 +34,6 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
         self._special = frozenset(tokenizer.special_tokens.values())
-        self._known: dict[int, bytes] = {}
 
     def of(self, token_id: int) -> str:
         spelled = self.spelled(token_id)
@@ -61,9 +60,7 @@ class TokenTexts:
 
     def spelled(self, token_id: int) -> bytes:
         """What the token adds to the UTF-8 of a text, special tokens too."""
-        if token_id not in self._known:
-            self._known[token_id] = self._tokenizer.token_bytes(token_id)
-        return self._known[token_id]
+        return self._tokenizer.token_bytes(token_id)
 
     def said(self, token_id: int) -> bytes:
         """What the token adds to a text without special tokens."""
