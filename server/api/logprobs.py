@@ -20,7 +20,7 @@ def completion_logprobs(texts: TokenTexts, placed: Sequence[Placed]) -> Completi
     """Log-probabilities of generated tokens, as completions have them."""
     logprobs = CompletionLogprobs()
     for token in placed:
-        name = texts.of_placed(token) if token.unsaid else None
+        name = texts.of_placed(token) if token.said is not None else None
         _add(logprobs, texts, token.position, token.offset, len(token.position.top), name)
     return logprobs
 
@@ -80,8 +80,8 @@ def chat_logprobs(
     content = []
     for token in filter(placement.is_said, placed):
         told = chat_token(texts, token.position)
-        if token.unsaid:
-            told.token, told.bytes = texts.of_placed(token), told.bytes[token.unsaid :]
+        if token.said is not None:
+            told.token, told.bytes = texts.of_placed(token), list(token.said)
         content.append(told)
     return ChatLogprobs(content=content)
 

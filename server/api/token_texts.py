@@ -22,9 +22,9 @@ class Placed:
 
     position: PositionLogprobs
     offset: int
-    unsaid: int = 0
-    """Characters of the token that the text does not have: a space that was dropped at its
-    beginning."""
+    said: bytes | None = None
+    """What the token says where that differs from elsewhere: at the beginning of a text some
+    tokenizers drop its space, or keep a mark that is otherwise none of the text."""
 
 
 class TokenTexts:
@@ -37,17 +37,13 @@ class TokenTexts:
 
     def of(self, token_id: int) -> str:
         spelled = self.spelled(token_id)
-        if self._as_ids or not spelled:
-            return _by_id(token_id)
-        try:
-            return spelled.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+        return _by_id(token_id) if self._as_ids or not spelled else _readable(spelled)
 
     def of_placed(self, placed: Placed) -> str:
-        """Without what its text does not have of it."""
-        text = self.of(placed.position.chosen.token_id)
-        return text if self._as_ids else text[placed.unsaid :]
+        """As it stands in its text."""
+        if placed.said is None or self._as_ids:
+            return self.of(placed.position.chosen.token_id)
+        return _readable(placed.said)
 
     def distinct(self, token_ids: Iterable[int]) -> dict[int, str]:
         """A different text for each token: of two that look alike the later one is called by its
@@ -69,12 +65,19 @@ class TokenTexts:
     def says_nothing(self, token_ids: Sequence[int], *, skips_special: bool) -> bool:
         return not self._tokenizer.decode(token_ids, skip_special_tokens=skips_special)
 
-    def dropped_at_beginning(self, token_id: int) -> int:
-        """Spaces of a token that some tokenizers drop at the beginning of a text."""
+    def said_at_beginning(self, token_id: int) -> bytes | None:
+        """What a token says at the beginning of a text, where that is something else."""
         alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        spelled = self.spelled(token_id)
-        dropped = len(spelled) - len(alone.encode())
-        return dropped if dropped > 0 and spelled[:dropped].isspace() else 0
+        # A part of a character says the same anywhere.
+        said = self.spelled(token_id) if "\ufffd" in alone else alone.encode()
+        return None if said == self.spelled(token_id) else said
+
+
+def _readable(spelled: bytes) -> str:
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
 
 def _by_id(token_id: int) -> str:
@@ -144,11 +147,11 @@ class Placement:
 
     def _place(self, position: PositionLogprobs) -> Placed:
         token_id = position.chosen.token_id
-        spelled, unsaid = self._bytes_of(token_id), 0
+        spelled, said = self._bytes_of(token_id), None
         if spelled and self._is_beginning:
             self._is_beginning = False
-            unsaid = self._texts.dropped_at_beginning(token_id)
-        return Placed(position, self._cursor.pass_over(spelled[unsaid:]), unsaid)
+            said = self._texts.said_at_beginning(token_id)
+        return Placed(position, self._cursor.pass_over(spelled if said is None else said), said)
 
 
 def place_prompt(texts: TokenTexts, token_ids: Sequence[int], text: str) -> list[tuple[str, int]]:

@@ -117,3 +117,20 @@ def test_answers(family: str, skip: bool) -> None:
                 assert name.startswith("bytes:") or text[here:there] == name
 
     check()
+
+
+def test_a_mark_that_is_text_at_the_beginning_alone() -> None:
+    """WordPiece's `##nd` goes on with a word, and stands as it is where there is none."""
+    tokenizer = FamilyTokenizer(tokenizer_of("wordpiece"))
+    tokens = {text: i for i, text in enumerate(map(tokenizer.token_text, range(200)))}
+    marked = next(i for text, i in tokens.items() if text.startswith("##"))
+    special = next(iter(tokenizer.special_tokens.values()))
+    for prompt in ([special], [tokens["the"]]):
+        params = SamplingParams(max_tokens=1, logprobs=0)
+        request = GenerationRequest(request_id="a", prompt_token_ids=tuple(prompt), params=params)
+        text = Completion(request, tokenizer, ()).take((marked,)).text
+        position = PositionLogprobs(chosen=TokenLogprob(token_id=marked, logprob=-1), top=())
+        texts = TokenTexts(tokenizer)
+        [placed] = Placement(texts, request).push(text, [position], ended=True)
+        assert texts.of_placed(placed) == text
+        assert text.startswith("##") == (prompt == [special])
