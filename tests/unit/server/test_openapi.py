@@ -51,7 +51,9 @@ async def test_what_is_malformed_is_a_400(server: Server) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 async def test_server_keeps_to_its_document(tmp_path: Path, mode: GenerationMode) -> None:
-    async with listening(tmp_path, FakeConfig(max_running=200)) as server:
+    # A list of too many messages is to be refused for that, and not as a body that is too large.
+    config, limit = FakeConfig(max_running=200), 256 << 20
+    async with listening(tmp_path, config, max_body_bytes=limit) as server:
         await asyncio.to_thread(explore, server.url, mode)
         assert server.engine.requests or mode is GenerationMode.NEGATIVE
         await server.expect_good_request()
