@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from remix_runtime.barriers import watch_barriers
 from remix_runtime.errors import ConfigError, RemixError
 from remix_runtime.threads import share_cores
 
@@ -31,6 +32,7 @@ _UsageError: Any = typer.BadParameter.__base__
 def main() -> None:
     """The console script."""
     share_cores()
+    watch_barriers()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,10 +1,4 @@
-"""How many threads compute, and how they wait for each other, beside other work on the machine.
-
-A product is split over threads that meet at a barrier. OpenMP's threads spin there for
-milliseconds, which is best where every thread has a core of its own. Beside other work, or under a
-container's CPU quota, the thread that is waited for may not be running, and the others burn the
-time that it needs: one busy neighbour made a token take 10 times as long.
-"""
+"""How many threads compute: as many as there are cores for this process."""
 
 from __future__ import annotations
 
@@ -12,28 +6,23 @@ import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-SPIN_COUNT = "1000"
-"""Turns of a barrier's loop before a thread sleeps, some microseconds: about as fast as to spin for
-long where it is quiet, and near a fair share where it is not (docs/LOG.md, Beside other work)."""
-
 
 def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets what OpenMP reads when it is loaded, so it has to come before `import torch`. What the
     user has set stands."""
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     cores = available_cores()
-    if cores < _cores():  # of the cores themselves OpenMP knows
+    if cores < cores_of_process():  # of the cores themselves OpenMP knows
         environment.setdefault("OMP_NUM_THREADS", str(cores))
 
 
 def available_cores(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use: those it may run on, or its control group's CPU quota, which
     is what a container's limit is, where that is less."""
-    return max(1, min([_cores(), *(round(quota) for quota in _quotas(proc, root))]))
+    return max(1, min([cores_of_process(), *(round(quota) for quota in _quotas(proc, root))]))
 
 
-def _cores() -> int:
+def cores_of_process() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,10 +1,10 @@
 """What it costs when others want the processor too: start-up and decoding alone, beside one busy
 process, and under a quota of one core.
 
-In one process of the engine the threads wait briefly at OpenMP's barriers, as `remix` has them; in
-the other they spin, as OpenMP does by itself. Every round starts every process anew, since where
-its memory lies makes a tenth of a difference. The neighbour is one endless loop: on C cores with T
-threads a fair share leaves (T + 1) / C of the time alone.
+In one process of the engine the threads wait at OpenMP's barriers as `remix` has them: they spin
+until others want the cores. In the other they always spin, as OpenMP does by itself. Every round
+starts every process anew, since where its memory lies makes a tenth of a difference. The neighbour
+is one endless loop: on C cores with T threads a fair share leaves (T + 1) / C of the time alone.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from benchmarks.speed.determinism import SYSTEM
 from benchmarks.speed.plan import random_workload
 from benchmarks.speed.worker import Worker, WorkerError
 from remix_runtime.errors import ConfigError
-from remix_runtime.threads import SPIN_COUNT
 
-WAITS = {"briefly": SPIN_COUNT, "spinning": "300000"}
-"""Values of GOMP_SPINCOUNT: ours, and that of libgomp by itself."""
+WAITS: dict[str, dict[str, str]] = {"watched": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
+"""What the process is told: nothing, and what libgomp does by itself."""
 
 ALONE, BESIDE, QUOTA = "alone", "beside", "one core"
 
@@ -67,7 +66,7 @@ def run_neighbour(
         report(f"neighbour: round {number + 1}, threads wait {wait}, {place}")
         with _at(place):
             start = time.perf_counter()
-            env = {"GOMP_SPINCOUNT": WAITS[wait]}
+            env = WAITS[wait]
             worker = Worker(wait, SYSTEM, options, log=log, threads=threads, env=env)
             seconds = {START: time.perf_counter() - start}
             with closing(worker):

@@ -1,23 +1,20 @@
-"""Cores are counted from the container's quota; barriers spin briefly unless the user says else."""
+"""Cores are counted from the container's quota."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from remix_runtime import threads
-from remix_runtime.threads import SPIN_COUNT, available_cores, share_cores
+from remix_runtime.threads import available_cores, share_cores
 
 MACHINE = 8
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_cores", lambda: MACHINE)
+    monkeypatch.setattr(threads, "cores_of_process", lambda: MACHINE)
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -84,44 +81,17 @@ def test_without_control_groups_all_cores_are_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("cores", "given", "expected"),
     [
-        ({}, {"GOMP_SPINCOUNT": SPIN_COUNT, "OMP_NUM_THREADS": "3"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE", "OMP_NUM_THREADS": "3"}),
-        (
-            {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "5"},
-            {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "5"},
-        ),
+        (3, {}, {"OMP_NUM_THREADS": "3"}),
+        (3, {"OMP_NUM_THREADS": "5"}, {"OMP_NUM_THREADS": "5"}),
+        (MACHINE, {}, {}),  # OpenMP counts by itself
     ],
 )
-def test_what_the_user_set_stands(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+def test_openmp_is_told_of_a_quota_unless_the_user_said_else(
+    monkeypatch: pytest.MonkeyPatch, cores: int, given: dict[str, str], expected: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(threads, "available_cores", lambda: 3)
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
     environment = dict(given)
     share_cores(environment)
     assert environment == expected
-
-
-def test_without_a_quota_openmp_counts_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "available_cores", lambda: MACHINE)
-    environment: dict[str, str] = {}
-    share_cores(environment)
-    assert environment == {"GOMP_SPINCOUNT": SPIN_COUNT}
-
-
-def test_the_command_line_says_it_before_openmp_is_loaded(tmp_path: Path) -> None:
-    """libgomp answers to `OMP_DISPLAY_ENV` when it is loaded."""
-    code = (
-        "import sys; sys.argv = ['remix', '--version']\n"
-        "from remix_runtime.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: import torch; torch.ones(9)\n"
-    )
-    environment = {
-        name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"
-    } | {"OMP_DISPLAY_ENV": "verbose"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
-    )
-    assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in done.stderr

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.greedy import greedy
 from benchmarks.speed.systems.protocol import Run, Workload
+from remix_runtime.barriers import watch_barriers
 from remix_runtime.contracts import Engine
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 
@@ -24,6 +25,7 @@ class EmbeddedSystem:
     def __init__(
         self, engine: dict[str, Any], adapters: tuple[str, ...] = (), swap: bool = False
     ) -> None:
+        watch_barriers()
         self._loop = asyncio.new_event_loop()
         self._engine: Engine = EmbeddedEngine(EmbeddedConfig(**engine))
         self._folders = [Path(folder) for folder in adapters]
