@@ -11,6 +11,7 @@ judged by the library jsonschema. Answers that `max_tokens` cut say nothing and 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import shutil
@@ -23,7 +24,6 @@ from typing import Annotated, Any
 import typer
 from jsonschema import ValidationError, validators
 from jsonschema.exceptions import SchemaError
-from rich.progress import track
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import describe_machine
@@ -52,12 +52,13 @@ def main(
     schemas: Annotated[Path, typer.Option(help="Folder of JSON schemas, searched in full.")],
     count: Annotated[int, typer.Option(help="How many schemas are drawn.", min=1)] = 100,
     answers: Annotated[int, typer.Option(help="Whole answers for each.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Another one draws other schemas.")] = 0,
     out: Out = None,
 ) -> None:
     """Count the answers that meet their schemas."""
     with tempfile.TemporaryDirectory(prefix="remix-bench-") as name:
         model = _small_model(Path(base), Path(name) / "model")
-        asyncio.run(_run(model, schemas, count, answers, out))
+        asyncio.run(_run(model, schemas, count, answers, seed, out))
 
 
 def _small_model(base: Path, folder: Path) -> Path:
@@ -78,10 +79,10 @@ def _small_model(base: Path, folder: Path) -> Path:
     return folder
 
 
-def _schemas(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _schemas(folder: Path, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Schemas that jsonschema itself takes, in a drawn order."""
     files = sorted(folder.rglob("*.json"))
-    random.Random(0).shuffle(files)
+    random.Random(seed).shuffle(files)
     for file in files:
         schema = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(schema, dict):
@@ -92,7 +93,9 @@ def _schemas(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(file.relative_to(folder)), schema
 
 
-async def _run(model: Path, folder: Path, count: int, answers: int, out: Path | None) -> None:
+async def _run(
+    model: Path, folder: Path, count: int, answers: int, seed: int, out: Path | None
+) -> None:
     engine = EmbeddedEngine(EmbeddedConfig(model=str(model), max_running=32, max_waiting=1024))
     await engine.start()
     encode = engine.tokenizer.encode
@@ -103,7 +106,7 @@ async def _run(model: Path, folder: Path, count: int, answers: int, out: Path | 
     refused: Counter[str] = Counter()
     found: dict[str, Counter[str]] = {}
     wrong: list[str] = []
-    numbers = iter(range(1 << 40))
+    numbers = itertools.count(seed << 40)
 
     async def draw(name: str, schema: dict[str, Any]) -> None:
         number = next(numbers)
@@ -128,8 +131,10 @@ async def _run(model: Path, folder: Path, count: int, answers: int, out: Path | 
             found[name]["wrong"] += 1
             wrong.append(f"{name}: {text[:200]!r}: {str(error).splitlines()[0]}")
 
-    chosen = _schemas(folder)
-    for _ in track(range(count), description="schemas"):
+    chosen = _schemas(folder, seed)
+    for drawn in range(count):
+        done = sum(sum(counts.values()) for counts in found.values())
+        typer.echo(f"structured: schema {drawn + 1} of {count}, {done} answers before it", err=True)
         for name, schema in chosen:
             found[name] = Counter()
             try:
