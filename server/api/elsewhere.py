@@ -41,15 +41,3 @@ async def refuse(http: Request) -> None:
 
 for _path in (path for paths in _PATHS.values() for path in paths):
     router.add_api_route(_path, refuse, methods=["GET", "POST", "DELETE"])
-
-
-async def refuse_operation() -> None:
-    """OpenAI's further operations on responses, as compact and cancel."""
-    raise ApiError(
-        HTTPStatus.NOT_FOUND,
-        "This server has no such operation on responses.",
-        code="unsupported_endpoint",
-    )
-
-
-router.add_api_route("/v1/responses/{rest:path}", refuse_operation, methods=["POST"])
