@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from remix_runtime.contracts import AdapterDefaults
 from server.api.wire.generation import GenerationBody
@@ -18,12 +17,7 @@ def with_defaults(body: B, defaults: AdapterDefaults) -> B:
     """The body with the adapter's values in fields that are not given or null."""
     fields = {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in said(defaults).items()
+        for name, value in defaults.given().items()
         if name not in _ELSEWHERE and getattr(body, name) is None
     }
     return body.model_copy(update=fields) if fields else body
-
-
-def said(defaults: AdapterDefaults) -> dict[str, Any]:
-    """The values that the adapter does have."""
-    return {name: value for name, value in asdict(defaults).items() if value not in (None, ())}

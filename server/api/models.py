@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from server.api.calls import defaults_of
-from server.api.defaults import said
 from server.api.wire.answers import Model, ModelList
 from server.http.errors import ErrorBody
 from server.http.request import state_of
@@ -31,7 +30,7 @@ async def get_model(model: str, http: Request) -> Model:
     may_use_base = services.access.quota(tenant).may_use_base
     target = services.sets.resolve(tenant, model, may_use_base=may_use_base)
     shown = _model(services, tenant, target)
-    shown.defaults = said(await defaults_of(services, target)) or None
+    shown.defaults = (await defaults_of(services, target)).given() or None
     return shown
 
 

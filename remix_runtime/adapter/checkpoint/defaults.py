@@ -9,7 +9,6 @@ The file belongs to the adapter's identity: other defaults give other answers.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +81,7 @@ def canonical_defaults(defaults: AdapterDefaults) -> bytes:
     """The byte string that stands for `defaults` in the digest: the fields that are set, keys
     sorted, no spaces, ASCII; nothing where none is set, so that an adapter without defaults has
     the digest of its configuration and tensors alone."""
-    fields = {name: value for name, value in asdict(defaults).items() if value not in (None, ())}
+    fields = defaults.given()
     if not fields:
         return b""
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")

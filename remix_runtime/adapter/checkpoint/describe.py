@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from remix_runtime.adapter.checkpoint.types import Checkpoint, Scaling, routing_weight
@@ -63,5 +63,5 @@ def describe(checkpoint: Checkpoint) -> Description:
         num_parameters=experts + routers,
         num_active_parameters=experts // config.num_experts * config.top_k + routers,
         num_bytes=checkpoint.num_bytes,
-        defaults={n: v for n, v in asdict(checkpoint.defaults).items() if v not in (None, ())},
+        defaults=checkpoint.defaults.given(),
     )
