@@ -62,14 +62,7 @@ async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
         requests=chat.requests,
         make_parser=chat.make_parser,
     )
-    return GenerationResponse(
-        services,
-        chat.call,
-        chat.requests,
-        writer,
-        stream=bool(body.stream),
-        fields=chat.fields,
-    )
+    return GenerationResponse(services, chat, writer, stream=bool(body.stream))
 
 
 _NOTHING_NEW = ChatDelta()

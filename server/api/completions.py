@@ -19,7 +19,7 @@ from remix_runtime.errors import InvalidRequestError
 from server.api.calls import open_call
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
-from server.api.generation import Choice, admit_sequences, count_prompt_tokens, finished_by
+from server.api.generation import Choice, admit_sequences, finished_by
 from server.api.logprobs import completion_logprobs, echoed_logprobs, joined
 from server.api.streaming import GenerationResponse
 from server.api.token_texts import Placed, place_prompt
@@ -55,7 +55,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         for prompt in _within_bounds(engine, body)
     ]
     answer_id = f"cmpl-{uuid.uuid4().hex}"
-    requests = admit_sequences(
+    admitted = admit_sequences(
         call,
         engine.model,
         body,
@@ -71,14 +71,12 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         answer_id=body.request_id or answer_id,
         target=call.target,
         tokenizer=engine.tokenizer,
-        prompt_tokens=count_prompt_tokens(requests, body),
+        prompt_tokens=admitted.prompt_tokens,
         body=body,
-        requests=requests,
-        echoes=_echoes(engine.tokenizer, body, prompts, requests),
+        requests=admitted.requests,
+        echoes=_echoes(engine.tokenizer, body, prompts, admitted.requests),
     )
-    return GenerationResponse(
-        services, call, requests, writer, stream=bool(body.stream), fields=body.engine_fields
-    )
+    return GenerationResponse(services, admitted, writer, stream=bool(body.stream))
 
 
 def _within_bounds(engine: Engine, body: CompletionRequest) -> Iterator[str | list[int]]:

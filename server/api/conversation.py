@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fastapi import Request
 
 from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import Call, open_call
+from server.api.calls import open_call
 from server.api.defaults import with_defaults
-from server.api.generation import admit_sequences, count_prompt_tokens
+from server.api.generation import Admitted, admit_sequences
 from server.api.parts import AnswerParser
 from server.api.tokenizing import require_short, run_tokenizer
 from server.api.tools.prepare import PreparedChat, prepare_chat, render_prompt
@@ -20,17 +20,11 @@ from server.services import Services, services_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class Conversation(Admitted):
     """A chat that is admitted."""
 
-    call: Call
-    requests: Sequence[GenerationRequest]
-    """One for each choice."""
-    prompt_tokens: int
     make_parser: Callable[[], AnswerParser]
     """A fresh parser for the text of a choice."""
-    fields: Mapping[str, str]
-    """The client's names for fields that the engine calls otherwise."""
 
 
 async def prompt_of(
@@ -62,7 +56,7 @@ async def open_conversation(
     require_short(engine, body.num_characters, param)
     setting, template = services.settings.tool_parser, call.defaults.chat_template
     chat = await run_tokenizer(prepare_chat, engine.tokenizer, body, setting, template)
-    requests = admit_sequences(
+    admitted = admit_sequences(
         call,
         engine.model,
         body,
@@ -76,11 +70,11 @@ async def open_conversation(
     )
     return Conversation(
         call=call,
-        requests=[_as_prepared(request, chat) for request in requests],
-        prompt_tokens=count_prompt_tokens(requests, body),
-        make_parser=chat.make_parser,
+        requests=[_as_prepared(request, chat) for request in admitted.requests],
+        prompt_tokens=admitted.prompt_tokens,
         # Without a structure of its own the request's tools ask for the grammar.
-        fields=body.engine_fields or {"response_format": "tools"},
+        fields=admitted.fields or {"response_format": "tools"},
+        make_parser=chat.make_parser,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,19 @@ def choice_seed(seed: int, choice: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{choice}".encode()).digest()[:7], "big")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request whose tokens are reserved in its tenant's quota."""
+
+    call: Call
+    requests: Sequence[GenerationRequest]
+    """One for each choice."""
+    prompt_tokens: int
+    """Of all prompts: each counts once, however many choices it has."""
+    fields: Mapping[str, str]
+    """The client's names for fields that the engine calls otherwise."""
+
+
 def admit_sequences(
     call: Call,
     model: ModelInfo,
@@ -78,7 +91,7 @@ def admit_sequences(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     param: str,
-) -> list[GenerationRequest]:
+) -> Admitted:
     """`n` sequences for each prompt, with their tokens reserved in the tenant's quota.
 
     Without `max_tokens` each gets the default, cut to what the context leaves. A prompt may be
@@ -112,13 +125,11 @@ def admit_sequences(
                 )
             )
     generated = sum(request.params.max_tokens for request in requests)
-    call.admission.reserve_tokens(count_prompt_tokens(requests, body) + generated)
-    return requests
-
-
-def count_prompt_tokens(requests: Sequence[GenerationRequest], body: GenerationBody) -> int:
-    """The tokens of all prompts: each counts once, however many choices it has."""
-    return sum(len(r.prompt_token_ids) for r in requests[:: body.choices_per_prompt])
+    prompt_tokens = sum(len(r.prompt_token_ids) for r in requests[:: body.choices_per_prompt])
+    call.admission.reserve_tokens(prompt_tokens + generated)
+    return Admitted(
+        call=call, requests=requests, prompt_tokens=prompt_tokens, fields=body.engine_fields
+    )
 
 
 def _longest_prompt(

@@ -44,14 +44,7 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
         omits_thoughts=body.omits_thoughts,
         stops=body.stop_sequences or (),
     )
-    answer = GenerationResponse(
-        services,
-        chat.call,
-        chat.requests,
-        writer,
-        stream=bool(body.stream),
-        fields=chat.fields,
-    )
+    answer = GenerationResponse(services, chat, writer, stream=bool(body.stream))
     return TranslatedResponse(form, answer)
 
 

@@ -73,14 +73,7 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
         remember=remember,
         renamed=form.renamed,
     )
-    answer = GenerationResponse(
-        services,
-        chat.call,
-        chat.requests,
-        writer,
-        stream=bool(body.stream),
-        fields=chat.fields,
-    )
+    answer = GenerationResponse(services, chat, writer, stream=bool(body.stream))
     return TranslatedResponse(form, answer)
 
 

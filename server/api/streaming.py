@@ -7,7 +7,7 @@ is given back whatever the end is: done, failed, disconnected, cancelled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from remix_runtime.contracts import GenerationRequest, TokenEvent
-from server.api.calls import Call
+from remix_runtime.contracts import TokenEvent
 from server.api.event_stream import EventStream
-from server.api.generation import Fanout
+from server.api.generation import Admitted, Fanout
 from server.api.writer import Writer
 from server.http.errors import ApiError, as_api_error
 from server.http.request import RequestState, label_error, state_of
@@ -27,26 +26,17 @@ from server.services import Services
 
 
 class GenerationResponse(Response):
-    """Runs `requests` on the engine and sends what they generate."""
+    """Runs the sequences of an admitted request on the engine and sends what they generate."""
 
     def __init__(
-        self,
-        services: Services,
-        call: Call,
-        requests: Sequence[GenerationRequest],
-        writer: Writer,
-        *,
-        stream: bool,
-        fields: Mapping[str, str] | None = None,
+        self, services: Services, admitted: Admitted, writer: Writer, *, stream: bool
     ) -> None:
-        """`fields`: the client's names for fields that the engine calls otherwise."""
         super().__init__()
         self._services = services
-        self._call = call
-        self._requests = requests
+        self._admitted = admitted
+        self._call = admitted.call
         self._writer = writer
         self._stream = stream
-        self._fields = fields or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -56,7 +46,7 @@ class GenerationResponse(Response):
 
     def _as_api_error(self, error: Exception) -> ApiError:
         api_error = as_api_error(error)
-        api_error.param = self._fields.get(api_error.param or "", api_error.param)
+        api_error.param = self._admitted.fields.get(api_error.param or "", api_error.param)
         return api_error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,24 +68,24 @@ class GenerationResponse(Response):
             if target.digest is not None:
                 await self._services.adapters.load_for_request(target.digest)
             watches = self._watches()
-            async with Fanout(self._services.engine, self._requests, watches) as fanout:
+            async with Fanout(self._services.engine, self._admitted.requests, watches) as fanout:
                 try:
                     yield fanout
                 finally:
                     generated = sum(choice.num_tokens for choice in fanout.choices)
                     # What was refused costs no tokens; the engine says something of the rest.
                     if any(choice.texts for choice in fanout.choices):
-                        used = self._writer.prompt_tokens + generated
+                        used = self._admitted.prompt_tokens + generated
                     state.generated_tokens = generated
                     waited = [watch.queue_seconds for watch in watches]
                     state.queue_seconds = min((s for s in waited if s is not None), default=None)
         finally:
-            state.prompt_tokens = self._writer.prompt_tokens
+            state.prompt_tokens = self._admitted.prompt_tokens
             self._call.admission.settle(used)
 
     def _watches(self) -> list[SequenceWatch]:
         # All sequences are admitted or none: the first one stands for the prompts of all.
-        prompt_tokens = [self._writer.prompt_tokens] + [0] * (len(self._requests) - 1)
+        prompt_tokens = [self._admitted.prompt_tokens] + [0] * (len(self._admitted.requests) - 1)
         tenant, name = self._call.tenant, self._call.target.name
         metrics = self._services.metrics
         return [metrics.watch(tenant, name, prompt_tokens=tokens) for tokens in prompt_tokens]
