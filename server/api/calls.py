@@ -37,7 +37,7 @@ def resolve(http: Request, model: str) -> Target:
     services, state = services_of(http), state_of(http.scope)
     may_use_base = services.access.quota(state.tenant).may_use_base
     target = services.sets.resolve(state.tenant, model, may_use_base=may_use_base)
-    state.name = target.name
+    state.name, state.digest = target.name, target.digest
     return target
 
 
@@ -48,7 +48,6 @@ async def open_call(http: Request, model: str) -> Call:
     services, state = services_of(http), state_of(http.scope)
     admission = admit(http)
     target = resolve(http, model)
-    state.digest = target.digest
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)

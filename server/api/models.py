@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from server.api.calls import defaults_of
+from server.api.calls import defaults_of, resolve
 from server.api.wire.answers import Model, ModelList
 from server.http.errors import ErrorBody
 from server.http.request import state_of
@@ -27,8 +27,7 @@ async def list_models(http: Request) -> ModelList:
 async def get_model(model: str, http: Request) -> Model:
     """Shows one model by its name."""
     services, tenant = services_of(http), state_of(http.scope).tenant
-    may_use_base = services.access.quota(tenant).may_use_base
-    target = services.sets.resolve(tenant, model, may_use_base=may_use_base)
+    target = resolve(http, model)
     shown = _model(services, tenant, target)
     shown.defaults = (await defaults_of(services, target)).given() or None
     return shown

@@ -75,6 +75,17 @@ async def test_refusals_name_the_adapter_and_the_reason(
     assert all("generated_tokens" not in f for _, f in found)
 
 
+async def test_what_only_looks_at_a_model_names_it_too(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    await server.client.get("/v1/models/pirate")
+    await server.client.post("/tokenize", json={"model": "pirate", "prompt": "a"})
+    for line in lines(caplog):
+        named = (fields(line)["adapter"], fields(line)["digest"])
+        assert named == ("pirate", server.digests["pirate"])
+    assert len(lines(caplog)) == 2
+
+
 async def test_a_stream_that_fails_late(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     server.engine.fail_next_after = 2
     await server.complete(stream=True, max_tokens=9, ignore_eos=True)
