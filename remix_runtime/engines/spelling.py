@@ -69,9 +69,13 @@ class Spelling:
         return self._between(token).encode(errors="replace")
 
     def _between(self, token: str) -> str:
-        around = self._spelled([_BEFORE, _AFTER])
         text = self._spelled([_BEFORE, token, _AFTER])
-        return text[len(_BEFORE) : len(text) - len(around) + len(_BEFORE)]
+        return text[len(_BEFORE) : len(text) - self._num_around + len(_BEFORE)]
+
+    @cached_property
+    def _num_around(self) -> int:
+        """Characters of the two tokens alone that a token is read between."""
+        return len(self._spelled([_BEFORE, _AFTER]))
 
     def _spelled(self, tokens: list[str]) -> str:
         text: str = self._tokenizer.convert_tokens_to_string(tokens)
