@@ -44,6 +44,12 @@ class Server:
     def digests(self) -> dict[str, str]:
         return dict(self.services.sets.live(SINGLE_USER).adapters)
 
+    @property
+    def prompt(self) -> str:
+        """Of the newest request."""
+        ids = self.engine.requests[-1].prompt_token_ids
+        return self.engine.tokenizer.decode(ids, skip_special_tokens=False)
+
     async def complete(self, **body: Any) -> httpx.Response:
         body = {"model": BASE, "prompt": "Hello", **body}
         return await self.client.post("/v1/completions", json=body)

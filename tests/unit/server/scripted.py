@@ -1,4 +1,4 @@
-"""A fake engine that says what a test wants, with a chat template of the test's."""
+"""A fake engine that says what a test wants, also with a chat template of the test's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -17,15 +18,16 @@ from remix_runtime.contracts import (
     GenerationRequest,
     ModelInfo,
     PositionLogprobs,
+    TokenEvent,
     TokenLogprob,
 )
 from remix_runtime.engines.fake import FakeConfig, FakeEngine, _Job
 from remix_runtime.engines.fake_model import EOS_ID, ByteTokenizer
 from remix_runtime.engines.front import Prepared
-from remix_runtime.errors import InvalidRequestError
+from remix_runtime.errors import InvalidRequestError, RemixError
 from server.app import create_app
 from server.settings import ServerSettings
-from tests.unit.server.harness import BASE
+from tests.unit.server.harness import BASE, Server, listen
 
 _FIRST_SPECIAL = EOS_ID + 1
 
@@ -88,9 +90,9 @@ class TemplateTokenizer(ByteTokenizer):
 
 
 class ScriptedEngine(FakeEngine):
-    """Answers every request with `script`."""
+    """Answers every request with `script`, a token after the other, and ends it."""
 
-    def __init__(self, tokenizer: TemplateTokenizer) -> None:
+    def __init__(self, tokenizer: ByteTokenizer) -> None:
         super().__init__(FakeConfig(served_model_name=BASE, max_model_len=1 << 15))
         self._tokenizer = tokenizer
         self.script = ""
@@ -103,12 +105,10 @@ class ScriptedEngine(FakeEngine):
     def last(self) -> GenerationRequest:
         return self.requests[-1]
 
-    @property
-    def prompt(self) -> str:
-        return self._tokenizer.decode(self.last.prompt_token_ids, skip_special_tokens=False)
-
     async def _prepare(self, request: GenerationRequest) -> Prepared:
-        return Prepared()  # a script follows no grammar
+        if isinstance(self._tokenizer, TemplateTokenizer):
+            return Prepared()  # grammars know nothing of its special tokens
+        return await super()._prepare(request)
 
     async def _run(self, job: _Job) -> None:
         for token_id in (*self._tokenizer.encode(self.script, add_special_tokens=False), EOS_ID):
@@ -118,19 +118,22 @@ class ScriptedEngine(FakeEngine):
             chosen = TokenLogprob(token_id=token_id, logprob=-0.5)
             positions = (PositionLogprobs(chosen=chosen, top=()),)
             wanted = job.request.params.logprobs is not None
-            self._send(job, job.completion.take((token_id,), positions if wanted else None))
+            try:
+                event: TokenEvent | Exception = job.completion.take(
+                    (token_id,), positions if wanted else None
+                )
+            except RemixError as error:  # the request's grammar wants another text
+                event = error
+            self._send(job, event)
 
 
 @dataclass
-class Scripted:
+class Scripted(Server):
     engine: ScriptedEngine
-    client: httpx.AsyncClient
-    app: Any
 
     async def chat(self, script: str = "", **body: Any) -> httpx.Response:
         self.engine.script = script
-        body = {"model": BASE, "messages": [{"role": "user", "content": "Hello"}], **body}
-        return await self.client.post("/v1/chat/completions", json=body)
+        return await super().chat(**body)
 
     async def message(self, script: str, **body: Any) -> dict[str, Any]:
         """The first choice of an answer that says `script`."""
@@ -142,13 +145,31 @@ class Scripted:
 
 @asynccontextmanager
 async def scripted(
-    template: str | None, special: Sequence[str] = (), **settings: Any
+    template: str | None = None, special: Sequence[str] = (), *, script: str = "", **settings: Any
 ) -> AsyncIterator[Scripted]:
-    engine = ScriptedEngine(TemplateTokenizer(template, special))
-    app = create_app(engine, ServerSettings(log_level="error", **settings), {})
+    """Without a template of its own the engine has the fake one's, and follows grammars."""
+    tokenizer = TemplateTokenizer(template, special) if template else ByteTokenizer()
+    app, engine, _ = _app(tokenizer, script, settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
-        yield Scripted(engine, client, app)
+        yield Scripted(app, engine, client)
+
+
+@asynccontextmanager
+async def scripted_on_a_socket(script: str) -> AsyncIterator[Scripted]:
+    """For clients that take no transport of the test's."""
+    app, engine, settings = _app(ByteTokenizer(), script, {"port": 0})
+    async with listen(app, settings) as url, httpx.AsyncClient(base_url=url) as client:
+        yield Scripted(app, engine, client, url)
+
+
+def _app(
+    tokenizer: ByteTokenizer, script: str, settings: Mapping[str, Any]
+) -> tuple[FastAPI, ScriptedEngine, ServerSettings]:
+    engine = ScriptedEngine(tokenizer)
+    engine.script = script
+    server_settings = ServerSettings(log_level="error", **settings)
+    return create_app(engine, server_settings, {}), engine, server_settings

@@ -9,14 +9,13 @@ from typing import Any
 import anthropic.types as wire
 import httpx
 import pytest
-from pydantic import TypeAdapter
 
 from remix_runtime.engines.fake import FakeConfig
 from tests.unit.server.harness import BASE, Server, greedy_text, serving
-from tests.unit.server.telling import prompt_of, telling
+from tests.unit.server.named_events import message_events
+from tests.unit.server.scripted import scripted
 from tests.unit.server.tenants import tenant_serving
 
-EVENT: TypeAdapter[Any] = TypeAdapter(wire.RawMessageStreamEvent)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -35,18 +34,6 @@ async def answered(server: Server, **body: Any) -> dict[str, Any]:
     return found
 
 
-def events_of(text: str) -> list[dict[str, Any]]:
-    events = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        if event["type"] not in ("ping", "error"):
-            EVENT.validate_python(event)
-        events.append(event)
-    return events
-
-
 async def test_an_answer(server: Server) -> None:
     text, _ = await greedy_text(server.engine, "user: Hello\nassistant: ", 8)
     answer = await answered(server, metadata={"user_id": "u"}, service_tier="auto")
@@ -59,7 +46,7 @@ async def test_an_answer(server: Server) -> None:
 
 async def test_a_stream_tells_the_same(server: Server) -> None:
     answer = await answered(server)
-    events = events_of((await message(server.client, stream=True)).text)
+    events = message_events((await message(server.client, stream=True)).text)
     types = [event["type"] for event in events]
     assert types[:3] == ["message_start", "ping", "content_block_start"]
     assert types[-3:] == ["content_block_stop", "message_delta", "message_stop"]
@@ -72,8 +59,8 @@ async def test_a_stream_tells_the_same(server: Server) -> None:
     assert events[-2]["usage"] == answer["usage"]
 
 
-async def test_the_end_of_a_turn(tmp_path: Path) -> None:
-    async with telling(tmp_path, "Well.") as server:
+async def test_the_end_of_a_turn() -> None:
+    async with scripted(script="Well.") as server:
         answer = await answered(server)
         assert (answer["stop_reason"], answer["content"][0]["text"]) == ("end_turn", "Well.")
 
@@ -82,12 +69,11 @@ async def test_the_end_of_a_turn(tmp_path: Path) -> None:
     ("stops", "text", "stop"),
     [(["ll.", "x"], "We", "ll."), (["nowhere"], "Well.", None), ([".", "l."], "Wel", "l.")],
 )
-async def test_stop_sequences_are_told(
-    tmp_path: Path, stops: list[str], text: str, stop: str | None
-) -> None:
-    async with telling(tmp_path, "Well.") as server:
+async def test_stop_sequences_are_told(stops: list[str], text: str, stop: str | None) -> None:
+    async with scripted(script="Well.") as server:
         answer = await answered(server, stop_sequences=stops)
-        events = events_of((await message(server.client, stop_sequences=stops, stream=True)).text)
+        streamed = await message(server.client, stop_sequences=stops, stream=True)
+    events = message_events(streamed.text)
     assert [block["text"] for block in answer["content"]] == [text]
     reason = "end_turn" if stop is None else "stop_sequence"
     assert (answer["stop_reason"], answer["stop_sequence"]) == (reason, stop)
@@ -100,12 +86,12 @@ async def test_stop_sequences_are_told(
 
 async def test_a_last_turn_of_the_assistant_is_continued(server: Server) -> None:
     await answered(server, messages=[*HELLO, {"role": "assistant", "content": "I am"}])
-    assert prompt_of(server) == "user: Hello\nassistant: I am"
+    assert server.prompt == "user: Hello\nassistant: I am"
 
 
 async def test_a_failure_in_a_stream_is_an_error_event(server: Server) -> None:
     server.engine.fail_next_after = 2
-    events = events_of((await message(server.client, stream=True)).text)
+    events = message_events((await message(server.client, stream=True)).text)
     assert events[-1]["error"]["type"] == "api_error"
     assert events[-1]["request_id"]
     assert "secret" not in json.dumps(events)
@@ -126,7 +112,7 @@ async def test_messages_become_a_chat(server: Server) -> None:
             {"role": "user", "content": "Four"},
         ],
     )
-    assert prompt_of(server) == (
+    assert server.prompt == (
         "system: Be kind.\nBe short.\nuser: One\nTwo\nassistant: Three\nuser: Four\nassistant: "
     )
 

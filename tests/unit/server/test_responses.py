@@ -9,15 +9,13 @@ from typing import Any
 import httpx
 import openai.types.responses as wire
 import pytest
-from pydantic import TypeAdapter
 
 from remix_runtime.engines.fake import FakeConfig
 from server.api.wire.response_items import ITEM
 from tests.unit.server.harness import BASE, Server, greedy_text, serving
-from tests.unit.server.telling import prompt_of, telling
+from tests.unit.server.named_events import response_events
+from tests.unit.server.scripted import scripted
 from tests.unit.server.tenants import tenant_serving
-
-EVENT: TypeAdapter[Any] = TypeAdapter(wire.ResponseStreamEvent)
 
 
 async def respond(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
@@ -31,19 +29,6 @@ async def answered(server: Server, **body: Any) -> dict[str, Any]:
     found: dict[str, Any] = answer.json()
     assert wire.Response.model_validate(found).output is not None
     return found
-
-
-def events_of(text: str) -> list[dict[str, Any]]:
-    """The events of a stream, each as its type's name says."""
-    events = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        EVENT.validate_python(event)
-        events.append(event)
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    return events
 
 
 def text_of(answer: dict[str, Any]) -> str:
@@ -68,7 +53,7 @@ async def test_an_answer_has_all_that_clients_read(server: Server) -> None:
 
 async def test_a_stream_tells_the_same(server: Server) -> None:
     answer = await answered(server)
-    events = events_of((await respond(server.client, stream=True)).text)
+    events = response_events((await respond(server.client, stream=True)).text)
     types = [event["type"] for event in events]
     assert types[:4] == [
         "response.created",
@@ -92,18 +77,18 @@ async def test_a_stream_tells_the_same(server: Server) -> None:
     }
 
 
-async def test_a_whole_answer_is_completed_also_without_a_word(tmp_path: Path) -> None:
-    async with telling(tmp_path, "") as server:
+async def test_a_whole_answer_is_completed_also_without_a_word() -> None:
+    async with scripted() as server:
         answer = await answered(server)
         assert (answer["status"], text_of(answer)) == ("completed", "")
         assert answer["completed_at"] >= answer["created_at"]
-        events = events_of((await respond(server.client, stream=True)).text)
+        events = response_events((await respond(server.client, stream=True)).text)
         assert events[-1]["response"]["output"][0]["content"][0]["text"] == ""
 
 
 async def test_a_failure_ends_the_stream_as_failed(server: Server) -> None:
     server.engine.fail_next_after = 2
-    events = events_of((await respond(server.client, stream=True)).text)
+    events = response_events((await respond(server.client, stream=True)).text)
     failed = events[-1]["response"]
     assert (events[-1]["type"], failed["status"]) == ("response.failed", "failed")
     assert failed["error"]["code"] == "server_error"
@@ -118,7 +103,7 @@ async def test_logprobs(server: Server) -> None:
     [part] = (await answered(server, **asked))["output"][0]["content"]
     assert "".join(entry["token"] for entry in part["logprobs"]) == part["text"]
     assert {len(entry["top_logprobs"]) for entry in part["logprobs"]} == {2}
-    events = events_of((await respond(server.client, stream=True, **asked)).text)
+    events = response_events((await respond(server.client, stream=True, **asked)).text)
     told = [e["logprobs"] for e in events if e["type"] == "response.output_text.delta"]
     assert [entry for each in told for entry in each] == part["logprobs"]
     assert events[-4]["logprobs"] == part["logprobs"]
@@ -146,7 +131,7 @@ ITEMS = [
 
 async def test_items_become_a_chat(server: Server) -> None:
     await answered(server, instructions="Be kind.", input=ITEMS)
-    assert prompt_of(server) == (
+    assert server.prompt == (
         "system: Be kind.\nsystem: Be short.\nuser: Hello\nassistant: Hi\nthere\n"
         "user: Again\nassistant: "
     )
@@ -255,19 +240,19 @@ async def test_going_on_from_a_response(server: Server) -> None:
     second = await answered(server, previous_response_id=first["id"], input="Two")
     third = await answered(server, previous_response_id=second["id"], input="Three")
     assert third["previous_response_id"] == second["id"]
-    assert prompt_of(server) == (
+    assert server.prompt == (
         f"user: One\nassistant: {text_of(first)}\nuser: Two\nassistant: {text_of(second)}\n"
         "user: Three\nassistant: "
     )
     # A response stays what it was, also for who goes on from it another way.
     await answered(server, previous_response_id=first["id"], input="Other")
-    assert prompt_of(server).endswith(f"{text_of(first)}\nuser: Other\nassistant: ")
+    assert server.prompt.endswith(f"{text_of(first)}\nuser: Other\nassistant: ")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_response_can_be_read_again(server: Server, stream: bool) -> None:
     if stream:
-        made = events_of((await respond(server.client, stream=True)).text)[-1]["response"]
+        made = response_events((await respond(server.client, stream=True)).text)[-1]["response"]
     else:
         made = await answered(server)
     found = await server.client.get(f"/v1/responses/{made['id']}")
@@ -308,14 +293,14 @@ async def test_references_to_items(server: Server) -> None:
     question = {"role": "user", "content": "And?"}
     for form in (reference, {"id": reference["id"]}):
         await answered(server, input=[form, question])
-        assert prompt_of(server) == f"assistant: {text_of(made)}\nuser: And?\nassistant: "
+        assert server.prompt == f"assistant: {text_of(made)}\nuser: And?\nassistant: "
     missing = await respond(server.client, input=[question, {**reference, "id": "msg_none"}])
     assert (missing.status_code, missing.json()["error"]["param"]) == (404, "input[1].id")
     # What is remembered holds the item, not the reference.
     going_on = await answered(server, input=[reference, question])
     await server.client.delete(f"/v1/responses/{made['id']}")
     await answered(server, previous_response_id=going_on["id"], input="More")
-    assert prompt_of(server).startswith(f"assistant: {text_of(made)}\nuser: And?\n")
+    assert server.prompt.startswith(f"assistant: {text_of(made)}\nuser: And?\n")
 
 
 async def test_a_context_that_grew_too_long_names_its_field(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -13,12 +12,10 @@ import openai
 import pytest
 
 from tests.unit.server import chat_templates as templates
-from tests.unit.server.harness import BASE, Server
-from tests.unit.server.scripted import scripted
-from tests.unit.server.telling import TellingEngine, prompt_of, telling
-from tests.unit.server.test_messages import events_of as message_events
+from tests.unit.server.harness import BASE
+from tests.unit.server.named_events import message_events, response_events
+from tests.unit.server.scripted import Scripted, scripted, scripted_on_a_socket
 from tests.unit.server.test_messages import message
-from tests.unit.server.test_responses import events_of as response_events
 from tests.unit.server.test_responses import respond
 
 SCHEMA = {
@@ -34,17 +31,12 @@ MESSAGE_TOOL = {"name": "weather", "description": "Tells it.", "input_schema": S
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    async with telling(tmp_path, TWO_CALLS) as running:
+async def server() -> AsyncIterator[Scripted]:
+    async with scripted(script=TWO_CALLS) as running:
         yield running
 
 
-def script(server: Server, text: str) -> None:
-    assert isinstance(server.engine, TellingEngine)
-    server.engine.script = text
-
-
-async def test_responses_call_tools(server: Server) -> None:
+async def test_responses_call_tools(server: Scripted) -> None:
     body = {"tools": [RESPONSE_TOOL], "max_output_tokens": 500}
     answer = (await respond(server.client, **body)).json()
     words, *calls = answer["output"]
@@ -54,7 +46,7 @@ async def test_responses_call_tools(server: Server) -> None:
     assert len({call["call_id"] for call in calls}) == 2
     assert answer["status"] == "completed"
     assert answer["tools"][0]["name"] == "weather"
-    assert "weather" in prompt_of(server)
+    assert "weather" in server.prompt
 
     events = response_events((await respond(server.client, stream=True, **body)).text)
     for call in calls:
@@ -72,7 +64,7 @@ async def test_responses_call_tools(server: Server) -> None:
         assert "".join(event["delta"] for event in mine[:-1]) == call["arguments"]
 
 
-async def test_messages_use_tools(server: Server) -> None:
+async def test_messages_use_tools(server: Scripted) -> None:
     body = {"tools": [MESSAGE_TOOL], "max_tokens": 500}
     answer = (await message(server.client, **body)).json()
     words, *uses = answer["content"]
@@ -90,8 +82,8 @@ async def test_messages_use_tools(server: Server) -> None:
     assert events[-2]["delta"]["stop_reason"] == "tool_use"
 
 
-async def test_a_cut_call_has_what_there_is(server: Server) -> None:
-    script(server, CALL)
+async def test_a_cut_call_has_what_there_is(server: Scripted) -> None:
+    server.engine.script = CALL
     limit = len(CALL.encode()) - len('ln"}}\n</tool_call>')
     answer = (await message(server.client, tools=[MESSAGE_TOOL], max_tokens=limit)).json()
     assert answer["stop_reason"] == "max_tokens"
@@ -103,7 +95,7 @@ async def test_a_cut_call_has_what_there_is(server: Server) -> None:
     assert (cut["status"], cut["output"][-1]["status"]) == ("incomplete", "incomplete")
 
 
-async def test_agents_send_back_what_they_got(server: Server) -> None:
+async def test_agents_send_back_what_they_got(server: Scripted) -> None:
     """By `previous_response_id`, by the items, and by references to them: the same prompt."""
     body = {"tools": [RESPONSE_TOOL], "max_output_tokens": 500}
     first = (await respond(server.client, **body)).json()
@@ -122,14 +114,14 @@ async def test_agents_send_back_what_they_got(server: Server) -> None:
     ):
         answer = await respond(server.client, **body, **again)
         assert answer.status_code == 200, answer.text
-        prompts.add(prompt_of(server))
+        prompts.add(server.prompt)
     [prompt] = prompts
     assert prompt.count("sunny") == 2
     assert prompt.count('"city"') >= 2
     assert prompt.count("assistant:") == 2  # one turn of both calls, and the one to come
 
 
-async def test_results_of_tools_in_messages(server: Server) -> None:
+async def test_results_of_tools_in_messages(server: Scripted) -> None:
     first = (await message(server.client, tools=[MESSAGE_TOOL], max_tokens=500)).json()
     one, two = [block["id"] for block in first["content"] if block["type"] == "tool_use"]
     results = [
@@ -149,7 +141,7 @@ async def test_results_of_tools_in_messages(server: Server) -> None:
     ]
     answer = await message(server.client, tools=[MESSAGE_TOOL], messages=messages)
     assert answer.status_code == 200, answer.text
-    prompt = prompt_of(server)
+    prompt = server.prompt
     at = [prompt.index(text) for text in ("Köln", "sunny", "Error: no such town", "And now?")]
     assert at == sorted(at)
 
@@ -179,9 +171,9 @@ CHOICES: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("response", "anthropics", "must"), CHOICES)
 async def test_choices_of_tools(
-    server: Server, response: dict[str, Any], anthropics: dict[str, Any], must: bool
+    server: Scripted, response: dict[str, Any], anthropics: dict[str, Any], must: bool
 ) -> None:
-    script(server, CALL if must else "No.")
+    server.engine.script = CALL if must else "No."
     limits: dict[str, Any] = {"max_output_tokens": 500, **response}
     answers = [
         await respond(server.client, tools=[RESPONSE_TOOL], **limits),
@@ -206,7 +198,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("tools", "more", "param"), WRONG)
 async def test_wrong_tools_are_named_as_they_were_sent(
-    server: Server, tools: list[dict[str, Any]], more: dict[str, Any], param: str
+    server: Scripted, tools: list[dict[str, Any]], more: dict[str, Any], param: str
 ) -> None:
     refused = await respond(server.client, tools=tools, **more)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
@@ -231,13 +223,13 @@ HISTORY: list[tuple[list[dict[str, Any]], str]] = [
 
 @pytest.mark.parametrize(("items", "param"), HISTORY)
 async def test_wrong_histories_are_named_as_they_were_sent(
-    server: Server, items: list[dict[str, Any]], param: str
+    server: Scripted, items: list[dict[str, Any]], param: str
 ) -> None:
     refused = await respond(server.client, input=items)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
-async def test_thoughts_of_a_history_are_the_turns_own(server: Server) -> None:
+async def test_thoughts_of_a_history_are_the_turns_own(server: Scripted) -> None:
     question = {"role": "user", "content": "x"}
     result = {"type": "function_call_output", "call_id": "a", "output": "sunny"}
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
@@ -246,13 +238,15 @@ async def test_thoughts_of_a_history_are_the_turns_own(server: Server) -> None:
     for between in ([], [nothing], [thought]):  # this template does not read thoughts
         items = [question, *between, CALLED, result]
         assert (await respond(server.client, input=items)).status_code == 200
-        prompts.add(prompt_of(server))
+        prompts.add(server.prompt)
     assert len(prompts) == 1
 
 
-async def test_the_openai_package(server: Server) -> None:
+async def test_the_openai_package(server: Scripted) -> None:
     tool: Any = {**RESPONSE_TOOL, "strict": False}
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="x", http_client=server.client
+    ) as client:
         async with client.responses.stream(model=BASE, input="Hello", tools=[tool]) as stream:
             final = await stream.get_final_response()
         calls = [item for item in final.output if item.type == "function_call"]
@@ -260,16 +254,19 @@ async def test_the_openai_package(server: Server) -> None:
             {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
             for call in calls
         ]
-        script(server, "It is sunny.")
+        server.engine.script = "It is sunny."
         items: Any = [{"role": "user", "content": "Hello"}, *final.output, *outputs]
         answer = await client.responses.create(model=BASE, input=items, tools=[tool])
         assert answer.output_text == "It is sunny."
 
 
-async def test_the_anthropic_package(server: Server) -> None:
+async def test_the_anthropic_package() -> None:
     tool: Any = MESSAGE_TOOL
     messages: Any = [{"role": "user", "content": "Hello"}]
-    async with anthropic.AsyncAnthropic(base_url=server.url, api_key="x") as client:
+    async with (
+        scripted_on_a_socket(TWO_CALLS) as server,
+        anthropic.AsyncAnthropic(base_url=server.url, api_key="x") as client,
+    ):
         async with client.messages.stream(
             model=BASE, max_tokens=500, messages=messages, tools=[tool]
         ) as stream:
@@ -281,7 +278,7 @@ async def test_the_anthropic_package(server: Server) -> None:
         ]
         messages += [{"role": "assistant", "content": final.content}]
         messages += [{"role": "user", "content": results}]
-        script(server, "It is sunny.")
+        server.engine.script = "It is sunny."
         answer = await client.messages.create(
             model=BASE, max_tokens=500, messages=messages, tools=[tool]
         )
@@ -309,7 +306,7 @@ async def test_thoughts_are_an_item_of_their_own(stream: bool) -> None:
         items = [question, *whole["output"], question]
         again = await respond(server.client, input=items)
         assert again.status_code == 200, again.text
-        assert server.engine.prompt.count("Yes.") == 1
+        assert server.prompt.count("Yes.") == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -343,7 +340,7 @@ async def test_thinking_is_switched(thinking: dict[str, Any], off: bool) -> None
         server.engine.script = "Yes."
         answer = await message(server.client, max_tokens=2000, thinking=thinking)
         assert answer.status_code == 200, answer.text
-        assert server.engine.prompt.endswith("<think>\n\n</think>\n\n") == off
+        assert server.prompt.endswith("<think>\n\n</think>\n\n") == off
         effort = {"effort": "none" if off else "low"}
         await respond(server.client, reasoning=effort)
-        assert server.engine.prompt.endswith("<think>\n\n</think>\n\n") == off
+        assert server.prompt.endswith("<think>\n\n</think>\n\n") == off

@@ -285,7 +285,7 @@ async def test_special_tokens_are_read_and_not_shown(
 async def test_a_template_without_tools_gets_ours(server: Scripted) -> None:
     async with scripted(templates.SMOLLM2, tool_parser="json") as smol:
         choice = await smol.message(hermes("get_time"), tools=TOOLS)
-        assert "<tools>" in smol.engine.prompt
+        assert "<tools>" in smol.prompt
         assert called(choice["message"]) == [("get_time", ARGUMENTS)]
 
 
@@ -356,8 +356,8 @@ async def test_the_clients_loop_with_a_tool(server: Scripted, client: openai.Asy
     server.engine.script = "It does not."
     answer = await client.chat.completions.create(model=BASE, messages=messages, tools=TOOLS)  # type: ignore[arg-type]
     assert answer.choices[0].message.content == "It does not."
-    assert f"{hermes('get_weather')}<|im_end|>" in server.engine.prompt
-    assert "<tool_response>\nNo\n</tool_response>" in server.engine.prompt
+    assert f"{hermes('get_weather')}<|im_end|>" in server.prompt
+    assert "<tool_response>\nNo\n</tool_response>" in server.prompt
 
 
 async def test_the_clients_parsed_tools(server: Scripted, client: openai.AsyncOpenAI) -> None:
