@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import TokenEvent
+from server.api.calls import open_call
 from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, finished_by
@@ -52,10 +53,11 @@ router = APIRouter(route_class=StrictRoute)
 async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
     """Answers a chat with the base model's chat template; OpenAI's API with vLLM's extras."""
     services, answer_id = services_of(http), f"chatcmpl-{uuid.uuid4().hex}"
-    chat = await open_conversation(http, body, answer_id=answer_id)
+    call = await open_call(http, body.model)
+    chat = await open_conversation(services, call, body, answer_id=answer_id)
     writer = ChatWriter(
         answer_id=body.request_id or answer_id,
-        target=chat.call.target,
+        target=call.target,
         tokenizer=services.engine.tokenizer,
         prompt_tokens=chat.prompt_tokens,
         body=body,

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fastapi import Request
-
 from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import open_call
+from server.api.calls import Call
 from server.api.defaults import with_defaults
 from server.api.generation import Admitted, admit_sequences
 from server.api.parts import AnswerParser
 from server.api.tokenizing import require_short, run_tokenizer
 from server.api.tools.prepare import PreparedChat, prepare_chat, render_prompt
 from server.api.wire.chat import ChatPrompt, ChatRequest
-from server.services import Services, services_of
+from server.services import Services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +36,13 @@ async def prompt_of(
 
 
 async def open_conversation(
-    http: Request, body: ChatRequest, *, answer_id: str, param: str = "messages"
+    services: Services, call: Call, body: ChatRequest, *, answer_id: str, param: str = "messages"
 ) -> Conversation:
-    """Takes the request's place in the quota, pins its model, renders and admits it. Other APIs put
-    what they were sent into a `ChatRequest`; `param`: the field in which messages came there.
+    """Renders a chat and admits it. Other APIs put what they were sent into a `ChatRequest`;
+    `param`: the field in which messages came there.
 
-    Raises `RateLimitedError`, `UnknownModelError`, `InvalidRequestError`, `EngineBusyError`.
+    Raises `RateLimitedError`, `InvalidRequestError`, `EngineBusyError`.
     """
-    services = services_of(http)
-    call = await open_call(http, body.model)
     body = with_defaults(body, call.defaults)
     engine, n = services.engine, body.choices_per_prompt
     if n > services.max_choices:

@@ -28,14 +28,15 @@ router = APIRouter(route_class=StrictRoute)
 async def create_message(body: MessagesRequest, http: Request) -> Response:
     """Answers a conversation with blocks: words, thoughts and uses of tools; Anthropic's API."""
     services, answer_id = services_of(http), f"msg_{uuid.uuid4().hex}"
+    call = await open_call(http, body.model)
     form = chat_form(body)
     try:
-        chat = await open_conversation(http, form.validated(), answer_id=answer_id)
+        chat = await open_conversation(services, call, form.validated(), answer_id=answer_id)
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     writer = MessageWriter(
         answer_id=answer_id,
-        target=chat.call.target,
+        target=call.target,
         tokenizer=services.engine.tokenizer,
         prompt_tokens=chat.prompt_tokens,
         make_parser=chat.make_parser,
@@ -54,10 +55,10 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
 )
 async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
     """Counts the tokens that the prompt of such a message would have."""
+    call = await open_call(http, body.model)
     form = chat_form(body)
     try:
         chat = form.validated()
-        call = await open_call(http, chat.model)
         prompt = await prompt_of(services_of(http), chat, call.defaults.chat_template)
     except InvalidRequestError as error:
         raise form.refusal(error) from error

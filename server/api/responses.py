@@ -42,10 +42,14 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
     """Answers with items: words, thoughts and calls of tools; OpenAI's Responses API."""
     services, tenant = services_of(http), state_of(http.scope).tenant
     answer_id = f"resp_{uuid.uuid4().hex}"
+    # Before anything else: what is remembered may be much to read.
+    call = await open_call(http, body.model)
     before, items = _remembered_items(services.memory, tenant, body)
     form = chat_form(body, list(map(_item, before)), items)
     try:
-        chat = await open_conversation(http, form.validated(), answer_id=answer_id, param="input")
+        chat = await open_conversation(
+            services, call, form.validated(), answer_id=answer_id, param="input"
+        )
     except InvalidRequestError as error:
         raise form.refusal(error) from error
 
@@ -64,11 +68,11 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
 
     writer = ResponseWriter(
         answer_id=answer_id,
-        target=chat.call.target,
+        target=call.target,
         tokenizer=services.engine.tokenizer,
         prompt_tokens=chat.prompt_tokens,
         request=chat.requests[0],
-        response=_begun(answer_id, chat.call.target, chat.requests[0].params, body),
+        response=_begun(answer_id, call.target, chat.requests[0].params, body),
         make_parser=chat.make_parser,
         remember=remember,
         renamed=form.renamed,
@@ -81,11 +85,11 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
 async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputTokens:
     """Counts the tokens that the prompt of such a response would have."""
     services, tenant = services_of(http), state_of(http.scope).tenant
+    call = await open_call(http, body.model)
     before, items = _remembered_items(services.memory, tenant, body)
     form = chat_form(body, list(map(_item, before)), items)
     try:
         chat = form.validated()
-        call = await open_call(http, chat.model)
         template = call.defaults.chat_template
         prompt = await prompt_of(services, chat, template, param="input")
     except InvalidRequestError as error:

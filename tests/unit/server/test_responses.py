@@ -11,6 +11,7 @@ import openai.types.responses as wire
 import pytest
 
 from remix_runtime.engines.fake import FakeConfig
+from server.api import responses
 from server.api.wire.response_items import ITEM
 from tests.unit.server.harness import BASE, Server, greedy_text, serving
 from tests.unit.server.named_events import response_events
@@ -336,6 +337,19 @@ async def test_tenants_have_their_own_memory(tmp_path: Path) -> None:
             text = found.text.replace(made["id"], "resp_none").replace(item["id"], "msg_none")
             assert text == expected.text
         assert (await ours.get(f"/v1/responses/{made['id']}")).json() == made
+
+
+@pytest.mark.parametrize("path", ["", "/input_tokens"])
+async def test_nothing_that_is_remembered_is_read_for_who_is_over_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async with tenant_serving(tmp_path) as server:
+        client = await server.tenant("a", may_use_base=True, requests_per_minute=1)
+        made = (await respond(client)).json()
+        monkeypatch.setattr(responses, "_remembered_items", None)
+        body = {"model": BASE, "input": "x", "previous_response_id": made["id"]}
+        refused = await client.post(f"/v1/responses{path}", json=body)
+        assert refused.status_code == 429, refused.text
 
 
 async def test_every_item_of_an_answer_is_an_item_of_an_input(server: Server) -> None:
