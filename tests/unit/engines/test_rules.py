@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -229,6 +229,21 @@ def test_a_word_is_banned_with_a_space_before_it_where_that_is_another_word_of_i
     assert ids_of("  cat") == ((200,), (201,))
     assert ids_of("dogs", "ab") == ((202, 203), (97, 98))
     assert ids_of() == ()
+
+
+def test_words_are_spelled_once_for_all_choices_of_a_request() -> None:
+    class Counting(Words):
+        texts: ClassVar[list[str]] = []
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            self.texts.append(text)
+            return super().encode(text, add_special_tokens=add_special_tokens)
+
+    tokenizer = Counting()
+    for seed in range(3):
+        made = SamplingParams(max_tokens=9, bad_words=("cat", "dogs"), seed=seed)
+        assert bad_word_ids(made, tokenizer, MODEL) == ((200,), (201,), (202, 203))
+    assert sorted(tokenizer.texts) == [" cat", " dogs", "cat", "dogs"]
 
 
 @pytest.mark.parametrize(
