@@ -25,7 +25,8 @@ class GetWeather(BaseModel):
     city: str
 
 
-forced: Any = {"model": MODEL, "tool_choice": "required", "max_tokens": 200, "temperature": 0}
+held: Any = {"model": MODEL, "max_tokens": 200, "temperature": 0}
+"""Of chats whose answers are held to a form, which takes some tokens."""
 tool = pydantic_function_tool(GetWeather, name="get_weather")
 flat_tool: Any = {"type": "function", **tool["function"]}
 
@@ -93,18 +94,14 @@ def logprobs() -> None:
 
 @call("chat, parse")
 def parse() -> City:
-    answer = client.chat.completions.parse(
-        model=MODEL, messages=ask, response_format=City, max_tokens=200, temperature=0
-    )
+    answer = client.chat.completions.parse(messages=ask, response_format=City, **held)
     assert answer.choices[0].message.parsed
     return answer.choices[0].message.parsed
 
 
 @call("chat, parse a stream")
 def parse_stream() -> City:
-    with client.chat.completions.stream(
-        model=MODEL, messages=ask, response_format=City, max_tokens=200, temperature=0
-    ) as events:
+    with client.chat.completions.stream(messages=ask, response_format=City, **held) as events:
         found = events.get_final_completion().choices[0].message.parsed
     assert found
     return found
@@ -113,11 +110,9 @@ def parse_stream() -> City:
 @call("chat, JSON object")
 def json_object() -> str:
     answer = client.chat.completions.create(
-        model=MODEL,
         messages=[{"role": "user", "content": "Write a JSON object with the key city."}],
         response_format={"type": "json_object"},
-        max_tokens=200,
-        temperature=0,
+        **held,
     )
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
     return answer.choices[0].message.content or ""
@@ -136,12 +131,7 @@ def tools_auto() -> str:
 @call("tools, required")
 def tools_required() -> str:
     answer = client.chat.completions.create(
-        model=MODEL,
-        messages=ask_weather,
-        tools=[tool],
-        tool_choice="required",
-        max_tokens=200,
-        temperature=0,
+        messages=ask_weather, tools=[tool], tool_choice="required", **held
     )
     found = answer.choices[0].message.tool_calls
     assert found
@@ -152,12 +142,10 @@ def tools_required() -> str:
 @call("tools, named")
 def tools_named() -> str:
     answer = client.chat.completions.parse(
-        model=MODEL,
         messages=ask_weather,
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
-        max_tokens=200,
-        temperature=0,
+        **held,
     )
     found = answer.choices[0].message.tool_calls
     assert found
@@ -168,12 +156,7 @@ def tools_named() -> str:
 @call("tools, stream")
 def tools_stream() -> str:
     with client.chat.completions.stream(
-        model=MODEL,
-        messages=ask_weather,
-        tools=[tool],
-        tool_choice="required",
-        max_tokens=200,
-        temperature=0,
+        messages=ask_weather, tools=[tool], tool_choice="required", **held
     ) as events:
         kinds = [event.type for event in events]
         answer = events.get_final_completion()
