@@ -267,6 +267,8 @@ class Health:
 class Tokenizer(Protocol):
     """Text to token ids and back. The embedded engine wraps the model's own tokenizer."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def max_token_chars(self) -> int:
         """Characters of the longest token: a text has at least its length over this in tokens."""
