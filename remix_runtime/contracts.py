@@ -156,8 +156,9 @@ class ModelInfo:
 
     def require_known(self, token_ids: Sequence[int], *, param: str) -> None:
         """Raises `InvalidRequestError` for a token that the model does not have."""
-        bad = next((i for i in token_ids if not 0 <= i < self.vocab_size), None)
-        if bad is not None:
+        # Prompts are long: looked at one by one in C, and in Python only for the error.
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:
+            bad = next(i for i in token_ids if not 0 <= i < self.vocab_size)
             raise InvalidRequestError(
                 f"{param}: found token id {bad}, expected 0 to {self.vocab_size - 1}", param=param
             )

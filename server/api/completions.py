@@ -108,14 +108,15 @@ def _echoes(
     """The prompt before each choice's text, or nothing."""
     if not body.echo:
         return [""] * len(requests)
-    echoes = []
-    for at, request in enumerate(requests):
-        number = at // body.choices_per_prompt
-        prompt, ids = body.prompt[number], request.prompt_token_ids
-        if isinstance(prompt, str) and len(ids) == len(prompts[number]):
-            echoes.append(prompt)
+    n = body.choices_per_prompt
+    echoes: list[str] = []
+    for prompt, whole, request in zip(body.prompt, prompts, requests[::n], strict=True):
+        ids = request.prompt_token_ids
+        if isinstance(prompt, str) and len(ids) == len(whole):
+            echo = prompt
         else:
-            echoes.append(tokenizer.decode(ids, skip_special_tokens=False))
+            echo = tokenizer.decode(ids, skip_special_tokens=False)
+        echoes += [echo] * n
     return echoes
 
 

@@ -144,8 +144,9 @@ class ResponseWriter(Writer):
         return OutputText(text=block.text, logprobs=[*self._told, *self._untold])
 
     def _id(self, block: Block) -> str:
-        made = f"{_PREFIXES[block.kind]}_{uuid.uuid4().hex}"
-        return self._ids.setdefault(block.index, made)
+        if block.index not in self._ids:
+            self._ids[block.index] = f"{_PREFIXES[block.kind]}_{uuid.uuid4().hex}"
+        return self._ids[block.index]
 
     def _take_logprobs(
         self, text: str, positions: Sequence[PositionLogprobs], *, ended: bool

@@ -1,7 +1,8 @@
 """The answer of a generation: server-sent events or one JSON document.
 
-Everything a request holds is held by the `with` blocks below `GenerationResponse.__call__`, so it
-is given back whatever the end is: done, failed, disconnected, cancelled.
+What the engine holds of a request is held by the `with` blocks below `GenerationResponse.__call__`,
+so it is given back whatever the end is: done, failed, disconnected, cancelled. The request's place
+in the quota and its pin are its state's (`server/http/request.py`).
 """
 
 from __future__ import annotations

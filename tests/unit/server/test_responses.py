@@ -17,6 +17,7 @@ from tests.unit.server.harness import BASE, Server, greedy_text, serving
 from tests.unit.server.named_events import response_events
 from tests.unit.server.scripted import scripted
 from tests.unit.server.tenants import tenant_serving
+from tests.unit.server.test_bad_input import check_error
 
 
 async def respond(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
@@ -281,11 +282,11 @@ async def test_what_is_not_stored_is_not_found(server: Server) -> None:
     assert (await server.client.get(f"/v1/responses/{made['id']}")).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["compact", "resp_1/cancel"])
+@pytest.mark.parametrize("path", ["compact", "resp_1/cancel", "resp_1/nothing"])
 async def test_what_is_not_there_is_a_404(server: Server, path: str) -> None:
-    refused = await server.client.post(f"/v1/responses/{path}", json={})
-    assert refused.status_code == 404
-    assert refused.json()["error"]["code"] == "unsupported_endpoint"
+    for body in ({}, {"model": BASE}):
+        refused = await server.client.post(f"/v1/responses/{path}", json=body)
+        assert check_error(refused, 404)["code"] == "unsupported_endpoint"
 
 
 async def test_references_to_items(server: Server) -> None:

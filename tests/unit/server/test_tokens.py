@@ -209,14 +209,6 @@ async def test_what_the_server_does_not_have_says_so(server: Server, path: str) 
         assert "generates text" in error["message"]
 
 
-@pytest.mark.parametrize("operation", ["compact", "resp_1/cancel", "resp_1/nothing"])
-async def test_operations_on_responses_that_the_server_does_not_have(
-    server: Server, operation: str
-) -> None:
-    response = await server.client.post(f"/v1/responses/{operation}", json={"model": BASE})
-    assert check_error(response, 404)["code"] == "unsupported_endpoint"
-
-
 async def test_openais_client_gets_a_clear_error(server: Server) -> None:
     client = openai.AsyncOpenAI(
         api_key="none", base_url="http://test/v1", http_client=server.client, max_retries=0
