@@ -22,6 +22,8 @@ def bad_word_ids(params: SamplingParams, tokenizer: Tokenizer, model: ModelInfo)
     if chars > _MAX_CHARS:
         raise _wrong(f"found {chars} characters, expected at most {_MAX_CHARS}")
     found = _all_spellings(params.bad_words, tokenizer)
+    # A tokenizer may know tokens that the model can never draw.
+    found = tuple(ids for ids in found if max(ids) < model.vocab_size)
     if len(found) > MAX_SEQUENCES:
         raise _wrong(f"found {len(found)} spellings of words, expected at most {MAX_SEQUENCES}")
     if (tokens := sum(map(len, found))) > MAX_TOKENS:

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -229,6 +230,12 @@ def test_a_word_is_banned_with_a_space_before_it_where_that_is_another_word_of_i
     assert ids_of("  cat") == ((200,), (201,))
     assert ids_of("dogs", "ab") == ((202, 203), (97, 98))
     assert ids_of() == ()
+
+
+def test_a_word_of_tokens_that_the_model_does_not_have_needs_no_ban() -> None:
+    small = replace(MODEL, vocab_size=203)
+    made = SamplingParams(max_tokens=9, bad_words=("cat", "dogs"))
+    assert bad_word_ids(made, Words(), small) == ((200,), (201,))
 
 
 def test_words_are_spelled_once_for_all_choices_of_a_request() -> None:
