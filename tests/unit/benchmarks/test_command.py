@@ -68,7 +68,7 @@ def test_neighbour_suite_measures_alone_beside_and_under_a_quota(
     places = ["alone", "beside", "one core"] if may_set_quota() else ["alone", "beside"]
     for sides in seconds.values():
         assert sides.keys() == {
-            f"{wait}, {place}" for wait in ("briefly", "spinning") for place in places
+            f"{wait}, {place}" for wait in ("watched", "spinning") for place in places
         }
         assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in sides.values())
 
