@@ -29,6 +29,7 @@ from server.api import (
     models,
     probes,
     responses,
+    sagemaker,
     tokens,
 )
 from server.http import errors
@@ -181,7 +182,9 @@ def _data_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (completions, chat, responses, messages, models, tokens, elsewhere, probes):
+    for module in (completions, chat, responses, messages, models, tokens):
+        app.include_router(module.router)
+    for module in (sagemaker, elsewhere, probes):
         app.include_router(module.router)
     for router in (docs_router, *more):
         app.include_router(router)

@@ -84,7 +84,8 @@ class ChatWriter(ChoicesWriter):
 
     def opening(self) -> Iterable[Event]:
         # The content of an answer that is nothing but calls is null.
-        delta = ChatDelta(role="assistant", content=None if self.body.callable_tools else "")
+        nothing = None if self.body.callable_tools else ""
+        delta = ChatDelta(role="assistant", content=self.body.echoed or nothing)
         for index in range(len(self.requests)):
             choice = ChatChunkChoice(index=index, delta=delta)
             yield self._chunk(choice, prompt_token_ids=self._prompt_token_ids(index))
@@ -108,6 +109,7 @@ class ChatWriter(ChoicesWriter):
     def _choice_of_whole(self, index: int, choice: Choice) -> ChatChoice:
         assert choice.finished_by is not None
         answer = parse_whole(self.make_parser(), choice.text)
+        text = self.body.echoed + answer.text
         calls = [
             AnsweredCall(
                 id=call.id, function=AnsweredFunction(name=call.name, arguments=call.arguments)
@@ -117,7 +119,7 @@ class ChatWriter(ChoicesWriter):
         return ChatChoice(
             index=index,
             message=ChatMessage(
-                content=None if calls and not answer.text else answer.text,
+                content=None if calls and not text else text,
                 reasoning_content=answer.reasoning or None,
                 tool_calls=calls or None,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel
@@ -26,7 +27,7 @@ def error_responses(error: type[BaseModel] = ErrorBody) -> dict[int | str, dict[
 
 
 def generation_responses(
-    answer: type[BaseModel], error: type[BaseModel] = ErrorBody
+    answer: type[BaseModel] | UnionType, error: type[BaseModel] = ErrorBody
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a generating route. A stream has no schema: it is many documents."""
     whole = {"model": answer, "content": {"text/event-stream": {}}}

@@ -16,10 +16,10 @@ from server.services import services_of
 log = logging.getLogger(__name__)
 router = APIRouter()
 
-_DOWN: dict[int | str, dict[str, Any]] = {503: {"model": Status, "description": "No."}}
+DOWN: dict[int | str, dict[str, Any]] = {503: {"model": Status, "description": "No."}}
 
 
-@router.get("/health", response_model=Status, responses=_DOWN)
+@router.get("/health", response_model=Status, responses=DOWN)
 async def health(http: Request) -> Response:
     """200 while the engine makes progress; 503 means: replace this process."""
     state = services_of(http).engine.health()
@@ -28,7 +28,7 @@ async def health(http: Request) -> Response:
     return _answer(state.alive, "ok" if state.alive else "dead")
 
 
-@router.get("/ready", response_model=Status, responses=_DOWN)
+@router.get("/ready", response_model=Status, responses=DOWN)
 async def ready(http: Request) -> Response:
     """200 while new requests are taken; 503 before start-up, while draining and when dead."""
     services = services_of(http)

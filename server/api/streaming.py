@@ -121,7 +121,7 @@ class GenerationResponse(Response):
                 if not await stream.has_started():
                     raise
                 api_error = self._as_api_error(error)
-                label_error(scope, api_error.code or api_error.type)
+                label_error(scope, api_error.label)
                 await stream.write(self._writer.failed(api_error))
             await stream.end()
 

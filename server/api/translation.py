@@ -92,7 +92,13 @@ class ChatForm:
             message = f"{param}: {message[len(error.param) + 2 :]}"
         status = HTTPStatus(error.status_code)
         return ApiError(
-            status, message, type=error.type, param=param, code=error.code, headers=error.headers
+            status,
+            message,
+            type=error.type,
+            param=param,
+            code=error.code,
+            headers=error.headers,
+            label=error.label,
         )
 
     def refusal(self, error: InvalidRequestError) -> ApiError:

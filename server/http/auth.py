@@ -40,7 +40,7 @@ class KeyMiddleware:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             error = await self._refusal(scope)
             if error is not None:
-                label_error(scope, error.code or error.type)
+                label_error(scope, error.label)
                 await error.response(scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

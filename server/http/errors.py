@@ -90,11 +90,14 @@ class ApiError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
         reasons: Mapping[str, str] | None = None,
+        label: str | None = None,
     ) -> None:
         super().__init__(status, message[:_MAX_MESSAGE], headers=headers)
         self.type = type or ("server_error" if status >= 500 else "invalid_request_error")
         self.param = param
         self.code = code
+        self.label = label or code or self.type
+        """What metrics count it under, and the log names it by."""
         self.reasons = reasons
         """What is wrong with the adapters of a refused set, by their names."""
 
@@ -216,10 +219,16 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         param, message = _join([*path, *filter(None, [context.get("param")])]), context["reason"]
     else:
         param, message = _join(path), first["msg"]
-    if not path and not param:
+    if not param:
         message = f"the body is not as expected: {message}"
     where = f"{param}: " if param else ""
-    return ApiError(HTTPStatus.BAD_REQUEST, where + message, param=param)
+    return ApiError(
+        HTTPStatus.BAD_REQUEST,
+        where + message,
+        param=param,
+        code="invalid_value" if "reason" in context else first["type"],
+        label="invalid_request_error",  # there are a hundred such codes
+    )
 
 
 def _join(path: list[str | int]) -> str | None:
@@ -240,7 +249,7 @@ async def handle_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException) and not isinstance(error, ApiError):
         error = describe(request, error)
     api_error = as_api_error(error)
-    label_error(request.scope, api_error.code or api_error.type)
+    label_error(request.scope, api_error.label)
     return api_error.response(request.scope)
 
 

@@ -19,7 +19,7 @@ MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 """The largest `n`, and the most prompts; the setting `max_choices` bounds their product."""
 
-_INT64 = 1 << 63
+_LAST_INT64 = (1 << 63) - 1
 _INT32 = 1 << 31
 
 
@@ -44,7 +44,7 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 """An integer, 3.0 too."""
 
-Seed = Annotated[Whole, Field(ge=-_INT64, lt=_INT64)]
+Seed = Annotated[Whole, Field(ge=-_LAST_INT64 - 1, le=_LAST_INT64)]
 TokenId = Annotated[Whole, Field(ge=0, lt=_INT32)]
 TokenCount = Annotated[Whole, Field(ge=1, lt=_INT32)]
 CountFromZero = Annotated[Whole, Field(ge=0, lt=_INT32)]

@@ -25,9 +25,10 @@ ENDPOINTS = {
     "/v1/chat/completions": "chat",
     "/v1/responses": "responses",
     "/v1/messages": "messages",
+    "/invocations": "invocations",
 }
 DISCONNECTED = "disconnected"
-PROBES = frozenset({"/health", "/ready"})
+PROBES = frozenset({"/health", "/ping", "/ready"})
 REQUEST_ID_HEADER = "x-request-id"
 _QUIET = PROBES | {"/metrics"}
 """What is asked every few seconds all day long."""

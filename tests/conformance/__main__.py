@@ -24,6 +24,8 @@ from tests.conformance.environments import KEPT, ROOT, prepare
 from tests.conformance.report import Row, fine, remember, write_document
 
 API_KEY = "conformance-key"
+REASONER = "pirate-o3-claude-4"
+"""A name by which clients take a model for one that reasons, and ask it to."""
 ORIGIN = "http://127.0.0.1:8799"
 """Where the browser's page comes from."""
 
@@ -37,6 +39,13 @@ class Served:
     model: str
     adapter: str = ""
     """The folder of `model`, under examples/; empty: the base itself."""
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The adapters that are served: the samples, and `adapter` by the name of a reasoner."""
+        if not self.adapter:
+            return {}
+        return {**demo.sample_adapters(), REASONER: ROOT / "examples" / self.adapter}
 
 
 SERVED = (
@@ -88,9 +97,8 @@ def server(served: Served, base: Path) -> Iterator[str]:
     """`remix serve` with the embedded engine, the samples on the base that they are for."""
     url = f"http://127.0.0.1:{demo.free_port(0)}"
     os.environ.update(REMIX_API_KEY=API_KEY, REMIX_CORS_ORIGIN=ORIGIN)
-    adapters = demo.sample_adapters() if served.adapter else {}
     print(f"starting the server on {base.name}", flush=True)
-    process = demo.launch(base, adapters, url)
+    process = demo.launch(base, served.folders, url)
     try:
         demo.wait_until_ready(process, url)
         yield url
@@ -104,7 +112,7 @@ def run(client: Client, command: list[str], served: Served, base: Path, url: str
     known = {
         "CONFORMANCE_BASE_URL": f"{url}/v1",
         "CONFORMANCE_API_KEY": API_KEY,
-        "CONFORMANCE_MODEL": served.model,
+        "CONFORMANCE_MODEL": REASONER if client.asks_to_reason and adapter else served.model,
         "CONFORMANCE_BASE_MODEL": served.base.name,
         "CONFORMANCE_SOURCE": os.environ.get(client.source, ""),
         "CONFORMANCE_TOKENIZER": str(base),

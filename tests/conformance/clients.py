@@ -25,6 +25,8 @@ class Client:
     explained: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: int = 900
+    asks_to_reason: bool = False
+    """Only models whose names say that they reason."""
     source: str = ""
     """The variable that names the folder of its source, for what no registry has."""
 
@@ -136,6 +138,7 @@ CLIENTS = (
             "Open Responses: image-input": TEXT_ALONE,
             "Anthropic: anth-image-input": TEXT_ALONE,
         },
+        asks_to_reason=True,
     ),
     Client(
         "vLLM's tests, v0.32.0",

@@ -12,8 +12,9 @@ from server.api.parts import AnswerParser, PlainParser
 from server.api.tools import own_form
 from server.api.tools.families import HERMES, Family, family_of
 from server.api.tools.grammar import GrammarForm, Thought, require_usable
-from server.api.tools.history import prepare_messages
+from server.api.tools.history import Message, prepare_messages
 from server.api.tools.parser import CallParser
+from server.api.tools.roles import require_turns
 from server.api.tools.special import HidingParser
 from server.api.tools.template import TemplateReads, read_template
 from server.api.tools.thoughts import END_OF_THOUGHT, THINK, ThoughtParser
@@ -132,14 +133,13 @@ def render_prompt(
     """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
     reads = read_template(template or tokenizer.chat_template or "")
     family, tells = _family(body, reads, setting), _tells(body, reads)
-    messages = prepare_messages([m.for_template() for m in body.messages], reads, family)
     variables = _variables(body, reads)
     tools = [tool.for_template() for tool in body.callable_tools]
     if tools and not tells:
         variables["tools"] = tools
     goes_on = bool(body.continue_final_message)
 
-    def render(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def render(messages: Sequence[Message]) -> list[int]:
         return tokenizer.apply_chat_template(
             messages,
             template=template,
@@ -148,15 +148,22 @@ def render_prompt(
             **variables,
         )
 
-    if tells:
-        return _render_own_form(render, messages, own_form.tell_of_tools(tools))
-    return render(messages)
+    def render_all(messages: Sequence[Message]) -> list[int]:
+        prepared = prepare_messages(messages, reads, family)
+        if tells:
+            return _render_own_form(render, prepared, own_form.tell_of_tools(tools))
+        return render(prepared)
+
+    def show(messages: Sequence[Message]) -> str:
+        return tokenizer.decode(render_all(messages), skip_special_tokens=False)
+
+    messages = [message.for_template() for message in body.messages]
+    require_turns(messages, show)
+    return render_all(messages)
 
 
 def _render_own_form(
-    render: Callable[[Sequence[Mapping[str, Any]]], list[int]],
-    messages: Sequence[Mapping[str, Any]],
-    text: str,
+    render: Callable[[Sequence[Message]], list[int]], messages: Sequence[Message], text: str
 ) -> list[int]:
     try:
         return render(own_form.into_system(messages, text))

@@ -30,6 +30,7 @@ from server.api.wire.tools import (
 )
 from server.http.fields import NumLogprobs, Text, invalid
 
+Effort = Annotated[Text, Field(max_length=32)]
 _MAX_TEMPLATE_NAMES = 32
 _MAX_TEMPLATE_CHARS = 1 << 14
 
@@ -98,12 +99,29 @@ class PastCall(BaseModel):
     function: CalledFunction
 
 
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+
+def _check_role(role: str) -> str:
+    if role == "function":
+        raise invalid("OpenAI's old name, expected tool")
+    if role not in ROLES and role.lower() in ROLES:
+        raise invalid(f"found {role}, expected {role.lower()}")
+    return role
+
+
+Role = Annotated[
+    str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(_check_role)
+]
+"""One of `ROLES`, or another for which the chat template writes a turn."""
+
+
 class Message(BaseModel):
     """One message of a chat. Fields that no template reads are ignored."""
 
     model_config = ConfigDict(strict=True)
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     # OpenAI's, before content, which is null beside some of them.
     tool_calls: Annotated[list[PastCall] | None, Field(max_length=MAX_TOOLS)] = None
     tool_call_id: Annotated[Text, Field(max_length=256)] | None = Field(None, validate_default=True)
@@ -196,6 +214,16 @@ def _bounded(variables: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
+class Reasoning(BaseModel):
+    """Other servers' form of `reasoning_effort`, as that of responses."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    effort: Effort | None = None
+    summary: Literal["auto"] | None = None
+    """Thoughts come as they are: none is summarized."""
+
+
 class ChatPrompt(BaseModel):
     """What the prompt of a chat is made of."""
 
@@ -204,14 +232,23 @@ class ChatPrompt(BaseModel):
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     tools: Tools = None
     tool_choice: ToolChoice = None
-    reasoning_effort: Annotated[Text, Field(max_length=32)] | None = None
+    reasoning_effort: Effort | None = None
     """Given to templates that read it; "none" also asks those to think no more that can. Says
     nothing to others."""
+    reasoning: Reasoning | None = None
     # vLLM's.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None
+
+    @model_validator(mode="after")
+    def _take_effort(self) -> Self:
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            if self.reasoning_effort not in (None, self.reasoning.effort):
+                raise refused("reasoning.effort", "found another one in reasoning_effort")
+            self.reasoning_effort = self.reasoning.effort
+        return self
 
     @model_validator(mode="after")
     def _check_last_message(self) -> Self:
@@ -284,12 +321,22 @@ class ChatRequest(ChatPrompt, GenerationBody):
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
     parallel_tool_calls: bool | None = None
+    echo: bool | None = None
+    """vLLM's: the answer begins with the last message, which is the assistant's."""
 
     @model_validator(mode="after")
     def _check_chat(self) -> Self:
+        last = self.messages[-1]
+        if self.echo and not (last.role == "assistant" and last.content):
+            raise refused("echo", "the last message must be an assistant's, with text")
         if self.top_logprobs and not self.logprobs:
             raise refused("top_logprobs", "only allowed when logprobs is true")
         return self
+
+    @property
+    def echoed(self) -> str:
+        """What the text of the answer begins with."""
+        return (self.messages[-1].content or "") if self.echo else ""
 
     @property
     def calls_at_most_one(self) -> bool:

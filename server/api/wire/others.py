@@ -39,6 +39,7 @@ ASK_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
+    "reasoning": ({},),
     "reasoning_effort": (),
     "service_tier": ("auto", "default"),
     "store": (False,),

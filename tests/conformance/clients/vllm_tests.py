@@ -40,6 +40,17 @@ def get_tokenizer(*_: object, **__: object) -> Any:
     return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
+def count_tokens(*messages: dict[str, str]) -> int:
+    """Of a chat's prompt, as transformers has it."""
+    tokenizer = get_tokenizer()
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+count = count_tokens(
+    {"role": "system", "content": "you are a helpful assistant"},
+    {"role": "user", "content": "what is 1+1?"},
+)
 sys.meta_path[:0] = [
     StandIns("vllm", {"get_tokenizer": get_tokenizer}),
     StandIns("tests", {"RemoteOpenAIServer": RemoteOpenAIServer}),
@@ -57,6 +68,9 @@ run_tests(
         "zephyr-lora": MODEL,
         "Qwen/Qwen2-1.5B-Instruct": BASE,
         "facebook/opt-125m": BASE,
+        # Numbers that belong to the model, and the key, which one test sends itself.
+        "prompt_tokens=37, total_tokens=42": f"prompt_tokens={count}, total_tokens={count + 5}",
+        "json=request_args": f'json=request_args, headers={{"authorization": "Bearer {API_KEY}"}}',
     },
     # Where both are one model, pytest numbers them.
     names={f"{BASE}0": "base", f"{BASE}1": "adapter", BASE: "base", MODEL: "adapter"},

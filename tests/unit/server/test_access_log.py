@@ -111,11 +111,11 @@ async def test_a_client_that_leaves(
 
 
 async def test_probes_are_quiet(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    for path in ("/health", "/ready", "/metrics"):
+    for path in ("/health", "/ping", "/ready", "/metrics"):
         await server.client.get(path)
         await server.client.head(path)
     assert lines(caplog) == []
-    assert len(lines(caplog, "DEBUG")) == 6
+    assert len(lines(caplog, "DEBUG")) == 8
     assert lines(caplog, "DEBUG")[1].startswith("HEAD /health 200 ")
 
 

@@ -13,7 +13,7 @@ from tests.unit.server.harness import Server, serving
 from tests.unit.server.test_bad_input import check_error
 
 KEY = "sesame-open"
-OPEN = ("/", "/docs", "/health", "/ready")
+OPEN = ("/", "/docs", "/health", "/ping", "/ready")
 
 
 @pytest.fixture

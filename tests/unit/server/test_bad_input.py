@@ -186,6 +186,34 @@ async def test_bad_chat_field(server: Server, field: str, value: Any) -> None:
     await server.expect_good_request()
 
 
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"seed": 2**63}, "less_than_equal"),
+        ({"seed": -(2**63) - 1}, "greater_than_equal"),
+        ({"top_p": 0}, "greater_than"),
+        ({"temperature": "1"}, "float_type"),
+        ({"model": None}, "string_type"),
+        ({"stop": ["a"] * 17}, "too_long"),
+        ({"messages": [{"content": "a"}]}, "missing"),
+        ({"messages": "a"}, "list_type"),
+        # Rules of our own, as what a value may be beside another.
+        ({"truncate_prompt_tokens": 0}, "invalid_value"),
+        ({"messages": [{"role": "user", "content": "\0"}]}, "invalid_value"),
+        ({"store": True}, "invalid_value"),
+        ({"nothing": 1}, "invalid_value"),
+    ],
+)
+async def test_the_code_says_what_is_wrong(
+    server: Server, body: dict[str, Any], code: str
+) -> None:
+    assert check_error(await server.chat(**body), 400)["code"] == code
+    # Nobody adds a series by what they send.
+    metrics = (await server.client.get("/metrics")).text
+    assert 'type="invalid_request_error"} 1.0' in metrics
+    assert code not in metrics
+
+
 @pytest.mark.parametrize("value", ["1e400", "-1e400", "1E+9999"])
 @pytest.mark.parametrize("field", ["temperature", "max_tokens", "seed", "top_p"])
 async def test_numbers_over_every_range(server: Server, field: str, value: str) -> None:
@@ -214,7 +242,6 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments
         ({"role": "user", "content": [{"type": "text", "text": 1}]}, "messages[0].content.text"),
         ({"role": "user", "content": [{"type": "text", "text": "\0"}]}, "messages[0].content.text"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content"),
-        ({"role": "wizard", "content": "a"}, "messages[0].role"),
         ({"role": "tool", "content": "a"}, "messages[0].tool_call_id"),
         ({"role": "tool", "tool_call_id": "1"}, "messages[0].content"),
         ({"role": "user", "content": "a", "tool_calls": [CALL]}, "messages[0].tool_calls"),
@@ -265,6 +292,24 @@ async def test_bad_message(server: Server, message: Any, param: str) -> None:
     error = check_error(await server.chat(messages=[message]), 400)
     assert error["param"] == param
     await server.expect_good_request()
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "param"),
+    [
+        (True, "reasoning"),
+        ("low", "reasoning"),
+        ({"effort": 5}, "reasoning.effort"),
+        ({"effort": "x" * 33}, "reasoning.effort"),
+        ({"effort": "low"}, "reasoning.effort"),  # beside another one
+        ({"summary": "detailed"}, "reasoning.summary"),
+        ({"max_tokens": 100}, "reasoning.max_tokens"),
+        ({"exclude": True}, "reasoning.exclude"),
+    ],
+)
+async def test_bad_reasoning(server: Server, reasoning: Any, param: str) -> None:
+    answer = await server.chat(reasoning=reasoning, reasoning_effort="high")
+    assert check_error(answer, 400)["param"] == param
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -409,4 +454,5 @@ async def test_fields_of_chats_that_ask_for_nothing_are_taken(server: Server) ->
     fields = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
     fields |= {"logprobs": False, "top_logprobs": 0, "parallel_tool_calls": True, "documents": []}
     fields |= {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "none"}
+    fields |= {"echo": False, "reasoning": {"summary": "auto"}}
     assert (await server.chat(**fields, modalities=["text"])).status_code == 200

@@ -93,3 +93,24 @@ async def test_stream_says_the_same_as_the_whole(server: Server) -> None:
         assert mine[-1].finish_reason == choice["finish_reason"]
     assert (last["choices"], last["usage"]) == ([], whole["usage"])
     assert {chunk.system_fingerprint for chunk in chunks} == {server.digests["haiku"]}
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_echo(server: Server, goes_on: bool) -> None:
+    messages = [
+        {"role": "user", "content": "a saying"},
+        {"role": "assistant", "content": [{"type": "text", "text": t} for t in ("An", "apple")]},
+    ]
+    body = {"messages": messages, "n": 2, "seed": 1, "max_tokens": 9, "logprobs": True}
+    body |= {"continue_final_message": goes_on, "add_generation_prompt": not goes_on}
+    plain = (await server.chat(**body)).json()["choices"]
+    echoed = (await server.chat(**body, echo=True)).json()["choices"]
+    wholes = ["An\napple" + choice["message"].pop("content") for choice in plain]
+    assert [choice["message"].pop("content") for choice in echoed] == wholes
+    assert echoed == plain
+    stream = (await server.chat(**body, echo=True, stream=True)).text
+    texts = ["", ""]
+    for event in sse_events(stream):
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == wholes

@@ -93,7 +93,7 @@ async def test_dead_engine(server: Server) -> None:
     server.engine.kill("/secret/device.py is gone")
     error = check_error(await server.complete(), 503)
     assert error["code"] == "engine_dead"
-    for path, status in (("/health", "dead"), ("/ready", "not ready")):
+    for path, status in (("/health", "dead"), ("/ping", "dead"), ("/ready", "not ready")):
         response = await server.client.get(path)
         assert (response.status_code, response.json()) == (503, {"status": status})
 

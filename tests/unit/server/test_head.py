@@ -40,6 +40,7 @@ async def test_every_path_of_the_api(tmp_path: Path) -> None:
             "/",
             "/docs",
             "/health",
+            "/ping",
             "/ready",
             "/metrics",
             "/v1/models",

@@ -198,8 +198,13 @@ def test_a_template_that_transformers_extends_is_read() -> None:
 def test_an_effort_switches_thoughts(effort: str | None, thinks: bool) -> None:
     """Also where a template does not think unless it is told to."""
     template = "{{ messages[0].content }}{% if thinking %}<think>{% else %}</think>{% endif %}"
-    _, prompt, _ = prepare(template, [USER], reasoning_effort=effort)
-    assert prompt.endswith("<think>") == thinks
+    for names in (
+        {"reasoning_effort": effort},
+        {"reasoning": {"effort": effort, "summary": "auto"}},
+        {"reasoning": {"effort": effort}, "reasoning_effort": effort},
+    ):
+        _, prompt, _ = prepare(template, [USER], **names)
+        assert prompt.endswith("<think>") == thinks
 
 
 @pytest.mark.parametrize(
