@@ -33,23 +33,25 @@ async def test_the_answer_of_its_own_path(server: Server, path: str, body: dict[
     assert stream.text.endswith("data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize(("path", "body"), BODIES, ids=BODY_IDS)
+WRONG: list[dict[str, Any]] = [
+    *[{"model": "nobody"}, {"max_tokens": -1}, {"temperature": "1"}, {"seed": 2**63}],
+    *[{"nothing": 1}, {"use_beam_search": True}, {"n": 100}],
+]
+WRONG_CHAT = [{"messages": value} for value in ([], [{"role": "user"}], "a", None)]
+WRONG_COMPLETION = [{"prompt": value} for value in ("", [], 5, None)]
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("path", "body"),
     [
-        *[("model", "nobody"), ("max_tokens", -1), ("temperature", "1"), ("prompt", "")],
-        *[("messages", []), ("messages", [{"role": "user"}]), ("messages", "a")],
-        *[("nothing", 1), ("seed", 2**63), ("use_beam_search", True)],
+        *[(BODIES[0][0], {**CHAT, **wrong}) for wrong in WRONG + WRONG_CHAT],
+        *[(BODIES[1][0], {**COMPLETION, **wrong}) for wrong in WRONG + WRONG_COMPLETION],
     ],
+    ids=str,
 )
-async def test_the_error_of_its_own_path(
-    server: Server, path: str, body: dict[str, Any], field: str, value: Any
-) -> None:
-    if field in ("prompt", "messages") and field not in body:
-        pytest.skip("the field of the other form")
-    wrong = {**body, field: value}
-    own = await server.client.post(path, json=wrong)
-    invoked = await server.client.post("/invocations", json=wrong)
+async def test_the_error_of_its_own_path(server: Server, path: str, body: dict[str, Any]) -> None:
+    own = await server.client.post(path, json=body)
+    invoked = await server.client.post("/invocations", json=body)
     assert own.status_code in (400, 404)
     assert (invoked.status_code, invoked.json()) == (own.status_code, own.json())
 
