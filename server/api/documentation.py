@@ -30,5 +30,5 @@ def generation_responses(
     answer: type[BaseModel] | UnionType, error: type[BaseModel] = ErrorBody
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a generating route. A stream has no schema: it is many documents."""
-    whole = {"model": answer, "content": {"text/event-stream": {}}}
+    whole: dict[str, Any] = {"model": answer, "content": {"text/event-stream": {}}}
     return {200: whole, **error_responses(error)}

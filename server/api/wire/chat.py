@@ -110,9 +110,7 @@ def _check_role(role: str) -> str:
     return role
 
 
-Role = Annotated[
-    str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(_check_role)
-]
+Role = Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_-]{0,63}$"), AfterValidator(_check_role)]
 """One of `ROLES`, or another for which the chat template writes a turn."""
 
 

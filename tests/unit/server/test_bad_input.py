@@ -204,9 +204,7 @@ async def test_bad_chat_field(server: Server, field: str, value: Any) -> None:
         ({"nothing": 1}, "invalid_value"),
     ],
 )
-async def test_the_code_says_what_is_wrong(
-    server: Server, body: dict[str, Any], code: str
-) -> None:
+async def test_the_code_says_what_is_wrong(server: Server, body: dict[str, Any], code: str) -> None:
     assert check_error(await server.chat(**body), 400)["code"] == code
     # Nobody adds a series by what they send.
     metrics = (await server.client.get("/metrics")).text

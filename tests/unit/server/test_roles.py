@@ -22,7 +22,9 @@ OTHERS_AS_USER = """
 {%- endfor %}"""
 KNOWS_ONE = """
 {%- for message in messages %}
-{%- if message.role not in ['user', 'assistant', 'critic'] %}{{ raise_exception('who?') }}{% endif %}
+{%- if message.role not in ['user', 'assistant', 'critic'] -%}
+{{ raise_exception('who?') }}
+{%- endif -%}
 {{- '[' + message.role + ']' + message.content }}
 {%- endfor %}"""
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "does it"}}]
