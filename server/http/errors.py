@@ -217,8 +217,10 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     path = [part for part in first["loc"][1:] if part != "body"]
     if "reason" in context:
         param, message = _join([*path, *filter(None, [context.get("param")])]), context["reason"]
+        code = "invalid_value"
     else:
-        param, message = _join(path), first["msg"]
+        # In the text too: that is all that some clients show.
+        param, message, code = _join(path), f"{first['msg']} ({first['type']})", first["type"]
     if not param:
         message = f"the body is not as expected: {message}"
     where = f"{param}: " if param else ""
@@ -226,7 +228,7 @@ def _from_validation(error: RequestValidationError) -> ApiError:
         HTTPStatus.BAD_REQUEST,
         where + message,
         param=param,
-        code="invalid_value" if "reason" in context else first["type"],
+        code=code,
         label="invalid_request_error",  # there are a hundred such codes
     )
 

@@ -43,10 +43,11 @@ def _mark(index: int) -> str:
 def _turns(text: str, count: int) -> list[str | None]:
     """What stands before each mark, after the one before it; None where there is no mark."""
     turns: list[str | None] = []
-    for i in range(count):
-        before, mark, after = text.partition(_mark(i))
-        turns.append(before if mark else None)
-        text = after if mark else text
+    begin = 0
+    for mark in map(_mark, range(count)):
+        end = text.find(mark, begin)
+        turns.append(None if end < 0 else text[begin:end])
+        begin = begin if end < 0 else end + len(mark)
     return turns
 
 

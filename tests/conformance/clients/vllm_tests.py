@@ -73,5 +73,5 @@ run_tests(
         "json=request_args": f'json=request_args, headers={{"authorization": "Bearer {API_KEY}"}}',
     },
     # Where both are one model, pytest numbers them.
-    names={f"{BASE}0": "base", f"{BASE}1": "adapter", BASE: "base", MODEL: "adapter"},
+    names={f"{BASE}0": "base", f"{BASE}1": "adapter", MODEL: "adapter", BASE: "base"},
 )
