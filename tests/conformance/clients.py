@@ -54,8 +54,8 @@ VLLM_EXPLAINED = {
         f"test_chat_streaming[{of}]": "Qwen ends its answer before the test's 10 tokens"
         for of in ("base", "adapter")
     },
-    "test_chat_completion_n_parameter_non_streaming[base]": "Qwen is so sure that three samples are "
-    "one answer",
+    "test_chat_completion_n_parameter_non_streaming[base]": "Qwen is so sure that its three "
+    "answers are one",
     "test_response_format_json_object": TOO_SMALL,
     "test_response_format_json_schema": TOO_SMALL,
     "test_complex_message_content": TOO_SMALL,
