@@ -1,4 +1,4 @@
-"""What a run found: kept as JSON beside the environments, and written to docs/clients.md."""
+"""What a run found: kept as JSON, since a run may be in parts, and written to docs/clients.md."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.conformance.clients import CLIENTS, Client
-from tests.conformance.environments import KEPT, ROOT
+from tests.conformance.environments import ROOT
 
-RESULTS = KEPT / "results.json"
+RESULTS = ROOT / "docs" / "results" / "clients.json"
 DOCUMENT = ROOT / "docs" / "clients.md"
 WORDS = {"ok": "works", "refused": "refused", "failed": "**fails**", "skipped": "skipped"}
 
@@ -33,7 +33,7 @@ def remember(client: Client, served: str, rows: Iterable[Row]) -> None:
     """Puts one client's rows in the place of its earlier ones, so that a run can be in parts."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     kept.setdefault(client.name, {})[served] = [asdict(row) for row in rows]
-    RESULTS.write_text(json.dumps(kept, indent=1))
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def recall() -> Rows:
