@@ -41,6 +41,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class _Setting(BaseModel):
+    """What says how to answer: a key that it does not have is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
 class TextBlock(_Part):
     type: Literal["text"]
     text: Text
@@ -132,7 +138,7 @@ class Tool(_Part):
 AnyTool = Annotated[Tool, Kinds("tools", {"custom": "<custom>"}, lambda _: "<custom>").known]
 
 
-class ToolChoice(_Part):
+class ToolChoice(_Setting):
     type: Literal["auto", "any", "none", "tool"]
     name: Text | None = None
     disable_parallel_tool_use: bool | None = None
@@ -144,7 +150,7 @@ class ToolChoice(_Part):
         return self
 
 
-class Thinking(_Part):
+class Thinking(_Setting):
     """`adaptive` leaves it to the model whether it thinks."""
 
     type: Literal["adaptive", "disabled", "enabled"]
@@ -160,12 +166,12 @@ class Thinking(_Part):
         return self
 
 
-class OutputFormat(_Part):
+class OutputFormat(_Setting):
     type: Literal["json_schema"]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class OutputConfig(_Part):
+class OutputConfig(_Setting):
     format: OutputFormat | None = None
     effort: Annotated[Text, Field(max_length=32)] | None = None
     """As `reasoning_effort` of a chat."""

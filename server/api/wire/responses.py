@@ -56,6 +56,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
+class _Setting(BaseModel):
+    """What says how to answer: a key that it does not have is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
 class FunctionTool(_Part):
     type: Literal["function"]
     name: Text
@@ -68,12 +74,12 @@ class FunctionTool(_Part):
 Tool = Annotated[FunctionTool, Kinds("tools", {"function": "<function>"}).known]
 
 
-class NamedFunction(_Part):
+class NamedFunction(_Setting):
     type: Literal["function"]
     name: Text
 
 
-class AllowedTools(_Part):
+class AllowedTools(_Setting):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=4096)]
@@ -99,11 +105,11 @@ ToolChoice = Annotated[
 ]
 
 
-class PlainFormat(_Part):
+class PlainFormat(_Setting):
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(_Part):
+class SchemaFormat(_Setting):
     model_config = ConfigDict(serialize_by_alias=True)
 
     type: Literal["json_schema"]
@@ -123,12 +129,12 @@ Format = Annotated[
 ]
 
 
-class TextConfig(_Part):
+class TextConfig(_Setting):
     format: Format | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class Reasoning(_Part):
+class Reasoning(_Setting):
     effort: Annotated[Text, Field(max_length=32)] | None = None
     """As `reasoning_effort` of a chat."""
     summary: Literal["auto"] | None = None
@@ -138,7 +144,7 @@ class Reasoning(_Part):
     mode: Literal["standard"] | None = None
 
 
-class StreamOptions(_Part):
+class StreamOptions(_Setting):
     include_obfuscation: Literal[False] | None = None
 
 

@@ -160,6 +160,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
     ({"thinking": {"type": "adaptive", "budget_tokens": 2000}}, "thinking.budget_tokens"),
     ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+    ({"thinking": {"type": "disabled", "depth": 1}}, "thinking.depth"),
+    ({"output_config": {"words": 5}}, "output_config.words"),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": {}, "strict": True}}},
+        "output_config.format.strict",
+    ),
+    ({"tool_choice": {"type": "any", "mode": "all"}}, "tool_choice.mode"),
     ({"stop": ["x"]}, "stop"),
     ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
     ({"context_management": {"edits": [1]}}, "context_management"),
