@@ -6,14 +6,27 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     # Triton's kernels are then tested in its interpreter. It reads this when it is imported, which
     # half of the tests' imports do.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# No test depends on how fast the machine is.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
 from remix_runtime.kernels import attention, cpu, elementwise, native
 from tests.postgres import PostgresServer, memory_folder, postgres_server
+
+# No test depends on how fast the machine is.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture

@@ -94,7 +94,6 @@ def explore_operation(operation: Any, mode: GenerationMode, known: dict[str, str
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
         max_examples=EXAMPLES if operation.body else 8,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

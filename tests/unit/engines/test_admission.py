@@ -94,7 +94,7 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(requests, min_size=1, max_size=40), st.integers(1, 3), st.integers(1, 5))
 def test_whatever_the_traffic_everyone_ends_and_slots_are_never_idle_with_work(
     specs: list[tuple[int, int, int, str | None, str]], slots: int, running: int

@@ -238,4 +238,4 @@ class BankMachine(RuleBasedStateMachine):
 
 
 TestBank = BankMachine.TestCase
-TestBank.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBank.settings = settings(max_examples=60, stateful_step_count=40)

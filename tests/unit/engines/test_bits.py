@@ -136,7 +136,7 @@ def chunkings(draw: st.DrawFn) -> list[list[int]]:
     return steps
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps=chunkings(), who=st.lists(st.integers(-1, 2), min_size=5, max_size=5), data=st.data())
 def test_same_bits_in_any_batch_and_chunking(
     setup: Setup,

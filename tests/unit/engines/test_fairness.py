@@ -64,7 +64,7 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(requests, min_size=10, max_size=60),
     st.integers(10, 20),

@@ -116,7 +116,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests, st.integers(11, 30), st.integers(1, 3), st.integers(1, 5), st.data())
 def test_every_request_ends_once_and_everything_comes_back(
     specs: list[tuple[int, int, str | None]],

@@ -167,7 +167,7 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(requests, min_size=1, max_size=30),
     st.integers(1, 4),

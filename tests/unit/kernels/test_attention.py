@@ -165,7 +165,7 @@ def schedules(draw: st.DrawFn) -> tuple[list[int], list[Step]]:
 
 
 @needs_native
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schedules(), st.sampled_from(CASES), st.integers(0, 2**31))
 def test_bits_do_not_depend_on_chunks_batch_or_pages(
     schedule: tuple[list[int], list[Step]], case: Case, seed: int

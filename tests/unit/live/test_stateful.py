@@ -386,7 +386,6 @@ def test_the_servers_are_as_the_model(tmp_path: Path, monkeypatch: pytest.Monkey
             settings=settings(
                 max_examples=24,
                 stateful_step_count=30,
-                deadline=None,
                 # Where calls meet depends on the machine, so minutes of shrinking gain little.
                 phases=[Phase.reuse, Phase.generate],
                 suppress_health_check=list(HealthCheck),

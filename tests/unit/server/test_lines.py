@@ -18,7 +18,7 @@ BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 Send = Callable[..., Awaitable[httpx.Response]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text() | st.text(alphabet=BREAKS + '\\"u', min_size=1))
 def test_a_document_is_one_line_and_the_same(text: str) -> None:
     document = one_line(json.dumps({text: [text]}, ensure_ascii=False))

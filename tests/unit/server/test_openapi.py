@@ -72,7 +72,6 @@ def explore_operation(operation: Any, mode: GenerationMode, checks: list[Any]) -
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
         max_examples=EXAMPLES if operation.body else 3,
-        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),

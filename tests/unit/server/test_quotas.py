@@ -234,7 +234,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     steps=STEPS,
     requests=st.integers(1, 10),

@@ -50,7 +50,7 @@ def prompt_of(template: str, messages: list[dict[str, Any]], **body: Any) -> str
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"tools": TOOLS}], ids=["", "tools"])
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(role=roles, text=said, at=st.integers(0, 2))
 def test_a_template_that_writes_every_role(
     template: str, turn: str, more: dict[str, Any], role: str, text: str, at: int
@@ -69,7 +69,7 @@ def test_a_template_that_writes_every_role(
         (KNOWS_ONE, "who\\?"),
     ],
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(role=roles.filter(lambda role: role != "critic"), at=st.integers(0, 3))
 def test_a_template_that_does_not(template: str, reason: str, role: str, at: int) -> None:
     turns = [{"role": name, "content": name} for name in ("user", "assistant", "user")]

@@ -48,7 +48,7 @@ def test_prompts(family: str, bos: bool) -> None:
     tokenizer = FamilyTokenizer(tokenizer_of(family, bos=bos))
     texts = TokenTexts(tokenizer)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(TEXTS)
     def check(text: str) -> None:
         ids = tokenizer.encode(text, add_special_tokens=True)
@@ -76,7 +76,7 @@ def test_answers(family: str, skip: bool) -> None:
     texts = TokenTexts(tokenizer)
     tokens = st.integers(0, len(tokenizer._tokenizer) - 1)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(
         prompt=st.lists(tokens, min_size=1, max_size=5),
         answer=st.lists(tokens, min_size=1, max_size=12),

@@ -192,7 +192,7 @@ def parse_cut(parser: AnswerParser, parts: Sequence[str]) -> Answer:
     sizes=st.lists(st.integers(1, 9), max_size=40),
 )
 @example(pieces=["```json\n", F, "\n```"], sizes=[1] * 60)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_no_cut_changes_what_an_answer_says(
     family: Family, pieces: list[str], sizes: list[int]
 ) -> None:
@@ -307,7 +307,7 @@ THOUGHT_PIECES = ["<think>", "</think>", "\n", " ", "so", "<", "</", F, "<tool_c
     pieces=st.lists(st.sampled_from(THOUGHT_PIECES), min_size=1, max_size=8),
     sizes=st.lists(st.integers(1, 5), max_size=40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_cut_changes_what_was_thought(begun: bool, pieces: list[str], sizes: list[int]) -> None:
     text = "".join(pieces)
     whole, parts = parse_whole(thinker(begun), text), parse_cut(thinker(begun), cut(text, sizes))
@@ -325,7 +325,7 @@ SPECIAL = {"<|eot|>", "<|eot_id|>", "[TOOL_CALLS]", "[INST]"}
     ),
     sizes=st.lists(st.integers(1, 5), max_size=40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_special_tokens_are_not_shown(pieces: list[str], sizes: list[int]) -> None:
     def hiding() -> HidingParser:
         return HidingParser(parser_of(MISTRAL), special=SPECIAL, marks={"[TOOL_CALLS]"})

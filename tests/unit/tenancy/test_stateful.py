@@ -223,7 +223,6 @@ def test_the_directory_is_as_the_model(url: str) -> None:
             settings=settings(
                 max_examples=25,
                 stateful_step_count=30,
-                deadline=None,
                 # Where a call ends depends on the machine, so minutes of shrinking gain little.
                 phases=[Phase.reuse, Phase.generate],
                 suppress_health_check=list(HealthCheck),

@@ -50,7 +50,7 @@ TEXT = st.text(
 
 
 @pytest.mark.parametrize("family", EXACT)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompt=TEXT, completion=TEXT.filter(bool), bos=st.booleans())
 def test_any_text_is_learned_as_it_stands(
     family: str, prompt: str, completion: str, bos: bool
@@ -74,7 +74,7 @@ def test_the_tokens_are_those_of_the_whole_where_they_can_be(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", LOSSY)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompt=TEXT, completion=TEXT.filter(bool))
 def test_what_a_tokenizer_cannot_write_is_normal_form_or_refused(
     family: str, prompt: str, completion: str

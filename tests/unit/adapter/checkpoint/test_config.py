@@ -38,7 +38,7 @@ configs = st.integers(1, 256).flatmap(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(configs)
 def test_round_trip(config):
     assert parse_config(emit_config(config)) == config
@@ -56,7 +56,7 @@ def test_peft_fields_and_integer_weight_are_accepted_and_change_nothing():
     assert canonical_json(parse_config(extra)) == canonical_json(CONFIG)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.one_of(
@@ -78,7 +78,7 @@ def test_a_revision_is_kept_and_is_no_part_of_the_identity(revision):
     assert canonical_json(config) == canonical_json(CONFIG)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(list(json.loads(emit_config(CONFIG)).items())), st.permutations([0, 1]))
 def test_order_of_keys_and_targets_means_nothing(items, order):
     shuffled = dict(items)

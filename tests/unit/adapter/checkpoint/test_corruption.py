@@ -71,7 +71,7 @@ damages = st.one_of(
     st.builds(overwrite, places, some_bytes),
     st.builds(insert, st.just(1.0), some_bytes),
 )
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=150)
 
 
 def read_damaged(folder: Path, file: str, damaged: bytes, original: bytes) -> None:
