@@ -14,18 +14,24 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from remix_runtime.errors import ConfigError
+from server.http.connection import BoundedConnection, ConnectionLimits, Door
 from server.services import Services
 from server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 
 _OPEN_FILES = 65_536
+
+_OTHER_FILES = 128
+"""Of the files that may be open, those that are not a client's connection."""
 
 _CLOSE_SECONDS = 2
 """Seconds for connections that do not close by themselves after the drain."""
@@ -70,17 +76,19 @@ async def run(
     `on_ready` is called with the URL once requests can come. `admin` is an app that is served
     beside, within the lifespan of `app`, and until it has drained.
     """
-    _allow_many_connections()
+    connections = min(settings.max_connections, _open_files() - _OTHER_FILES)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         server = _DrainingServer(
-            _config(app, settings), services, lambda: on_ready(services, url_of(listener))
+            _config(app, settings, connections),
+            services,
+            lambda: on_ready(services, url_of(listener)),
         )
         if admin is None:
             await server.serve(sockets=[listener])
             return
         admin_app, admin_listener = admin
-        beside = _SilentServer(_config(admin_app, settings))
+        beside = _SilentServer(_config(admin_app, settings, connections))
         serving = asyncio.create_task(beside.serve(sockets=[admin_listener]))
         try:
             await server.serve(sockets=[listener])
@@ -89,13 +97,16 @@ async def run(
             await serving
 
 
-def _allow_many_connections() -> None:
-    """Each waiting stream holds a file open, and many shells allow 1,024 of them."""
+def _open_files() -> int:
+    """How many files may be open. Each connection holds one, and many shells allow 1,024: raised as
+    far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):  # then there are fewer
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return _OPEN_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 @contextlib.contextmanager
@@ -113,9 +124,12 @@ def without_long_collections() -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
-def _config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+def _config(app: FastAPI, settings: ServerSettings, connections: int) -> uvicorn.Config:
+    door = Door(ConnectionLimits(connections=max(connections, 1)))
+    protocol: Any = partial(BoundedConnection, door=door)  # uvicorn only calls it
     return uvicorn.Config(
         app,
+        http=protocol,
         lifespan="off",  # entered by `run`, so that its errors reach the command line
         log_config=None,  # its lines look like ours
         log_level=settings.log_level,

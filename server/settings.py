@@ -38,6 +38,14 @@ class ServerSettings(BaseSettings):
         int, _http("Length of a chat's answer if the request sets no max_tokens.", ge=1)
     ] = 512
     max_body_bytes: Annotated[int, _http("Largest request body.", ge=1024)] = 4 << 20
+    max_connections: Annotated[
+        int,
+        _http(
+            "Connections open at once, at most what the limit on open files leaves. One more takes "
+            "the place of the one that has waited longest for a request.",
+            ge=1,
+        ),
+    ] = 10_000
     max_choices: Annotated[
         int, _http("Sequences that a request may ask for: prompts times n.", ge=1)
     ] = 64

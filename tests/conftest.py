@@ -13,12 +13,6 @@ if not torch.cuda.is_available():
     # half of the tests' imports do.
     os.environ["TRITON_INTERPRET"] = "1"
 
-# No test depends on how fast the machine is.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("any machine")
-
 from remix_runtime.kernels import attention, cpu, elementwise, native
 from tests.postgres import PostgresServer, memory_folder, postgres_server
 

@@ -1,16 +1,22 @@
-"""Begins a generating request: its place in the tenant's quota and its pinned target."""
+"""Begins a generating request: its place in the tenant's quota, before its body is read, and its
+pinned target."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import Request
 
 from remix_runtime.contracts import AdapterDefaults
+from server.http.body import StrictRequest, StrictRoute
+from server.http.errors import ApiError, as_api_error
 from server.http.request import state_of
-from server.live.quotas import Admission
+from server.live.quotas import Admission, RateLimitedError
 from server.live.sets import Target
 from server.services import Services, services_of
+
+_SMALL_BODY_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +30,39 @@ class Call:
     """What the request has where it says nothing else."""
 
 
-def admit(http: Request) -> Admission:
-    """Counts the request in its tenant's quota, until the last byte of the answer. Raises
-    `RateLimitedError`."""
+class CountedRequest(StrictRequest):
+    """Takes its place in the tenant's quota before the first byte of its body is read: what is over
+    the quota costs next to nothing, and what is sent by halves holds a place."""
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            try:
+                _admit(self)
+            except RateLimitedError as error:
+                await self._read_model()
+                raise as_api_error(error) from error
+        return await super().body()
+
+    async def _read_model(self) -> None:
+        """Reads a small body all the same: the metrics name the model that was asked for."""
+        announced = self.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) <= _SMALL_BODY_BYTES:
+            with suppress(ApiError):
+                await super().body()
+                await self.json()
+
+
+class CountedRoute(StrictRoute):
+    """A route whose requests with a body count in their tenant's quota."""
+
+    request_class = CountedRequest
+
+
+def _admit(http: Request) -> None:
+    """Takes a place until the last byte of the answer. Raises `RateLimitedError`."""
     services, state = services_of(http), state_of(http.scope)
     quota = services.access.quota(state.tenant)
-    return state.holds.enter_context(services.quotas.admit(state.tenant, quota))
+    state.admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
 
 
 def resolve(http: Request, model: str) -> Target:
@@ -42,16 +75,16 @@ def resolve(http: Request, model: str) -> Target:
 
 
 async def open_call(http: Request, model: str) -> Call:
-    """Counts the request and pins the adapter that its `model` stands for: whatever is swapped
-    meanwhile, it ends on the adapter that it began with. Raises `RateLimitedError`,
-    `UnknownModelError`, `AdapterUnavailableError`."""
+    """Pins the adapter that the request's `model` stands for: whatever is swapped meanwhile, it
+    ends on the adapter that it began with. Raises `UnknownModelError`,
+    `AdapterUnavailableError`."""
     services, state = services_of(http), state_of(http.scope)
-    admission = admit(http)
+    assert state.admission is not None, "the route is no CountedRoute"
     target = resolve(http, model)
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)
-    return Call(state.tenant, target, admission, await defaults_of(services, target))
+    return Call(state.tenant, target, state.admission, await defaults_of(services, target))
 
 
 async def defaults_of(services: Services, target: Target) -> AdapterDefaults:

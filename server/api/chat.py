@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import TokenEvent
-from server.api.calls import open_call
+from server.api.calls import CountedRoute, open_call
 from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, finished_by
@@ -43,10 +43,9 @@ from server.api.wire.answers import (
 )
 from server.api.wire.chat import ChatRequest
 from server.api.writer import ChoicesWriter, Event
-from server.http.body import StrictRoute
 from server.services import services_of
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=CountedRoute)
 
 
 @router.post("/v1/chat/completions", responses=generation_responses(ChatCompletion))

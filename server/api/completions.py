@@ -16,7 +16,7 @@ from remix_runtime.contracts import (
     Tokenizer,
 )
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import open_call
+from server.api.calls import CountedRoute, open_call
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, admit_sequences, finished_by
@@ -27,10 +27,9 @@ from server.api.tokenizing import longest_text, require_short, run_tokenizer
 from server.api.wire.answers import Completion, CompletionChoice, CompletionLogprobs
 from server.api.wire.completions import CompletionRequest
 from server.api.writer import ChoicesWriter, Event
-from server.http.body import StrictRoute
 from server.services import services_of
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=CountedRoute)
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""

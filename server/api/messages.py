@@ -7,7 +7,7 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import open_call
+from server.api.calls import CountedRoute, open_call
 from server.api.conversation import open_conversation, prompt_of
 from server.api.documentation import error_responses, generation_responses
 from server.api.message_input import chat_form
@@ -17,11 +17,10 @@ from server.api.translation import TranslatedResponse
 from server.api.wire.message_answers import AnsweredMessage, TokenCounted
 from server.api.wire.messages import CountTokensRequest, MessagesRequest
 from server.http.anthropic import AnthropicErrorBody
-from server.http.body import StrictRoute
 from server.http.request import state_of
 from server.services import services_of
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=CountedRoute)
 
 
 @router.post("/v1/messages", responses=generation_responses(AnsweredMessage, AnthropicErrorBody))

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import SamplingParams
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import open_call
+from server.api.calls import CountedRoute, open_call
 from server.api.conversation import open_conversation, prompt_of
 from server.api.documentation import error_responses, generation_responses
 from server.api.response_input import chat_form
@@ -27,14 +27,13 @@ from server.api.wire.response_answers import (
 )
 from server.api.wire.response_items import ITEM, InputItem, ItemReference
 from server.api.wire.responses import Reasoning, ResponsesRequest
-from server.http.body import StrictRoute
 from server.http.errors import ApiError, ErrorBody
 from server.http.request import state_of
 from server.live.remembered import Memory, Remembered
 from server.live.sets import Target
 from server.services import services_of
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=CountedRoute)
 
 
 @router.post("/v1/responses", responses=generation_responses(ResponseObject))

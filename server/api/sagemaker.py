@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Discriminator, Tag
 
+from server.api.calls import CountedRoute
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.documentation import generation_responses
@@ -14,9 +15,8 @@ from server.api.probes import DOWN, health
 from server.api.wire.answers import ChatCompletion, Completion, Status
 from server.api.wire.chat import ChatRequest
 from server.api.wire.completions import CompletionRequest
-from server.http.body import StrictRoute
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=CountedRoute)
 
 
 def _kind(body: Any) -> str:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 
-from server.api.calls import admit, defaults_of, resolve
+from server.api.calls import CountedRoute, defaults_of, resolve
 from server.api.conversation import prompt_of
 from server.api.documentation import error_responses
 from server.api.token_texts import TokenTexts
@@ -19,11 +19,10 @@ from server.api.wire.tokens import (
     TokenizerInfo,
     Version,
 )
-from server.http.body import StrictRoute
 from server.live.sets import Target
 from server.services import services_of
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=CountedRoute)
 
 
 @router.post("/tokenize", responses=error_responses())
@@ -31,7 +30,7 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
     """Shows the tokens of a prompt, or of a chat with the base's template."""
     services = services_of(http)
     engine = services.engine
-    target = _count(http, body.model)
+    target = _target(http, body.model)
     if body.prompt is None:
         template = None if target is None else (await defaults_of(services, target)).chat_template
         ids = await prompt_of(services, body, template)
@@ -52,15 +51,14 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
 async def detokenize(body: DetokenizeRequest, http: Request) -> Detokenized:
     """Shows the text of tokens, special ones too."""
     engine = services_of(http).engine
-    _count(http, body.model)
+    _target(http, body.model)
     engine.model.require_known(body.tokens, param="tokens")
     text = await run_tokenizer(engine.tokenizer.decode, body.tokens, skip_special_tokens=False)
     return Detokenized(prompt=text)
 
 
-def _count(http: Request, model: str | None) -> Target | None:
-    """A request of the tenant like any other, of a model that the tenant has."""
-    admit(http)
+def _target(http: Request, model: str | None) -> Target | None:
+    """What the tenant has under that name, if one is given."""
     return None if model is None else resolve(http, model)
 
 

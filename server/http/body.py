@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -77,12 +77,14 @@ class StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A route whose handler gets a `StrictRequest` and fails with nothing but `ApiError`."""
 
+    request_class: ClassVar[type[StrictRequest]] = StrictRequest
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def strict_handler(request: Request) -> Response:
             try:
-                return await handler(StrictRequest(request.scope, request.receive))
+                return await handler(self.request_class(request.scope, request.receive))
             except ClientGoneError:
                 label_error(request.scope, "client_disconnected")
                 return _NoResponse()

@@ -120,15 +120,20 @@ class BoundedConnection(HttpToolsProtocol):
                 self.transport.abort()
             return
         super().data_received(data)
-        if self._phase is _Phase.BETWEEN and self.cycle.response_complete:
-            # Something came, and be it a line's end: uvicorn's limit for idle connections is off.
-            self._phase = _Phase.HEAD
-            self._door.waiting.setdefault(self, None)
+        self._look()
+
+    def _look(self) -> None:
+        """What came may have been the wrong thing, too much, or the begin of a phase."""
         if self._is_refused:
             return
         if self.transport.is_closing():
             self._stop_timer()
-        elif self._unread > self._limits.head_bytes:
+            return
+        if self._phase is _Phase.BETWEEN and self.cycle.response_complete:
+            # Something came, and be it a line's end: uvicorn's limit for idle connections is off.
+            self._phase = _Phase.HEAD
+            self._door.waiting.setdefault(self, None)
+        if self._unread > self._limits.head_bytes:
             self._refuse(_head_too_large(f"more than {self._limits.head_bytes} bytes"))
         else:
             self._set_timer()
@@ -215,8 +220,8 @@ class BoundedConnection(HttpToolsProtocol):
     def _on_time(self) -> None:
         self._stop_timer()
         in_time = self._phase is _Phase.BODY and self._body_bytes >= self._limits.body_bytes
-        # Where reading is paused it is the app that takes its time.
-        if in_time or self.flow.read_paused:
+        # Where reading is paused, or another request is answered first, the app takes its time.
+        if in_time or self.flow.read_paused or self.pipeline:
             self._body_bytes = 0
             self._set_timer()
         elif self._phase is _Phase.HEAD and not self._unread:

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.logs import REQUEST_ID, access, access_line
+from server.live.quotas import Admission
 from server.live.sets import UnknownModelError
 from server.metrics import OTHER
 from server.services import Services
@@ -46,6 +47,8 @@ class RequestState:
     """None until the answer begins."""
     tenant: str = ""
     """The tenant that the key belongs to, or `SINGLE_USER`."""
+    admission: Admission | None = None
+    """Its place in the tenant's quota."""
     asked: str | None = None
     """The model that the body names, whether there is one or not."""
     name: str | None = None

@@ -57,13 +57,53 @@ async def test_refusals_count_for_the_model_if_the_key_may_use_it(server: Tenant
     }
     assert counted == {
         ("of-a", "completions", "200", "a"): 1,
-        ("of-a", "completions", "429", "a"): 1,
-        ("of-a", "completions", "400", "a"): 1,
-        ("other", "completions", "400", "a"): 2,
+        ("of-a", "completions", "429", "a"): 2,
+        ("other", "completions", "429", "a"): 2,
         ("of-b", "completions", "200", "b"): 2,
         ("of-b", "completions", "400", "b"): 1,
         ("other", "completions", "400", "b"): 2,
     }
+
+
+POSTS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/tokenize"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_body_that_is_sent_by_halves_holds_a_place(server: TenantServer, path: str) -> None:
+    client = await server.tenant("a", max_concurrent=1, may_use_base=True)
+    begun, rest = asyncio.Event(), asyncio.Event()
+
+    async def halves() -> AsyncIterator[bytes]:
+        begun.set()
+        yield b'{"model": '
+        await rest.wait()
+        yield b"3}"
+
+    headers = {"content-type": "application/json"}
+    half = asyncio.create_task(client.post(path, content=halves(), headers=headers))
+    await begun.wait()
+    assert (await client.post("/v1/completions", json=complete(BASE))).status_code == 429
+    rest.set()
+    assert (await half).status_code == 400
+    assert (await client.post("/v1/completions", json=complete(BASE))).status_code == 200
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_large_body_over_the_quota_is_not_read(server: TenantServer, path: str) -> None:
+    client = await server.tenant("a", requests_per_minute=1, may_use_base=True)
+    read = 0
+
+    async def large() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(20):
+            read += 1
+            yield b" " * 100_000
+
+    headers = {"content-type": "application/json"}
+    answers = [await client.post(path, content=large(), headers=headers) for _ in range(2)]
+    # The first one counts, although it is nothing that can be answered.
+    assert [answer.status_code for answer in answers] == [400, 429]
+    assert read == 20
 
 
 async def test_tokens_per_minute_are_those_that_were_used(server: TenantServer) -> None:

@@ -1,0 +1,345 @@
+"""What a connection may do before there is a request, and for how long. Limits are small here, so
+that a test need not wait; no outcome depends on how fast anything is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from server.http.connection import BoundedConnection, ConnectionLimits, Door
+
+NEVER = 1e6
+PATIENCE = 60.0
+"""Of the tests. Where it ends, the connection hangs."""
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def post(length: int) -> bytes:
+    return b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % length
+
+
+class App:
+    """Reads the whole body and answers with its length."""
+
+    def __init__(self) -> None:
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+        self.begun = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun.set()
+        await self.may_read.wait()
+        length, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            length += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await self.may_answer.wait()
+        body = str(length).encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def served(app: App, **limits: Any) -> AsyncIterator[tuple[int, Door]]:
+    given = {"connections": 100, "head_seconds": NEVER, "body_seconds": NEVER, **limits}
+    door = Door(ConnectionLimits(**given))
+    protocol: Any = partial(BoundedConnection, door=door)
+    config = uvicorn.Config(
+        app, http=protocol, lifespan="off", log_level="critical", timeout_keep_alive=int(NEVER)
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield listener.getsockname()[1], door
+        finally:
+            server.should_exit = server.force_exit = True
+            await serving
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        with suppress(ConnectionError):  # the server may have closed
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def answer(self) -> tuple[int, bytes]:
+        """The status and the body of the next answer."""
+        async with asyncio.timeout(PATIENCE):
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            return int(head.split()[1]), await self._reader.readexactly(length)
+
+    async def refusal(self) -> tuple[int, str]:
+        """The status and the code of an error after which the connection is closed."""
+        status, body = await self.answer()
+        assert await self.end() == b""
+        return status, json.loads(body)["error"]["code"]
+
+    async def end(self) -> bytes:
+        """What comes until the server closes."""
+        async with asyncio.timeout(PATIENCE):
+            with suppress(ConnectionError):
+                return await self._reader.read()
+            return b""
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Client]:
+    client = Client(*await asyncio.open_connection("127.0.0.1", port))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+HEADER_BYTES = 2_000
+TOO_LARGE = (431, "request_header_fields_too_large")
+
+
+HEADS = [
+    pytest.param([b"GET / HTTP/1.1\r\n", *[b"a:b\r\n"] * 50], id="many headers"),
+    pytest.param([b"GET / HTTP/1.1\r\n", *[b"abcd: " + b"x" * 600 + b"\r\n"] * 5], id="bytes"),
+    pytest.param([b"GET / HTTP/1.1\r\nabcd: ", *[b"x" * 500] * 9], id="an endless value"),
+    pytest.param([b"GET / HTTP/1.1\r\n", *[b"x" * 500] * 9], id="an endless name"),
+    pytest.param([b"GET /", *[b"x" * 500] * 9], id="an endless path"),
+]
+AFTER_BODIES = [
+    pytest.param(
+        [
+            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n",
+            *[b"abcd: " + b"x" * 500 + b"\r\n"] * 9,
+        ],
+        id="headers after the body",
+    ),
+    pytest.param(
+        [
+            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nabcd: ",
+            *[b"x" * 500] * 9,
+        ],
+        id="an endless value after the body",
+    ),
+    pytest.param(
+        [b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;", *[b"x" * 500] * 9],
+        id="an endless extension of a chunk",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("head", "at_once"),
+    [
+        *((*case.values, at_once) for case in HEADS for at_once in (False, True)),
+        *((*case.values, False) for case in AFTER_BODIES),
+    ],
+)
+async def test_a_head_has_bounds(head: list[bytes], at_once: bool) -> None:
+    app = App()
+    async with served(app, headers=20, head_bytes=HEADER_BYTES) as (port, _):
+        async with connected(port) as client:
+            for part in [b"".join(head)] if at_once else head:
+                await client.send(part)
+                if b"chunked" in part:
+                    await app.begun.wait()
+            assert await client.refusal() == TOO_LARGE
+        async with connected(port) as client:
+            await client.send(GET)
+            assert await client.answer() == (200, b"0")
+
+
+async def test_heads_within_the_bounds_are_taken_one_after_the_other() -> None:
+    head = b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 19 + b"\r\n"
+    async with served(App(), headers=20, head_bytes=200) as (port, _), connected(port) as client:
+        for _ in range(9):
+            await client.send(head)
+            assert await client.answer() == (200, b"0")
+        await client.send(head * 3)
+        for _ in range(3):
+            assert await client.answer() == (200, b"0")
+
+
+async def test_what_is_not_http_is_refused_in_the_shape_of_the_api() -> None:
+    async with served(App()) as (port, _), connected(port) as client:
+        await client.send(b"\x16\x03\x01 hello\r\n\r\n")
+        assert await client.refusal() == (400, "invalid_http")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GET / HT", id="half a line"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: x\r\n", id="no end of the headers"),
+    ],
+)
+async def test_half_a_head_is_refused_after_its_time(sent: bytes) -> None:
+    async with served(App(), head_seconds=0.05) as (port, _):
+        async with connected(port) as client:
+            await client.send(sent)
+            assert await client.refusal() == (408, "request_timeout")
+        async with connected(port) as client:
+            await client.send(GET)
+            assert await client.answer() == (200, b"0")
+            await client.send(sent)  # a second one has its time, too
+            assert await client.refusal() == (408, "request_timeout")
+
+
+async def test_who_asks_nothing_is_not_told_anything() -> None:
+    async with served(App(), head_seconds=0.05) as (port, _), connected(port) as client:
+        assert await client.end() == b""
+
+
+async def test_a_line_between_two_requests_does_not_hold_a_connection() -> None:
+    async with served(App(), head_seconds=0.05) as (port, _), connected(port) as client:
+        await client.send(GET)
+        assert await client.answer() == (200, b"0")
+        await client.send(b"\r\n")
+        await client.end()
+
+
+async def test_a_body_that_stops_is_refused() -> None:
+    async with (
+        served(App(), body_seconds=0.05, body_bytes=10) as (port, _),
+        connected(port) as client,
+    ):
+        await client.send(post(1000) + b"x" * 500)
+        assert await client.refusal() == (408, "request_timeout")
+
+
+async def test_a_body_is_not_in_time_for_a_byte_now_and_then() -> None:
+    async with (
+        served(App(), body_seconds=0.05, body_bytes=1000) as (port, _),
+        connected(port) as client,
+    ):
+        await client.send(post(10**6))
+
+        async def drip() -> None:
+            while True:
+                await client.send(b"x")
+                await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        assert (await client.answer())[0] == 408
+        dripping.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.001)
+
+
+def let_time_pass(door: Door) -> None:
+    """What a timer would do now."""
+    for connection in list(door.open):
+        connection._on_time()
+
+
+async def test_an_app_that_reads_late_or_answers_late_has_its_time() -> None:
+    app = App()
+    app.may_read.clear()
+    app.may_answer.clear()
+    async with served(app, body_bytes=10**6) as (port, door), connected(port) as client:
+        await client.send(post(200_000))
+        await app.begun.wait()
+        sending = asyncio.create_task(client.send(b"x" * 200_000))
+        (connection,) = door.open
+        await until(lambda: connection.flow.read_paused)  # there is more than uvicorn keeps
+        let_time_pass(door)
+        app.may_read.set()
+        await sending
+        await until(lambda: connection._timer is None)  # the body is whole
+        app.may_answer.set()
+        assert await client.answer() == (200, b"200000")
+
+
+async def test_a_request_behind_another_one_is_not_late() -> None:
+    app = App()
+    app.may_answer.clear()
+    async with served(app) as (port, door), connected(port) as client:
+        await client.send(GET + post(5))
+        await app.begun.wait()
+        let_time_pass(door)
+        assert not door.waiting
+        app.may_answer.set()
+        assert await client.answer() == (200, b"0")
+        await client.send(b"abcde")
+        assert await client.answer() == (200, b"5")
+
+
+async def test_bytes_behind_a_running_answer_never_end_up_in_it() -> None:
+    app = App()
+    app.may_answer.clear()
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(GET + b"\x00\r\n")
+        await app.begun.wait()
+        assert await client.end() == b""
+
+
+async def test_one_more_takes_the_place_of_the_one_that_waited_longest() -> None:
+    app = App()
+    async with (
+        served(app, connections=3) as (port, _),
+        connected(port) as idle,
+        connected(port) as half,
+        connected(port) as busy,
+    ):
+        for client in (idle, busy):
+            await client.send(GET)
+            assert await client.answer() == (200, b"0")
+        await half.send(b"GET ")
+        app.may_answer.clear()
+        await busy.send(GET)
+        app.begun.clear()
+        await app.begun.wait()
+        # Since it connected, half has no request; idle had one.
+        async with connected(port) as first, connected(port) as second:
+            assert await half.end() == b""
+            assert await idle.end() == b""
+            # Who is answered, is answered. Nobody waits any more but the new ones.
+            app.may_answer.set()
+            assert await busy.answer() == (200, b"0")
+            await second.send(GET)
+            assert await second.answer() == (200, b"0")
+            await first.send(GET)
+            assert await first.answer() == (200, b"0")
+
+
+async def test_where_all_are_answered_one_more_is_told_to_come_later() -> None:
+    app = App()
+    app.may_answer.clear()
+    async with served(app, connections=2) as (port, door):
+        async with connected(port) as one, connected(port) as two:
+            for client in (one, two):
+                app.begun.clear()
+                await client.send(GET)
+                await app.begun.wait()
+            async with connected(port) as three:
+                assert await three.refusal() == (503, "too_many_connections")
+            app.may_answer.set()
+            for client in (one, two):
+                assert await client.answer() == (200, b"0")
+        async with connected(port) as four:
+            await four.send(GET)
+            assert await four.answer() == (200, b"0")
+    assert not door.waiting
