@@ -110,21 +110,28 @@ def test_a_watch_that_stops_leaves_no_crowd(kernel: Kernel) -> None:
 
 
 _LIBGOMP = """
-import sys
+import time
 from pathlib import Path
 import torch
 from remix_runtime.barriers import Crowd
 
+TASKS = Path("/proc/self/task")
+
+def threads():
+    return {task.name for task in TASKS.iterdir()}
+
 torch.set_num_threads(2)
-before = {task.name for task in Path("/proc/self/task").iterdir()}
+before = threads()
 x = torch.zeros(1 << 17)
 x.add_(1)
-(other,) = {task.name for task in Path("/proc/self/task").iterdir()} - before
+(other,) = threads() - before
+pool = threads()
+main = Path("/proc/self").resolve().name
 
 def naps():
-    \"\"\"How often OpenMP's other thread went to sleep by itself.\"\"\"
-    status = Path("/proc/self/task", other, "status").read_text()
-    return int(status.split("\\nvoluntary_ctxt_switches:")[1].split()[0])
+    \"\"\"How often the two that meet at barriers, whoever came first, slept by themselves.\"\"\"
+    texts = [(TASKS / name / "status").read_text() for name in (main, other)]
+    return sum(int(text.split("\\nvoluntary_ctxt_switches:")[1].split()[0]) for text in texts)
 
 def regions():
     before = naps()
@@ -136,6 +143,8 @@ alone = regions()
 crowd = Crowd.gather()
 beside = regions()
 crowd.leave()
+while threads() - pool:  # they end a little later
+    time.sleep(0.001)
 again = regions()
 print(alone, beside, again)
 """
