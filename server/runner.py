@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -32,6 +33,8 @@ _OPEN_FILES = 65_536
 
 _OTHER_FILES = 128
 """Of the files that may be open, those that are not a client's connection."""
+
+_MOST_BACKLOG = 1024
 
 _CLOSE_SECONDS = 2
 """Seconds for connections that do not close by themselves after the drain."""
@@ -76,11 +79,11 @@ async def run(
     `on_ready` is called with the URL once requests can come. `admin` is an app that is served
     beside, within the lifespan of `app`, and until it has drained.
     """
-    connections = min(settings.max_connections, _open_files() - _OTHER_FILES)
+    limits = _limits(settings, _open_files())
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         server = _DrainingServer(
-            _config(app, settings, connections),
+            _config(app, settings, limits),
             services,
             lambda: on_ready(services, url_of(listener)),
         )
@@ -88,7 +91,7 @@ async def run(
             await server.serve(sockets=[listener])
             return
         admin_app, admin_listener = admin
-        beside = _SilentServer(_config(admin_app, settings, connections))
+        beside = _SilentServer(_config(admin_app, settings, limits))
         serving = asyncio.create_task(beside.serve(sockets=[admin_listener]))
         try:
             await server.serve(sockets=[listener])
@@ -124,12 +127,27 @@ def without_long_collections() -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
-def _config(app: FastAPI, settings: ServerSettings, connections: int) -> uvicorn.Config:
-    door = Door(ConnectionLimits(connections=max(connections, 1)))
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    connections: int
+    backlog: int
+    """Connections that are taken in one turn of the event loop: so many may be open beyond those
+    that may stay."""
+
+
+def _limits(settings: ServerSettings, open_files: int) -> _Limits:
+    backlog = min(_MOST_BACKLOG, open_files // 4)
+    left = open_files - _OTHER_FILES - backlog
+    return _Limits(max(1, min(settings.max_connections, left)), backlog)
+
+
+def _config(app: FastAPI, settings: ServerSettings, limits: _Limits) -> uvicorn.Config:
+    door = Door(ConnectionLimits(connections=limits.connections))
     protocol: Any = partial(BoundedConnection, door=door)  # uvicorn only calls it
     return uvicorn.Config(
         app,
         http=protocol,
+        backlog=limits.backlog,
         lifespan="off",  # entered by `run`, so that its errors reach the command line
         log_config=None,  # its lines look like ours
         log_level=settings.log_level,
