@@ -21,6 +21,7 @@ from pathlib import Path
 from remix_runtime.locks import try_lock
 from server.store.errors import SourceUnavailableError
 from server.store.sources import SourceFile
+from server.store.vanishing import states
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -125,8 +126,4 @@ def _short_hash(text: str) -> str:
 
 
 def _last_change(folder: Path) -> float:
-    times = [0.0]
-    for path in (folder, *folder.rglob("*")):
-        with suppress(FileNotFoundError):
-            times.append(path.stat().st_mtime)
-    return max(times)
+    return max((state.st_mtime for state in states(folder)), default=0.0)

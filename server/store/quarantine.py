@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import stat
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from server.store.vanishing import states
 
 REASON_FILE = "reason.json"
 
@@ -55,18 +58,15 @@ class Quarantine:
         for folder in sorted(self._root.iterdir(), reverse=True):
             try:
                 found.append(Quarantined(**json.loads((folder / REASON_FILE).read_text())))
-            except (OSError, ValueError):  # being removed; or cut short by a power failure
+            except (OSError, ValueError, TypeError):  # being removed; or cut short by a power failure
                 continue
         return found
 
     def _trim(self) -> None:
-        """Removes the oldest ones over the limit; the newest one always stays."""
+        """Removes the oldest ones over the limit; the newest one always stays. Others may trim at
+        the same time."""
         num_bytes = 0
         for index, folder in enumerate(sorted(self._root.iterdir(), reverse=True)):
-            num_bytes += sum(path.lstat().st_size for path in _files(folder))
+            num_bytes += sum(s.st_size for s in states(folder) if stat.S_ISREG(s.st_mode))
             if index and (index >= self._max_entries or num_bytes > self._max_bytes):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
