@@ -18,6 +18,7 @@ from starlette.types import Scope
 
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import ConfigError
+from remix_runtime.private import private_folder
 from server.admin.app import create_admin_app
 from server.admin.services import AdminServices
 from server.api import (
@@ -116,6 +117,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             registry = CollectorRegistry()
+            _own_data_dir(data_dir)
             directory = await Directory.open(_database_url(settings, data_dir))
             stack.push_async_callback(directory.close)
             store = AdapterStore(data_dir / "store", import_root=settings.import_root)
@@ -212,6 +214,15 @@ async def _start(engine: Engine) -> None:
     began = monotonic()
     await engine.start()
     log.info("the engine serves %s after %.1f s", engine.model.name, monotonic() - began)
+
+
+def _own_data_dir(data_dir: Path) -> None:
+    """Makes the folder, or closes it to other users. One that belongs to another user, as a volume
+    may, stays as it is: what is made in it is closed."""
+    try:
+        private_folder(data_dir)
+    except OSError as error:
+        raise ConfigError(f"data_dir: {data_dir} cannot be made: {error.strerror}") from error
 
 
 def _database_url(settings: ServerSettings, data_dir: Path) -> str | URL:

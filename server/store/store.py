@@ -12,6 +12,7 @@ on the disk, and goes out of sight by one rename, before anything is deleted.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from remix_runtime.adapter.checkpoint import (
 )
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
 from remix_runtime.locks import locked
+from remix_runtime.private import private_folder
 from server.store.download import download, verify
 from server.store.errors import (
     ImportStoppedError,
@@ -45,6 +47,8 @@ from server.store.incoming import Incoming
 from server.store.quarantine import Quarantine, Quarantined
 from server.store.sources import PROTOCOLS, Source, SourceFile, open_source
 from server.store.sources.base import check_files
+
+log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _THREADS = 8
@@ -95,7 +99,9 @@ class AdapterStore:
         self._protocols = protocols
         self._import_root = import_root
         self._adapters = self._root / "adapters"
-        self._adapters.mkdir(parents=True, exist_ok=True)
+        if not private_folder(self._root):
+            log.warning("%s: others may look into this folder of another user", self._root)
+        self._adapters.mkdir(exist_ok=True)
         self._incoming = Incoming(self._root / "incoming")
         self._quarantine = Quarantine(
             self._root / "quarantine", max_entries=quarantine_entries, max_bytes=quarantine_bytes

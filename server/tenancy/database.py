@@ -11,11 +11,12 @@ locks or be silent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import missing_extra
+from remix_runtime.private import private_file
 from server.tenancy.errors import DatabaseUnavailableError
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 5
@@ -101,7 +105,8 @@ class Database:
             raise self._unavailable(f"no answer in {seconds:g} seconds") from error
 
     def _unavailable(self, cause: object) -> DatabaseUnavailableError:
-        place = self.url.render_as_string(hide_password=True)
+        # Passwords may be in the query too, under many names.
+        place = self.url.set(query={}).render_as_string(hide_password=True)
         return DatabaseUnavailableError(f"the database {place} is not available: {cause}")
 
 
@@ -130,6 +135,8 @@ def _parse(text: str | URL) -> URL:
         raise ConfigError(f"database URL: found {url.drivername!r}; {expected}")
     if driver.startswith("sqlite") and url.database in (None, "", ":memory:"):
         raise ConfigError(f"database URL: SQLite needs a file to remember anything in; {expected}")
+    if driver.startswith("sqlite") and (url.host or url.username or url.password):
+        raise ConfigError(f"database URL: found a host or user for SQLite; {expected}")
     return url.set(drivername=driver)
 
 
@@ -147,12 +154,15 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     # The driver's own BEGINs are off: they come too late to lock what a transaction reads.
     connect = {"isolation_level": None, "timeout": READ_SECONDS / 2, "factory": _SqliteConnection}
     engine = create_async_engine(url, connect_args=connect)
+    file = Path(str(url.database))
     try:
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"the folder of the database {url.database} cannot be made: {error}"
-        ) from error
+        raise ConfigError(f"the folder of the database {file} cannot be made: {error}") from error
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def keep_private(*_: object) -> None:
+        _keep_private(file)
 
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _record: object) -> None:
@@ -178,6 +188,15 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if options["writes"] else "BEGIN")
 
     return engine
+
+
+def _keep_private(file: Path) -> None:
+    """Makes the database's file, which SQLite would let others read, and closes what is there to
+    them. SQLite gives its other files the mode of this one."""
+    for path in (file, *(file.with_name(file.name + end) for end in ("-wal", "-shm", "-journal"))):
+        with suppress(OSError):  # SQLite says what is wrong with a file
+            if (path == file or path.exists()) and not private_file(path):
+                log.warning("%s: others may read this file, which belongs to another user", path)
 
 
 def _postgres_engine(url: URL) -> AsyncEngine:

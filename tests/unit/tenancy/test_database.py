@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -55,6 +56,7 @@ async def test_a_database_of_a_newer_release_is_refused(url: str, directory: Dir
         ("sqlite://", "needs a file"),
         ("sqlite:///:memory:", "needs a file"),
         ("postgresql://user:secret@host:port/name", "cannot be read"),
+        ("sqlite://user:secret@host/directory.db", "a host or user for SQLite"),
     ],
 )
 def test_urls_that_are_refused(url: str, reason: str) -> None:
@@ -88,6 +90,35 @@ async def test_an_unreachable_server_is_named_without_its_password() -> None:
     with pytest.raises(DatabaseUnavailableError, match=r"user:\*\*\*@") as refused:
         await Directory.open("postgresql://user:secret@127.0.0.1:1/name")
     assert "secret" not in str(refused.value)
+
+
+async def test_an_unreachable_server_is_named_without_what_its_query_has() -> None:
+    query = "password=secret&sslpassword=secret&host=127.0.0.1"
+    with pytest.raises(DatabaseUnavailableError, match="postgresql.*name") as refused:
+        await Directory.open(f"postgresql://user@127.0.0.1:1/name?{query}")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("before", ["nothing", "a database that all may read"])
+async def test_only_its_user_may_read_a_database_file(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "folder" / "directory.db"
+    if before != "nothing":
+        path.parent.mkdir()
+        old = sqlite3.connect(path)
+        old.execute("PRAGMA journal_mode = WAL")
+        old.execute("CREATE TABLE x (y)")
+        old.commit()
+        for name in ("directory.db", "directory.db-wal", "directory.db-shm"):
+            (path.parent / name).chmod(0o644)
+    directory = await Directory.open(f"sqlite:///{path}")
+    await directory.create_tenant("a", actor="test")
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(("directory.db", "directory.db-wal", "directory.db-shm"), 0o600)
+    if before == "nothing":
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+    else:
+        old.close()
+    await directory.close()
 
 
 async def test_sqlite_makes_its_folder_and_is_set_up_to_be_durable(tmp_path: Path) -> None:
