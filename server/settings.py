@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from remix_runtime.errors import ConfigError
+from server.given_keys import USABLE_KEY, is_usable_key
 
 ToolParserName = Literal["auto", "hermes", "llama3", "mistral", "json"]
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*A-Z]+")
@@ -107,8 +108,8 @@ class ServerSettings(BaseSettings):
     def _usable_key(cls, key: SecretStr | None) -> SecretStr | None:
         # An empty variable must not open a server that its owner believes closed.
         text = None if key is None else key.get_secret_value()
-        if text is not None and not (text and text.isascii() and text.isprintable()):
-            raise ValueError("expected at least one character, printable ASCII only")
+        if text is not None and not is_usable_key(text):
+            raise ValueError(f"expected {USABLE_KEY}")
         return key
 
     @field_validator("cors_origin", mode="before")

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import typer
 
 from remix_runtime.errors import ConfigError, RemixError
+from server.given_keys import USABLE_KEY, is_usable_key
 
 if TYPE_CHECKING:
     import httpx
@@ -83,8 +84,10 @@ def admin_api(url: str) -> Iterator[Admin]:
     import httpx
 
     key = os.environ.get("REMIX_ADMIN_KEY", "")
-    if not (key and key.isascii() and key.isprintable()):
-        raise ConfigError("REMIX_ADMIN_KEY: set it to the key that the server was started with")
+    if not is_usable_key(key):
+        raise ConfigError(
+            f"REMIX_ADMIN_KEY: set it to the key that the server was started with: {USABLE_KEY}"
+        )
     try:
         client = httpx.Client(
             base_url=url,

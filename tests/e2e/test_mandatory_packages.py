@@ -68,7 +68,7 @@ def serving(hidden: Iterable[str], *options: str) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "REMIX_ADMIN_KEY": "key"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "REMIX_ADMIN_KEY": "the-key-of-the-operator"},
     )
     try:
         assert process.stdout is not None

@@ -354,13 +354,13 @@ def test_wrong_options(
     arguments: tuple[str, ...],
 ) -> None:
     if arguments[0] in ("tenant", "adapter", "set"):
-        monkeypatch.setenv("REMIX_ADMIN_KEY", "a-key")
+        monkeypatch.setenv("REMIX_ADMIN_KEY", "the-key-of-the-operator")
     monkeypatch.chdir(tmp_path)
     told(capsys, *arguments)
 
 
 @pytest.mark.parametrize("command", [("tenant", "list"), ("adapter", "list"), ("set", "show", "a")])
-@pytest.mark.parametrize("key", [None, "", "a\nb", "schlüssel"])
+@pytest.mark.parametrize("key", [None, "", "sesame\nopen", "schlüsselloch", "sesame-open "])
 def test_a_client_without_a_usable_key(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -377,7 +377,8 @@ def test_a_client_without_a_usable_key(
     ("variable", "value"),
     [
         *(("REMIX_PORT", value) for value in ("x", "", "-1", "70000", "1.5")),
-        *(("REMIX_API_KEY", value) for value in ("", "a\nb", "schlüssel")),
+        *(("REMIX_API_KEY", value) for value in ("", "sesame\nopen", "schlüsselloch")),
+        *(("REMIX_API_KEY", value) for value in ("x", "7 chars", " sesame-open", "sesame-open ")),
         ("REMIX_LOG_LEVEL", "loud"),
         ("REMIX_ACCESS_LOG", "perhaps"),
         ("REMIX_CORS_ORIGIN", "https://a.example b"),

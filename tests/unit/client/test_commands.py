@@ -191,7 +191,7 @@ async def test_what_goes_wrong_is_one_line(
     assert "pirate" in line
     assert "haiku" in line
     assert "revision 7" in await refused(remix("set", "rollback", "acme", "7", "--yes"))
-    monkeypatch.setenv("REMIX_ADMIN_KEY", "wrong")
+    monkeypatch.setenv("REMIX_ADMIN_KEY", "the-wrong-one")
     assert "API key" in await refused(remix("tenant", "list"))
     monkeypatch.delenv("REMIX_ADMIN_KEY")
     assert "REMIX_ADMIN_KEY" in await refused(remix("tenant", "list"))

@@ -11,7 +11,7 @@ import pytest
 from remix_runtime.engines.fake import FakeConfig
 from tests.unit.server.harness import ADAPTERS, BASE, Server, greedy_text, listening
 
-KEY = "sesame"
+KEY = "sesame-open"
 PROMPT = "user: Hello\nassistant: "
 MESSAGES: list[anthropic.types.MessageParam] = [{"role": "user", "content": "Hello"}]
 

@@ -79,12 +79,33 @@ async def test_right_key(server: Server, scheme: str) -> None:
     assert counted in metrics.text
 
 
-@pytest.mark.parametrize("key", ["", "a\nb", "schlüssel"])
-def test_unusable_keys_are_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+@pytest.mark.parametrize("setting", ["api_key", "admin_key"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("", "sesame\nopen", "schlüsselloch"),
+        *("x", "7 chars", " " * 8),  # easily guessed
+        *(f" {KEY}", f"{KEY} ", f"\t{KEY}", f"{KEY}\n"),  # no header says the blank
+    ],
+)
+def test_unusable_keys_are_refused(
+    monkeypatch: pytest.MonkeyPatch, key: str, setting: str
+) -> None:
     # An empty variable must not leave a server open that its owner believes closed.
-    monkeypatch.setenv("REMIX_API_KEY", key)
-    with pytest.raises(ConfigError, match=r"^api_key \(environment: REMIX_API_KEY\): expected"):
+    variable = f"REMIX_{setting.upper()}"
+    monkeypatch.setenv(variable, key)
+    told = rf"^{setting} \(environment: {variable}\): expected at least 8 characters"
+    with pytest.raises(ConfigError, match=told):
         load_settings()
+
+
+@pytest.mark.parametrize("key", ["8 signs!", KEY, "!" * 200])
+async def test_a_key_that_is_taken_opens_the_server(tmp_path: Path, key: str) -> None:
+    given = load_settings(api_key=key).api_key
+    async with serving(tmp_path, api_key=given) as server:
+        for name, value in (("Authorization", f"Bearer {key}"), ("x-api-key", key)):
+            answer = await server.client.get("/v1/models", headers={name: value})
+            assert answer.status_code == 200
 
 
 def test_settings_come_from_the_environment_and_options_win(

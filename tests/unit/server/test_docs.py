@@ -61,7 +61,7 @@ async def test_its_policy_lets_nothing_be_loaded(server: Server) -> None:
 
 async def test_who_may_see_it(tmp_path: Path) -> None:
     """Everybody who reaches a single user's server, as `/`; with tenants nobody without a key."""
-    async with serving(tmp_path, api_key="sesame") as server:
+    async with serving(tmp_path, api_key="sesame-open") as server:
         assert (await server.client.get("/docs")).status_code == 200
         assert (await server.client.get("/openapi.json")).status_code == 401
     async with tenant_serving(tmp_path) as tenants:

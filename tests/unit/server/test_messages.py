@@ -195,8 +195,8 @@ async def test_errors_name_what_the_client_sent(
 
 async def test_every_status_has_anthropics_shape(tmp_path: Path) -> None:
     config = FakeConfig(max_model_len=64)
-    async with serving(tmp_path, config, api_key="sesame", max_body_bytes=1024) as server:
-        client, key = server.client, {"x-api-key": "sesame"}
+    async with serving(tmp_path, config, api_key="sesame-open", max_body_bytes=1024) as server:
+        client, key = server.client, {"x-api-key": "sesame-open"}
 
         async def kind(status: int, answer: httpx.Response) -> str:
             assert answer.status_code == status, answer.text
@@ -248,15 +248,15 @@ async def test_counting_tokens(server: Server) -> None:
 
 
 KEYS: list[tuple[list[tuple[str, str]], bool]] = [
-    ([("x-api-key", "sesame")], True),
-    ([("x-api-key", "sesame"), ("authorization", "Bearer sesame")], True),
+    ([("x-api-key", "sesame-open")], True),
+    ([("x-api-key", "sesame-open"), ("authorization", "Bearer sesame-open")], True),
     ([("x-api-key", "wrong")], False),
     ([("x-api-key", "")], False),
-    ([("x-api-key", "sesame"), ("authorization", "Bearer wrong")], False),
-    ([("x-api-key", "wrong"), ("authorization", "Bearer sesame")], False),
-    ([("x-api-key", "sesame"), ("authorization", "Basic c2VzYW1l")], False),
-    ([("x-api-key", "sesame"), ("x-api-key", "sesame")], False),
-    ([("x-api-key", "sesame"), ("x-api-key", "wrong")], False),
+    ([("x-api-key", "sesame-open"), ("authorization", "Bearer wrong")], False),
+    ([("x-api-key", "wrong"), ("authorization", "Bearer sesame-open")], False),
+    ([("x-api-key", "sesame-open"), ("authorization", "Basic c2VzYW1l")], False),
+    ([("x-api-key", "sesame-open"), ("x-api-key", "sesame-open")], False),
+    ([("x-api-key", "sesame-open"), ("x-api-key", "wrong")], False),
 ]
 
 
@@ -264,7 +264,7 @@ KEYS: list[tuple[list[tuple[str, str]], bool]] = [
 async def test_anthropics_key_is_a_key_everywhere(
     tmp_path: Path, headers: list[tuple[str, str]], enters: bool
 ) -> None:
-    async with serving(tmp_path, api_key="sesame") as server:
+    async with serving(tmp_path, api_key="sesame-open") as server:
         for path in ("/v1/models", "/metrics"):
             answer = await server.client.get(path, headers=headers)
             assert answer.status_code == (200 if enters else 401)

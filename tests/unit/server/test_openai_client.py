@@ -12,7 +12,7 @@ import pytest
 from remix_runtime.engines.fake import FakeConfig
 from tests.unit.server.harness import ADAPTERS, BASE, Server, eventually, greedy_text, listening
 
-KEY = "sesame"
+KEY = "sesame-open"
 PROMPT = "user: Hello\nassistant: "
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
     {"role": "user", "content": "Hello"}

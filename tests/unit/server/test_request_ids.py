@@ -36,7 +36,7 @@ def requests(client: httpx.AsyncClient) -> list[httpx.Request]:
     ]
 
 
-@pytest.mark.parametrize("key", [None, "sesame"])
+@pytest.mark.parametrize("key", [None, "sesame-open"])
 async def test_a_clients_id_comes_back(tmp_path: Path, key: str | None) -> None:
     """With a key that none of these requests has, too: all are refused."""
     async with serving(tmp_path, api_key=key) as server:

@@ -174,7 +174,7 @@ async def test_another_tenants_model_is_not_there(tenants: TenantServer) -> None
 
 
 async def test_they_need_the_key(tmp_path: Path) -> None:
-    async with serving(tmp_path, api_key="secret") as server:
+    async with serving(tmp_path, api_key="sesame-open") as server:
         for method, path in (
             ("POST", "/tokenize"),
             ("POST", "/detokenize"),

@@ -46,7 +46,7 @@ async def test_a_path_like_no_other(server: Server, path: str) -> None:
 
 
 async def test_nobody_is_told_of_paths_without_a_key(tmp_path: Path) -> None:
-    async with serving(tmp_path, api_key="sesame") as server:
+    async with serving(tmp_path, api_key="sesame-open") as server:
         error = check_error(await server.client.post("/chat/completions", json={}), 401)
         assert "completions" not in error["message"]
 

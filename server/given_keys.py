@@ -1,0 +1,19 @@
+"""What a key that an operator chooses must be like: one that a header can carry and nobody guesses."""
+
+from __future__ import annotations
+
+MIN_CHARACTERS = 8
+
+USABLE_KEY = (
+    f"at least {MIN_CHARACTERS} characters, printable ASCII only, without a blank at either end"
+)
+
+
+def is_usable_key(key: str) -> bool:
+    # Blanks around a header's value are not part of it: such a key would never be accepted.
+    return (
+        len(key) >= MIN_CHARACTERS
+        and key.isascii()
+        and key.isprintable()
+        and key.strip() == key
+    )
