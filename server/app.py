@@ -38,6 +38,7 @@ from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.cors import allow_origins
 from server.http.head import HeadMiddleware
+from server.http.host import HostMiddleware
 from server.http.openapi import correct_document, docs_router
 from server.http.request import PROBES, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
@@ -93,7 +94,13 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
             await engine.stop()
 
     routers = (probes.metrics_router, dashboard.router)
-    return _data_app(lifespan, settings, routers, open_paths={*PROBES, "/", "/docs"})
+    return _data_app(
+        lifespan,
+        settings,
+        routers,
+        open_paths={*PROBES, "/", "/docs"},
+        has_keys=settings.api_key is not None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +172,8 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             yield
 
     admin = create_admin_app(settings.admin_key, access_log=settings.access_log)
-    return TenantApps(_data_app(lifespan, settings, (), open_paths=PROBES), admin)
+    data = _data_app(lifespan, settings, (), open_paths=PROBES, has_keys=True)
+    return TenantApps(data, admin)
 
 
 def _data_app(
@@ -174,6 +182,7 @@ def _data_app(
     more: Collection[APIRouter],
     *,
     open_paths: Collection[str],
+    has_keys: bool,
 ) -> FastAPI:
     """Makes the app of the OpenAI API. `lifespan` must set `app.state.services`."""
     app = FastAPI(
@@ -204,6 +213,11 @@ def _data_app(
         KeyMiddleware, authenticate=authenticate, open_paths=open_paths, also_x_api_key=True
     )
     allow_origins(app, settings.cors_origin)
+    # Who listens on all addresses means others too, who know them by other names.
+    only_loopback = not has_keys and settings.host not in ("", "0.0.0.0", "::")  # noqa: S104
+    app.add_middleware(
+        HostMiddleware, names=settings.allowed_host, only_loopback=only_loopback
+    )
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, access_log=settings.access_log)
     return app

@@ -13,6 +13,7 @@ from remix_runtime.errors import ConfigError
 from server.given_keys import USABLE_KEY, is_usable_key
 
 ToolParserName = Literal["auto", "hermes", "llama3", "mistral", "json"]
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*A-Z]+")
 
 
@@ -75,6 +76,16 @@ class ServerSettings(BaseSettings):
             "every one. In REMIX_CORS_ORIGIN: separated by commas. None by default."
         ),
     ] = ()
+    allowed_host: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        _http(
+            "A name that requests may have as their Host, as models.example; repeat for more, `*` "
+            "is every one. localhost and loopback addresses always may. Any by default, but none "
+            "where a server without keys listens on a loopback address. In REMIX_ALLOWED_HOST: "
+            "separated by commas."
+        ),
+    ] = ()
     log_level: Annotated[str, _http("critical, error, warning, info or debug.")] = "info"
     access_log: Annotated[
         bool, _http("Log a line for each request, at the level info; probes at debug.")
@@ -112,10 +123,21 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"expected {USABLE_KEY}")
         return key
 
-    @field_validator("cors_origin", mode="before")
+    @field_validator("cors_origin", "allowed_host", mode="before")
     @classmethod
-    def _split(cls, origins: object) -> object:
-        return tuple(origins.replace(",", " ").split()) if isinstance(origins, str) else origins
+    def _split(cls, given: object) -> object:
+        return tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"found {host!r}, expected * or a name or address without a port, as "
+                    "models.example, 10.0.0.5 or [fd00::5]"
+                )
+        return tuple(host.lower() for host in hosts)
 
     @field_validator("cors_origin")
     @classmethod

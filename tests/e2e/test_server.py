@@ -163,7 +163,7 @@ async def open_request(served: Served, **body: Any) -> asyncio.StreamWriter:
     _, writer = await asyncio.open_connection(url.host, url.port)
     fields = {"model": BASE, "prompt": [7] * 3, "ignore_eos": True, "max_tokens": CONTEXT - 3}
     content = json.dumps({**fields, **body}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     await writer.drain()
     return writer

@@ -72,8 +72,8 @@ async def raw(url: str, *requests: str) -> bytes:
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     for request in requests:
-        writer.write(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    writer.write(b"GET /end HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(f"{request} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    writer.write(b"GET /end HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     try:
         return await reader.read()
     finally:

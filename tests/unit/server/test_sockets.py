@@ -34,7 +34,7 @@ async def open_request(server: Server, path: str, **body: Any) -> asyncio.Stream
     chat = {"messages": [{"role": "user", "content": "a"}]}
     fields = {"model": BASE, **(chat if "chat" in path else {"prompt": "a"})}
     content = json.dumps({**fields, "max_tokens": 400, "ignore_eos": True, **body}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     await writer.drain()
     return writer
@@ -76,7 +76,7 @@ async def test_half_a_request_holds_nothing(tmp_path: Path) -> None:
     async with listening(tmp_path) as server:
         url = httpx.URL(server.url)
         _, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n")
         writer.write(b'Content-Type: application/json\r\n\r\n{"model": ')
         await writer.drain()
         await asyncio.sleep(0.05)
@@ -198,7 +198,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     process = await start_process(
         *("--base", "org/small", "--engine", "fake", "--port", "0"),
         *("--adapter", f"pirate={tmp_path}", "--token-seconds", "0.02"),
-        REMIX_API_KEY="sesame",
+        REMIX_API_KEY="sesame-open",
     )
     assert process.stdout is not None
     first = (await process.stdout.readline()).decode()
@@ -207,8 +207,8 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     url = first.split()[-1]
     assert hint.startswith(f"Try: curl {url}/v1/chat/completions")
     assert "$REMIX_API_KEY" in hint
-    assert "sesame" not in hint
-    headers = {"Authorization": "Bearer sesame"}
+    assert "sesame-open" not in hint
+    headers = {"Authorization": "Bearer sesame-open"}
     async with httpx.AsyncClient(base_url=url, headers=headers) as client:
         body = {"model": "pirate", "prompt": "a", "max_tokens": 30, "ignore_eos": True}
         options = {"stream": True, "stream_options": {"include_usage": True}}
