@@ -3,7 +3,7 @@
 Links are followed, as PEFT follows them: in the Hugging Face cache every file is a link to a blob,
 under a Kubernetes volume it is a link through `..data`. What else lies in the folder is never
 opened. Each file is opened once and judged by its descriptor: what was checked is what is read,
-whatever happens to the names meanwhile.
+whatever happens to the names meanwhile. Under a root nothing outside of it is opened at all.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
+from remix_runtime.adapter.checkpoint.beneath import OutsideError, open_beneath
 from remix_runtime.adapter.checkpoint.strict_json import show
 from remix_runtime.errors import CheckpointFormatError
 
@@ -26,9 +27,9 @@ _State = tuple[int, int, int, int]
 class Folder:
     """An open adapter folder. Made by `open_folder`."""
 
-    def __init__(self, fd: int, root: Path | None) -> None:
+    def __init__(self, fd: int, beneath: tuple[Path, PurePath] | None) -> None:
         self._fd = fd
-        self._root = root
+        self._beneath = beneath  # the root, and the way from it to this folder
         self._opened: dict[str, _State] = {}
 
     @contextmanager
@@ -38,12 +39,19 @@ class Folder:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
-            fd = os.open(name, flags, dir_fd=self._fd)
+            if self._beneath is None:
+                fd = os.open(name, flags, dir_fd=self._fd)
+            else:
+                root, way = self._beneath
+                fd = open_beneath(root, way / name, flags)
+        except OutsideError:
+            raise CheckpointFormatError(
+                f"{name}: found a link out of {root}, expected a file under it"
+            ) from None
         except OSError as error:
             reason = self._missing(name) if error.errno == errno.ENOENT else error.strerror
             raise CheckpointFormatError(f"{name}: {reason}, expected a regular file") from None
         try:
-            self._check_root(name, fd)
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a special file"
@@ -83,15 +91,6 @@ class Folder:
             if not is_same:
                 raise CheckpointFormatError(f"{name}: changed while it was read; read it again")
 
-    def _check_root(self, name: str, fd: int) -> None:
-        # The path of what was opened, and not of what the name stands for by now.
-        if self._root is not None and not (
-            Path(os.readlink(f"/proc/self/fd/{fd}")).is_relative_to(self._root)
-        ):
-            raise CheckpointFormatError(
-                f"{name}: found a link out of {self._root}, expected a file under it"
-            )
-
     def _missing(self, name: str) -> str:
         return "found a link that leads nowhere" if self.has(name) else "missing"
 
@@ -102,17 +101,31 @@ def open_folder(folder: Path, *, root: Path | None = None) -> Iterator[Folder]:
     were opened belong together.
 
     Without `root` whoever names the folder vouches for what its links lead to. With one, which
-    must be free of links, every file must lie under it. Raises `CheckpointFormatError`.
+    must be free of links, the folder and every file must lie under it: what does not is never
+    opened. Raises `CheckpointFormatError`.
     """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    beneath: tuple[Path, PurePath] | None = None
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if root is None:
+            fd = os.open(folder, flags)
+        else:
+            real = PurePath(os.path.realpath(folder))
+            if not real.is_relative_to(root):
+                raise OutsideError
+            beneath = root, real.relative_to(root)
+            fd = open_beneath(*beneath, flags)
+    except OutsideError:
+        raise CheckpointFormatError(
+            f"{show(str(folder))}: found a folder out of {root}, expected one under it"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointFormatError(
             f"{show(str(folder))}: {reason}, expected an adapter folder"
         ) from None
     try:
-        files = Folder(fd, root)
+        files = Folder(fd, beneath)
         try:
             yield files
         finally:  # after an error too: the change is then what caused it

@@ -94,33 +94,114 @@ def test_links_out_of_the_root_are_refused(folder, layout, name):
         if outside.is_relative_to(inside):  # a volume holds what its links lead to
             continue
         with (
-            pytest.raises(CheckpointFormatError, match=f"{name}: found a link out of"),
+            pytest.raises(CheckpointFormatError, match="found a (link|folder) out of"),
             open_folder(named, root=inside) as files,
         ):
             files.read(name, max_bytes=1 << 20)
 
 
-def test_a_link_that_is_switched_after_the_look_is_judged_by_what_was_opened(
-    folder, tmp_path, monkeypatch
-):
-    """Between the opening and the look at the path the name leads back under the root."""
-    outside = (folder / CONFIG_FILE).rename(tmp_path / "outside")
-    (folder / CONFIG_FILE).symlink_to(outside)
-    open_file = os.open
+@pytest.fixture
+def opened(monkeypatch):
+    """The real paths of all that is opened from now on."""
+    paths, open_file = [], os.open
 
-    def open_and_switch(path, *args, **options):
+    def open_and_note(path, *args, **options):
         fd = open_file(path, *args, **options)
-        if path == CONFIG_FILE:
-            (folder / CONFIG_FILE).unlink()
-            (folder / CONFIG_FILE).write_text("{}")
+        paths.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
         return fd
 
-    monkeypatch.setattr(folder_module.os, "open", open_and_switch)
+    monkeypatch.setattr(os, "open", open_and_note)
+    return paths
+
+
+@pytest.mark.parametrize("link", ["relative", "absolute", "chain", "folder", "up and down"])
+def test_what_is_outside_of_the_root_is_never_opened(folder, tmp_path, opened, link):
+    """Opening can be enough to do harm: of a device, or of a file on a disk that hangs."""
+    root = tmp_path.resolve() / "root"
+    root.mkdir()
+    outside = tmp_path.resolve() / "outside"
+    shutil.copytree(folder, outside)
+    named = root / "adapter"
+    shutil.move(folder, named)
+    (named / CONFIG_FILE).unlink()
+    target = {
+        "relative": "../../outside",
+        "absolute": str(outside),
+        "chain": "../chain",
+        "folder": "../links",
+        "up and down": "../../root/../outside",
+    }[link]
+    (root / "chain").symlink_to(outside, target_is_directory=True)
+    (root / "links").symlink_to("../outside", target_is_directory=True)
+    (named / CONFIG_FILE).symlink_to(f"{target}/{CONFIG_FILE}")
     with (
-        pytest.raises(CheckpointFormatError, match="link out of"),
-        open_folder(folder, root=folder.resolve()) as files,
+        pytest.raises(CheckpointFormatError, match=f"{CONFIG_FILE}: found a link out of"),
+        open_folder(named, root=root) as files,
     ):
         pytest.fail(str(files.read(CONFIG_FILE, max_bytes=1 << 20)))
+    assert len(opened) > 1
+    assert all(path.is_relative_to(root) for path in opened)
+
+
+@pytest.mark.parametrize("swapped", ["the folder", "a folder above it", "a file"])
+def test_names_that_are_swapped_after_the_look_lead_nowhere(
+    folder, tmp_path, monkeypatch, opened, swapped
+):
+    """Whoever may write under the root puts a link out of it in the place of what was looked at."""
+    root = tmp_path.resolve() / "root"
+    shutil.copytree(folder, root / "team" / "adapter")
+    shutil.copytree(folder, tmp_path / "outside" / "adapter")
+    named = root / "team" / "adapter"
+    real_path = os.path.realpath
+
+    def look_and_swap(path):
+        found = real_path(path)
+        monkeypatch.setattr(os.path, "realpath", real_path)
+        place, target = {
+            "the folder": (named, tmp_path / "outside" / "adapter"),
+            "a folder above it": (named.parent, tmp_path / "outside"),
+            "a file": (named / CONFIG_FILE, tmp_path / "outside" / "adapter" / CONFIG_FILE),
+        }[swapped]
+        place.rename(tmp_path / "away")
+        place.symlink_to(target)
+        return found
+
+    monkeypatch.setattr(os.path, "realpath", look_and_swap)
+    with (
+        pytest.raises(CheckpointFormatError, match="found a (link|folder) out of"),
+        open_folder(named, root=root) as files,
+    ):
+        pytest.fail(str(files.read(CONFIG_FILE, max_bytes=1 << 20)))
+    assert opened
+    assert all(path.is_relative_to(root) for path in opened)
+
+
+def test_links_under_the_root_are_followed_as_the_kernel_does(folder, tmp_path):
+    root = tmp_path.resolve()
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "data").write_text("{}")
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "b" / "absolute").symlink_to(root / "a" / "up")
+    (root / "a" / "loop").symlink_to("loop")
+    for way in ("../../data", "absolute/data", "../up/a/b/../../data", "./..//.././data"):
+        (root / "a" / "b" / CONFIG_FILE).unlink(missing_ok=True)
+        (root / "a" / "b" / CONFIG_FILE).symlink_to(way)
+        with open_folder(root / "a" / "b", root=root) as files:
+            assert files.read(CONFIG_FILE, max_bytes=10) == b"{}"
+    for way, reason in (
+        ("../loop/data", "Too many levels"),
+        ("../../data/x", "Not a directory"),
+        ("../../gone", "leads nowhere"),
+        ("..", "found a folder"),
+        ("../../../..", "link out of"),
+    ):
+        (root / "a" / "b" / CONFIG_FILE).unlink()
+        (root / "a" / "b" / CONFIG_FILE).symlink_to(way)
+        with (
+            pytest.raises(CheckpointFormatError, match=f"{CONFIG_FILE}: .*{reason}"),
+            open_folder(root / "a" / "b", root=root) as files,
+        ):
+            files.read(CONFIG_FILE, max_bytes=10)
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, TENSOR_FILE, PARITY_FILE])
