@@ -13,6 +13,7 @@ number of threads as an argument: pass `torch.get_num_threads()`.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import hashlib
 import logging
@@ -44,7 +45,7 @@ def lib() -> ctypes.CDLL | None:
     if os.environ.get("REMIX_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(build(cache_folder())))
+        return load(build(cache_folder()))
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning(
             "no native CPU kernels, PyTorch ones are used and are several times slower "
@@ -61,12 +62,28 @@ def cache_folder() -> Path:
     folder = platformdirs.user_cache_path("remix-serve") / "kernels"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-        if found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o022:
+        if _is_ours(folder.stat()):
             return folder
     except OSError:
         pass
     return Path(tempfile.mkdtemp(prefix="remix-kernels-"))
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Loads a library that only this user can have written. Whoever may write in a folder above it
+    may put another one at `path` at any moment: what was looked at is what is loaded. Raises
+    `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or not _is_ours(found):
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "others may have written this library", str(path))
+    # It stays open: the loader takes a name that it knows for the library that it knows.
+    return ctypes.CDLL(f"/proc/self/fd/{fd}")
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o022
 
 
 def build(folder: Path) -> Path:
@@ -85,6 +102,7 @@ def build(folder: Path) -> Path:
             sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
             command = [compiler, *FLAGS, "-o", str(unfinished), *sources, "-lm"]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)  # noqa: S603
+            unfinished.chmod(0o700)  # whatever the umask is
             unfinished.rename(path)
     return path
 

@@ -107,6 +107,67 @@ def test_the_cache_folder_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert other.stat().st_mode & 0o777 == 0o700
 
 
+def build_one(folder: Path, value: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library whose one function returns `value`."""
+    sources = folder.with_name(f"{folder.name}-sources")
+    sources.mkdir()
+    (sources / "one.c").write_text(f"""
+        __attribute__((visibility("default"))) int remix_one(void) {{ return {value}; }}
+    """)
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "SOURCES", sources)
+        return native.build(folder)
+
+
+def test_what_was_looked_at_is_what_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder above is one that others may write in, and somebody puts another in its place."""
+    ours = build_one(tmp_path / "kernels", 1, monkeypatch)
+    theirs = build_one(tmp_path / "theirs", 2, monkeypatch)
+    theirs.rename(theirs.with_name(ours.name))
+    look = os.fstat
+
+    def look_and_swap(fd: int) -> os.stat_result:
+        if (tmp_path / "theirs").exists():
+            (tmp_path / "kernels").rename(tmp_path / "away")
+            (tmp_path / "theirs").rename(tmp_path / "kernels")
+        return look(fd)
+
+    monkeypatch.setattr(os, "fstat", look_and_swap)
+    assert native.load(ours).remix_one() == 1
+    monkeypatch.undo()
+    assert native.load(ours).remix_one() == 2
+
+
+@pytest.mark.parametrize("wrong", ["others may write", "of another user", "a link"])
+def test_a_library_that_others_may_have_written_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
+) -> None:
+    path = build_one(tmp_path / "kernels", 1, monkeypatch)
+    if wrong == "others may write":
+        path.chmod(0o722)
+    elif wrong == "a link":
+        path.rename(tmp_path / "real.so")
+        path.symlink_to(tmp_path / "real.so")
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(OSError, match="others may have written|Too many levels"):
+        native.load(path)
+
+
+def test_the_umask_lets_nobody_else_write_a_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        path = build_one(tmp_path / "kernels", 1, monkeypatch)
+    finally:
+        os.umask(before)
+    assert native.load(path).remix_one() == 1
+
+
 def test_loads_in_a_new_process() -> None:
     code = "from remix_runtime.kernels import native; assert native.lib() is not None"
     environment = os.environ | {"PYTHONPATH": str(Path(kernels.__file__).parents[2])}
