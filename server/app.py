@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from time import monotonic
 
@@ -54,7 +55,7 @@ from server.live.swap import Swaps
 from server.metrics import MAX_SERIES, Metrics
 from server.services import Services
 from server.settings import ServerSettings
-from server.store import AdapterStore
+from server.store import AdapterStore, FetchPolicy
 from server.tenancy.database import sqlite_file
 from server.tenancy.directory import Directory
 
@@ -127,7 +128,9 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             _own_data_dir(data_dir)
             directory = await Directory.open(_database_url(settings, data_dir))
             stack.push_async_callback(directory.close)
-            store = AdapterStore(data_dir / "store", import_root=settings.import_root)
+            store = AdapterStore(
+                data_dir / "store", import_root=settings.import_root, policy=_fetch_policy(settings)
+            )
             stack.callback(store.close)
             stack.push_async_callback(engine.stop)
             await _start(engine)
@@ -215,9 +218,7 @@ def _data_app(
     allow_origins(app, settings.cors_origin)
     # Who listens on all addresses means others too, who know them by other names.
     only_loopback = not has_keys and settings.host not in ("", "0.0.0.0", "::")  # noqa: S104
-    app.add_middleware(
-        HostMiddleware, names=settings.allowed_host, only_loopback=only_loopback
-    )
+    app.add_middleware(HostMiddleware, names=settings.allowed_host, only_loopback=only_loopback)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, access_log=settings.access_log)
     return app
@@ -237,6 +238,14 @@ def _own_data_dir(data_dir: Path) -> None:
         private_folder(data_dir)
     except OSError as error:
         raise ConfigError(f"data_dir: {data_dir} cannot be made: {error.strerror}") from error
+
+
+def _fetch_policy(settings: ServerSettings) -> FetchPolicy:
+    return FetchPolicy(
+        http=settings.import_http,
+        networks=tuple(map(ip_network, settings.import_network)),
+        seconds=settings.import_seconds,
+    )
 
 
 def _database_url(settings: ServerSettings, data_dir: Path) -> str | URL:

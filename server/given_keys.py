@@ -1,4 +1,4 @@
-"""What a key that an operator chooses must be like: one that a header can carry and nobody guesses."""
+"""What a key that an operator chooses must be like: headers can carry it, nobody guesses it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,4 @@ USABLE_KEY = (
 
 def is_usable_key(key: str) -> bool:
     # Blanks around a header's value are not part of it: such a key would never be accepted.
-    return (
-        len(key) >= MIN_CHARACTERS
-        and key.isascii()
-        and key.isprintable()
-        and key.strip() == key
-    )
+    return len(key) >= MIN_CHARACTERS and key.isascii() and key.isprintable() and key.strip() == key

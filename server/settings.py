@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,6 +107,22 @@ class ServerSettings(BaseSettings):
         int, _tenants("Port of the admin API; 0: any free one.", ge=0, le=65535)
     ] = 8001
     import_root: Annotated[Path, _tenants("Folder under which local adapters must be.")] = Path()
+    import_http: Annotated[
+        bool, _tenants("Import adapters from http:// too, which anybody on the way can change.")
+    ] = False
+    import_network: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        _tenants(
+            "A network whose web servers adapters may be imported from, as 10.0.0.0/8, though its "
+            "addresses are not of the internet; repeat for more. In REMIX_IMPORT_NETWORK: "
+            "separated by commas. None by default."
+        ),
+    ] = ()
+    import_seconds: Annotated[
+        float,
+        _tenants("Time that an import may take; again, it goes on.", gt=0, allow_inf_nan=False),
+    ] = 3600.0
     admin_key: SecretStr | None = None
     """Key of the admin API. Given in the environment only: others can read a command line."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
@@ -123,7 +140,7 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"expected {USABLE_KEY}")
         return key
 
-    @field_validator("cors_origin", "allowed_host", mode="before")
+    @field_validator("cors_origin", "allowed_host", "import_network", mode="before")
     @classmethod
     def _split(cls, given: object) -> object:
         return tuple(given.replace(",", " ").split()) if isinstance(given, str) else given
@@ -138,6 +155,18 @@ class ServerSettings(BaseSettings):
                     "models.example, 10.0.0.5 or [fd00::5]"
                 )
         return tuple(host.lower() for host in hosts)
+
+    @field_validator("import_network")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; expected a network as 10.0.0.0/8 or an address"
+                ) from None
+        return networks
 
     @field_validator("cors_origin")
     @classmethod

@@ -15,8 +15,8 @@ from server.http.request import PROBES, label_error
 
 
 class HostMiddleware:
-    """With `names` every request but a probe has to name one of them or a loopback address. Without,
-    only those have to that come to a loopback address, and only with `only_loopback`."""
+    """With `names` every request but a probe has to name one of them or a loopback address. Without
+    any only those have to that come to a loopback address, and only with `only_loopback`."""
 
     def __init__(self, app: ASGIApp, names: Collection[str], *, only_loopback: bool) -> None:
         self._app = app

@@ -5,22 +5,26 @@ from server.store.errors import (
     RejectedAdapterError,
     SourceError,
     SourceMissingError,
+    SourceTooSlowError,
     SourceUnavailableError,
     StoreError,
     StoreFullError,
     UnknownDigestError,
 )
 from server.store.quarantine import Quarantined
+from server.store.sources import FetchPolicy
 from server.store.store import AdapterStore, Progress, StoredAdapter
 
 __all__ = [
     "AdapterStore",
+    "FetchPolicy",
     "ImportStoppedError",
     "Progress",
     "Quarantined",
     "RejectedAdapterError",
     "SourceError",
     "SourceMissingError",
+    "SourceTooSlowError",
     "SourceUnavailableError",
     "StoreError",
     "StoreFullError",

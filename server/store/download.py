@@ -12,31 +12,39 @@ from pathlib import Path
 from remix_runtime.errors import CheckpointFormatError
 from server.store.errors import (
     ImportStoppedError,
+    SourceTooSlowError,
     SourceUnavailableError,
     StoreError,
     StoreFullError,
 )
+from server.store.pace import Pace
 from server.store.sources.base import RangeRefusedError, Source, SourceFile
 
 CHUNK_BYTES = 8 << 20
 
 
 def download(
-    source: Source, files: Sequence[SourceFile], folder: Path, *, advanced: Callable[[int], None]
+    source: Source,
+    files: Sequence[SourceFile],
+    folder: Path,
+    *,
+    pace: Pace,
+    advanced: Callable[[int], None],
 ) -> None:
-    """Completes `files` in `folder`, which may hold parts of them.
+    """Completes `files` in `folder`, which may hold parts of them, as fast as `pace` demands.
 
     After every part `advanced` is called with the bytes of all files that are there. It may raise,
     to end the download.
     """
     before = 0
+    pace.begin()
     for file in files:
         start = before
 
         def file_advanced(have: int, start: int = start) -> None:
             advanced(start + have)
 
-        _download_file(source, file, folder / file.name, file_advanced)
+        _download_file(source, file, folder / file.name, pace, file_advanced)
         before += file.size
 
 
@@ -54,7 +62,7 @@ def verify(files: Sequence[SourceFile], folder: Path) -> None:
 
 
 def _download_file(
-    source: Source, file: SourceFile, path: Path, advanced: Callable[[int], None]
+    source: Source, file: SourceFile, path: Path, pace: Pace, advanced: Callable[[int], None]
 ) -> None:
     with _writing():
         path.touch()
@@ -77,9 +85,10 @@ def _download_file(
                     _append(path, part)
                     have += len(part)
                     advanced(have)
+                    pace.came(len(part))
         except RangeRefusedError:
             have = _start_again(path)
-        except ImportStoppedError:
+        except (ImportStoppedError, SourceTooSlowError):
             raise
         except SourceUnavailableError:
             # A connection that breaks now and then still arrives; one that brings nothing is over.

@@ -4,7 +4,8 @@ StoreError
 ├── SourceError             this source is not read: its address, its files, their sizes
 │   └── SourceMissingError      there is no adapter
 ├── SourceUnavailableError  it could not be read now; importing it again continues
-│   └── ImportStoppedError      who wanted it went away, or the store was closed
+│   ├── ImportStoppedError      who wanted it went away, or the store was closed
+│   └── SourceTooSlowError      it brought too little, or took too long
 ├── RejectedAdapterError    what came is no valid adapter; it lies in quarantine
 ├── StoreFullError          there is no room on the disk
 └── UnknownDigestError      no adapter of this digest is in the store
@@ -33,6 +34,10 @@ class SourceUnavailableError(StoreError):
 
 class ImportStoppedError(SourceUnavailableError):
     """Whoever asked for the import went away, or the store was closed."""
+
+
+class SourceTooSlowError(SourceUnavailableError):
+    """The source brought less than the least rate, or took longer than an import may."""
 
 
 class RejectedAdapterError(StoreError):

@@ -58,7 +58,7 @@ class Quarantine:
         for folder in sorted(self._root.iterdir(), reverse=True):
             try:
                 found.append(Quarantined(**json.loads((folder / REASON_FILE).read_text())))
-            except (OSError, ValueError, TypeError):  # being removed; or cut short by a power failure
+            except (OSError, ValueError, TypeError):  # being removed, or cut short
                 continue
         return found
 

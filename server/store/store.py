@@ -44,14 +44,25 @@ from server.store.errors import (
     UnknownDigestError,
 )
 from server.store.incoming import Incoming
+from server.store.pace import Pace
 from server.store.quarantine import Quarantine, Quarantined
-from server.store.sources import PROTOCOLS, Source, SourceFile, open_source
+from server.store.sources import (
+    PROTOCOLS,
+    FetchPolicy,
+    Source,
+    SourceFile,
+    open_source,
+    place_of,
+)
 from server.store.sources.base import check_files
+from server.store.turns import Turns
 
 log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_THREADS = 8
+_THREADS = 32
+_AT_ONE_PLACE = 4
+"""Imports from one web server, object store or disk at a time: others go on while it hangs."""
 _TRIES = 3
 """The most times that a source may change while it is read."""
 _KEEP_PARTIAL_SECONDS = 24 * 3600
@@ -92,12 +103,14 @@ class AdapterStore:
         *,
         protocols: Set[str] = PROTOCOLS,
         import_root: Path | None = None,
+        policy: FetchPolicy | None = None,
         quarantine_entries: int = 32,
         quarantine_bytes: int = 8 << 30,
     ) -> None:
         self._root = Path(os.path.abspath(root))
         self._protocols = protocols
         self._import_root = import_root
+        self._policy = policy or FetchPolicy()
         self._adapters = self._root / "adapters"
         if not private_folder(self._root):
             log.warning("%s: others may look into this folder of another user", self._root)
@@ -110,6 +123,8 @@ class AdapterStore:
         self._validating = threading.Lock()  # it takes twice an adapter's size in memory
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="remix-store")
+        self._collector = ThreadPoolExecutor(1, thread_name_prefix="remix-collector")
+        self._turns = Turns(_AT_ONE_PLACE)
         self._incoming.sweep(max_age_seconds=_KEEP_PARTIAL_SECONDS)
 
     async def import_from(
@@ -131,14 +146,15 @@ class AdapterStore:
             if progress is not None and total:
                 loop.call_soon_threadsafe(progress, Progress(done=done, total=total))
 
-        work = loop.run_in_executor(self._threads, self._import, source, advanced)
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            with suppress(Exception):
-                await work
-            raise
+        async with self._turns.turn(place_of(source)):
+            work = loop.run_in_executor(self._threads, self._import, source, advanced)
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stop.set()
+                with suppress(Exception):
+                    await work
+                raise
 
     def folder(self, digest: str) -> Path:
         """The folder of a digest. Raises `UnknownDigestError`, also for what is no digest."""
@@ -164,24 +180,32 @@ class AdapterStore:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._threads, self._collect_garbage, frozenset(keep), min_age_seconds
+            self._collector, self._collect_garbage, frozenset(keep), min_age_seconds
         )
 
     def close(self) -> None:
         """Ends running imports at their next read; they can be continued."""
         self._closed.set()
         self._threads.shutdown(wait=False)
+        self._collector.shutdown(wait=False)
 
     def _import(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
         advanced(0, 0)
-        source = open_source(text, protocols=self._protocols, import_root=self._import_root)
+        pace = Pace(text[:200], self._policy.seconds)
+        source = open_source(
+            text,
+            pace=pace,
+            protocols=self._protocols,
+            import_root=self._import_root,
+            policy=self._policy,
+        )
         for _ in range(_TRIES):
             files = source.files()
             check_files(files, source.address)
             total = sum(file.size for file in files)
             self._check_room(total)
             with self._incoming.claim(source.address, files) as folder:
-                download(source, files, folder, advanced=partial(advanced, total))
+                download(source, files, folder, pace=pace, advanced=partial(advanced, total))
                 if source.files() == files:
                     return self._admit(folder, source, files)
         raise SourceUnavailableError(

@@ -17,7 +17,7 @@ class OutsideError(OSError):
 
 
 def open_beneath(root: Path, path: PurePath, flags: int) -> int:
-    """Opens `path`, which is relative to `root`, as `os.open` does; what is outside is never opened.
+    """Opens `path`, relative to `root`, as `os.open` does; what is outside is never opened.
 
     Every step is taken from the folder that the last one opened, and links are followed here, not
     by the kernel. `root` must be free of links. Raises `OSError`.

@@ -8,12 +8,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from server.store.errors import SourceError
+from server.store.pace import Pace
 from server.store.sources.base import Source, SourceFile
 from server.store.sources.hub import HubSource
 from server.store.sources.local import LocalSource
+from server.store.sources.policy import FetchPolicy
 from server.store.sources.remote import RemoteSource
+from server.store.sources.web import WebSource
 
-__all__ = ["PROTOCOLS", "Source", "SourceFile", "open_source"]
+__all__ = ["PROTOCOLS", "FetchPolicy", "Source", "SourceFile", "open_source", "place_of"]
 
 PROTOCOLS = frozenset({"file", "s3", "gs", "az", "http", "https", "hf"})
 
@@ -21,11 +24,17 @@ _HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w-][\w./-]*))?", re.ASCII)
 
 
 def open_source(
-    text: str, *, protocols: Set[str] = PROTOCOLS, import_root: Path | None = None
+    text: str,
+    *,
+    pace: Pace,
+    protocols: Set[str] = PROTOCOLS,
+    import_root: Path | None = None,
+    policy: FetchPolicy | None = None,
 ) -> Source:
     """The source that `text` names: a path, `file://`, `hf://OWNER/NAME[@REVISION]` or another URL
     of an allowed protocol. A folder of this machine is relative to `import_root` and must be under
-    it. Raises `SourceError`, and for the hub `SourceUnavailableError`."""
+    it; what the web may be asked for is in `policy`. Raises `SourceError`, and for the hub
+    `SourceUnavailableError`."""
     if (folder := _local_folder(text)) is not None and "file" in protocols:
         return LocalSource(folder, import_root)
     protocol, is_url, rest = text.partition("://")
@@ -46,7 +55,16 @@ def open_source(
         return HubSource(hub[1], hub[2])
     if protocol in ("http", "https"):
         _check_web_address(text)
+        return WebSource(text.rstrip("/"), policy or FetchPolicy(), pace)
     return RemoteSource(protocol, text.rstrip("/"))
+
+
+def place_of(text: str) -> str:
+    """What serves a source: sources of one place are slow together."""
+    protocol, is_url, rest = text.partition("://")
+    if not is_url or protocol == "file":
+        return "file"
+    return f"{protocol}://{rest.partition('/')[0].lower()}"
 
 
 def _local_folder(text: str) -> Path | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
 from remix_runtime.adapter.checkpoint.writer import README_FILE
 from remix_runtime.errors import RemixError
 from server.store.errors import SourceError, SourceMissingError, SourceUnavailableError
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = {
     CONFIG_FILE: DEFAULT_LIMITS.config_bytes,
@@ -86,14 +90,35 @@ def check_files(files: list[SourceFile], address: str) -> None:
 
 @contextmanager
 def reading(address: str) -> Iterator[None]:
-    """Turns what a client library raises into our two errors: every one has a tree of its own."""
+    """Turns what a client library raises into our two errors: every one has a tree of its own.
+
+    What an error says may be a part of what the source answered, which is for the log only: who
+    names a source must not be told what others would be told there."""
     try:
         yield
     except (RemixError, RangeRefusedError):
         raise
     except Exception as error:
-        what = f"{address}: {type(error).__name__}: {error}"[:500]
+        log.info("%s: %.500r", address, error)
+        what = f"{address}: {without_content(error)}"
         refused = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
-        if refused or getattr(error, "status", None) in (401, 403, 404, 410):
+        if refused or _status(error) in (401, 403, 404, 410):
             raise SourceError(what) from error
         raise SourceUnavailableError(what) from error
+
+
+def without_content(error: Exception) -> str:
+    """What went wrong, of which nothing comes from the source but an HTTP status."""
+    if (status := _status(error)) is not None:
+        return f"HTTP status {status}"
+    number = error.errno if isinstance(error, OSError) else None
+    reason = f": {os.strerror(number)}" if isinstance(number, int) and number > 0 else ""
+    return f"{type(error).__name__}{reason}"
+
+
+def _status(error: Exception) -> int | None:
+    for found in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code"):
+            if isinstance(status := getattr(found, name, None), int):
+                return status
+    return None

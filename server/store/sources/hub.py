@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from server.store.errors import SourceError, SourceMissingError
-from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading
+from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading, without_content
 from server.store.sources.remote import BLOCK_BYTES
 
 
@@ -25,7 +25,7 @@ class HubSource:
             try:
                 info = HfApi().model_info(repository, revision=revision, files_metadata=True)
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-                raise SourceMissingError(f"{name}: {str(error)[:500]}") from error
+                raise SourceMissingError(f"{name}: {without_content(error)}") from error
         if info.sha is None:
             raise SourceError(f"{name}: the hub names no commit")
         self.address = f"hf://{repository}@{info.sha}"

@@ -1,21 +1,15 @@
-"""A folder behind an fsspec URL: object stores and web servers."""
+"""A folder behind an fsspec URL: an object store, or as in `web.py` a web server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import fsspec
 
 from server.store.errors import SourceError
-from server.store.sources.base import (
-    MAX_BYTES,
-    RangeRefusedError,
-    Readable,
-    SourceFile,
-    reading,
-)
+from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading
 
 BLOCK_BYTES = 8 << 20
 """Bytes that one request to an object store asks for."""
@@ -30,10 +24,8 @@ _WEAK = ("Last-Modified", "LastModified", "last_modified", "modified", "created"
 class RemoteSource:
     """Asks for the allowed names one by one and lists nothing: what else is there never matters."""
 
-    def __init__(self, protocol: str, url: str) -> None:
+    def __init__(self, protocol: str, url: str, **options: Any) -> None:
         self.address = url
-        self._web = protocol in ("http", "https")
-        options: dict[str, Any] = {"client_kwargs": {"timeout": _timeout()}} if self._web else {}
         try:
             # A cached instance would remember what the files were at the last import.
             self._fs = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
@@ -49,7 +41,7 @@ class RemoteSource:
         found = []
         for name in MAX_BYTES:
             try:
-                with reading(self.address):
+                with self._reading():
                     info = self._info(f"{self._root}/{name}")
             except SourceError as error:
                 if isinstance(error.__cause__, FileNotFoundError):
@@ -61,33 +53,18 @@ class RemoteSource:
     @contextmanager
     def open(self, file: SourceFile, offset: int) -> Iterator[Readable]:
         path = f"{self._root}/{file.name}"
-        with reading(self.address):
-            if self._web:
-                # One request, read as it comes: a server that sends more than it was asked for
-                # costs no memory. The size given here saves a question.
-                headers = {"Accept-Encoding": "identity"}
-                if offset:
-                    headers["Range"] = f"bytes={offset}-"
-                with self._fs.open(
-                    path, "rb", block_size=0, size=file.size, headers=headers
-                ) as stream:
-                    if offset and stream.r.status != 206:
-                        raise RangeRefusedError
-                    yield stream
-            else:
-                with self._fs.open(path, "rb", block_size=BLOCK_BYTES, cache_type="none") as stream:
-                    stream.seek(offset)
-                    yield stream
+        with (
+            self._reading(),
+            self._fs.open(path, "rb", block_size=BLOCK_BYTES, cache_type="none") as stream,
+        ):
+            stream.seek(offset)
+            yield stream
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self.address)
 
     def _info(self, path: str) -> Mapping[str, object]:
-        try:
-            return cast(Mapping[str, object], self._fs.info(path))
-        except FileNotFoundError as error:
-            # The HTTP file system says so of every failure; the cause tells which one it was.
-            cause = error.__cause__
-            if cause is None or getattr(cause, "status", None) in (404, 410) or not self._web:
-                raise
-            raise cause from None
+        return cast(Mapping[str, object], self._fs.info(path))
 
     def _describe(self, name: str, info: Mapping[str, object]) -> SourceFile:
         size = info.get("size")
@@ -103,10 +80,3 @@ class RemoteSource:
             version=repr(sorted((key, str(value)) for key, value in marks.items())),
             resumable=any(not mark.startswith("W/") for mark in strong),
         )
-
-
-def _timeout() -> object:
-    """Limits silence, and not the length of a whole download as aiohttp would."""
-    import aiohttp
-
-    return cast(object, aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60))

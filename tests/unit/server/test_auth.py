@@ -88,9 +88,7 @@ async def test_right_key(server: Server, scheme: str) -> None:
         *(f" {KEY}", f"{KEY} ", f"\t{KEY}", f"{KEY}\n"),  # no header says the blank
     ],
 )
-def test_unusable_keys_are_refused(
-    monkeypatch: pytest.MonkeyPatch, key: str, setting: str
-) -> None:
+def test_unusable_keys_are_refused(monkeypatch: pytest.MonkeyPatch, key: str, setting: str) -> None:
     # An empty variable must not leave a server open that its owner believes closed.
     variable = f"REMIX_{setting.upper()}"
     monkeypatch.setenv(variable, key)

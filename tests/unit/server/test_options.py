@@ -60,6 +60,7 @@ def test_options_tell_texts_and_defaults_of_the_fields(app: typer.Typer) -> None
     assert shown["token_seconds"] == "0"
     assert shown["max_tokens_per_step"] == "embedded: 256, vllm: its choice"
     assert shown["enforce_eager"] == "no"
+    assert shown["import_http"] == "no"
     assert shown["threads"] is shown["engine_args"] is False  # the text has it
 
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from remix_runtime.adapter.checkpoint import write_checkpoint
-from server.store import AdapterStore, Progress
+from server.store import AdapterStore, FetchPolicy, Progress
 from tests.unit.adapter.checkpoint.adapters import (
     CONFIG,
     TENSOR_FILE,
@@ -17,6 +18,9 @@ from tests.unit.adapter.checkpoint.adapters import (
 from tests.unit.store.web import FileWeb
 
 MakeAdapter = Callable[..., Path]
+
+TO_TESTS = FetchPolicy(http=True, networks=(ip_network("127.0.0.1"),))
+"""The servers of tests are on this machine."""
 
 
 def write_adapter(path: Path, seed: int = 0) -> str:
@@ -41,7 +45,8 @@ def adapter(tmp_path: Path) -> Path:
 def store(tmp_path: Path) -> Iterator[AdapterStore]:
     store = AdapterStore(
         tmp_path / "store",
-        protocols={"file", "http", "s3", "hf", "memory"},
+        protocols={"file", "http", "https", "s3", "hf", "memory"},
+        policy=TO_TESTS,
         quarantine_entries=3,
     )
     yield store

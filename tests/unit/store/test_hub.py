@@ -16,15 +16,17 @@ from server.store import (
     RejectedAdapterError,
     SourceMissingError,
     SourceUnavailableError,
+    StoreError,
 )
 from server.store import download as download_module
 from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, TENSOR_FILE
 from tests.unit.store.conftest import contents, import_to_the_half, leftovers, write_adapter
-from tests.unit.store.web import Hub
+from tests.unit.store.web import Hub, Reply
 
 ROOT = Path(__file__).parents[3]
 OLD, NEW = "a" * 40, "b" * 40
 CHUNK = 512
+SECRET = "inside-information"
 
 
 @pytest.fixture
@@ -119,6 +121,19 @@ async def test_hub_that_is_down(store: AdapterStore, hub: Hub) -> None:
     hub.down = True
     with pytest.raises(SourceUnavailableError, match="503"):
         await store.import_from("hf://owner/pirate")
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+async def test_errors_say_nothing_of_what_was_answered(
+    store: AdapterStore, hub: Hub, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    code = "RepoNotFound" if status == 404 else "GatedRepo"
+    headers = {"X-Error-Code": code, "X-Error-Message": SECRET, "X-Request-Id": SECRET}
+    body = f'{{"error": "{SECRET}"}}'.encode()
+    monkeypatch.setattr(hub, "reply", lambda *_: Reply(status, headers, body))
+    with pytest.raises(StoreError, match=f"hf://owner/pirate: HTTP status {status}") as told:
+        await store.import_from("hf://owner/pirate")
+    assert SECRET not in str(told.value)
 
 
 def test_endpoint_comes_from_the_environment(hub: Hub, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from server.store import AdapterStore, SourceError, SourceUnavailableError
+from server.store import AdapterStore, SourceError, SourceUnavailableError, StoreError
 from server.store import download as download_module
 from tests.unit.adapter.checkpoint.adapters import TENSOR_FILE
 from tests.unit.store.conftest import contents, import_to_the_half, leftovers, write_adapter
-from tests.unit.store.web import Proxy
+from tests.unit.store.web import Proxy, Reply
 
 CHUNK = 512
+SECRET = "inside-information"
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,17 @@ async def test_missing_bucket_and_missing_object(
     for source in ("s3://nowhere/adapter", "s3://bucket"):
         with pytest.raises(SourceError):
             await store.import_from(source)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+async def test_errors_say_nothing_of_what_was_answered(
+    store: AdapterStore, s3: Proxy, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    body = f"<Error><Code>{SECRET}</Code><Message>{SECRET}</Message></Error>".encode()
+    monkeypatch.setattr(s3, "reply", lambda *_: Reply(status, {"x-amz-request-id": SECRET}, body))
+    with pytest.raises(StoreError) as told:
+        await store.import_from("s3://bucket/adapter")
+    assert SECRET not in str(told.value)
 
 
 async def test_server_that_fails(store: AdapterStore, s3: Proxy) -> None:

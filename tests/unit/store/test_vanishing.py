@@ -1,4 +1,4 @@
-"""Folders that another thread or process removes while they are looked at are gone, and no error."""
+"""What another thread or process removes while it is looked at is gone, and no error."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ async def test_an_unreachable_server_is_named_without_its_password() -> None:
 
 async def test_an_unreachable_server_is_named_without_what_its_query_has() -> None:
     query = "password=secret&sslpassword=secret&host=127.0.0.1"
-    with pytest.raises(DatabaseUnavailableError, match="postgresql.*name") as refused:
+    with pytest.raises(DatabaseUnavailableError, match=r"postgresql.*name") as refused:
         await Directory.open(f"postgresql://user@127.0.0.1:1/name?{query}")
     assert "secret" not in str(refused.value)
 

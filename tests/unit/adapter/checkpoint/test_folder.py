@@ -94,7 +94,7 @@ def test_links_out_of_the_root_are_refused(folder, layout, name):
         if outside.is_relative_to(inside):  # a volume holds what its links lead to
             continue
         with (
-            pytest.raises(CheckpointFormatError, match="found a (link|folder) out of"),
+            pytest.raises(CheckpointFormatError, match=r"found a (link|folder) out of"),
             open_folder(named, root=inside) as files,
         ):
             files.read(name, max_bytes=1 << 20)
@@ -168,7 +168,7 @@ def test_names_that_are_swapped_after_the_look_lead_nowhere(
 
     monkeypatch.setattr(os.path, "realpath", look_and_swap)
     with (
-        pytest.raises(CheckpointFormatError, match="found a (link|folder) out of"),
+        pytest.raises(CheckpointFormatError, match=r"found a (link|folder) out of"),
         open_folder(named, root=root) as files,
     ):
         pytest.fail(str(files.read(CONFIG_FILE, max_bytes=1 << 20)))
