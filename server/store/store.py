@@ -51,6 +51,7 @@ from server.store.sources import (
     FetchPolicy,
     Source,
     SourceFile,
+    is_of_the_web,
     open_source,
     place_of,
 )
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _THREADS = 32
+"""For the web, and as many for all else, which slow hosts, however many, do not hold up."""
 _AT_ONE_PLACE = 4
 """Imports from one web server, object store or disk at a time: others go on while it hangs."""
 _TRIES = 3
@@ -123,6 +125,7 @@ class AdapterStore:
         self._validating = threading.Lock()  # it takes twice an adapter's size in memory
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="remix-store")
+        self._web_threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="remix-web")
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="remix-collector")
         self._turns = Turns(_AT_ONE_PLACE)
         self._incoming.sweep(max_age_seconds=_KEEP_PARTIAL_SECONDS)
@@ -147,7 +150,8 @@ class AdapterStore:
                 loop.call_soon_threadsafe(progress, Progress(done=done, total=total))
 
         async with self._turns.turn(place_of(source)):
-            work = loop.run_in_executor(self._threads, self._import, source, advanced)
+            threads = self._web_threads if is_of_the_web(source) else self._threads
+            work = loop.run_in_executor(threads, self._import, source, advanced)
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:
@@ -186,8 +190,8 @@ class AdapterStore:
     def close(self) -> None:
         """Ends running imports at their next read; they can be continued."""
         self._closed.set()
-        self._threads.shutdown(wait=False)
-        self._collector.shutdown(wait=False)
+        for threads in (self._threads, self._web_threads, self._collector):
+            threads.shutdown(wait=False)
 
     def _import(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
         advanced(0, 0)

@@ -16,7 +16,15 @@ from server.store.sources.policy import FetchPolicy
 from server.store.sources.remote import RemoteSource
 from server.store.sources.web import WebSource
 
-__all__ = ["PROTOCOLS", "FetchPolicy", "Source", "SourceFile", "open_source", "place_of"]
+__all__ = [
+    "PROTOCOLS",
+    "FetchPolicy",
+    "Source",
+    "SourceFile",
+    "is_of_the_web",
+    "open_source",
+    "place_of",
+]
 
 PROTOCOLS = frozenset({"file", "s3", "gs", "az", "http", "https", "hf"})
 
@@ -60,11 +68,17 @@ def open_source(
 
 
 def place_of(text: str) -> str:
-    """What serves a source: sources of one place are slow together."""
+    """What serves a source, sources of one place being slow together: a host of the web, and of
+    the places that the operator has set up the protocol."""
     protocol, is_url, rest = text.partition("://")
-    if not is_url or protocol == "file":
+    if not is_url:
         return "file"
-    return f"{protocol}://{rest.partition('/')[0].lower()}"
+    return f"{protocol}://{rest.partition('/')[0].lower()}" if is_of_the_web(text) else protocol
+
+
+def is_of_the_web(text: str) -> bool:
+    """Whether whoever names the source says which host is asked."""
+    return text.startswith(("http://", "https://"))
 
 
 def _local_folder(text: str) -> Path | None:

@@ -2,25 +2,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from remix_runtime.adapter.checkpoint import write_checkpoint
-from server.store import AdapterStore, FetchPolicy, Progress
+from server.store import AdapterStore, Progress
 from tests.unit.adapter.checkpoint.adapters import (
     CONFIG,
     TENSOR_FILE,
     make_layers,
     make_parity,
 )
-from tests.unit.store.web import FileWeb
+from tests.unit.store.web import TO_TESTS, FileWeb
 
 MakeAdapter = Callable[..., Path]
-
-TO_TESTS = FetchPolicy(http=True, networks=(ip_network("127.0.0.1"),))
-"""The servers of tests are on this machine."""
 
 
 def write_adapter(path: Path, seed: int = 0) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from server.store import AdapterStore, RejectedAdapterError
 from server.store import download as download_module
+from tests.unit.store.web import TO_TESTS
 
 _STEPS = {
     "open",
@@ -31,7 +32,7 @@ def work(root: str, sources: Sequence[str], started: Connection) -> None:
     download_module.CHUNK_BYTES = 256
     started.send(True)
     while True:
-        store = AdapterStore(Path(root))
+        store = AdapterStore(Path(root), policy=TO_TESTS)
         asyncio.run(_round(store, sources))
         store.close()
 
@@ -60,7 +61,7 @@ def work_to_step(root: str, source: str, collect: bool, step: int, counted: Conn
         steps += 1
 
     sys.addaudithook(count)
-    store = AdapterStore(Path(root))
+    store = AdapterStore(Path(root), policy=TO_TESTS)
     with suppress(RejectedAdapterError):
         asyncio.run(store.import_from(source))
     if collect:

@@ -19,7 +19,7 @@ from tests.forkserver import context
 from tests.unit.adapter.checkpoint.adapters import edit_config
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.crash import work, work_to_step
-from tests.unit.store.web import FileWeb
+from tests.unit.store.web import TO_TESTS, FileWeb
 
 ROUNDS = int(os.environ.get("REMIX_CRASH_ROUNDS", "40"))
 
@@ -46,7 +46,7 @@ def check_what_is_visible(root: Path) -> None:
 
 async def recover(root: Path, good: dict[str, Path], bad: Path) -> None:
     """What a restarted server does; `good` maps sources to the folders they are."""
-    store = AdapterStore(root)
+    store = AdapterStore(root, policy=TO_TESTS)
     for source, folder in good.items():
         stored = await store.import_from(source)
         assert contents(stored.folder) == contents(folder)

@@ -20,15 +20,17 @@ from server.store import (
     SourceError,
     SourceTooSlowError,
     SourceUnavailableError,
+    StoredAdapter,
     StoreError,
 )
 from server.store import pace as pace_module
+from server.store import store as store_module
 from server.store.pace import Pace
 from server.store.turns import Turns
 from server.tenancy.records import AdapterRecord
 from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE
-from tests.unit.store.conftest import TO_TESTS, contents, leftovers, write_adapter
-from tests.unit.store.web import FileWeb, Reply
+from tests.unit.store.conftest import contents, leftovers, write_adapter
+from tests.unit.store.web import TO_TESTS, FileWeb, Reply
 
 SECRET = "inside-information"
 INSIDE = (
@@ -252,9 +254,13 @@ async def test_an_import_has_an_end(stores: Any, web: FileWeb) -> None:
 
 
 async def test_sources_that_hang_hold_up_nobody_else(
-    store: AdapterStore, web: FileWeb, adapter: Path, tmp_path: Path
+    web: FileWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More of them than there were threads for all."""
+    """More of them than threads, and at more hosts than there are threads for."""
+    monkeypatch.setattr(store_module, "_THREADS", 8)
+    store = AdapterStore(
+        tmp_path / "few", policy=FetchPolicy(http=True, networks=(ip_network("127.0.0.0/8"),))
+    )
     go_on, hanging = threading.Event(), threading.Semaphore(0)
 
     def hang(path: str) -> None:
@@ -264,21 +270,29 @@ async def test_sources_that_hang_hold_up_nobody_else(
     web.before = hang
     other = FileWeb(web.files)
     write_adapter(tmp_path / "local", seed=1)
-    slow = [asyncio.ensure_future(store.import_from(f"{web.url}/adapter")) for _ in range(40)]
-    try:
+    slow: list[asyncio.Future[StoredAdapter]] = []
+
+    async def hang_at(source: str) -> None:
+        slow.extend(asyncio.ensure_future(store.import_from(source)) for _ in range(20))
         for _ in range(4):
             assert await asyncio.to_thread(hanging.acquire, timeout=60)
-        async with asyncio.timeout(60):
-            await store.import_from(str(tmp_path / "local"))
+
+    try:
+        async with asyncio.timeout(120):
+            await hang_at(f"{web.url}/adapter")
             await store.import_from(f"{other.url}/adapter")
+            await hang_at(f"{web.url.replace('127.0.0.1', 'localhost')}/adapter")
+            await store.import_from(str(tmp_path / "local"))
             await store.collect_garbage(frozenset(store.digests()), min_age_seconds=3600)
         assert not any(task.done() for task in slow)
-        for task in slow[4:]:
+        for task in (*slow[4:20], *slow[24:]):
             task.cancel()
     finally:
         go_on.set()
         await asyncio.gather(*slow, return_exceptions=True)
         other.close()
+        store.close()
+    assert [task for task in slow if not task.cancelled()] == [*slow[:4], *slow[20:24]]
     assert {task.result().digest for task in slow[:4]} <= {*store.digests()}
 
 

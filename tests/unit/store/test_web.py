@@ -17,8 +17,8 @@ from server.store import (
     SourceUnavailableError,
 )
 from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, PARITY_FILE, TENSOR_FILE
-from tests.unit.store.conftest import TO_TESTS, contents, leftovers, write_adapter
-from tests.unit.store.web import Cut, FileWeb
+from tests.unit.store.conftest import contents, leftovers, write_adapter
+from tests.unit.store.web import TO_TESTS, Cut, FileWeb
 
 
 def size(web: FileWeb, name: str = TENSOR_FILE) -> int:

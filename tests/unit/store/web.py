@@ -11,8 +11,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from server.store import FetchPolicy
+
+TO_TESTS = FetchPolicy(http=True, networks=(ip_network("127.0.0.1"),))
+"""The servers of tests are on this machine."""
 
 
 @dataclass(frozen=True)
