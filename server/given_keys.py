@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MIN_CHARACTERS = 8
+MIN_CHARACTERS = 4
 
 USABLE_KEY = (
     f"at least {MIN_CHARACTERS} characters, printable ASCII only, without a blank at either end"
