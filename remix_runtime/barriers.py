@@ -16,6 +16,7 @@ theirs.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, MutableMapping
@@ -23,7 +24,11 @@ from pathlib import Path
 
 from remix_runtime.threads import cores_of_process
 
+log = logging.getLogger(__name__)
+
 PERIOD_SECONDS = 0.1
+_LAST_PAUSE_SECONDS = 60.0
+"""Seconds between two looks while they fail, at most."""
 
 _LEAST_WANTED = 0.2
 """Part of a period for which a thread has to want a core to tell anything."""
@@ -74,8 +79,16 @@ class BarrierWatch(threading.Thread):
         return self._crowd is not None
 
     def run(self) -> None:
-        while not self._stopping.wait(PERIOD_SECONDS):
-            self.look()
+        pause, logged = PERIOD_SECONDS, False
+        while not self._stopping.wait(pause):
+            try:
+                self.look()
+            except Exception:  # the threads wait as they do now, and no request is wrong by it
+                if not logged:
+                    log.exception("how threads wait is not watched; tried again, logged once")
+                pause, logged = min(2 * pause, _LAST_PAUSE_SECONDS), True
+            else:
+                pause = PERIOD_SECONDS
         self._leave()
 
     def stop(self) -> None:

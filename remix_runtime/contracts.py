@@ -262,6 +262,8 @@ class Health:
     alive: bool
     ready: bool
     reason: str = ""
+    failing: tuple[str, ...] = ()
+    """Tasks of the engine that do not work, and that requests can do without."""
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@ runs the server."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -20,6 +19,7 @@ from starlette.types import Scope
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import ConfigError
 from remix_runtime.private import private_folder
+from remix_runtime.watch import Watch
 from server.admin.app import create_admin_app
 from server.admin.services import AdminServices
 from server.api import (
@@ -46,7 +46,7 @@ from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.folders import Folders
 from server.live.follower import Follower
-from server.live.garbage import collect_garbage_until
+from server.live.garbage import GarbageCollector
 from server.live.metrics import LiveMetrics
 from server.live.quotas import Quotas
 from server.live.sets import LiveSets
@@ -77,7 +77,9 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
         registry = CollectorRegistry()
         try:
             await _start(engine)
-            live = LiveAdapters(engine, unknown, LiveMetrics(registry))
+            watch, live_metrics = Watch(), LiveMetrics(registry)
+            live_metrics.failing.set_function(lambda: len(watch.failing))
+            live = LiveAdapters(engine, unknown, live_metrics)
             sets = LiveSets(engine.model.name, live)
             await load_single_set(engine, live, sets, adapters)
             key = settings.api_key
@@ -89,6 +91,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
                 sets=sets,
                 adapters=live,
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
+                watch=watch,
             )
             yield
         finally:
@@ -135,19 +138,19 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             stack.push_async_callback(engine.stop)
             await _start(engine)
 
-            live_metrics = LiveMetrics(registry)
+            watch, live_metrics = Watch(), LiveMetrics(registry)
+            live_metrics.failing.set_function(lambda: len(watch.failing))
             adapters = LiveAdapters(engine, Folders(directory, store), live_metrics)
             sets = LiveSets(engine.model.name, adapters)
             follower = Follower(
-                directory, adapters, sets, live_metrics, poll_seconds=settings.poll_seconds
+                directory, adapters, sets, live_metrics, watch, poll_seconds=settings.poll_seconds
             )
             log.info("loading the sets of the tenants")
             await follower.start()
             stack.push_async_callback(follower.stop)
-            stop = asyncio.Event()
-            group = await stack.enter_async_context(asyncio.TaskGroup())
-            group.create_task(collect_garbage_until(stop, directory, store, adapters))
-            stack.callback(stop.set)
+            collector = GarbageCollector(directory, store, adapters)
+            collector.start(watch)
+            stack.push_async_callback(collector.stop)
 
             services = Services(
                 settings=settings,
@@ -157,6 +160,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 sets=sets,
                 adapters=adapters,
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
+                watch=watch,
             )
             app.state.services = services
             admin.state.services = AdminServices(

@@ -23,11 +23,18 @@ import uvicorn
 from fastapi import FastAPI
 
 from remix_runtime.errors import ConfigError
+from remix_runtime.watch import TaskError, Watch, Watched
 from server.http.connection import BoundedConnection, ConnectionLimits, Door
 from server.services import Services
 from server.settings import ServerSettings
 
 log = logging.getLogger(__name__)
+
+ADMIN_TASK = "admin"
+"""Name of the watched task."""
+ADMIN_SIGN_SECONDS = 60.0
+"""Seconds of silence after which the admin API's server counts as hanging."""
+_BEAT_SECONDS = 10
 
 _OPEN_FILES = 65_536
 
@@ -90,14 +97,12 @@ async def run(
         if admin is None:
             await server.serve(sockets=[listener])
             return
-        admin_app, admin_listener = admin
-        beside = _SilentServer(_config(admin_app, settings, limits))
-        serving = asyncio.create_task(beside.serve(sockets=[admin_listener]))
+        beside = AdminServer(*admin, settings, limits=limits)
+        beside.start(services.watch)
         try:
             await server.serve(sockets=[listener])
         finally:
-            beside.should_exit = True
-            await serving
+            await beside.stop()
 
 
 def _open_files() -> int:
@@ -156,6 +161,67 @@ def _config(app: FastAPI, settings: ServerSettings, limits: _Limits) -> uvicorn.
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
+
+
+class AdminServer:
+    """Serves the admin app beside the other one, as a watched task. Closes its listener."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        settings: ServerSettings,
+        *,
+        limits: _Limits,
+    ) -> None:
+        self._app = app
+        self._listener = listener
+        self._settings = settings
+        self._limits = limits
+        self._server: _SilentServer | None = None
+        self._watched: Watched | None = None
+        self._stopping = False
+
+    def start(self, watch: Watch) -> None:
+        self._watched = watch.start(
+            ADMIN_TASK,
+            self._serve,
+            what="serving the admin API",
+            due_seconds=ADMIN_SIGN_SECONDS,
+            ends=True,
+        )
+
+    async def stop(self) -> None:
+        """Ends as uvicorn does: with what runs, but not for long."""
+        self._stopping = True
+        if self._server is not None:
+            self._server.should_exit = True
+        if self._watched is not None:
+            await self._watched.finish()
+        self._listener.close()
+
+    async def _serve(self, task: Watched) -> None:
+        if self._stopping:
+            return
+        config = _config(self._app, self._settings, self._limits)
+
+        async def beat() -> None:
+            task.beat()
+
+        config.callback_notify = beat
+        config.timeout_notify = _BEAT_SECONDS
+        self._server = _SilentServer(config)
+        # A server closes its sockets when it ends, and the next one needs the listener.
+        listener = self._listener.dup()
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            # uvicorn leaves these open when it is cancelled, and has none if it never started.
+            for server in getattr(self._server, "servers", ()):
+                server.close()
+            listener.close()
+        if not self._stopping:
+            raise TaskError("it ended")
 
 
 class _SilentServer(uvicorn.Server):

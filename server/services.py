@@ -11,6 +11,7 @@ from fastapi import Request
 
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import EngineBusyError
+from remix_runtime.watch import Watch
 from server.live.access import Access
 from server.live.adapters import LiveAdapters
 from server.live.quotas import Quotas
@@ -57,6 +58,8 @@ class Services:
     sets: LiveSets
     adapters: LiveAdapters
     metrics: Metrics
+    watch: Watch
+    """The server's long-lived tasks."""
     gate: Gate = field(default_factory=Gate)
     memory: Memory = field(default_factory=Memory)
     """Responses that clients may come back to."""

@@ -97,6 +97,11 @@ class EngineFront(ABC, Generic[S]):
     def _busy_since(self) -> float | None:
         """When the engine last made progress, on the monotonic clock; None while it has no work."""
 
+    @property
+    def _failing(self) -> tuple[str, ...]:
+        """Tasks that do not work, and that requests can do without."""
+        return ()
+
     @abstractmethod
     def _grammar_tokenizer(self) -> LLTokenizer:
         """The tokenizer as grammars need it. Called in another thread. Raises
@@ -140,7 +145,7 @@ class EngineFront(ABC, Generic[S]):
             return Health(alive=False, ready=False, reason=f"no progress for {STALL_SECONDS:g} s")
         if self._draining:
             return Health(alive=True, ready=False, reason="draining")
-        return Health(alive=True, ready=True)
+        return Health(alive=True, ready=True, failing=self._failing)
 
     def _require_alive(self) -> None:
         """Raises `EngineDeadError`."""

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.wire.answers import Status
-from server.services import services_of
+from server.services import Services, services_of
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -22,20 +22,25 @@ DOWN: dict[int | str, dict[str, Any]] = {503: {"model": Status, "description": "
 @router.get("/health", response_model=Status, responses=DOWN)
 async def health(http: Request) -> Response:
     """200 while the engine makes progress; 503 means: replace this process."""
-    state = services_of(http).engine.health()
+    services = services_of(http)
+    state = services.engine.health()
     if not state.alive:
         log.error("not alive: %s", state.reason)
-    return _answer(state.alive, "ok" if state.alive else "dead")
+    return _answer(services, state.alive, "ok" if state.alive else "dead")
 
 
 @router.get("/ready", response_model=Status, responses=DOWN)
 async def ready(http: Request) -> Response:
-    """200 while new requests are taken; 503 before start-up, while draining and when dead."""
+    """200 while new requests are taken; 503 before start-up, while draining, when dead, and while
+    no key can be confirmed."""
     services = services_of(http)
     if services.gate.closed:
-        return _answer(False, "draining")
-    state = services.engine.health()
-    return _answer(state.ready, "ready" if state.ready else "not ready")
+        return _answer(services, False, "draining")
+    if not services.engine.health().ready:
+        return _answer(services, False, "not ready")
+    if not services.access.knows_keys:
+        return _answer(services, False, "keys cannot be confirmed")
+    return _answer(services, True, "ready")
 
 
 metrics_router = APIRouter()
@@ -48,6 +53,9 @@ async def metrics(http: Request) -> Response:
     return Response(services_of(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _answer(good: bool, status: str) -> JSONResponse:
+def _answer(services: Services, good: bool, status: str) -> JSONResponse:
+    """The code says whether requests can be served; `failing` also what they do without."""
     code = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-    return JSONResponse(Status(status=status).model_dump(), status_code=code)
+    failing = (*services.watch.failing, *services.engine.health().failing)
+    answer = Status(status=status, failing=failing)
+    return JSONResponse(answer.model_dump(mode="json", exclude_defaults=True), status_code=code)

@@ -34,6 +34,11 @@ class Access(Protocol):
         """What the tenant may use at this moment."""
         ...
 
+    @property
+    def knows_keys(self) -> bool:
+        """Whether good keys are accepted at this moment."""
+        ...
+
 
 class SingleUserAccess:
     """One key for the whole server, or none."""
@@ -48,6 +53,10 @@ class SingleUserAccess:
 
     def quota(self, tenant: str) -> Quota:
         return Quota(may_use_base=True)
+
+    @property
+    def knows_keys(self) -> bool:
+        return True
 
 
 class TenantAccess:
@@ -70,7 +79,7 @@ class TenantAccess:
         tenant = self._follower.snapshot.authenticate(key)
         if tenant is None:
             return await self._look_up(key)
-        if self._follower.age_seconds > self._grace_seconds:
+        if not self.knows_keys:
             raise DatabaseUnavailableError(
                 f"no key could be confirmed for {self._grace_seconds:g} s"
             )
@@ -80,6 +89,10 @@ class TenantAccess:
         state = self._follower.snapshot.tenants.get(tenant)
         # Deleted since its key was seen.
         return Quota() if state is None else state.quota
+
+    @property
+    def knows_keys(self) -> bool:
+        return self._follower.age_seconds <= self._grace_seconds
 
     async def _look_up(self, key: str) -> str | None:
         """Asks the database, for a key that another process made a moment ago."""

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 
-from remix_runtime.errors import RemixError
+from remix_runtime.background import BackgroundTasks
+from remix_runtime.watch import Watch, Watched
 from server.live.adapters import LiveAdapters
 from server.store import AdapterStore
 from server.tenancy.directory import Directory
 
 log = logging.getLogger(__name__)
 
+GARBAGE_TASK = "garbage"
+"""Name of the watched task."""
+
 MIN_AGE_SECONDS = 3600.0
 """Longer than an import takes from its folder to its registration."""
-_INTERVAL_SECONDS = 3600.0
+INTERVAL_SECONDS = 3600.0
+COLLECT_SECONDS = 600.0
+"""Seconds that a collection may take."""
+_LAST_PAUSE_SECONDS = 600.0
 
 
 async def collect_garbage(
@@ -29,22 +35,49 @@ async def collect_garbage(
     return await store.collect_garbage(keep, min_age_seconds=min_age_seconds)
 
 
-async def collect_garbage_until(
-    stop: asyncio.Event, directory: Directory, store: AdapterStore, adapters: LiveAdapters
-) -> None:
-    """Collects garbage every hour, until `stop` is set. A collection that has begun ends."""
-    while not stop.is_set():
-        try:
-            removed = await collect_garbage(
-                directory, store, adapters, min_age_seconds=MIN_AGE_SECONDS
-            )
+class GarbageCollector:
+    """Collects garbage every hour, as a watched task."""
+
+    def __init__(self, directory: Directory, store: AdapterStore, adapters: LiveAdapters) -> None:
+        self._directory = directory
+        self._store = store
+        self._adapters = adapters
+        self._tasks = BackgroundTasks(log, "collecting garbage")
+        self._watched: Watched | None = None
+        self._collecting: asyncio.Task[list[str]] | None = None
+
+    def start(self, watch: Watch) -> None:
+        self._watched = watch.start(
+            GARBAGE_TASK,
+            self._collect_for_ever,
+            what="collecting garbage",
+            due_seconds=COLLECT_SECONDS,
+            last_pause_seconds=_LAST_PAUSE_SECONDS,
+        )
+
+    async def stop(self) -> None:
+        """What the store's thread has begun it does to the end, whoever waits for it."""
+        if self._watched is not None:
+            await self._watched.stop()
+        if self._collecting is not None:
+            self._collecting.cancel()
+        await self._tasks.settle()
+
+    async def _collect_for_ever(self, task: Watched) -> None:
+        while True:
+            # One that hangs is waited for again: each new one would hold a thread of the store.
+            if self._collecting is None or self._collecting.done():
+                self._collecting = self._tasks.start(
+                    collect_garbage(
+                        self._directory,
+                        self._store,
+                        self._adapters,
+                        min_age_seconds=MIN_AGE_SECONDS,
+                    )
+                )
+            removed = await self._tasks.result(self._collecting)
             if removed:
                 log.info(
                     "collected %d adapters that are neither registered nor pinned", len(removed)
                 )
-        except (RemixError, OSError) as error:
-            log.warning("garbage was not collected: %s", error)
-        except Exception:
-            log.exception("garbage was not collected")  # no reason to stop serving
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _INTERVAL_SECONDS)
+            await task.rest(INTERVAL_SECONDS)

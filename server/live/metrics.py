@@ -41,6 +41,11 @@ class LiveMetrics:
         )
         self.directory_age = Gauge(
             "remix_directory_age_seconds",
-            "Since the database last answered this server; it grows while the database is down.",
+            "Since the database last confirmed this server's copy; it grows while it cannot.",
+            registry=registry,
+        )
+        self.failing = Gauge(
+            "remix_tasks_failing",
+            "Kinds of long-lived tasks that do not work, as /ready names them.",
             registry=registry,
         )

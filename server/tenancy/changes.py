@@ -17,7 +17,6 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.tenancy.database import READ_SECONDS, Database
-from server.tenancy.errors import DatabaseUnavailableError
 from server.tenancy.records import check_text, now
 from server.tenancy.snapshot import newest_change
 from server.tenancy.tables import audit
@@ -46,23 +45,19 @@ async def record(
 
 
 async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int, None]:
-    """Yields the newest change's id after every look at the database, for ever.
+    """Yields the newest change's id after every look at the database, until one fails.
 
-    What is read after a yield is never older than that change. While the database is not available
-    the feed is silent and goes on trying; it does not fail.
+    What is read after a yield is never older than that change. Raises `DatabaseUnavailableError`,
+    within the time of a read; whoever follows asks for another feed then.
     """
     bell = Bell(database)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(bell.close)
         while True:
             await bell.arm()  # before the look: a change after it rings
-            try:
-                async with database.read() as connection:
-                    newest = await newest_change(connection)
-            except DatabaseUnavailableError as error:
-                log.warning("the change feed waits: %s", error)
-                await asyncio.sleep(poll_seconds)
-                continue
+            async with database.read() as connection:
+                newest = await newest_change(connection)
+            bell.tell()
             yield newest
             await bell.wait(poll_seconds)
 
@@ -74,6 +69,8 @@ class Bell:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._trouble: Exception | None = None
+        self._told = False
 
     async def arm(self) -> None:
         """Listens on a connection of its own; a broken one is replaced."""
@@ -89,9 +86,18 @@ class Bell:
             async with asyncio.timeout(READ_SECONDS):
                 self._connection = await LeavableConnection.connect(conninfo, autocommit=True)
                 await self._connection.execute(f"LISTEN {_CHANNEL}")
-        except (psycopg.Error, TimeoutError) as error:
+        except (psycopg.Error, OSError) as error:
             await self.close()
-            log.warning("cannot listen for changes, polling for them: %s", error)
+            self._trouble = error
+        else:
+            self._trouble, self._told = None, False
+
+    def tell(self) -> None:
+        """Logs once that it does not listen. Only for a database that answers: of another one the
+        next look tells more."""
+        if self._trouble is not None and not self._told:
+            self._told = True
+            log.warning("cannot listen for changes, polling for them: %s", self._trouble)
 
     async def wait(self, seconds: float) -> None:
         if self._connection is None:
@@ -102,7 +108,7 @@ class Bell:
         try:
             async for _ in self._connection.notifies(timeout=seconds, stop_after=1):
                 pass
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             log.warning("the connection that listens for changes broke: %s", error)
             await self.close()
 

@@ -299,8 +299,8 @@ class Directory:
 
     def changes(self, poll_seconds: float) -> AsyncGenerator[int, None]:
         """Yields the newest change's id (`Snapshot.change`) after every look at the database: at
-        the start, at least every `poll_seconds` while it answers, and on PostgreSQL at once after
-        a change, by this process or another. Close it (`aclosing`)."""
+        the start, at least every `poll_seconds`, and on PostgreSQL at once after a change, by this
+        process or another. Ends with the error of a look that fails. Close it (`aclosing`)."""
         return changes(self._database, poll_seconds)
 
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import Job, logprobs_of, prompt_logprobs_of
 from remix_runtime.engines.vllm.load import ExpertLoad
 from remix_runtime.errors import EngineDeadError, InvalidRequestError, RemixError
+from remix_runtime.watch import Watch, Watched
 
 if TYPE_CHECKING:
     from remix_runtime.engines.vllm.backend import Backend  # needs vLLM
@@ -38,6 +40,10 @@ log = logging.getLogger(__name__)
 
 LOAD_SECONDS = 10.0
 """Seconds between two questions to the workers about the load of experts."""
+LOAD_ANSWER_SECONDS = 60.0
+"""Seconds that the workers have for an answer; they give it between two steps."""
+LOAD_TASK = "expert load"
+"""Name of the watched task."""
 
 PATIENCE = 32
 """How many requests with adapters may pass one whose adapter has no slot; as in the embedded
@@ -58,6 +64,7 @@ class VllmEngine(EngineFront[Job]):
         """Requests with adapters that were admitted so far."""
         self._progress = 0.0
         self._load = ExpertLoad()
+        self._watch = Watch()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -79,11 +86,17 @@ class VllmEngine(EngineFront[Job]):
         )
         self._adapters.start(backend)
         self._backend = backend
-        self._watching = asyncio.create_task(self._watch_load(backend))
+        self._watch.start(
+            LOAD_TASK,
+            partial(self._watch_load, backend),
+            what="asking the workers for the load of experts",
+            due_seconds=LOAD_ANSWER_SECONDS,
+            ends=True,
+        )
 
     async def _shut_down(self) -> None:
         await self._adapters.settle(STALL_SECONDS)
-        self._watching.cancel()
+        await self._watch.stop()
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.stop()
@@ -110,18 +123,21 @@ class VllmEngine(EngineFront[Job]):
     def _busy_since(self) -> float | None:
         return self._progress if self._running else None
 
-    async def _watch_load(self, backend: Backend) -> None:
+    @property
+    def _failing(self) -> tuple[str, ...]:
+        return self._watch.failing
+
+    async def _watch_load(self, backend: Backend, task: Watched) -> None:
         """Asks the workers now and then for the load of experts, if there were requests with
         adapters."""
         seen = 0
         with contextlib.suppress(EngineDeadError):
             while True:
-                await asyncio.sleep(LOAD_SECONDS)
-                if self._num_admitted == seen and not self._running:
-                    continue
-                seen = self._num_admitted
-                parts = await backend.on_workers("remix_expert_load")
-                self._load.add(parts, self._adapters.numbers, self._adapters.digests)
+                if self._num_admitted != seen or self._running:
+                    seen = self._num_admitted
+                    parts = await backend.on_workers("remix_expert_load")
+                    self._load.add(parts, self._adapters.numbers, self._adapters.digests)
+                await task.rest(LOAD_SECONDS)
 
     # -- requests -----------------------------------------------------------------------------
 

@@ -239,3 +239,5 @@ class ModelList(BaseModel):
 
 class Status(BaseModel):
     status: str
+    failing: tuple[str, ...] = ()
+    """Long-lived tasks of the server that do not work."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from remix_runtime.engines.fake import FakeEngine
+from remix_runtime.watch import Watch
 from server.live.adapters import LiveAdapters
 from server.live.folders import Folders
 from server.live.follower import Follower
@@ -56,7 +57,12 @@ class Node:
 
 @asynccontextmanager
 async def node(
-    url: str, root: Path, *, poll_seconds: float = 0.05, engine: FakeEngine | None = None
+    url: str,
+    root: Path,
+    *,
+    poll_seconds: float = 0.05,
+    engine: FakeEngine | None = None,
+    watch: Watch | None = None,
 ) -> AsyncIterator[Node]:
     metrics = LiveMetrics(CollectorRegistry())
     engine = engine or FakeEngine()
@@ -65,7 +71,8 @@ async def node(
     store = AdapterStore(root)
     adapters = LiveAdapters(engine, Folders(directory, store), metrics)
     sets = LiveSets("base", adapters)
-    follower = Follower(directory, adapters, sets, metrics, poll_seconds=poll_seconds)
+    watch = watch or Watch()
+    follower = Follower(directory, adapters, sets, metrics, watch, poll_seconds=poll_seconds)
     try:
         await follower.start()
         swaps = Swaps(directory, adapters, follower, metrics, base_name="base")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remix_runtime import watch
 from remix_runtime.contracts import AdapterInfo
 from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import AdapterUnavailableError, CapacityError
-from server.live import follower as follower_module
 from server.live.sets import UnknownModelError
 from server.tenancy import changes, sets
 from server.tenancy.records import AdapterRecord, Quota
@@ -103,7 +103,7 @@ async def test_a_change_is_read_once(
 async def test_the_old_set_serves_until_the_new_one_can(
     url: str, tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follower_module, "_FIRST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.02)
     async with (
         node(url, tmp_path / "one") as one,
         node(url, tmp_path / "two") as two,
@@ -175,7 +175,7 @@ async def test_a_load_that_fails_as_it_is_given_up_is_not_tried_again(
             raise CapacityError("no room")
 
         monkeypatch.setattr(two.adapters, "load", load)
-        monkeypatch.setattr(follower_module, "_FIRST_RETRY_SECONDS", 0.0)
+        monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.0)
         two.follower.make_live(wanted)
         await eventually(lambda: two.adapters.pins(bad) == 0 and tries > 0)
         assert (tries, two.sets.live(TENANT).revision) == (1, 2)

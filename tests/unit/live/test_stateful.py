@@ -26,9 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from remix_runtime import watch
 from remix_runtime.errors import RemixError
 from server.live import adapters as live_adapters
-from server.live import follower
 from server.live.swap import BadSetError
 from server.tenancy.errors import UnknownAdapterError
 from tests.postgres import memory_folder
@@ -374,8 +374,8 @@ def told(error: RemixError) -> object:
 
 def test_the_servers_are_as_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_adapters, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(follower, "_FIRST_RETRY_SECONDS", 0.003)
-    monkeypatch.setattr(follower, "_LAST_RETRY_SECONDS", 0.003)
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.003)
+    monkeypatch.setattr(watch, "LAST_PAUSE_SECONDS", 0.003)
     adapters = {UNKNOWN: (tmp_path, "0" * 64)}
     for seed, name in enumerate((*GOOD, BAD, DAMAGED)):
         adapters[name] = (tmp_path / name, write_adapter(tmp_path / name, seed=seed))

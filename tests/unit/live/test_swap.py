@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from remix_runtime.watch import Watch
 from server.live.adapters import LiveAdapters
 from server.live.follower import Follower
 from server.live.metrics import LiveMetrics
@@ -49,7 +50,7 @@ def swaps(
     directory: Directory, adapters: LiveAdapters, sets: LiveSets, registry: CollectorRegistry
 ) -> Swaps:
     metrics = LiveMetrics(registry)
-    follower = Follower(directory, adapters, sets, metrics, poll_seconds=60)
+    follower = Follower(directory, adapters, sets, metrics, Watch(), poll_seconds=60)
     return Swaps(directory, adapters, follower, metrics, base_name="base")
 
 
