@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -208,3 +209,30 @@ def test_the_command_line_watches() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
     )
     assert "remix-barriers" in done.stdout
+
+
+def test_a_look_that_fails_is_logged_once_and_looks_go_on(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(barriers, "PERIOD_SECONDS", 0.001)
+    monkeypatch.setattr(barriers, "_LAST_PAUSE_SECONDS", 0.001)
+    looks, is_well = threading.Semaphore(0), threading.Event()
+
+    def read() -> dict[int, Seconds]:
+        looks.release()
+        if looked and not is_well.is_set():
+            raise OSError("too many open files")
+        return kernel()
+
+    looked = False
+    watch = BarrierWatch(read)
+    looked = True
+    watch.start()
+    for _ in range(5):
+        assert looks.acquire(timeout=60)
+    is_well.set()
+    for _ in range(5):
+        assert looks.acquire(timeout=60)
+    assert watch.is_alive()
+    watch.stop()
+    assert len([line for line in caplog.messages if "not watched" in line]) == 1

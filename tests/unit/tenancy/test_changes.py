@@ -82,13 +82,19 @@ async def test_between_looks_the_feed_waits_for_the_time_that_it_was_given(
             await asyncio.wait_for(anext(feed), 0.3)
 
 
+@pytest.mark.parametrize(
+    "error", [psycopg.OperationalError("too many clients already"), OSError("no file left")]
+)
 async def test_polling_goes_on_while_no_connection_can_listen(
-    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As where the database has only so many connections."""
+    """As where the database has only so many connections. It is told once, not at each look."""
 
     async def refuse(*_: object, **__: object) -> None:
-        raise psycopg.OperationalError("too many clients already")
+        raise error
 
     url = postgres.fresh_database()
     directory = await Directory.open(url)
@@ -96,6 +102,7 @@ async def test_polling_goes_on_while_no_connection_can_listen(
     async with aclosing(directory.changes(0.01)) as feed:
         monkeypatch.setattr(LeavableConnection, "connect", refuse)
         assert [await anext(feed) for _ in range(3)] == [1, 1, 1]
+    assert len([line for line in caplog.messages if "cannot listen" in line]) == 1
     await directory.close()
 
 
@@ -133,7 +140,7 @@ async def test_a_broken_listening_connection_is_replaced(postgres: PostgresServe
     await directory.close()
 
 
-async def test_the_feed_and_the_directory_survive_a_restart_of_the_database(
+async def test_the_directory_survives_a_restart_of_the_database_and_the_feed_ends(
     tmp_path: Path,
 ) -> None:
     with postgres_server() as server:
@@ -153,9 +160,11 @@ async def test_the_feed_and_the_directory_survive_a_restart_of_the_database(
                 assert refused.value.retry_after > 0
             with pytest.raises(DatabaseUnavailableError):
                 await Directory.open(server.url("test_0"))
-            assert not waiting.done()
+            with pytest.raises(DatabaseUnavailableError):
+                await asyncio.wait_for(waiting, 120)
             server.start()
             assert [item.id for item in await directory.tenants()] == ["a"]
             await directory.create_tenant("c", actor="test")
-            await asyncio.wait_for(waiting, 120)
+        async with aclosing(directory.changes(0.05)) as feed:
+            assert await asyncio.wait_for(anext(feed), 120) > before
         await directory.close()
