@@ -378,7 +378,7 @@ def test_a_client_without_a_usable_key(
     [
         *(("REMIX_PORT", value) for value in ("x", "", "-1", "70000", "1.5")),
         *(("REMIX_API_KEY", value) for value in ("", "sesame\nopen", "schlüsselloch")),
-        *(("REMIX_API_KEY", value) for value in ("x", "7 chars", " sesame-open", "sesame-open ")),
+        *(("REMIX_API_KEY", value) for value in ("x", "abc", " sesame-open", "sesame-open ")),
         *(("REMIX_ALLOWED_HOST", value) for value in ("https://a.example", "a.example:80")),
         *(("REMIX_IMPORT_NETWORK", value) for value in ("10.0.0.1/8", "a.example", "10.0.0.0/40")),
         ("REMIX_IMPORT_SECONDS", "0"),
