@@ -77,13 +77,12 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
         registry = CollectorRegistry()
         try:
             await _start(engine)
-            watch, live_metrics = Watch(), LiveMetrics(registry)
-            live_metrics.failing.set_function(lambda: len(watch.failing))
+            live_metrics = LiveMetrics(registry)
             live = LiveAdapters(engine, unknown, live_metrics)
             sets = LiveSets(engine.model.name, live)
             await load_single_set(engine, live, sets, adapters)
             key = settings.api_key
-            app.state.services = Services(
+            services = Services(
                 settings=settings,
                 engine=engine,
                 access=SingleUserAccess(None if key is None else key.get_secret_value()),
@@ -91,8 +90,10 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
                 sets=sets,
                 adapters=live,
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
-                watch=watch,
+                watch=Watch(),
             )
+            live_metrics.failing.set_function(lambda: len(services.failing))
+            app.state.services = services
             yield
         finally:
             await engine.stop()
@@ -139,7 +140,6 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             await _start(engine)
 
             watch, live_metrics = Watch(), LiveMetrics(registry)
-            live_metrics.failing.set_function(lambda: len(watch.failing))
             adapters = LiveAdapters(engine, Folders(directory, store), live_metrics)
             sets = LiveSets(engine.model.name, adapters)
             follower = Follower(
@@ -162,6 +162,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
                 watch=watch,
             )
+            live_metrics.failing.set_function(lambda: len(services.failing))
             app.state.services = services
             admin.state.services = AdminServices(
                 directory=directory,

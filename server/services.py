@@ -65,6 +65,11 @@ class Services:
     """Responses that clients may come back to."""
 
     @property
+    def failing(self) -> tuple[str, ...]:
+        """The long-lived tasks that do not work, the engine's too."""
+        return (*self.watch.failing, *self.engine.health().failing)
+
+    @property
     def max_choices(self) -> int:
         """The most sequences of one request: as many as are allowed and could ever be admitted."""
         return min(self.settings.max_choices, self.engine.model.max_requests)

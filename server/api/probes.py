@@ -56,6 +56,5 @@ async def metrics(http: Request) -> Response:
 def _answer(services: Services, good: bool, status: str) -> JSONResponse:
     """The code says whether requests can be served; `failing` also what they do without."""
     code = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-    failing = (*services.watch.failing, *services.engine.health().failing)
-    answer = Status(status=status, failing=failing)
+    answer = Status(status=status, failing=services.failing)
     return JSONResponse(answer.model_dump(mode="json", exclude_defaults=True), status_code=code)

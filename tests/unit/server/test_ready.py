@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,15 @@ async def test_one_tenants_set_takes_no_server_out_of_service(
     assert "sets" not in (await client.get("/ready")).json().get("failing", [])
 
 
-async def test_a_server_without_tenants_has_the_series_too(server: Server) -> None:
+async def test_a_server_without_tenants_has_the_series_too(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "remix_tasks_failing 0.0" in (await server.client.get("/metrics")).text
+    health = replace(server.engine.health(), failing=("expert load",))
+    monkeypatch.setattr(server.engine, "health", lambda: health)
+    wanted = {"status": "ready", "failing": ["expert load"]}
+    assert await told(server.client, "/ready") == (200, wanted)
+    assert "remix_tasks_failing 1.0" in (await server.client.get("/metrics")).text
 
 
 class Beside:
