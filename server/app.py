@@ -201,11 +201,8 @@ def _data_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (completions, chat, responses, messages, models, tokens):
-        app.include_router(module.router)
-    for module in (sagemaker, elsewhere, probes):
-        app.include_router(module.router)
-    for router in (docs_router, *more):
+    modules = (completions, chat, responses, messages, models, tokens, sagemaker, elsewhere, probes)
+    for router in (*(module.router for module in modules), docs_router, *more):
         app.include_router(router)
     correct_document(app)
     errors.install(app)
