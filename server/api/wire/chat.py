@@ -20,6 +20,7 @@ from pydantic_core import from_json
 
 from server.api.wire.generation import GenerationBody
 from server.api.wire.refusal import refused
+from server.api.wire.setting import Effort, Setting
 from server.api.wire.tools import (
     MAX_TOOLS,
     AllowedChoice,
@@ -30,7 +31,6 @@ from server.api.wire.tools import (
 )
 from server.http.fields import NumLogprobs, Text, invalid
 
-Effort = Annotated[Text, Field(max_length=32)]
 _MAX_TEMPLATE_NAMES = 32
 _MAX_TEMPLATE_CHARS = 1 << 14
 
@@ -212,10 +212,8 @@ def _bounded(variables: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
-class Reasoning(BaseModel):
+class Reasoning(Setting):
     """Other servers' form of `reasoning_effort`, as that of responses."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     effort: Effort | None = None
     summary: Literal["auto"] | None = None

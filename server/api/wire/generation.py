@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.others import check_others
 from server.api.wire.refusal import refused
+from server.api.wire.setting import Setting
 from server.api.wire.structure import StructuredBody
 from server.http.fields import (
     MAX_ALLOWED_TOKEN_IDS,
@@ -27,9 +28,7 @@ from server.http.fields import (
 )
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class StreamOptions(Setting):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     """vLLM's: with `include_usage`, the usage so far in every chunk."""

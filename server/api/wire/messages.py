@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_v
 
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.refusal import refused
+from server.api.wire.setting import Effort, Setting
 from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
 from server.http.fields import StopStrings, Text, TokenCount, invalid, without_nul
@@ -39,12 +40,6 @@ class _Part(BaseModel):
     """`cache_control` is taken wherever it stands: what is cached changes no answer."""
 
     model_config = ConfigDict(strict=True)
-
-
-class _Setting(BaseModel):
-    """What says how to answer: a key that it does not have is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class TextBlock(_Part):
@@ -138,7 +133,7 @@ class Tool(_Part):
 AnyTool = Annotated[Tool, Kinds("tools", {"custom": "<custom>"}, lambda _: "<custom>").known]
 
 
-class ToolChoice(_Setting):
+class ToolChoice(Setting):
     type: Literal["auto", "any", "none", "tool"]
     name: Text | None = None
     disable_parallel_tool_use: bool | None = None
@@ -150,7 +145,7 @@ class ToolChoice(_Setting):
         return self
 
 
-class Thinking(_Setting):
+class Thinking(Setting):
     """`adaptive` leaves it to the model whether it thinks."""
 
     type: Literal["adaptive", "disabled", "enabled"]
@@ -166,14 +161,14 @@ class Thinking(_Setting):
         return self
 
 
-class OutputFormat(_Setting):
+class OutputFormat(Setting):
     type: Literal["json_schema"]
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
-class OutputConfig(_Setting):
+class OutputConfig(Setting):
     format: OutputFormat | None = None
-    effort: Annotated[Text, Field(max_length=32)] | None = None
+    effort: Effort | None = None
     """As `reasoning_effort` of a chat."""
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.refusal import refused
 from server.api.wire.response_items import Id, InputItem
+from server.api.wire.setting import Effort, Setting
 from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
 from server.http.fields import MAX_LOGPROBS, Text, TokenCount, without_nul
@@ -56,12 +57,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Setting(BaseModel):
-    """What says how to answer: a key that it does not have is refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
 class FunctionTool(_Part):
     type: Literal["function"]
     name: Text
@@ -74,12 +69,12 @@ class FunctionTool(_Part):
 Tool = Annotated[FunctionTool, Kinds("tools", {"function": "<function>"}).known]
 
 
-class NamedFunction(_Setting):
+class NamedFunction(Setting):
     type: Literal["function"]
     name: Text
 
 
-class AllowedTools(_Setting):
+class AllowedTools(Setting):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=4096)]
@@ -105,11 +100,11 @@ ToolChoice = Annotated[
 ]
 
 
-class PlainFormat(_Setting):
+class PlainFormat(Setting):
     type: Literal["text", "json_object"]
 
 
-class SchemaFormat(_Setting):
+class SchemaFormat(Setting):
     model_config = ConfigDict(serialize_by_alias=True)
 
     type: Literal["json_schema"]
@@ -129,13 +124,13 @@ Format = Annotated[
 ]
 
 
-class TextConfig(_Setting):
+class TextConfig(Setting):
     format: Format | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class Reasoning(_Setting):
-    effort: Annotated[Text, Field(max_length=32)] | None = None
+class Reasoning(Setting):
+    effort: Effort | None = None
     """As `reasoning_effort` of a chat."""
     summary: Literal["auto"] | None = None
     """Thoughts come as they are: none is summarized."""
@@ -144,7 +139,7 @@ class Reasoning(_Setting):
     mode: Literal["standard"] | None = None
 
 
-class StreamOptions(_Setting):
+class StreamOptions(Setting):
     include_obfuscation: Literal[False] | None = None
 
 

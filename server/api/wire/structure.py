@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from llguidance.gbnf_to_lark import any_to_lark
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, model_validator
+from pydantic import BaseModel, Field, PlainValidator, PrivateAttr, model_validator
 from pydantic_core import from_json
 
 from remix_runtime.contracts import Grammar, GrammarKind
 from server.api.wire.refusal import refused
+from server.api.wire.setting import Setting
 from server.http.fields import Text, invalid
 
 MAX_GRAMMAR = 1 << 17
@@ -101,10 +102,8 @@ Unsupported = Annotated[
 ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Setting):
     """OpenAI's. The schema holds whether `strict` is true or not."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     name: Text | None = None
     description: Text | None = None
@@ -112,9 +111,7 @@ class NamedSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
+class ResponseFormat(Setting):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
@@ -133,10 +130,8 @@ class ResponseFormat(BaseModel):
         return ANY_OBJECT if self.json_schema is None else self.json_schema.json_schema
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Setting):
     """vLLM's: exactly one of the first five."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     json_schema: Annotated[SchemaOrText | None, Field(alias="json")] = None
     regex: Regex | None = None
