@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from remix_runtime.errors import InvalidRequestError
+from server.api.tools.history import Message
 from server.api.wire.chat import ROLES
-
-Message = Mapping[str, Any]
 
 
 def require_turns(messages: Sequence[Message], show: Callable[[Sequence[Message]], str]) -> None:
