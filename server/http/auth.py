@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.errors import ApiError, as_api_error
-from server.http.request import label_error, state_of
+from server.http.errors import ApiError, handle_error
+from server.http.request import state_of
 
 Authenticate = Callable[[Scope, str | None], Awaitable[str | None]]
 """The tenant that a bearer key (None: no key) stands for; None refuses the request. Raises
@@ -40,16 +41,16 @@ class KeyMiddleware:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             error = await self._refusal(scope)
             if error is not None:
-                label_error(scope, error.label)
-                await error.response(scope)(scope, receive, send)
+                response = await handle_error(Request(scope), error)
+                await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _refusal(self, scope: Scope) -> ApiError | None:
+    async def _refusal(self, scope: Scope) -> Exception | None:
         try:
             tenant = await self._authenticate(scope, self._key(scope))
         except Exception as error:
-            return as_api_error(error)
+            return error
         if tenant is not None:
             state_of(scope).tenant = tenant
             return None

@@ -8,10 +8,11 @@ from http import HTTPStatus
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.http.errors import ApiError
-from server.http.request import PROBES, label_error
+from server.http.errors import ApiError, handle_error
+from server.http.request import PROBES
 
 
 class HostMiddleware:
@@ -31,8 +32,8 @@ class HostMiddleware:
                 "NAME (REMIX_ALLOWED_HOST) allows one.",
                 code="host_not_allowed",
             )
-            label_error(scope, error.label)
-            await error.response(scope)(scope, receive, send)
+            response = await handle_error(Request(scope), error)
+            await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
