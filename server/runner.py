@@ -86,7 +86,8 @@ async def run(
     `on_ready` is called with the URL once requests can come. `admin` is an app that is served
     beside, within the lifespan of `app`, and until it has drained.
     """
-    limits = _limits(settings, _open_files())
+    # Two servers share what may be open.
+    limits = _limits(settings, _open_files() // (1 if admin is None else 2))
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         server = _DrainingServer(

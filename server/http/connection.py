@@ -46,7 +46,7 @@ class Door:
     limits: ConnectionLimits
     open: set[BoundedConnection] = field(default_factory=set)
     waiting: dict[BoundedConnection, None] = field(default_factory=dict)
-    """Those without a whole head, the one that has waited longest first."""
+    """Those without a request, or with a part of one's head; who has waited longest comes first."""
 
 
 class _Phase(Enum):
