@@ -86,8 +86,7 @@ async def run(
     `on_ready` is called with the URL once requests can come. `admin` is an app that is served
     beside, within the lifespan of `app`, and until it has drained.
     """
-    # Two servers share what may be open.
-    limits = _limits(settings, _open_files() // (1 if admin is None else 2))
+    limits = _limits(settings, _open_files(), servers=1 if admin is None else 2)
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         server = _DrainingServer(
@@ -141,9 +140,11 @@ class _Limits:
     that may stay."""
 
 
-def _limits(settings: ServerSettings, open_files: int) -> _Limits:
-    backlog = min(_MOST_BACKLOG, open_files // 4)
-    left = open_files - _OTHER_FILES - backlog
+def _limits(settings: ServerSettings, open_files: int, *, servers: int) -> _Limits:
+    """Of each server of the process: they share what may be open."""
+    share = open_files // servers
+    backlog = min(_MOST_BACKLOG, share // 4)
+    left = share - _OTHER_FILES - backlog
     return _Limits(max(1, min(settings.max_connections, left)), backlog)
 
 

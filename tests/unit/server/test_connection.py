@@ -15,7 +15,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from server import runner
 from server.http.connection import BoundedConnection, ConnectionLimits, Door
+from server.settings import ServerSettings
 
 NEVER = 1e6
 PATIENCE = 60.0
@@ -323,6 +325,14 @@ async def test_one_more_takes_the_place_of_the_one_that_waited_longest() -> None
             assert await second.answer() == (200, b"0")
             await first.send(GET)
             assert await first.answer() == (200, b"0")
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("open_files", [200, 1024, 4096, 65_536])
+def test_all_connections_together_are_fewer_than_files(open_files: int, servers: int) -> None:
+    limits = runner._limits(ServerSettings(max_connections=10**6), open_files, servers=servers)
+    assert limits.connections >= 1
+    assert servers * (limits.connections + limits.backlog) < open_files
 
 
 async def test_where_all_are_answered_one_more_is_told_to_come_later() -> None:

@@ -137,7 +137,8 @@ class Beside:
         listener = bind("127.0.0.1", 0)
         self.url = url_of(listener)
         settings = ServerSettings(port=0, log_level="error")
-        self.server = AdminServer(app, listener, settings, limits=runner._limits(settings, 1024))
+        limits = runner._limits(settings, 1024, servers=2)
+        self.server = AdminServer(app, listener, settings, limits=limits)
 
     async def answers(self) -> bool:
         async with httpx.AsyncClient(timeout=60) as client:
