@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -18,8 +19,14 @@ def private_folder(path: Path) -> bool:
 
 def private_file(path: Path) -> bool:
     """Makes the file, empty; closes one that is there to others. Returns whether it is closed.
-    Raises `OSError`."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR))
+    Raises `OSError`.
+
+    A file that is there is never opened: to close it would drop the locks that this process has on
+    it, SQLite's too.
+    """
+    with suppress(FileExistsError):
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
     return _close(path)
 
 

@@ -69,6 +69,25 @@ def test_replicas_that_start_at_once_on_empty_databases(
     assert [replica.exitcode for replica in replicas] == [0, 0, 0]
 
 
+async def test_what_one_process_reads_is_not_taken_away_by_another_that_leaves(
+    tmp_path: Path,
+) -> None:
+    """The last process that closes a SQLite file removes its log. That others have it open they say
+    by locks, which are lost when any descriptor of the file is closed."""
+    directory, log = await Directory.open(f"sqlite:///{tmp_path}/a.db"), tmp_path / "a.db-wal"
+    # As a read has it, but for the time by which it has failed.
+    engine = directory._database.engine.execution_options(writes=False, wait_ms=1000)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("SELECT count(*) FROM tenants")
+        async with engine.begin():  # a connection is made for it
+            before = log.stat().st_ino
+            assert run(processes.announce_tenant, f"sqlite:///{tmp_path}/a.db", "a") == 0
+        assert log.stat().st_ino == before
+    for _ in range(2):
+        assert [tenant.id for tenant in await directory.tenants()] == ["a"]
+    await directory.close()
+
+
 async def test_a_process_killed_at_any_moment_of_a_put_leaves_the_old_set_or_the_new_one(
     url: str, directory: Directory
 ) -> None:
