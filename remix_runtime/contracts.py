@@ -7,7 +7,7 @@ an *expert* is one LoRA of a layer; a *route* is the set of experts a token acti
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -182,7 +182,8 @@ class AdapterDefaults:
 
     def given(self) -> dict[str, Any]:
         """The fields that the adapter does have, by their names."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        values = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: value for name, value in values if value not in (None, ())}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,13 @@ class FakeEngine(EngineFront[_Job]):
 
     def __init__(self, config: FakeConfig | None = None) -> None:
         self._config = config or FakeConfig()
+        self._model = ModelInfo(
+            name=self._config.served_model_name or "fake-base",
+            max_model_len=self._config.max_model_len,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(EOS_ID,),
+            max_requests=self._config.max_running + self._config.max_waiting,
+        )
         self._adapters = _FakeAdapters(self._config.host_adapters)
         super().__init__(self._adapters, max_waiting=self._config.max_waiting)
         self._tokenizer = ByteTokenizer()
@@ -97,13 +104,7 @@ class FakeEngine(EngineFront[_Job]):
 
     @property
     def model(self) -> ModelInfo:
-        return ModelInfo(
-            name=self._config.served_model_name or "fake-base",
-            max_model_len=self._config.max_model_len,
-            vocab_size=VOCAB_SIZE,
-            eos_token_ids=(EOS_ID,),
-            max_requests=self._config.max_running + self._config.max_waiting,
-        )
+        return self._model
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -119,11 +119,14 @@ class HashModel:
         count = self._params.logprobs
         return token_id, None if count is None else _logprobs(logits, token_id, count)
 
-    def _choose(self, logits: Sequence[float]) -> int:
+    def _choose(self, logits: list[float]) -> int:
         params = self._params
         allowed = self._allowed()
         if not allowed:
             raise RemixError("no token is left that may be drawn")
+        is_plain = not params.logit_bias and params.temperature == 0 and self._matcher is None
+        if is_plain and len(allowed) == VOCAB_SIZE:
+            return logits.index(max(logits))  # as below, in a tenth of the time
         scores = {i: logits[i] + params.logit_bias.get(i, 0.0) for i in allowed}
         if self._matcher is not None:
             for token_id in _CLOSING & scores.keys():
@@ -155,10 +158,10 @@ class HashModel:
 
 
 def _logits(context: bytes) -> list[float]:
-    noise = random.Random(context)  # noqa: S311
+    draw = random.Random(context).random  # noqa: S311
     logits = [_UNLIKELY] * VOCAB_SIZE
-    for token_id in (*_PRINTABLE, EOS_ID):
-        logits[token_id] = noise.uniform(0.0, 8.0)
+    logits[_PRINTABLE.start : _PRINTABLE.stop] = [8.0 * draw() for _ in _PRINTABLE]
+    logits[EOS_ID] = 8.0 * draw()
     return logits
 
 

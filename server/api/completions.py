@@ -23,7 +23,7 @@ from server.api.generation import Choice, admit_sequences, finished_by
 from server.api.logprobs import completion_logprobs, echoed_logprobs, joined
 from server.api.streaming import GenerationResponse
 from server.api.token_texts import Placed, place_prompt
-from server.api.tokenizing import longest_text, require_short, run_tokenizer
+from server.api.tokenizing import longest_text, require_short, run_short, run_tokenizer
 from server.api.wire.answers import Completion, CompletionChoice, CompletionLogprobs
 from server.api.wire.completions import CompletionRequest
 from server.api.writer import ChoicesWriter, Event
@@ -49,8 +49,9 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
             param="n",
         )
     special_tokens = body.add_special_tokens is not False
+    tokenize = run_short if call.is_short else run_tokenizer
     prompts = [
-        await run_tokenizer(_encode, engine.tokenizer, prompt, special_tokens)
+        await tokenize(_encode, engine.tokenizer, prompt, special_tokens)
         for prompt in _within_bounds(engine, body)
     ]
     answer_id = f"cmpl-{uuid.uuid4().hex}"

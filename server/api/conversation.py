@@ -11,7 +11,7 @@ from server.api.calls import Call
 from server.api.defaults import with_defaults
 from server.api.generation import Admitted, admit_sequences
 from server.api.parts import AnswerParser
-from server.api.tokenizing import require_short, run_tokenizer
+from server.api.tokenizing import require_short, run_short, run_tokenizer
 from server.api.tools.prepare import PreparedChat, prepare_chat, render_prompt
 from server.api.wire.chat import ChatPrompt, ChatRequest
 from server.services import Services
@@ -51,7 +51,9 @@ async def open_conversation(
         )
     require_short(engine, body.num_characters, param)
     setting, template = services.settings.tool_parser, call.defaults.chat_template
-    chat = await run_tokenizer(prepare_chat, engine.tokenizer, body, setting, template)
+    # An adapter's own template is a program of its tenant.
+    tokenize = run_short if call.is_short and template is None else run_tokenizer
+    chat = await tokenize(prepare_chat, engine.tokenizer, body, setting, template)
     admitted = admit_sequences(
         call,
         engine.model,

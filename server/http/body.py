@@ -44,6 +44,7 @@ class StrictRequest(Request):
             except ClientDisconnect:
                 raise ClientGoneError from None
             self._body = bytes(received)
+            state_of(self.scope).body_bytes = len(received)
         return self._body
 
     async def json(self) -> Any:

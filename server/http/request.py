@@ -49,6 +49,7 @@ class RequestState:
     """The tenant that the key belongs to, or `SINGLE_USER`."""
     admission: Admission | None = None
     """Its place in the tenant's quota."""
+    body_bytes: int = 0
     asked: str | None = None
     """The model that the body names, whether there is one or not."""
     name: str | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from remix_runtime.engines.fake import FakeConfig
 from remix_runtime.errors import AdapterUnavailableError, CapacityError, RemixError
-from server.api import tokenizing
+from server.api import calls, tokenizing
 from server.http.errors import as_api_error
 from tests.unit.server.harness import Server, eventually, serving
 from tests.unit.server.test_bad_input import check_error
@@ -82,6 +82,7 @@ async def test_a_full_tokenizer_queue_is_a_503(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizing, "MAX_PENDING", 0)
+    monkeypatch.setattr(calls, "_SHORT_BODY_BYTES", 0)
     for answer in (await server.complete(), await server.chat()):
         assert check_error(answer, 503)["code"] == "busy"
         assert answer.headers["retry-after"]
