@@ -176,20 +176,26 @@ async def test_abort_ends_the_request_and_frees_everything(setup: Setup) -> None
     assert (stats.running, stats.waiting, stats.kv_tokens_used) == (0, 0, 0)
 
 
+async def some_turns() -> None:
+    """Enough for a request to be in the queue, and by far too few for its end."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("moment", ["queued", "running"])
 async def test_closing_the_iterator_aborts(setup: Setup, moment: str) -> None:
     blockers = [request(PROMPT, max_tokens=150, ignore_eos=True) for _ in range(2)]
     ahead = []
     if moment == "queued":
         ahead = [asyncio.create_task(complete(setup.engine, item)) for item in blockers]
-        await asyncio.sleep(0.01)
+        await some_turns()
     events = setup.engine.generate(request(PROMPT, max_tokens=200, ignore_eos=True))
     if moment == "running":
         await anext(events)
         await events.aclose()  # type: ignore[attr-defined]
     else:
         waiting = asyncio.create_task(anext(events))
-        await asyncio.sleep(0.01)
+        await some_turns()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

@@ -128,6 +128,6 @@ async def listening(root: Path, **settings: Any) -> AsyncIterator[Admin]:
         url = url_of(listener)
         async with (
             listen(apps.data, server_settings, admin=(apps.admin, listener)),
-            httpx.AsyncClient(base_url=url, headers=headers) as client,
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as client,
         ):
             yield Admin(apps, engine, client, sources, url)

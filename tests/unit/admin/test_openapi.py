@@ -82,7 +82,7 @@ async def test_server_keeps_to_its_document(tmp_path: Path, mode: GenerationMode
 
 
 def explore(url: str, mode: GenerationMode, known: dict[str, str]) -> None:
-    document = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=HEADERS)
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=HEADERS, timeout=120)
     document.validate()
     for result in document.get_all_operations():
         operation = result.ok()
@@ -107,6 +107,6 @@ def explore_operation(operation: Any, mode: GenerationMode, known: dict[str, str
         # An unknown query parameter is ignored; it is not refused.
         wrong_body = body is not None and body.mode is GenerationMode.NEGATIVE
         checks = [*CHECKS, negative_data_rejection] if wrong_body else CHECKS
-        case.call_and_validate(checks=checks, headers=HEADERS)
+        case.call_and_validate(checks=checks, headers=HEADERS, timeout=120)
 
     try_case()

@@ -162,7 +162,7 @@ async def scripted(
 async def scripted_on_a_socket(script: str) -> AsyncIterator[Scripted]:
     """For clients that take no transport of the test's."""
     app, engine, settings = _app(ByteTokenizer(), script, {"port": 0})
-    async with listen(app, settings) as url, httpx.AsyncClient(base_url=url) as client:
+    async with listen(app, settings) as url, httpx.AsyncClient(base_url=url, timeout=120) as client:
         yield Scripted(app, engine, client, url)
 
 

@@ -110,6 +110,6 @@ async def test_tools_that_ask_with_head(tmp_path: Path, tool: str) -> None:
 async def test_on_the_admin_port(tmp_path: Path) -> None:
     async with admin_listening(tmp_path) as admin:
         headers = {"Authorization": f"Bearer {KEY}"}
-        async with httpx.AsyncClient(base_url=admin.url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=admin.url, headers=headers, timeout=120) as client:
             head = await client.head("/metrics")
             assert (head.status_code, head.content) == (200, b"")

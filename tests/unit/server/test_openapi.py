@@ -60,7 +60,9 @@ async def test_server_keeps_to_its_document(tmp_path: Path, mode: GenerationMode
 
 
 def explore(url: str, mode: GenerationMode) -> None:
-    for result in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+    for result in schemathesis.openapi.from_url(
+        f"{url}/openapi.json", timeout=120
+    ).get_all_operations():
         operation = result.ok()
         if mode is GenerationMode.POSITIVE:
             explore_operation(operation, mode, CHECKS)
@@ -79,6 +81,6 @@ def explore_operation(operation: Any, mode: GenerationMode, checks: list[Any]) -
     def try_case(case: schemathesis.Case) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
             case.body["model"] = BASE  # else nothing gets past the 404
-        case.call_and_validate(checks=checks)
+        case.call_and_validate(checks=checks, timeout=120)
 
     try_case()

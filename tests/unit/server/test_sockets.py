@@ -209,7 +209,7 @@ async def test_command_serves_and_drains_with_exit_code_0(tmp_path: Path) -> Non
     assert "$REMIX_API_KEY" in hint
     assert "sesame-open" not in hint
     headers = {"Authorization": "Bearer sesame-open"}
-    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as client:
         body = {"model": "pirate", "prompt": "a", "max_tokens": 30, "ignore_eos": True}
         options = {"stream": True, "stream_options": {"include_usage": True}}
         named = {"json": body | options, "headers": {"x-request-id": "mine"}}
