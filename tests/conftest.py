@@ -24,10 +24,10 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 
-def pytest_collection_finish() -> None:
-    """Lets the garbage collector leave out what is there now: to look at a million objects takes it
-    a second, or five on a busy machine, in which nothing of a test moves and its time limits
-    pass."""
+@pytest.fixture(scope="module", autouse=True)
+def without_long_collections() -> None:
+    """Lets the garbage collector leave out what is there: to look at a million objects takes it a
+    second, or five on a busy machine, in which no test moves and time limits pass."""
     gc.collect()
     gc.freeze()
 
