@@ -42,10 +42,12 @@ def sample(logits_SV: Tensor, jobs: list[Job]) -> list[Sample | Exception]:
             if not finite[row]:
                 raise ArithmeticError("the model gave logits that are not finite")
             results.append(_sample_row(logits_SV[row], best[row], job))
+        except Exception as error:
+            results.append(error)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of a grammar in Rust is no `Exception`
-            results.append(RuntimeError(f"sampling failed: {type(error).__name__}: {error}"))
+        except BaseException as error:  # a panic of a grammar in Rust
+            results.append(RuntimeError(repr(error)))
     return results
 
 
