@@ -342,8 +342,9 @@ class Engine(Protocol):
         `drain_seconds`, aborts the rest and frees everything. Idempotent."""
         ...
 
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
-        """Validates a checkpoint folder, replays its parity file and makes it servable.
+    async def load_adapter(self, folder: Path, digest: str | None = None) -> AdapterInfo:
+        """Validates a checkpoint folder, replays its parity file and makes it servable. With
+        `digest`, a folder that holds another adapter is refused (`CheckpointMismatchError`).
 
         Idempotent by digest. Other requests go on meanwhile. Raises `CheckpointError`,
         `CapacityError`; a failed load leaves nothing behind, and a caller that goes away leaves

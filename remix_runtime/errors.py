@@ -4,7 +4,7 @@ RemixError
 ├── ConfigError              a setting or option is wrong
 ├── CheckpointError          an adapter folder is refused
 │   ├── CheckpointFormatError    a file, tensor or field is missing, broken or not allowed
-│   ├── CheckpointMismatchError  the adapter does not fit this base model
+│   ├── CheckpointMismatchError  the adapter does not fit this base model, or is another one
 │   └── ParityError              replaying parity.safetensors gave other routes or logits
 ├── RequestError             one generation request is refused; others go on
 │   ├── InvalidRequestError      a field of the request is wrong (`param` names it)
@@ -41,7 +41,8 @@ class CheckpointFormatError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError):
-    """The adapter is well formed but does not fit the base model it is loaded on."""
+    """The adapter is well formed but does not fit the base model it is loaded on, or it is another
+    one than was expected in its folder."""
 
 
 class ParityError(CheckpointError):
@@ -66,7 +67,15 @@ class AdapterNotLoadedError(RequestError):
 
 
 class AdapterUnavailableError(RequestError):
-    """The adapter left memory, and its folder is gone or holds something else now."""
+    """The adapter of this `digest` left memory, and its folder is gone or holds something else now.
+    `retry_after` is in seconds."""
+
+    def __init__(
+        self, message: str, *, digest: str | None = None, retry_after: float = 10.0
+    ) -> None:
+        super().__init__(message)
+        self.digest = digest
+        self.retry_after = retry_after
 
 
 class EngineBusyError(RequestError):

@@ -50,7 +50,7 @@ from server.live.garbage import GarbageCollector
 from server.live.metrics import LiveMetrics
 from server.live.quotas import Quotas
 from server.live.sets import LiveSets
-from server.live.single_user import load_single_set
+from server.live.single_user import GivenFolders, load_single_set
 from server.live.swap import Swaps
 from server.metrics import MAX_SERIES, Metrics
 from server.services import Services
@@ -69,16 +69,13 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
     `adapters` maps names to checkpoint folders. Entering the lifespan raises `RemixError`.
     """
 
-    async def unknown(digest: str) -> Path:
-        raise AssertionError(f"adapter {digest} is in no folder that was given at the start")
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry = CollectorRegistry()
         try:
             await _start(engine)
             live_metrics = LiveMetrics(registry)
-            live = LiveAdapters(engine, unknown, live_metrics)
+            live = LiveAdapters(engine, GivenFolders(), live_metrics)
             sets = LiveSets(engine.model.name, live)
             await load_single_set(engine, live, sets, adapters)
             key = settings.api_key

@@ -1,7 +1,8 @@
 """Prometheus metrics of requests and of the engine.
 
 Label values are tenants and names of their sets, never what a client sent, and at most
-`MAX_SERIES` pairs of them; what comes after those is counted as `other`. A server without tenants
+`MAX_SERIES` pairs of them; what comes after those is counted as `other`. A pair that no set has had
+for `FORGET_SECONDS` is forgotten, and makes room for others. A server without tenants
 has the empty tenant, which is no label at all to Prometheus.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from time import monotonic
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,8 +25,16 @@ OTHER = "other"
 MAX_SERIES = 2000
 """The most pairs of tenant and adapter that have series of their own."""
 
+FORGET_SECONDS = 3600.0
+"""Seconds that the series of a pair stay after it was in a live set: long enough to be scraped."""
+_SWEEP_SECONDS = 60.0
+"""Seconds between two looks for such pairs."""
+
 _SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LONG = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+
+
+S = TypeVar("S", Counter, Histogram)
 
 
 class Metrics:
@@ -36,7 +46,11 @@ class Metrics:
         self._registry = registry
         self._sets = sets
         self._max_series = max_series
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: dict[tuple[str, str], set[tuple[Counter | Histogram, tuple[str, ...]]]] = {}
+        """Pairs that have series of their own, and which."""
+        self._left: dict[tuple[str, str], float] = {}
+        """When a pair was first found in no live set, on the monotonic clock."""
+        self._swept = -_SWEEP_SECONDS
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             labels = ("tenant", "adapter", *labels)
@@ -65,11 +79,12 @@ class Metrics:
 
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
+        self._forget()
         for tenant, live in self._sets.all.items():  # so that rates start from a known zero
             for name in (self._sets.base_name, *live.adapters):
                 labels = self._labels(tenant, name)
-                self._prompt_tokens.labels(*labels)
-                self._generated.labels(*labels)
+                self._series(self._prompt_tokens, labels)
+                self._series(self._generated, labels)
         return generate_latest(self._registry)
 
     def watch(self, tenant: str, name: str, *, prompt_tokens: int) -> SequenceWatch:
@@ -79,12 +94,12 @@ class Metrics:
         """
         labels = self._labels(tenant, name)
         return SequenceWatch(
-            self._prompt_tokens.labels(*labels),
+            self._series(self._prompt_tokens, labels),
             prompt_tokens,
-            self._queue.labels(*labels),
-            self._first.labels(*labels),
-            self._between.labels(*labels),
-            self._generated.labels(*labels),
+            self._series(self._queue, labels),
+            self._series(self._first, labels),
+            self._series(self._between, labels),
+            self._series(self._generated, labels),
         )
 
     def count_request(
@@ -99,18 +114,45 @@ class Metrics:
     ) -> None:
         """`name` is one of the tenant's set, the base's, or `OTHER`."""
         labels = self._labels(tenant, name)
-        self._requests.labels(*labels, endpoint, status).inc()
-        self._duration.labels(*labels).observe(seconds)
+        self._series(self._requests, labels, endpoint, status).inc()
+        self._series(self._duration, labels).observe(seconds)
         if error is not None:
-            self._errors.labels(*labels, error).inc()
+            self._series(self._errors, labels, error).inc()
 
     def _labels(self, tenant: str, name: str) -> tuple[str, str]:
         pair = (tenant, name)
         if pair not in self._seen:
             if len(self._seen) >= self._max_series:
+                self._forget()
+            if len(self._seen) >= self._max_series:
                 return (OTHER, OTHER)
-            self._seen.add(pair)
+            self._seen[pair] = set()
         return pair
+
+    def _series(self, metric: S, pair: tuple[str, str], *more: str) -> S:
+        """One series of a metric; that of a pair that has its own goes with the pair."""
+        if pair in self._seen:
+            self._seen[pair].add((metric, (*pair, *more)))
+        return metric.labels(*pair, *more)
+
+    def _forget(self) -> None:
+        """Removes the series of pairs that left all live sets long ago. Those of `OTHER` names stay
+        with their tenant."""
+        now, live = monotonic(), self._sets.all
+        if now - self._swept < _SWEEP_SECONDS:
+            return
+        self._swept = now
+        for pair in list(self._seen):
+            tenant, name = pair
+            is_served = tenant in live and (
+                name in (OTHER, self._sets.base_name) or name in live[tenant].adapters
+            )
+            if is_served or not tenant:
+                self._left.pop(pair, None)
+            elif now - self._left.setdefault(pair, now) >= FORGET_SECONDS:
+                del self._left[pair]
+                for metric, labels in self._seen.pop(pair):
+                    metric.remove(*labels)
 
 
 class SequenceWatch:

@@ -13,7 +13,7 @@ from remix_runtime.contracts import Engine
 from remix_runtime.errors import EngineBusyError
 from remix_runtime.watch import Watch
 from server.live.access import Access
-from server.live.adapters import LiveAdapters
+from server.live.adapters import ADAPTERS, LiveAdapters
 from server.live.quotas import Quotas
 from server.live.remembered import Memory
 from server.live.sets import LiveSets
@@ -66,8 +66,10 @@ class Services:
 
     @property
     def failing(self) -> tuple[str, ...]:
-        """The long-lived tasks that do not work, the engine's too."""
-        return (*self.watch.failing, *self.engine.health().failing)
+        """The long-lived tasks that do not work, the engine's too, and `ADAPTERS` while there are
+        some that requests are refused for."""
+        adapters = (ADAPTERS,) if self.adapters.num_unavailable else ()
+        return (*self.watch.failing, *self.engine.health().failing, *adapters)
 
     @property
     def max_choices(self) -> int:

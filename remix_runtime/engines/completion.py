@@ -6,12 +6,36 @@ log-probabilities and the time in the queue are settled here and nowhere else.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, PositionLogprobs, TokenEvent
 from remix_runtime.engines.grammar import Matcher
 from remix_runtime.engines.text import Speller, TextStream
+from remix_runtime.errors import RemixError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def _failing_alone(method: Callable[P, T]) -> Callable[P, T]:
+    """Makes whatever fails with one request's tokens a `RemixError` of that request."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except (RemixError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a tokenizer in Rust is no `Exception`
+            log.exception("the tokens of a request could not be taken")
+            raise RemixError(f"a token could not be taken: {type(error).__name__}") from error
+
+    return guarded
 
 
 class Completion:
@@ -19,9 +43,11 @@ class Completion:
 
     `speller` turns token ids into text; `end_token_ids` end a sequence unless the request ignores
     them; `matcher` follows its grammar, whose end is an end too. The last event has a finish
-    reason, and nothing may be taken after it.
+    reason, and nothing may be taken after it. Whatever fails here raises a `RemixError`, which
+    ends this request and no other.
     """
 
+    @_failing_alone
     def __init__(
         self,
         request: GenerationRequest,
@@ -63,12 +89,12 @@ class Completion:
         """Takes the log-probabilities of the whole prompt, for the first event."""
         self._prompt_logprobs = tuple(logprobs)
 
+    @_failing_alone
     def take(
         self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None
     ) -> TokenEvent:
         """Takes new tokens, in order. Those after an end are dropped, with their
-        log-probabilities. A request for no tokens ends with the first call. Raises `RemixError`
-        for a token that breaks the grammar."""
+        log-probabilities. A request for no tokens ends with the first call."""
         text, reason, taken = "", None, 0
         for token_id in token_ids:
             taken += 1
@@ -102,8 +128,16 @@ class Completion:
         return shown, FinishReason.STOP if self._text.stopped else FinishReason.LENGTH
 
     def abort(self) -> TokenEvent:
-        """Ends the request. The event has the text that was held back."""
-        return self._event((), self._text.flush(), None, FinishReason.ABORT)
+        """Ends the request. The event has the text that was held back, unless that fails."""
+        try:
+            text = self._flush()
+        except RemixError:
+            text = ""
+        return self._event((), text, None, FinishReason.ABORT)
+
+    @_failing_alone
+    def _flush(self) -> str:
+        return self._text.flush()
 
     def _event(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llguidance import LLTokenizer
 
-from remix_runtime.adapter.checkpoint import read_checkpoint, read_defaults
+from remix_runtime.adapter.checkpoint import read_adapter, read_defaults
 from remix_runtime.contracts import (
     AdapterDefaults,
     AdapterInfo,
@@ -37,13 +37,12 @@ from remix_runtime.engines.fake_model import (
     byte_grammar_tokenizer,
 )
 from remix_runtime.engines.front import EngineFront, Prepared, Stream
-from remix_runtime.engines.served import ServedAdapter, ServedAdapters
+from remix_runtime.engines.served import ServedAdapter, ServedAdapters, require_digest
 from remix_runtime.errors import (
     AdapterUnavailableError,
     CheckpointError,
     CheckpointFormatError,
     EngineDeadError,
-    RemixError,
 )
 
 log = logging.getLogger(__name__)
@@ -170,6 +169,12 @@ class FakeEngine(EngineFront[_Job]):
             job.run = asyncio.get_running_loop().create_task(self._run(job))
 
     async def _run(self, job: _Job) -> None:
+        try:
+            await self._compute(job)
+        except Exception as error:
+            self._send(job, error)
+
+    async def _compute(self, job: _Job) -> None:
         params = job.request.params
         model = HashModel(job.request, job.prepared.bad_words, job.completion.matcher)
         await asyncio.sleep(self._config.prefill_seconds)
@@ -180,15 +185,9 @@ class FakeEngine(EngineFront[_Job]):
         while self._is_open(job):
             await asyncio.sleep(self._config.token_seconds)
             if job.num_generated == job.fail_after:
-                self._send(job, RuntimeError("injected failure in /secret/path.py"))
-                return
-            try:
-                token_id, logprobs = model.next_token()
-                event: TokenEvent | Exception = job.completion.take(
-                    (token_id,), None if logprobs is None else (logprobs,)
-                )
-            except RemixError as error:
-                event = error
+                raise RuntimeError("injected failure in /secret/path.py")
+            token_id, logprobs = model.next_token()
+            event = job.completion.take((token_id,), None if logprobs is None else (logprobs,))
             job.num_generated += 1
             self._waiting.charge_output(job.request.tenant)
             self._send(job, event)
@@ -223,11 +222,12 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
         `AdapterUnavailableError`."""
         if digest not in self._host:
             try:
-                found = _read(self._served[digest].folder).digest
+                folder = self._served[digest].folder
+                require_digest(_read(folder).digest, digest, folder)
             except CheckpointError as error:
-                raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
-            if found != digest:
-                raise AdapterUnavailableError(f"adapter {digest}: found {found} in its folder")
+                raise AdapterUnavailableError(
+                    f"adapter {digest}: {error}", digest=digest
+                ) from error
         self._into_memory(digest)
 
     async def states(self) -> list[AdapterState]:
@@ -240,8 +240,9 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
         super().unpin(digest)
         self._shrink(keep=digest)
 
-    async def _load(self, folder: Path) -> AdapterInfo:
+    async def _load(self, folder: Path, digest: str | None) -> AdapterInfo:
         info = _read(folder)
+        require_digest(info.digest, digest, folder)
         if self._open_again(info.digest, folder) is None:
             self._served[info.digest] = ServedAdapter(folder, info, is_open=True)
         self._into_memory(info.digest)
@@ -270,7 +271,7 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
 
 def _read(folder: Path) -> AdapterInfo:
     if (folder / "adapter_model.safetensors").exists():
-        checkpoint = read_checkpoint(folder)
+        checkpoint, _ = read_adapter(folder)
         return _info(checkpoint.digest, checkpoint.defaults)
     config = folder / "adapter_config.json"
     if not config.is_file():

@@ -160,9 +160,9 @@ class EngineFront(ABC, Generic[S]):
 
     # -- adapters -------------------------------------------------------------------------------
 
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
+    async def load_adapter(self, folder: Path, digest: str | None = None) -> AdapterInfo:
         self._require_alive()
-        return await self._served.load(folder)
+        return await self._served.load(folder, digest)
 
     async def unload_adapter(self, digest: str) -> None:
         self._require_alive()
@@ -180,7 +180,12 @@ class EngineFront(ABC, Generic[S]):
         self._idle.clear()
         if request.digest is not None:
             self._served.pin(request.digest)
-        self._submit(stream)
+        try:
+            self._submit(stream)
+        except BaseException:
+            if self._is_open(stream):
+                self._close(stream)
+            raise
         try:
             while True:
                 event = await stream.events.get()

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from remix_runtime.adapter.checkpoint import Checkpoint
 from remix_runtime.background import BackgroundTasks
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.errors import CheckpointMismatchError
 
 
 @dataclass(slots=True)
@@ -71,14 +72,15 @@ class ServedAdapters(ABC, Generic[S]):
     async def states(self) -> list[AdapterState]: ...
 
     @abstractmethod
-    async def _load(self, folder: Path) -> AdapterInfo: ...
+    async def _load(self, folder: Path, digest: str | None) -> AdapterInfo:
+        """`digest` is what the folder must hold, where that is known."""
 
     @abstractmethod
     async def _unload(self, digest: str, served: S) -> None:
         """Frees the adapter when nothing pins it, unless it was loaded again meanwhile."""
 
-    async def load(self, folder: Path) -> AdapterInfo:
-        return await self._tasks.result(self._tasks.start(self._load(folder)))
+    async def load(self, folder: Path, digest: str | None = None) -> AdapterInfo:
+        return await self._tasks.result(self._tasks.start(self._load(folder, digest)))
 
     async def unload(self, digest: str) -> None:
         """Refuses new requests from now on, and returns when nothing of the adapter is left."""
@@ -130,6 +132,14 @@ class ServedAdapters(ABC, Generic[S]):
     async def _notify_unpinned(self) -> None:
         async with self._unpinned:
             self._unpinned.notify_all()
+
+
+def require_digest(found: str, expected: str | None, folder: Path) -> None:
+    """Raises `CheckpointMismatchError` for a folder that holds another adapter."""
+    if expected is not None and found != expected:
+        raise CheckpointMismatchError(
+            f"{folder}: found an adapter with digest {found}, expected {expected}"
+        )
 
 
 def adapter_info(checkpoint: Checkpoint) -> AdapterInfo:

@@ -15,7 +15,7 @@ from remix_runtime.contracts import (
     TokenEvent,
     Tokenizer,
 )
-from remix_runtime.errors import InvalidRequestError
+from remix_runtime.errors import InvalidRequestError, RemixError
 from server.api.calls import CountedRoute, open_call
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
@@ -187,7 +187,8 @@ class CompletionWriter(ChoicesWriter):
         """Log-probabilities of an echoed prompt, where they were asked for."""
         if not self.body.echo or self.body.logprobs is None:
             return None
-        assert positions is not None, "the engine was asked for them"
+        if positions is None:
+            raise RemixError("the engine gave no log-probabilities of the prompt")
         ids = self.requests[index].prompt_token_ids
         placed = place_prompt(self._texts, ids, self.echoes[index])
         return echoed_logprobs(self._texts, placed, positions, self.body.logprobs)

@@ -248,3 +248,7 @@ class Fanout:
                 self._queue.put_nowait((index, event))
         except Exception as error:
             self._queue.put_nowait((index, error))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # a panic of a tokenizer in Rust
+            self._queue.put_nowait((index, RuntimeError(repr(error))))

@@ -17,6 +17,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from remix_runtime.contracts import TokenEvent
+from remix_runtime.errors import AdapterUnavailableError
 from server.api.event_stream import EventStream
 from server.api.generation import Admitted, Fanout
 from server.api.writer import Writer
@@ -46,6 +47,8 @@ class GenerationResponse(Response):
             raise self._as_api_error(error) from error
 
     def _as_api_error(self, error: Exception) -> ApiError:
+        if isinstance(error, AdapterUnavailableError) and (digest := self._call.target.digest):
+            self._services.adapters.unreadable(digest)
         api_error = as_api_error(error)
         api_error.param = self._admitted.fields.get(api_error.param or "", api_error.param)
         return api_error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,8 +21,11 @@ class CatchMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a tokenizer in Rust is no `Exception`
             if scope["type"] != "http" or state_of(scope).status is not None:
                 raise  # the answer has begun: it can only be cut
-            response = await handle_error(Request(scope), error)
+            told = error if isinstance(error, Exception) else RuntimeError(repr(error))
+            response = await handle_error(Request(scope), told)
             await response(scope, receive, send)

@@ -164,7 +164,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(HTTPStatus.NOT_FOUND, message, param="model", code="model_not_found")
         case AdapterUnavailableError():
             log.error("an adapter cannot be served: %s", error)
-            return unavailable(_NOT_NOW, code="model_unavailable", retry_after=10)
+            message = _NOT_NOW if error.digest is None else f"{_NOT_NOW} (adapter {error.digest})"
+            return unavailable(message, code="model_unavailable", retry_after=error.retry_after)
         case EngineDeadError():
             log.error("a request met a dead engine: %s", error)
             return unavailable(_NOT_NOW, code="engine_dead", retry_after=10)

@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from remix_runtime.adapter.checkpoint import read_defaults
 from remix_runtime.background import BackgroundTasks
@@ -19,7 +20,6 @@ from remix_runtime.errors import (
     CapacityError,
     CheckpointError,
     EngineBusyError,
-    RemixError,
 )
 from server.live.metrics import LiveMetrics
 from server.store import StoreError
@@ -27,14 +27,29 @@ from server.tenancy.errors import AdapterNotFoundError
 
 log = logging.getLogger(__name__)
 
+ADAPTERS = "adapters"
+"""What `failing` says while there are adapters that cannot be loaded or read again."""
+
 RETRY_SECONDS = 5.0
-"""Seconds for which requests for an adapter are refused after a load for one failed."""
+"""Seconds for which requests for an adapter are refused after a load or a read for one failed;
+twice as long after each that failed since."""
+LAST_RETRY_SECONDS = 300.0
 
 UNSERVABLE = (AdapterNotFoundError, StoreError, CheckpointError, CapacityError)
 """What a load raises if the adapter is at fault, and not the server or the database."""
 
-FolderOf = Callable[[str], Awaitable[Path]]
-"""The folder of a digest. Raises `RemixError`."""
+
+class AdapterFolders(Protocol):
+    """Where adapters lie. Both raise `RemixError`."""
+
+    async def __call__(self, digest: str) -> Path:
+        """The folder of a digest."""
+        ...
+
+    async def repair(self, digest: str) -> bool:
+        """Puts a whole folder in the place of a damaged one. False where there is none: the folder
+        is as it should be, or nobody but its owner may touch it."""
+        ...
 
 
 @dataclass(slots=True)
@@ -44,22 +59,57 @@ class _Entry:
     """Set while the engine has the adapter and takes requests for it."""
     load_seconds: float | None = None
     loading: asyncio.Task[AdapterInfo] | None = None
-    failed: float | None = None
-    """When the last load failed, if nothing was loaded since."""
+    repair: asyncio.Task[bool] | None = None
+    failures: int = 0
+    """Loads and reads that failed since the last load or repair."""
+    failed: float = 0.0
+    """When the last of them failed."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Loading and unloading take turns."""
+    """Loading, repairing and unloading take turns."""
+
+    def fail(self, *, is_lasting: bool) -> None:
+        """`is_lasting`: the adapter is at fault, and not what it is loaded with. What fails in the
+        same pause counts once."""
+        if self.refused_seconds > 0:
+            return
+        now = time.monotonic()
+        is_new = now - self.failed > 2 * LAST_RETRY_SECONDS
+        self.failures = self.failures + 1 if is_lasting and not is_new else 1
+        self.failed = now
+
+    def heal(self) -> None:
+        self.failures = 0
+
+    @property
+    def is_in_repair(self) -> bool:
+        """Whether it is being repaired at this moment."""
+        return self.repair is not None and not self.repair.done()
+
+    @property
+    def refused_seconds(self) -> float:
+        """For how long requests are still refused."""
+        if not self.failures:
+            return 0.0
+        pause = min(RETRY_SECONDS * 2.0 ** min(self.failures - 1, 20), LAST_RETRY_SECONDS)
+        return max(0.0, self.failed + pause - time.monotonic())
+
+    @property
+    def is_unavailable(self) -> bool:
+        is_lost = self.failures > 0 and self.info is None
+        return is_lost or self.is_in_repair or self.refused_seconds > 0
 
 
 class LiveAdapters:
     """Pins on adapters by digest. Used on one event loop."""
 
-    def __init__(self, engine: Engine, folder_of: FolderOf, metrics: LiveMetrics) -> None:
+    def __init__(self, engine: Engine, folders: AdapterFolders, metrics: LiveMetrics) -> None:
         self._engine = engine
-        self._folder_of = folder_of
+        self._folders = folders
         self._metrics = metrics
         self._entries: dict[str, _Entry] = {}
         self._cold_waits = 0
-        self._tasks = BackgroundTasks(log, "loading or unloading an adapter")
+        self._tasks = BackgroundTasks(log, "loading, repairing or unloading an adapter")
+        metrics.unavailable.set_function(lambda: self.num_unavailable)
 
     def pin(self, digest: str) -> None:
         """Pins a digest; nothing is loaded yet."""
@@ -89,11 +139,19 @@ class LiveAdapters:
 
     async def load(self, digest: str) -> AdapterInfo:
         """Makes the engine load an adapter that the caller has pinned; returns at once if it has
-        it.
+        it. A folder that is damaged is repaired first.
 
         Many calls are one load. Raises `UNSERVABLE`.
         """
         entry = self._entries[digest]
+        try:
+            return await self._loaded(digest, entry)
+        except CheckpointError:
+            if entry.repair is None or not await self._tasks.result(entry.repair):
+                raise
+            return await self._loaded(digest, entry)
+
+    async def _loaded(self, digest: str, entry: _Entry) -> AdapterInfo:
         if entry.info is not None:
             return entry.info
         if entry.loading is None or entry.loading.done():
@@ -101,24 +159,23 @@ class LiveAdapters:
         return await self._tasks.result(entry.loading)
 
     async def load_for_request(self, digest: str) -> None:
-        """`load` for a request.
+        """`load` for a request, which waits for no repair.
 
         Raises `AdapterUnavailableError` if the adapter cannot be loaded now, `EngineBusyError` if
         as many requests wait for cold adapters as the engine would take altogether.
         """
         entry = self._entries[digest]
+        _require_available(digest, entry)
         if entry.info is not None:
             return
-        if entry.failed is not None and time.monotonic() - entry.failed < RETRY_SECONDS:
-            raise AdapterUnavailableError(f"adapter {digest} could not be loaded a moment ago")
         if self._cold_waits >= self._engine.model.max_requests:
             raise EngineBusyError("too many requests wait for adapters that are not loaded yet")
         self._cold_waits += 1
         try:
             with self._metrics.cold_wait.time():
-                await self.load(digest)
+                await self._loaded(digest, entry)
         except UNSERVABLE as error:
-            raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
+            raise AdapterUnavailableError(f"adapter {digest}: {error}", digest=digest) from error
         finally:
             self._cold_waits -= 1
 
@@ -128,10 +185,30 @@ class LiveAdapters:
         entry = self._entries.get(digest)
         if entry is not None and entry.info is not None:
             return entry.info.defaults
+        if entry is not None:
+            _require_available(digest, entry)
         try:
-            return await asyncio.to_thread(read_defaults, await self._folder_of(digest))
-        except UNSERVABLE as error:
-            raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
+            return await asyncio.to_thread(read_defaults, await self._folders(digest))
+        except (*UNSERVABLE, OSError) as error:
+            if entry is not None:
+                entry.fail(is_lasting=True)
+                if isinstance(error, CheckpointError):
+                    self._start_repair(digest, entry)
+            raise AdapterUnavailableError(f"adapter {digest}: {error}", digest=digest) from error
+
+    def unreadable(self, digest: str) -> None:
+        """The engine, which has the adapter, could not read it again: requests are refused for a
+        while, and its folder is repaired where it is damaged."""
+        entry = self._entries.get(digest)
+        if entry is None or entry.info is None or entry.is_unavailable:
+            return  # others have told of it, or its load failed
+        entry.fail(is_lasting=True)
+        self._start_repair(digest, entry)
+
+    @property
+    def num_unavailable(self) -> int:
+        """Adapters that requests are refused for."""
+        return sum(entry.is_unavailable for entry in self._entries.values())
 
     def loaded(self, digests: Iterable[str]) -> bool:
         """Whether the engine takes requests for all of them at this moment."""
@@ -162,15 +239,39 @@ class LiveAdapters:
                 return entry.info
             started = time.monotonic()
             try:
-                info = await self._engine.load_adapter(await self._folder_of(digest))
-            except RemixError:
-                entry.failed = time.monotonic()
+                info = await self._engine.load_adapter(await self._folders(digest), digest)
+            except Exception as error:
+                entry.fail(is_lasting=isinstance(error, UNSERVABLE))
+                if isinstance(error, CheckpointError):
+                    self._start_repair(digest, entry)
+                if isinstance(error, OSError):
+                    raise AdapterUnavailableError(
+                        f"adapter {digest}: {error}", digest=digest
+                    ) from error
                 raise
-            assert info.digest == digest, "the store keeps folders by their digest"
             entry.load_seconds = time.monotonic() - started
             self._metrics.loads.observe(entry.load_seconds)
-            entry.info, entry.failed = info, None
+            entry.info = info
+            entry.heal()
             return info
+
+    def _start_repair(self, digest: str, entry: _Entry) -> None:
+        if not entry.is_in_repair:
+            entry.repair = self._tasks.start(self._repair(digest, entry))
+
+    async def _repair(self, digest: str, entry: _Entry) -> bool:
+        async with entry.turn:
+            try:
+                repaired = await self._folders.repair(digest)
+            except Exception as error:
+                entry.fail(is_lasting=True)
+                self._metrics.repairs.labels("failed").inc()
+                log.error("adapter %s could not be repaired: %s", digest, error)
+                raise
+            if repaired:
+                entry.heal()
+                self._metrics.repairs.labels("repaired").inc()
+            return repaired
 
     async def _unload(self, digest: str, entry: _Entry) -> None:
         async with entry.turn:
@@ -181,3 +282,17 @@ class LiveAdapters:
                 await self._engine.unload_adapter(digest)
         if not entry.pins and self._entries.get(digest) is entry:
             del self._entries[digest]
+
+
+def _require_available(digest: str, entry: _Entry) -> None:
+    """Raises `AdapterUnavailableError`."""
+    if entry.is_in_repair:
+        raise AdapterUnavailableError(
+            f"adapter {digest} is being repaired", digest=digest, retry_after=RETRY_SECONDS
+        )
+    if (seconds := entry.refused_seconds) > 0:
+        raise AdapterUnavailableError(
+            f"adapter {digest} could not be loaded a moment ago",
+            digest=digest,
+            retry_after=seconds,
+        )

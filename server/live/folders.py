@@ -38,3 +38,18 @@ class Folders:
                 "imported from there and is not in this server's store"
             )
         return stored.folder
+
+    async def repair(self, digest: str) -> bool:
+        """Has an adapter imported again whose folder is damaged or gone; a damaged one goes into
+        quarantine first. False, and no change, where the folder is as it was imported. Raises as a
+        call does."""
+        try:
+            damage = await self._store.set_aside(digest)
+        except UnknownDigestError:
+            damage = "its folder is gone"
+        if damage is None:
+            return False
+        log.error("adapter %s is damaged in the store, and is imported again: %s", digest, damage)
+        await self(digest)
+        log.warning("adapter %s is whole again", digest)
+        return True

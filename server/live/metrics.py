@@ -34,6 +34,19 @@ class LiveMetrics:
             "adapter_load", "Disk to servable: reading, checking and replaying an adapter."
         )
         self.cold_wait = histogram("cold_start_wait", "What requests waited for such a load.")
+        self.repairs = Counter(
+            "remix_adapter_repairs_total",
+            "Adapters whose folder in the store was damaged or gone, by outcome of the import.",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in ("repaired", "failed"):
+            self.repairs.labels(outcome)
+        self.unavailable = Gauge(
+            "remix_adapters_unavailable",
+            "Adapters in use here that cannot be loaded or read again, so that requests get a 503.",
+            registry=registry,
+        )
         self.behind = Gauge(
             "remix_sets_behind",
             "Tenants whose newest set is not live on this server yet.",

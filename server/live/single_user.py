@@ -11,7 +11,7 @@ from remix_runtime.errors import ConfigError, RemixError
 from server.live.access import SINGLE_USER
 from server.live.adapters import LiveAdapters
 from server.live.sets import LiveSets
-from server.tenancy.errors import InvalidValueError
+from server.tenancy.errors import AdapterNotFoundError, InvalidValueError
 from server.tenancy.records import check_name
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,17 @@ def parse_adapters(options: Iterable[str]) -> dict[str, Path]:
             raise ConfigError(f"--adapter: the name {name!r} is given twice")
         folders[name] = Path(folder)
     return folders
+
+
+class GivenFolders:
+    """The folders that were given at the start. They belong to whoever gave them, and the engine
+    knows them."""
+
+    async def __call__(self, digest: str) -> Path:
+        raise AdapterNotFoundError(digest)
+
+    async def repair(self, digest: str) -> bool:
+        return False
 
 
 async def load_single_set(

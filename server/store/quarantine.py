@@ -4,6 +4,7 @@ first."""
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 import stat
@@ -15,6 +16,8 @@ from pathlib import Path
 from server.store.vanishing import states
 
 REASON_FILE = "reason.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,8 @@ class Quarantine:
         root.mkdir(parents=True, exist_ok=True)
 
     def put(self, files: Path, *, source: str, error: Exception) -> Quarantined:
-        """Moves the folder `files` here, whole, in one step."""
+        """Moves the folder `files` here, whole, in one step; without its reason where the disk does
+        not take that. Raises `OSError`."""
         now = time.time_ns()
         entry = Quarantined(
             id=f"{now:020}-{secrets.token_hex(4)}",  # sorts by time
@@ -47,7 +51,10 @@ class Quarantine:
             error=type(error).__name__,
             reason=str(error),
         )
-        (files / REASON_FILE).write_text(json.dumps(asdict(entry), indent=2) + "\n")
+        try:
+            (files / REASON_FILE).write_text(json.dumps(asdict(entry), indent=2) + "\n")
+        except OSError:  # the reason may be a disk that is full or broken
+            log.exception("the reason of quarantine entry %s was not written", entry.id)
         files.rename(self._root / entry.id)
         self._trim()
         return entry

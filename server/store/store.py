@@ -12,24 +12,22 @@ on the disk, and goes out of sight by one rename, before anything is deleted.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from remix_runtime.adapter.checkpoint import (
     Description,
     describe,
     read_adapter,
-    read_checkpoint,
     sync_folder,
 )
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
@@ -40,12 +38,14 @@ from server.store.errors import (
     ImportStoppedError,
     RejectedAdapterError,
     SourceUnavailableError,
+    StoreError,
     StoreFullError,
     UnknownDigestError,
 )
 from server.store.incoming import Incoming
 from server.store.pace import Pace
 from server.store.quarantine import Quarantine, Quarantined
+from server.store.room import Room, Wrote
 from server.store.sources import (
     PROTOCOLS,
     FetchPolicy,
@@ -68,8 +68,6 @@ _AT_ONE_PLACE = 4
 _TRIES = 3
 """The most times that a source may change while it is read."""
 _KEEP_PARTIAL_SECONDS = 24 * 3600
-_FREE_BYTES = 64 << 20
-"""Bytes that are left on the disk for others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +119,7 @@ class AdapterStore:
         self._quarantine = Quarantine(
             self._root / "quarantine", max_entries=quarantine_entries, max_bytes=quarantine_bytes
         )
+        self._room = Room(self._root)
         self._lock = self._root / "lock"
         self._validating = threading.Lock()  # it takes twice an adapter's size in memory
         self._closed = threading.Event()
@@ -163,9 +162,17 @@ class AdapterStore:
     def folder(self, digest: str) -> Path:
         """The folder of a digest. Raises `UnknownDigestError`, also for what is no digest."""
         path = self._adapters / digest
-        if not _DIGEST.fullmatch(digest) or not path.is_dir():
-            raise UnknownDigestError(f"no adapter of digest {digest[:80]!r} is in the store")
+        with _of_our_disk():
+            if not _DIGEST.fullmatch(digest) or not path.is_dir():
+                raise UnknownDigestError(f"no adapter of digest {digest[:80]!r} is in the store")
         return path
+
+    async def set_aside(self, digest: str) -> str | None:
+        """Puts the adapter's folder into quarantine if it is damaged, and says what is wrong with
+        it; None, and no change, for a folder that is as it was imported. Raises `StoreError`."""
+        target = self.folder(digest)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._set_aside, target)
 
     def digests(self) -> list[str]:
         """The digests of all adapters, sorted."""
@@ -194,6 +201,10 @@ class AdapterStore:
             threads.shutdown(wait=False)
 
     def _import(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
+        with _of_our_disk():
+            return self._import_on_disk(text, advanced)
+
+    def _import_on_disk(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
         advanced(0, 0)
         pace = Pace(text[:200], self._policy.seconds)
         source = open_source(
@@ -207,22 +218,21 @@ class AdapterStore:
             files = source.files()
             check_files(files, source.address)
             total = sum(file.size for file in files)
-            self._check_room(total)
-            with self._incoming.claim(source.address, files) as folder:
-                download(source, files, folder, pace=pace, advanced=partial(advanced, total))
+            with (
+                self._room.of(total) as wrote,
+                self._incoming.claim(source.address, files) as folder,
+            ):
+
+                def came(done: int, total: int = total, wrote: Wrote = wrote) -> None:
+                    wrote(done)
+                    advanced(total, done)
+
+                download(source, files, folder, pace=pace, advanced=came)
                 if source.files() == files:
                     return self._admit(folder, source, files)
         raise SourceUnavailableError(
             f"{source.address}: changed while it was read, {_TRIES} times in a row"
         )
-
-    def _check_room(self, num_bytes: int) -> None:
-        free = shutil.disk_usage(self._root).free
-        if num_bytes + _FREE_BYTES > free:
-            raise StoreFullError(
-                f"{self._root}: found {free} bytes free, expected at least "
-                f"{num_bytes + _FREE_BYTES} for this adapter"
-            )
 
     def _admit(self, files: Path, source: Source, listed: Sequence[SourceFile]) -> StoredAdapter:
         try:
@@ -248,12 +258,10 @@ class AdapterStore:
         """Puts a verified folder in its place. Returns whether the place was free, or held a
         damaged adapter, which goes to quarantine: importing an adapter again repairs it."""
         target = self._adapters / digest
-        damage = self._damage(target, digest)
+        self._set_aside(target)
         _sync(files)
         os.utime(files)  # its age begins now
         with locked(self._lock):
-            if damage is not None and target.exists():
-                self._quarantine.put(target, source=str(target), error=damage)
             if target.exists():
                 os.utime(target)
                 return False
@@ -261,17 +269,28 @@ class AdapterStore:
             sync_folder(self._adapters)
             return True
 
-    def _damage(self, folder: Path, digest: str) -> CheckpointError | None:
-        if not folder.exists():
-            return None
+    def _set_aside(self, target: Path) -> str | None:
+        with _of_our_disk():
+            looked_at = _inode(target)
+            damage = None if looked_at is None else self._damage(target)
+            if damage is None:
+                return None
+            with locked(self._lock):
+                # The collector may have taken it away meanwhile, or another server repaired it.
+                if _inode(target) == looked_at:
+                    self._quarantine.put(target, source=str(target), error=damage)
+        return str(damage)
+
+    def _damage(self, folder: Path) -> CheckpointError | None:
         try:
             with self._validating:
-                found = read_checkpoint(folder).digest
+                checkpoint, _ = read_adapter(folder)
         except CheckpointError as error:
-            # Or the collector took it away meanwhile.
-            return error if folder.exists() else None
-        if found != digest:
-            return CheckpointFormatError(f"found digest {found}, expected the folder's name")
+            return error
+        if checkpoint.digest != folder.name:
+            return CheckpointFormatError(
+                f"found digest {checkpoint.digest}, expected the folder's name"
+            )
         return None
 
     def _collect_garbage(self, keep: Set[str], min_age_seconds: float) -> list[str]:
@@ -287,6 +306,24 @@ class AdapterStore:
                     removed.append(digest)
         self._incoming.sweep(max_age_seconds=min_age_seconds)
         return removed
+
+
+@contextmanager
+def _of_our_disk() -> Iterator[None]:
+    """Makes an error of the store's own disk one of the store. Sources have errors of their own."""
+    try:
+        yield
+    except OSError as error:
+        kind = StoreFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        raise kind(f"the store's disk: {error.strerror or error}") from error
+
+
+def _inode(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _sync(folder: Path) -> None:

@@ -20,6 +20,9 @@ from remix_runtime.adapter.checkpoint.beneath import OutsideError, open_beneath
 from remix_runtime.adapter.checkpoint.strict_json import show
 from remix_runtime.errors import CheckpointFormatError
 
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing of a folder: this process has no more files or memory."""
+
 _State = tuple[int, int, int, int]
 """Device, inode, size in bytes and time of change in ns: other content shows in one of them."""
 
@@ -35,7 +38,8 @@ class Folder:
     @contextmanager
     def open(self, name: str, *, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
         """The file and its size in bytes. Raises `CheckpointFormatError` for anything but a
-        regular file of at most `max_bytes` under the root."""
+        regular file of at most `max_bytes` under the root, and `OSError` where this process can
+        open no file at all."""
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
@@ -49,6 +53,8 @@ class Folder:
                 f"{name}: found a link out of {root}, expected a file under it"
             ) from None
         except OSError as error:
+            if error.errno in _OURS:
+                raise
             reason = self._missing(name) if error.errno == errno.ENOENT else error.strerror
             raise CheckpointFormatError(f"{name}: {reason}, expected a regular file") from None
         try:
@@ -120,6 +126,8 @@ def open_folder(folder: Path, *, root: Path | None = None) -> Iterator[Folder]:
             f"{show(str(folder))}: found a folder out of {root}, expected one under it"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        if isinstance(error, OSError) and error.errno in _OURS:
+            raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointFormatError(
             f"{show(str(folder))}: {reason}, expected an adapter folder"
@@ -135,11 +143,17 @@ def open_folder(folder: Path, *, root: Path | None = None) -> Iterator[Folder]:
 
 
 def read_exactly(stream: BinaryIO, size: int, name: str) -> bytes:
-    """The next `size` bytes. Raises `CheckpointFormatError` where the file ends before."""
+    """The next `size` bytes. Raises `CheckpointFormatError` where the file ends before, or the disk
+    does not give them."""
     parts: list[bytes] = []
-    while size and (part := stream.read(size)):  # one read returns at most 2 GiB
-        parts.append(part)
-        size -= len(part)
+    try:
+        while size and (part := stream.read(size)):  # one read returns at most 2 GiB
+            parts.append(part)
+            size -= len(part)
+    except OSError as error:
+        if error.errno in _OURS:
+            raise
+        raise CheckpointFormatError(f"{name}: cannot be read: {error.strerror}") from error
     if size:
         raise CheckpointFormatError(f"{name}: became shorter while it was read; write it again")
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -31,6 +31,8 @@ from remix_runtime.errors import CheckpointFormatError
 
 PARITY_FILE = "parity.safetensors"
 MAX_PROMPTS = 64
+MAX_TOKENS = 16384
+"""Of all prompts of a file: whoever loads it computes them, beside others' requests."""
 
 _VERSION = "1"
 _DTYPES = {
@@ -185,6 +187,12 @@ def _check_header(header: Header) -> int:
                 f"{PARITY_FILE}: {name}: found {entry.dtype} {list(entry.shape)}, "
                 f"expected {_DTYPES[part]} of {_DIMS[part]} dimensions, none of them empty"
             )
+    tokens = sum(header.tensors[_name(i, "token_ids")].shape[0] for i in range(count))
+    if tokens > MAX_TOKENS:
+        raise CheckpointFormatError(
+            f"{PARITY_FILE}: found {tokens} tokens in {count} prompts, expected at most "
+            f"{MAX_TOKENS}: every load computes them"
+        )
     first_L, _, first_k = header.tensors[_name(0, "routes")].shape
     for i in range(count):
         (tokens,) = header.tensors[_name(i, "token_ids")].shape

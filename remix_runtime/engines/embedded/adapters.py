@@ -20,8 +20,13 @@ from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
 from remix_runtime.engines.embedded.bank import HostAdapter
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.thread import EngineThread
-from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
-from remix_runtime.errors import AdapterNotLoadedError, CheckpointMismatchError
+from remix_runtime.engines.served import (
+    ServedAdapter,
+    ServedAdapters,
+    adapter_info,
+    require_digest,
+)
+from remix_runtime.errors import AdapterNotLoadedError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,7 +64,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
             if digest in self._served
         ]
 
-    async def _load(self, folder: Path) -> AdapterInfo:
+    async def _load(self, folder: Path, digest: str | None) -> AdapterInfo:
         core = self._thread.running_core()
         base_shapes, model = core.runner.base_shapes, core.runner.model
         async with self._loading:
@@ -72,6 +77,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
                     max_tokens=model.max_model_len,
                 )
             )
+            require_digest(checkpoint.digest, digest, folder)
             digest = checkpoint.digest
             # Another load of the same may still fail, and this one's parity file be better.
             while digest in self._replays:
@@ -134,11 +140,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
 
 def _read_again(core: EngineCore, folder: Path, digest: str) -> HostAdapter:
     checkpoint = read_checkpoint(folder, base=core.runner.base_shapes)
-    if checkpoint.digest != digest:
-        raise CheckpointMismatchError(
-            f"{folder}: found an adapter with digest {checkpoint.digest}, expected {digest}, "
-            "which was loaded from there"
-        )
+    require_digest(checkpoint.digest, digest, folder)
     return core.bank.prepare(checkpoint)
 
 

@@ -209,7 +209,7 @@ class AdapterBank:
         """Pins a ready adapter on the device and returns its slot.
 
         None, and no change, when neither a free slot nor memory can be had now because what is
-        there is pinned or in `keep`.
+        there is pinned or in `keep`. What the device raises leaves the slot empty.
         """
         if digest not in self._slots:
             entry = self._entries[digest]
@@ -220,8 +220,12 @@ class AdapterBank:
             started = time.monotonic()
             for other, slot in placement.evicted.items():
                 self._clear(other, slot)
-            for name, weights in entry.adapter.layers.items():
-                self._tables[name].set(placement.slot, weights.to(self._device))
+            try:
+                for name, weights in entry.adapter.layers.items():
+                    self._tables[name].set(placement.slot, weights.to(self._device))
+            except BaseException:
+                self._clear(digest, self._slots.vacate(digest))
+                raise
             self.slot_fills += 1
             self.slot_fill_seconds += time.monotonic() - started
         return self._slots.pin(digest)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from remix_runtime.adapter.checkpoint import Parity
-from remix_runtime.contracts import GenerationRequest, TokenEvent
+from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenEvent
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.bank import AdapterBank, HostAdapter
 from remix_runtime.engines.embedded.config import EmbeddedConfig
@@ -92,7 +92,9 @@ class EngineCore:
             self.bank.fill(result)
             self.tiers.read(digest)
             return []
-        error = AdapterUnavailableError(f"adapter {digest} cannot be read again: {result}")
+        error = AdapterUnavailableError(
+            f"adapter {digest} cannot be read again: {result}", digest=digest
+        )
         outputs = []
         for job in self.tiers.failed(digest):
             if isinstance(job, Replay):
@@ -112,10 +114,12 @@ class EngineCore:
 
     def add(self, request: GenerationRequest, prepared: Prepared = Prepared()) -> list[Output]:
         ends = self.runner.model.eos_token_ids
-        completion = Completion(request, self.runner.tokenizer, ends, prepared.matcher)
-        job = self._jobs[request.request_id] = Job(
-            request, completion, end_token_ids=ends, bad_words=prepared.bad_words
-        )
+        try:
+            completion = Completion(request, self.runner.tokenizer, ends, prepared.matcher)
+            job = Job(request, completion, end_token_ids=ends, bad_words=prepared.bad_words)
+        except Exception as error:
+            return [_failed(request.request_id, error)]
+        self._jobs[request.request_id] = job
         self.tiers.add(job)
         return []
 
@@ -135,16 +139,28 @@ class EngineCore:
                 self._compute_replay(chunk.job, chunk)
             else:
                 chunks.append(chunk)
+        outputs = self._refused()
         if not chunks:
-            return []
+            return outputs
         try:
             logits_SV = self.runner.run(chunks)
         except Exception as error:
-            return self._fail([chunk.job for chunk in chunks], error)
-        self._failed_steps = 0
+            return outputs + self._fail([chunk.job for chunk in chunks], error)
         for chunk in chunks:
             chunk.job.num_computed += chunk.count
-        return self._score(chunks, logits_SV) + self._sample(chunks, logits_SV)
+        outputs += self._score(chunks, logits_SV)
+        return outputs + self._sample(chunks, logits_SV)
+
+    def _refused(self) -> list[Output]:
+        """Fails the jobs whose adapters could not be put into a slot."""
+        outputs = []
+        for job, error in self.scheduler.take_refused():
+            if isinstance(job, Replay):
+                self.tiers.finish(job)
+                self._end_replay(job, error)
+            else:
+                outputs.append(self._fail_job(job, error))
+        return outputs
 
     def _score(self, chunks: list[Chunk], logits_SV: Tensor) -> list[Output]:
         """Computes the log-probabilities that are wanted of the prompts' tokens."""
@@ -175,12 +191,14 @@ class EngineCore:
                 jobs.append(job)
                 rows.append(row)
             else:
-                outputs.append(self._told(job, job.completion.take(())))
-        if not jobs:
-            return outputs
-        if len(rows) < len(logits_SV):
-            logits_SV = logits_SV[rows]
-        samples = sample(logits_SV, jobs)
+                outputs.append(self._take(job, (), None))
+        try:
+            if 0 < len(rows) < len(logits_SV):
+                logits_SV = logits_SV[rows]
+            samples = sample(logits_SV, jobs) if jobs else []
+        except Exception as error:
+            return outputs + self._fail(jobs, error)
+        self._failed_steps = 0
         return outputs + [self._advance(j, result) for j, result in zip(jobs, samples, strict=True)]
 
     def _advance(self, job: Job, result: Sample | Exception) -> Output:
@@ -189,23 +207,23 @@ class EngineCore:
             return self._fail_job(job, result)
         job.append(result.token_id)
         logprobs = None if result.logprobs is None else (result.logprobs,)
-        try:
-            event = job.completion.take((result.token_id,), logprobs)
-        except RemixError as error:
-            return self._fail_job(job, error)
-        return self._told(job, event)
+        return self._take(job, (result.token_id,), logprobs)
 
-    def _told(self, job: Job, event: TokenEvent) -> Output:
+    def _take(
+        self, job: Job, token_ids: tuple[int, ...], logprobs: tuple[PositionLogprobs, ...] | None
+    ) -> Output:
+        try:
+            event = job.completion.take(token_ids, logprobs)
+        except Exception as error:
+            return self._fail_job(job, error)
         if event.finish_reason is not None:
             self._forget(job)
         return Output(job.request.request_id, event)
 
     def _fail_job(self, job: Job, error: Exception) -> Output:
         """Fails one request of a batch."""
-        request_id = job.request.request_id
         self._forget(job)
-        log.error("request %s failed in sampling: %s", request_id, error)
-        return Output(request_id, RemixError(f"sampling failed: {error}"))
+        return _failed(job.request.request_id, error)
 
     def _fail(self, jobs: list[Job], error: Exception) -> list[Output]:
         """Fails all requests of a batch that cannot be computed; other requests go on."""
@@ -221,3 +239,8 @@ class EngineCore:
     def _forget(self, job: Job) -> None:
         self.tiers.finish(job)
         del self._jobs[job.request.request_id]
+
+
+def _failed(request_id: str, error: Exception) -> Output:
+    log.error("request %s failed: %s", request_id, error)
+    return Output(request_id, RemixError(f"the request failed: {error}"))

@@ -58,6 +58,11 @@ class Job:
         return self.prompt_len + max(self.params.max_tokens - 1, 0)
 
     @property
+    def prompt_charge(self) -> int:
+        """Tokens that its tenant is charged for when it is admitted."""
+        return self.prompt_len
+
+    @property
     def num_left(self) -> int:
         """The most tokens that are left to compute."""
         return self.max_len - self.num_computed

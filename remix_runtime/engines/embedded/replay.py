@@ -50,6 +50,11 @@ class Replay(Job):
         self._routes: list[dict[str, Tensor]] = []
         self._begin_prompt()
 
+    @property
+    def prompt_charge(self) -> int:
+        """All prompts: one long one, and many short ones after it, cost what they take."""
+        return sum(len(prompt.token_ids_T) for prompt in self._parity.prompts)
+
     def compute(self, runner: ModelRunner, chunk: Chunk) -> bool:
         """Runs a chunk. Returns whether it was the last one of all prompts. Raises
         `ParityError`."""

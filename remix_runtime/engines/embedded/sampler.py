@@ -44,6 +44,10 @@ def sample(logits_SV: Tensor, jobs: list[Job]) -> list[Sample | Exception]:
             results.append(_sample_row(logits_SV[row], best[row], job))
         except Exception as error:
             results.append(error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a grammar in Rust
+            results.append(RuntimeError(repr(error)))
     return results
 
 

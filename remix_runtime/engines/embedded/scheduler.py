@@ -76,6 +76,7 @@ class Scheduler:
         self.queue: FairQueue[Job] = FairQueue()
         self.running: list[Job] = []
         self.num_admitted = 0
+        self._refused: list[tuple[Job, Exception]] = []
         self._wanted: Counter[str] = Counter()
         """Adapters that jobs in the queue wait for."""
         self._adapters = adapters
@@ -123,6 +124,12 @@ class Scheduler:
         chunks.sort(key=lambda chunk: chunk.job.slot)
         return chunks
 
+    def take_refused(self) -> list[tuple[Job, Exception]]:
+        """The jobs whose adapters could not be put into a slot, with the reasons, once. They are
+        in the queue no more."""
+        refused, self._refused = self._refused, []
+        return refused
+
     def finish(self, job: Job) -> None:
         """Takes a job out, wherever it is, and frees all that it holds."""
         if job in self.running:
@@ -151,8 +158,8 @@ class Scheduler:
             pass
 
     def _admit_next(self, slots: SlotRound, waits: set[Job]) -> bool:
-        """Admits the first job that can be admitted. `waits`: jobs that found no slot in this
-        round."""
+        """Admits the first job that can be admitted, or refuses it. `waits`: jobs that found no
+        slot in this round."""
         for tenant, job in self.queue:
             if self.queue.lead(tenant) > self._max_lead:
                 self._lose_patience(waits)
@@ -163,7 +170,13 @@ class Scheduler:
             if pages is None:
                 return False
             if job.request.digest is not None:
-                slot = slots.pin(job)
+                try:
+                    slot = slots.pin(job)
+                except Exception as error:  # of the device: the others' adapters may be there
+                    self.pool.give_back(pages)
+                    self._leave_queue(job)
+                    self._refused.append((job, error))
+                    return True
                 if slot is None:
                     self.pool.give_back(pages)
                     waits.add(job)
@@ -172,7 +185,7 @@ class Scheduler:
             job.pages = pages
             job.completion.scheduled()
             self._leave_queue(job)
-            self.queue.charge_prompt(tenant, job.prompt_len)
+            self.queue.charge_prompt(tenant, job.prompt_charge)
             self.running.append(job)
             self.num_admitted += 1
             return True

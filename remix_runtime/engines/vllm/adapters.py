@@ -21,9 +21,14 @@ from remix_runtime.adapter.checkpoint import BaseShapes, Checkpoint, read_checkp
 from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base.weights import without_weights
 from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
-from remix_runtime.engines.served import ServedAdapter, ServedAdapters, adapter_info
+from remix_runtime.engines.served import (
+    ServedAdapter,
+    ServedAdapters,
+    adapter_info,
+    require_digest,
+)
 from remix_runtime.engines.vllm.config import VllmConfig
-from remix_runtime.engines.vllm.host import require_fit, require_named
+from remix_runtime.engines.vllm.host import require_fit
 from remix_runtime.engines.vllm.replay import replay_on
 from remix_runtime.errors import AdapterUnavailableError, CheckpointError, RemixError
 
@@ -142,9 +147,9 @@ class VllmAdapters(ServedAdapters[Served]):
         # A slot is vLLM's own, and another one with every activation.
         return [s.state(tier(digest), slot=None) for digest, s in self._served.items() if s.is_open]
 
-    async def _load(self, folder: Path) -> AdapterInfo:
+    async def _load(self, folder: Path, digest: str | None) -> AdapterInfo:
         async with self._turn:
-            checkpoint = await self._checked(folder)
+            checkpoint = await self._checked(folder, digest)
             digest = checkpoint.digest
             if (known := self._open_again(digest, folder)) is not None:
                 return known
@@ -185,17 +190,20 @@ class VllmAdapters(ServedAdapters[Served]):
                 served = self._served.get(digest)
                 if served is None or digest in self._held:
                     return
-                checkpoint = await self._checked(served.folder)
-                require_named(checkpoint.digest, digest)
+                await self._checked(served.folder, digest)
                 await self._hold(digest, served)
         except CheckpointError as failure:
-            error = AdapterUnavailableError(f"adapter {digest} could not be read again: {failure}")
+            error = AdapterUnavailableError(
+                f"adapter {digest} could not be read again: {failure}", digest=digest
+            )
         except RemixError as failure:
             error = failure
         except Exception:
             # Its requests must hear of it, or they would have it read again and again.
             log.exception("adapter %s could not be read again", digest)
-            error = AdapterUnavailableError(f"adapter {digest} could not be read again")
+            error = AdapterUnavailableError(
+                f"adapter {digest} could not be read again", digest=digest
+            )
         finally:
             self._reading.discard(digest)
             self._changed(digest, error)
@@ -214,9 +222,10 @@ class VllmAdapters(ServedAdapters[Served]):
             lora = (served.info.digest, served.number, served.folder)
             await replay_on(backend, parity, lora, slack=backend.parity_slack)
 
-    async def _checked(self, folder: Path) -> Checkpoint:
+    async def _checked(self, folder: Path, digest: str | None) -> Checkpoint:
         """Reads the folder and refuses what a worker would refuse, before a worker hears of it."""
         checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=self._base)
+        require_digest(checkpoint.digest, digest, folder)
         config = checkpoint.config
         require_fit(config.num_experts, config.r, max_rows=self._config.adapter_rows)
         return checkpoint

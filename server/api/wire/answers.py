@@ -240,4 +240,5 @@ class ModelList(BaseModel):
 class Status(BaseModel):
     status: str
     failing: tuple[str, ...] = ()
-    """Long-lived tasks of the server that do not work."""
+    """Long-lived tasks of the server that do not work, and `adapters` while some cannot be loaded
+    or read."""

@@ -32,10 +32,10 @@ class PickyEngine(FakeEngine):
         super().__init__()
         self.refused: set[str] = set()
 
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
+    async def load_adapter(self, folder: Path, digest: str | None = None) -> AdapterInfo:
         if folder.name in self.refused:
             raise ParityError("replayed to other routes")
-        return await super().load_adapter(folder)
+        return await super().load_adapter(folder, digest)
 
 
 @dataclass

@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
+from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.scheduler import MAX_SCORED_TOKENS, PagePool, Scheduler
+from tests.engines import NoText
+from tests.unit.adapter.checkpoint.adapters import make_parity
 from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 
@@ -25,6 +28,20 @@ def test_a_long_prompt_is_cut_into_chunks_and_does_not_stop_a_decode() -> None:
     steps = [dict(advance(s)) for _ in range(3)]
     assert [step["long"] for step in steps] == [15, 15, 10]
     assert all(step["short"] == 1 for step in steps)
+
+
+def test_a_replay_is_charged_for_all_its_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever imports adapters with long parity files takes no more than one share."""
+    s, _ = scheduler()
+    charged: dict[str, int] = {}
+    monkeypatch.setattr(s.queue, "charge_prompt", charged.__setitem__)
+    parity = make_parity(tokens=7)
+    replay = Replay("some", 2, parity, NoText())
+    s.add(replay)
+    s.add(job_of(3, 2, tenant="acme"))
+    s.schedule()
+    assert charged == {replay.request.tenant: 7 * len(parity.prompts), "acme": 3}
+    assert len(replay.pages) == s.pool.pages_for(7)
 
 
 def test_few_prompt_tokens_are_scored_in_a_step_and_others_go_on_beside() -> None:

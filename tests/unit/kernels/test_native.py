@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,6 +107,31 @@ def test_the_cache_folder_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert other.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_folder_above_is_this_users_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = native.cache_folder()
+    if not folder.is_relative_to(tmp_path):
+        pytest.skip("the cache folder of this system does not follow XDG_CACHE_HOME")
+    above = folder.parent
+    assert above.stat().st_mode & 0o777 == 0o700
+    above.chmod(0o775)  # as an older version left it where the umask is 002
+    assert native.cache_folder() == folder
+    assert above.stat().st_mode & 0o777 == 0o700
+    stat = Path.stat
+
+    def of_others(path: Path, **options: bool) -> os.stat_result:
+        found = stat(path, **options)
+        if path != above:
+            return found
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:]))
+
+    monkeypatch.setattr(Path, "stat", of_others)
+    assert not native.cache_folder().is_relative_to(tmp_path)
+    assert "compiled at each start" in caplog.text
+
+
 def build_one(folder: Path, value: int, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A library whose one function returns `value`."""
     sources = folder.with_name(f"{folder.name}-sources")
@@ -155,6 +180,59 @@ def test_a_library_that_others_may_have_written_is_not_loaded(
         monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
     with pytest.raises(OSError, match=r"others may have written|Too many levels"):
         native.load(path)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "a page of it": lambda data: data[:4096],
+    "without its last byte": lambda data: data[:-1],
+    "its tail never came to the disk": lambda data: data[:4096] + bytes(len(data) - 4096),
+    "one bit": lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+    "longer": lambda data: data + b"\0",
+    "of an older version": lambda data: data[: -native._SEAL_BYTES],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_library_is_never_loaded_and_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "kernels"
+    path = build_one(folder, 1, monkeypatch)
+    good = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](good))
+    with pytest.raises(OSError, match="damaged"):
+        native.load(path)
+    (folder / "remix-0.123.tmp").touch()  # a build was killed
+    monkeypatch.setattr(native, "SOURCES", tmp_path / "kernels-sources")
+    assert native.build(folder) == path
+    assert "is damaged and is compiled again" in caplog.text
+    assert native.load(path).remix_one() == 1
+    assert sorted(found.name for found in folder.iterdir()) == ["build.lock", path.name]
+    written = path.stat().st_mtime_ns
+    native.build(folder)
+    assert path.stat().st_mtime_ns == written
+
+
+def test_a_library_is_on_the_disk_before_it_has_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without that a power failure leaves the name and none of the bytes."""
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def watched_sync(fd: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
+        sync(fd)
+
+    def watched_rename(path: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "rename", watched_rename)
+    build_one(tmp_path / "kernels", 1, monkeypatch)
+    assert done == ["file", "rename", "folder"]
 
 
 def test_the_umask_lets_nobody_else_write_a_library(

@@ -28,9 +28,9 @@ class WatchedEngine(FakeEngine):
         self.may_load = asyncio.Event()
         self.may_load.set()
 
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
+    async def load_adapter(self, folder: Path, digest: str | None = None) -> AdapterInfo:
         await self.may_load.wait()
-        info = await super().load_adapter(folder)
+        info = await super().load_adapter(folder, digest)
         self.loads[info.digest] += 1
         self.loaded.add(info.digest)
         return info
@@ -54,6 +54,9 @@ class Shelf:
         (self._root / digest).mkdir(parents=True)
         (self._root / digest / "adapter_config.json").write_text(content)
         return digest
+
+    async def repair(self, digest: str) -> bool:
+        return False
 
     async def __call__(self, digest: str) -> Path:
         if digest in self.lost:

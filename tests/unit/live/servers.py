@@ -47,14 +47,14 @@ class MoodyEngine(WatchedEngine):
         self.refused = {self._bad}
         self.full = False
 
-    async def load_adapter(self, folder: Path) -> AdapterInfo:
+    async def load_adapter(self, folder: Path, digest: str | None = None) -> AdapterInfo:
         if folder.name in self.refused:
             raise ParityError(f"{folder}: other routes than were recorded")
         if self.full:
             raise CapacityError("no room")
         self.waiting += 1
         try:
-            return await super().load_adapter(folder)
+            return await super().load_adapter(folder, digest)
         finally:
             self.waiting -= 1
 

@@ -24,7 +24,7 @@ from tests.unit.server.harness import eventually
 from tests.unit.store.conftest import write_adapter
 
 
-async def full(folder: Path) -> AdapterInfo:
+async def full(folder: Path, digest: str | None = None) -> AdapterInfo:
     raise CapacityError("no room")
 
 
@@ -115,7 +115,7 @@ async def test_the_old_set_serves_until_the_new_one_can(
         tries = 0
         load = two.engine.load_adapter
 
-        async def full(folder: Path) -> AdapterInfo:
+        async def full(folder: Path, digest: str | None = None) -> AdapterInfo:
             nonlocal tries
             tries += 1
             raise CapacityError("no room")

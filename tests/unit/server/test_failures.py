@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from remix_runtime.engines.fake import FakeConfig
+from remix_runtime.engines.fake_model import ByteTokenizer
 from remix_runtime.errors import AdapterUnavailableError, CapacityError, RemixError
 from server.api import calls, tokenizing
 from server.http.errors import as_api_error
@@ -76,6 +77,44 @@ async def test_a_request_that_could_never_be_admitted_is_a_400(tmp_path: Path) -
         for answer in (await server.complete(n=4), await server.chat(n=4)):
             assert check_error(answer, 400)["param"] == "n"
         await server.expect_good_request()
+
+
+class Panic(BaseException):
+    """As PyO3 raises for a panic in Rust."""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("place", "fields"),
+    [
+        ("encode", {}),
+        ("encode", {"bad_words": ["x"]}),
+        ("token_bytes", {}),
+        ("apply_chat_template", {}),
+    ],
+)
+async def test_a_panic_of_the_tokenizer_is_a_500_of_its_request(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    fields: dict[str, object],
+    stream: bool,
+) -> None:
+    """With words that may not come, the prompt is tokens: the engine encodes them."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("/secret/normalizer.rs:12")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteTokenizer, place, panic)
+        if place == "apply_chat_template":
+            answer = await server.chat(stream=stream)
+        else:
+            prompt = {"prompt": [1, 2]} if fields else {}
+            answer = await server.complete(stream=stream, **prompt, **fields)
+    assert check_error(answer, 500)["code"] == "internal_error"
+    assert "secret" not in answer.text
+    await server.expect_good_request()
 
 
 async def test_a_full_tokenizer_queue_is_a_503(

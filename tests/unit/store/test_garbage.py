@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from remix_runtime.errors import CheckpointError
 from server.store import AdapterStore, UnknownDigestError
 from server.store.incoming import Incoming
 from server.store.sources import SourceFile
@@ -77,6 +79,51 @@ async def test_imports_and_collections_at_once_never_lose_what_is_kept(
     assert contents(store.folder(digests[0])) == contents(tmp_path / "seed0")
     assert (leftovers(root), store.quarantined()) == ([], [])
     other.close()
+
+
+async def test_two_servers_on_one_store_collect_at_once(
+    store: AdapterStore, root: Path, digests: list[str]
+) -> None:
+    """Each has its own look at what is kept; what goes, goes once, and nobody fails."""
+    other = AdapterStore(root)
+    try:
+        kept, *orphans = digests
+        for _ in range(4):
+            removed = await asyncio.gather(
+                *(s.collect_garbage({kept}, min_age_seconds=HOUR) for s in (store, other) * 2)
+            )
+            assert sorted(itertools.chain(*removed)) == sorted(orphans)
+            assert store.digests() == other.digests() == [kept]
+            assert leftovers(root) == []
+            for seed in (1, 2):
+                stored = await other.import_from(str(root.parent / f"seed{seed}"))
+                assert stored.created
+                age(stored.folder, 2 * HOUR)
+    finally:
+        other.close()
+
+
+async def test_what_another_server_repaired_is_not_taken_for_damaged(
+    store: AdapterStore, root: Path, digests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found the damage; the second one comes when the folder is whole again."""
+    other = AdapterStore(root)
+    (store.folder(digests[0]) / "adapter_config.json").write_text("{")
+    look, loop = other._damage, asyncio.get_running_loop()
+
+    def look_and_be_late(folder: Path) -> CheckpointError | None:
+        found = look(folder)
+        repaired = store.import_from(str(root.parent / "seed0"))
+        assert asyncio.run_coroutine_threadsafe(repaired, loop).result(60).created
+        return found
+
+    monkeypatch.setattr(other, "_damage", look_and_be_late)
+    try:
+        await other.set_aside(digests[0])
+        assert len(store.quarantined()) == 1
+        assert await store.set_aside(digests[0]) is None, "it is whole"
+    finally:
+        other.close()
 
 
 async def test_collector_leaves_alone_what_is_no_adapter(store: AdapterStore, root: Path) -> None:

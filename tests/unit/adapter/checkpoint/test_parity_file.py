@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from remix_runtime.adapter.checkpoint import CheckpointLimits, Parity, read_parity
-from remix_runtime.adapter.checkpoint.parity_file import emit_parity
+from remix_runtime.adapter.checkpoint.parity_file import MAX_TOKENS, emit_parity
 from remix_runtime.errors import CheckpointFormatError
 from tests.unit.adapter.checkpoint.adapters import PARITY_FILE, edit_header, make_parity
 
@@ -58,6 +58,16 @@ def refused(folder, *parts: str, **options) -> None:
     assert message.startswith("parity.safetensors: ")
     assert all(part in message for part in parts), message
     assert "\n" not in message
+
+
+def test_tokens_of_all_prompts_are_limited(folder):
+    """Small files would be hours of others' time."""
+    most = replace(make_parity(), prompts=make_parity(tokens=MAX_TOKENS // 2).prompts)
+    (folder / PARITY_FILE).write_bytes(emit_parity(most))
+    assert read_parity(folder) is not None
+    more = replace(most, prompts=(*most.prompts, make_parity(tokens=1).prompts[0]))
+    (folder / PARITY_FILE).write_bytes(emit_parity(more))
+    refused(folder, f"found {MAX_TOKENS + 1} tokens in 3 prompts", f"at most {MAX_TOKENS}")
 
 
 def test_size_is_limited(folder):
