@@ -1,0 +1,104 @@
+"""Every watched task, found in the code, has its stated times in the decision and a trial in which it
+is killed, fails and hangs; and whoever asks hears of it by its name."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from remix_runtime.watch import TELL_SECONDS, Watched
+from tests.clocks import FakeClock
+from tests.unit.server.harness import Server
+
+ROOT = Path(__file__).parents[3]
+DECISION = ROOT / "docs" / "decisions" / "0015-one-watch-over-long-lived-tasks.md"
+TROUBLES = {"killed", "failing", "hanging"}
+TRIALS = {
+    "directory": ("tests.unit.live.test_watched", "test_the_follower_comes_back"),
+    "sets": ("tests.unit.live.test_watched", "test_a_set_is_tried_again_whatever_it_meets"),
+    "garbage": ("tests.unit.live.test_watched", "test_the_collector_comes_back"),
+    "admin": ("tests.unit.server.test_ready", "test_the_admin_api_comes_back"),
+    "expert load": (
+        "tests.unit.engines.vllm.test_watched",
+        "test_the_load_of_experts_is_asked_again",
+    ),
+}
+"""By the name of the task."""
+
+
+def watched() -> Iterator[str]:
+    """The names of the tasks that are started by a watch, wherever that is."""
+    for room in ("server", "remix_runtime", "training"):
+        for path in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            texts = {
+                target.id: node.value.value
+                for node in tree.body
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+                for target in node.targets
+                if isinstance(target, ast.Name)
+            }
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                    continue
+                if node.func.attr != "start" or not {"what", "due_seconds"} <= {
+                    keyword.arg for keyword in node.keywords
+                }:
+                    continue
+                name = node.args[0]
+                if isinstance(name, ast.Constant):
+                    yield str(name.value)
+                else:
+                    assert isinstance(name, ast.Name), f"{path}: no name that can be found"
+                    yield str(texts[name.id])
+
+
+def test_each_has_its_times_in_the_decision_and_a_trial() -> None:
+    rows = re.findall(r"^\| `([\w ]+)` \|.* \| (.+) \| (.+) \|$", DECISION.read_text(), re.M)
+    found = sorted(watched())
+    assert len(found) > 3
+    assert found == sorted(name for name, _, _ in rows) == sorted(TRIALS)
+    assert all(re.match(rf"{TELL_SECONDS:g} s|\d+ s", failing) for _, failing, _ in rows)
+    assert all(re.search(r"\d+ s", hanging) for _, _, hanging in rows)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_each_trial_has_all_troubles(name: str) -> None:
+    module, function = TRIALS[name]
+    trial = getattr(importlib.import_module(module), function)
+    marks = [mark for mark in trial.pytestmark if mark.name == "parametrize"]
+    assert any(mark.args[0] == "trouble" and set(mark.args[1]) >= TROUBLES for mark in marks)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+async def test_each_is_told_by_its_name_and_no_more_when_it_works(
+    name: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, watch = FakeClock(), server.services.watch
+    monkeypatch.setattr(watch, "_clock", clock)
+    is_well = False
+
+    async def work(task: Watched) -> None:
+        if not is_well:
+            raise OSError("/secret")
+        await task.rest(3600)
+
+    async def told() -> list[object]:
+        answers = [await server.client.get(path) for path in ("/health", "/ready")]
+        assert all("secret" not in answer.text for answer in answers)
+        return [answer.json().get("failing", []) for answer in answers]
+
+    task = watch.start(name, work, what="a trial", due_seconds=60)
+    await clock.advance(TELL_SECONDS - 1)
+    assert await told() == [[], []]
+    await clock.advance(1)
+    assert await told() == [[name], [name]]
+    is_well = True
+    await clock.advance(60)
+    assert await told() == [[], []]
+    await task.stop()
