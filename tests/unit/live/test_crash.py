@@ -7,6 +7,8 @@ import asyncio
 import json
 import os
 import random
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,15 @@ async def check_after_a_kill(url: str, root: Path) -> tuple[int, str | None]:
         return live.revision, next(iter(adapters), None)
 
 
+def told(messages: Connection) -> list[int]:
+    """What a process told before it was killed; its last word may be cut."""
+    found = []
+    with closing(messages), suppress(EOFError):
+        while True:
+            found.append(messages.recv())
+    return found
+
+
 async def make_tenant(url: str, root: Path) -> None:
     async with node(url, root) as server:
         await server.directory.create_tenant(TENANT, actor="test")
@@ -73,8 +84,9 @@ def kill_at_random(url: str, tmp_path: Path, rounds: int) -> None:
         process.kill()
         process.join()
         assert process.exitcode == -9
-        here.close()
+        written = told(here)
         seen.append(asyncio.run(check_after_a_kill(url, root)))
+        assert seen[-1][0] >= max(written, default=0), "a revision that was written is lost"
     revisions = [revision for revision, _ in seen]
     assert revisions == sorted(revisions)
     print(json.dumps({"revisions": revisions[-1], "adapters": len({a for _, a in seen})}))

@@ -68,9 +68,11 @@ def bad(adapter: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_killed_at_a_random_moment(
-    processes: ForkServerContext, tmp_path: Path, adapter: Path, bad: Path
-) -> None:
+def test_killed_at_a_random_moment(tmp_path: Path, adapter: Path, bad: Path) -> None:
+    kill_at_random(tmp_path, adapter, bad, rounds=ROUNDS)
+
+
+def kill_at_random(tmp_path: Path, adapter: Path, bad: Path, *, rounds: int) -> None:
     root = tmp_path / "store"
     write_adapter(tmp_path / "remote", seed=1)
     web = FileWeb({f"/a/{name}": d for name, d in contents(tmp_path / "remote").items()})
@@ -78,9 +80,9 @@ def test_killed_at_a_random_moment(
     seed = random.randrange(1 << 32)
     moments = random.Random(seed)
     print(f"seed {seed}")  # shown where the test fails
-    for _ in range(ROUNDS):
-        here, there = processes.Pipe(duplex=False)
-        process = processes.Process(target=work, args=(str(root), [*good, str(bad)], there))
+    for _ in range(rounds):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(str(root), [*good, str(bad)], there))
         process.start()
         there.close()
         assert here.recv()
