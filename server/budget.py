@@ -155,9 +155,7 @@ def server_parts(settings: ServerSettings, *, num_requests: int) -> list[Part]:
     return parts
 
 
-def embedded_parts(
-    given: Mapping[str, Any], *, num_parameters: int, on_device: bool
-) -> list[Part]:
+def embedded_parts(given: Mapping[str, Any], *, num_parameters: int, on_device: bool) -> list[Part]:
     """What the embedded engine takes of this machine's memory. `given`: the options that the user
     gave."""
 

@@ -1,4 +1,4 @@
-"""Examines the adapter folder of a stranger in a process of its own, with limits on memory and time:
+"""Examines a stranger's adapter folder in a process of its own, with limits on memory and time:
 whatever lies in the folder, that process alone runs out of them or crashes.
 
 Processes are forked from one that has imported PyTorch (`multiprocessing`'s fork server), which
@@ -126,13 +126,11 @@ def _found(
     return _refusal(f"found an examination that ended with {end}, expected an answer")
 
 
-
-
 def _refusal(reason: str, kind: type[Exception] = CheckpointFormatError) -> dict[str, Any]:
     return {"kind": kind.__name__, "reason": reason}
 
 
-# -- in the process ---------------------------------------------------------------------------------
+# -- in the process --------------------------------------------------------------------------------
 
 
 def _answer(folder: str, limits: ExaminationLimits, seconds: int, answers: Connection) -> None:

@@ -35,7 +35,6 @@ from server.store.errors import (
     ImportStoppedError,
     RejectedAdapterError,
     SourceUnavailableError,
-    StoreError,
     StoreFullError,
     UnknownDigestError,
 )
@@ -240,11 +239,12 @@ class AdapterStore:
         )
 
     def _examine(self, folder: Path, is_served: bool) -> Description:
-        """Raises `CheckpointError`, and `StoreError` where that says nothing of the adapter."""
+        """Raises `CheckpointError`, and `ImportStoppedError` for what says nothing of the
+        adapter."""
         try:
             return self._examiner.examine(folder, is_urgent=is_served)
         except ExaminationError as error:
-            raise StoreError(f"{error}; import it again") from error
+            raise ImportStoppedError(f"{error}; import it again") from error
 
     def _publish(self, files: Path, digest: str, is_served: bool) -> bool:
         """Puts a verified folder in its place. Returns whether the place was free, or held a
@@ -271,6 +271,10 @@ class AdapterStore:
         except CheckpointError as error:
             # Or the collector took it away meanwhile.
             return error if folder.exists() else None
+        except ImportStoppedError:
+            if folder.exists():
+                raise
+            return None
         if found != digest:
             return CheckpointFormatError(f"found digest {found}, expected the folder's name")
         return None

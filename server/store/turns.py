@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class Turns:
@@ -52,13 +52,15 @@ class Turns:
             del self._held[key]
         for other in [*self._waiting]:
             while (queue := self._waiting.get(other)) and self._has_place(other):
-                self._held[other] += 1
                 place = queue[0]
                 self._leave(other, place)
-                place.set_result(None)
+                if not place.cancelled():  # its waiter has not heard of that yet
+                    self._held[other] += 1
+                    place.set_result(None)
 
     def _leave(self, key: str, place: asyncio.Future[None]) -> None:
-        queue = self._waiting[key]
-        queue.remove(place)
+        queue = self._waiting.get(key, deque())
+        with suppress(ValueError):  # it was taken out already
+            queue.remove(place)
         if not queue:
-            del self._waiting[key]
+            self._waiting.pop(key, None)

@@ -129,7 +129,7 @@ async def test_loads_leave_nothing(
     monkeypatch: pytest.MonkeyPatch,
     leak: str | None,
 ) -> None:
-    """In a thousand, after a thousand. The control keeps an object, or a tensor's bytes, of each."""
+    """In a thousand, after a thousand. The control keeps an object of each, or a tensor's bytes."""
     kept: list[Any] = []
     read = adapters_module.read_adapter
 

@@ -28,7 +28,9 @@ class Targets:
             start = dot + 1
 
 
-def target_shapes(shapes: BaseShapes, target_modules: Collection[str]) -> dict[str, tuple[int, int]]:
+def target_shapes(
+    shapes: BaseShapes, target_modules: Collection[str]
+) -> dict[str, tuple[int, int]]:
     """The linears that `target_modules` names, in sorted order.
 
     Raises `CheckpointMismatchError` for a target that names none.

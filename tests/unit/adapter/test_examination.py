@@ -163,9 +163,7 @@ def test_megabytes_of_names_take_no_more_than_an_adapter(adapter: Path) -> None:
     edit_config(adapter, {"target_modules": targets})
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     names = [f"base_model.model.{n}.{targets[-1]}.remix_A.weight" for n in range(MANY * 3)]
-    header = {
-        name: {**entry, "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)
-    }
+    header = {name: {**entry, "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)}
     data = join(header, bytes(4 * len(names)))
     assert len(data) > 3_300_000
     assert (adapter / CONFIG_FILE).stat().st_size < 1 << 20

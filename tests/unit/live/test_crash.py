@@ -15,6 +15,7 @@ import pytest
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from tests.forkserver import context
+from tests.forkserver import process as forked
 from tests.unit.live import crash
 from tests.unit.live.crash import NAMES, TENANT, node
 from tests.unit.store.conftest import write_adapter
@@ -75,8 +76,9 @@ def kill_at_random(url: str, tmp_path: Path, rounds: int) -> None:
     seen = []
     for number in range(rounds):
         here, there = context.Pipe(duplex=False)
-        args = (url, str(root), [str(s) for s in sources], seed + number, there)
-        process = context.Process(target=crash.work, args=args)
+        process = forked(
+            crash.work, url, str(root), [str(s) for s in sources], seed + number, there
+        )
         process.start()
         there.close()
         assert here.recv()

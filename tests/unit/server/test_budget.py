@@ -82,8 +82,6 @@ def test_without_a_limit_it_is_the_machine_s(tmp_path: Path, files: dict[str, st
     assert (limit, source) == (total, "the machine's memory")
 
 
-
-
 some_parts = st.lists(
     st.builds(
         lambda name, value, factor, least: Part(

@@ -1,5 +1,5 @@
-"""Every watched task, found in the code, has its stated times in the decision and a trial in which it
-is killed, fails and hangs; and whoever asks hears of it by its name."""
+"""Every watched task, found in the code, has its stated times in the decision and a trial in which
+it is killed, fails and hangs; and whoever asks hears of it by its name."""
 
 from __future__ import annotations
 

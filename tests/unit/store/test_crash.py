@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,17 +15,13 @@ import pytest
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from server.store import AdapterStore, RejectedAdapterError
 from tests.forkserver import context
+from tests.forkserver import process as forked
 from tests.unit.adapter.checkpoint.adapters import edit_config
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.crash import work, work_to_step
 from tests.unit.store.web import TO_TESTS, FileWeb
 
 ROUNDS = int(os.environ.get("REMIX_CRASH_ROUNDS", "40"))
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return context
 
 
 def ended(process: BaseProcess) -> int | None:
@@ -82,7 +77,7 @@ def kill_at_random(tmp_path: Path, adapter: Path, bad: Path, *, rounds: int) -> 
     print(f"seed {seed}")  # shown where the test fails
     for _ in range(rounds):
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(str(root), [*good, str(bad)], there))
+        process = forked(work, str(root), [*good, str(bad)], there)
         process.start()
         there.close()
         assert here.recv()
@@ -99,16 +94,14 @@ def kill_at_random(tmp_path: Path, adapter: Path, bad: Path, *, rounds: int) -> 
 
 
 @pytest.mark.parametrize("what", ["import and collect", "bad import"])
-def test_killed_before_every_step(
-    processes: ForkServerContext, tmp_path: Path, adapter: Path, bad: Path, what: str
-) -> None:
+def test_killed_before_every_step(tmp_path: Path, adapter: Path, bad: Path, what: str) -> None:
     root = tmp_path / "store"
     source = bad if what == "bad import" else adapter
     step, end = 0, False
     while not end:
-        here, there = processes.Pipe(duplex=False)
+        here, there = context.Pipe(duplex=False)
         args = (str(root), str(source), what == "import and collect", step, there)
-        process = processes.Process(target=work_to_step, args=args)
+        process = forked(work_to_step, *args)
         process.start()
         there.close()
         try:
