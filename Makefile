@@ -2,6 +2,7 @@
 # make run       serve the sample adapters         make lint   style, types, import rules, images
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
+# make test-hostile   kills at random, loads from many threads, leaks: hours; see tests/hostile
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
 # make stop      end the server that `make run` left in the background
 # make lock      what the images install, again from the newest versions
@@ -9,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-gpu test-vllm test-conformance lint format bench samples lock clean
+.PHONY: help install run stop test test-slow test-hostile test-gpu test-vllm test-conformance lint format bench samples lock clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -79,6 +80,11 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Less of it by KILLS=100 LOADS=64 (2,000 and 1,024).
+test-hostile: install
+	$(TEST_ENV) REMIX_HOSTILE_KILLS=$(or $(KILLS),2000) REMIX_HOSTILE_LOADS=$(or $(LOADS),1024) \
+		$(BIN)/python -m pytest -m hostile tests/hostile
 
 # vLLM's CPU build. Its own requirements bring torchvision and the like, built for CUDA, and vLLM
 # dies of them at import.

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import URL
 from starlette.types import Scope
 
+from remix_runtime.adapter.examination import ExaminationLimits
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import ConfigError
 from remix_runtime.private import private_folder
@@ -44,6 +45,7 @@ from server.http.openapi import correct_document, docs_router
 from server.http.request import PROBES, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
+from server.live.bodies import Bodies
 from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.garbage import GarbageCollector
@@ -88,6 +90,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
                 adapters=live,
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
                 watch=Watch(),
+                bodies=Bodies(settings.room_for_bodies),
             )
             live_metrics.failing.set_function(lambda: len(services.failing))
             app.state.services = services
@@ -130,7 +133,10 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             directory = await Directory.open(_database_url(settings, data_dir))
             stack.push_async_callback(directory.close)
             store = AdapterStore(
-                data_dir / "store", import_root=settings.import_root, policy=_fetch_policy(settings)
+                data_dir / "store",
+                import_root=settings.import_root,
+                policy=_fetch_policy(settings),
+                limits=ExaminationLimits(tensor_bytes=settings.max_import_bytes),
             )
             stack.callback(store.close)
             stack.push_async_callback(engine.stop)
@@ -158,6 +164,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 adapters=adapters,
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
                 watch=watch,
+                bodies=Bodies(settings.room_for_bodies),
             )
             live_metrics.failing.set_function(lambda: len(services.failing))
             app.state.services = services
@@ -173,6 +180,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 engine=engine,
                 metrics=services.metrics,
                 settings=settings,
+                bodies=services.bodies,
             )
             yield
 

@@ -18,6 +18,7 @@ from server.settings import load_settings
 
 if TYPE_CHECKING:
     from server.services import Services
+    from server.settings import ServerSettings
 
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def serve(
         given = {name: options[name] for name in _ENGINE_OPTIONS}
         given["engine_args"] = parse_engine_args(given["engine_args"])
         given["target_modules"] = tuple(given["target_modules"] or ()) or None
+        settings = _fit_memory(engine, base, given, settings)
         backend = make_engine(engine, base, given)
         admin = None
         if settings.data_dir is None:
@@ -103,6 +105,24 @@ def serve(
                 _announce_tenants(services, url, url_of(admin[1]))
 
         asyncio.run(run(app, settings, listener, on_ready=announce, admin=admin))
+
+
+def _fit_memory(
+    engine: EngineName, base: str | None, given: dict[str, Any], settings: ServerSettings
+) -> ServerSettings:
+    """Makes defaults smaller where memory is short: in `given`, and in the settings, which are
+    returned. Raises `ConfigError` where that does not do."""
+    from server.budget import changed, fit, memory_limit, parts_of
+
+    parts = parts_of(engine, base, given, settings)
+    limit, source = memory_limit()
+    if settings.memory_bytes is not None:
+        limit, source = settings.memory_bytes, "as REMIX_MEMORY_BYTES says"
+    fitting = fit(parts, limit, source)
+    log.info("memory in MiB: %s; %d are there", ", ".join(map(str, fitting)), limit >> 20)
+    smaller = changed(parts, fitting)
+    given |= {name: value for name, value in smaller.items() if name in given}
+    return settings.model_copy(update={n: v for n, v in smaller.items() if n in _SERVER_OPTIONS})
 
 
 def _announce_tenants(services: Services, url: str, admin_url: str) -> None:

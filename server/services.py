@@ -14,6 +14,7 @@ from remix_runtime.errors import EngineBusyError
 from remix_runtime.watch import Watch
 from server.live.access import Access
 from server.live.adapters import ADAPTERS, LiveAdapters
+from server.live.bodies import Bodies
 from server.live.quotas import Quotas
 from server.live.remembered import Memory
 from server.live.sets import LiveSets
@@ -60,6 +61,7 @@ class Services:
     metrics: Metrics
     watch: Watch
     """The server's long-lived tasks."""
+    bodies: Bodies
     gate: Gate = field(default_factory=Gate)
     memory: Memory = field(default_factory=Memory)
     """Responses that clients may come back to."""

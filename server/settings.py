@@ -41,6 +41,14 @@ class ServerSettings(BaseSettings):
         int, _http("Length of a chat's answer if the request sets no max_tokens.", ge=1)
     ] = 512
     max_body_bytes: Annotated[int, _http("Largest request body.", ge=1024)] = 4 << 20
+    bodies_bytes: Annotated[
+        int | None,
+        _http(
+            "Memory for the bodies of all requests that are not answered; 64 times the largest "
+            "body by default.",
+            ge=4096,
+        ),
+    ] = None
     max_connections: Annotated[
         int,
         _http(
@@ -87,6 +95,15 @@ class ServerSettings(BaseSettings):
             "separated by commas."
         ),
     ] = ()
+    memory_bytes: Annotated[
+        int | None,
+        _http(
+            "Memory that the server may take; by default the limit of its control group, or the "
+            "machine's. Defaults of other settings become smaller to fit, numbers that do not are "
+            "refused.",
+            ge=1,
+        ),
+    ] = None
     log_level: Annotated[str, _http("critical, error, warning, info or debug.")] = "info"
     access_log: Annotated[
         bool, _http("Log a line for each request, at the level info; probes at debug.")
@@ -123,6 +140,9 @@ class ServerSettings(BaseSettings):
         float,
         _tenants("Time that an import may take; again, it goes on.", gt=0, allow_inf_nan=False),
     ] = 3600.0
+    max_import_bytes: Annotated[
+        int, _tenants("Largest adapter that is imported, its tensors as float32.", ge=1 << 20)
+    ] = 4 << 30
     admin_key: SecretStr | None = None
     """Key of the admin API. Given in the environment only: others can read a command line."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
@@ -130,6 +150,11 @@ class ServerSettings(BaseSettings):
     once."""
     key_grace_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = 300.0
     """Seconds that known keys stay good while the database does not answer."""
+
+    @property
+    def room_for_bodies(self) -> int:
+        """Bytes; a body of the largest size finds room where no other is."""
+        return max(self.bodies_bytes or 64 * self.max_body_bytes, 2 * self.max_body_bytes)
 
     @field_validator("api_key", "admin_key")
     @classmethod

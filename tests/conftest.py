@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     # half of the tests' imports do.
     os.environ["TRITON_INTERPRET"] = "1"
 
+import tests.forkserver  # noqa: F401 - every test's examinations are forked from it
 from remix_runtime.kernels import attention, cpu, elementwise, native
 from tests.postgres import PostgresServer, memory_folder, postgres_server
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remix_runtime.adapter.checkpoint.targets import matches as matches
 from remix_runtime.adapter.checkpoint.targets import target_shapes as target_shapes
 from remix_runtime.adapter.checkpoint.types import AdapterConfig, Checkpoint, LayerWeights
 from remix_runtime.adapter.routing import expert_mask, top_k_experts

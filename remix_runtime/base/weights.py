@@ -73,6 +73,11 @@ def without_weights(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
+def num_parameters(folder: Path) -> int:
+    """The numbers in a base's files. Raises `ConfigError`."""
+    return sum(tensor.numel() for tensor in _headers(folder, ()).values())
+
+
 def _files(folder: Path) -> list[Path]:
     """The files with tensors, which transformers reads."""
     if (folder / _WEIGHTS).is_file():

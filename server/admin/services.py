@@ -8,6 +8,7 @@ from fastapi import Request
 
 from remix_runtime.contracts import Engine
 from server.live.adapters import LiveAdapters
+from server.live.bodies import Bodies
 from server.live.follower import Follower
 from server.live.sets import LiveSets
 from server.live.swap import Swaps
@@ -33,6 +34,7 @@ class AdminServices:
     engine: Engine
     metrics: Metrics
     settings: ServerSettings
+    bodies: Bodies
 
 
 def admin_services(request: Request) -> AdminServices:

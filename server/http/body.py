@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from server.http.errors import ApiError, as_api_error
+from server.http.errors import ApiError, as_api_error, unavailable
 from server.http.request import label_error, state_of
 from server.settings import ServerSettings
 
@@ -26,6 +26,9 @@ class ClientGoneError(BaseException):
 class StrictRequest(Request):
     """Refuses a wrong content type, a body over the limit, and what is not strict JSON."""
 
+    _room = 0
+    """Bytes that the body holds of what there is for all."""
+
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             self._check_content_type()
@@ -38,6 +41,7 @@ class StrictRequest(Request):
             received = bytearray()
             try:
                 async for chunk in self.stream():
+                    self._make_room(len(chunk))
                     received += chunk
                     if len(received) > limit:
                         raise _too_large(limit)
@@ -46,6 +50,16 @@ class StrictRequest(Request):
             self._body = bytes(received)
             state_of(self.scope).body_bytes = len(received)
         return self._body
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Until the last byte of the answer."""
+        state, bodies = state_of(self.scope), self.app.state.services.bodies
+        if not bodies.take(state.tenant, num_bytes):
+            message = "too many bytes of requests wait for their answers"
+            raise unavailable(message, code="busy", retry_after=1)
+        if not self._room:
+            state.holds.callback(lambda: bodies.give_back(state.tenant, self._room))
+        self._room += num_bytes
 
     async def json(self) -> Any:
         text = await self.body()

@@ -31,7 +31,7 @@ class Folders:
         except UnknownDigestError:
             record = await self._directory.adapter(digest)
         log.info("adapter %s is not in this store; importing %s", digest, record.source)
-        stored = await self._store.import_from(record.source)
+        stored = await self._store.import_from(record.source, is_served=True)
         if stored.digest != digest:
             raise UnknownDigestError(
                 f"{record.source}: found adapter {stored.digest}, expected {digest}, which was "

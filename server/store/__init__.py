@@ -13,9 +13,10 @@ from server.store.errors import (
 )
 from server.store.quarantine import Quarantined
 from server.store.sources import FetchPolicy
-from server.store.store import AdapterStore, Progress, StoredAdapter
+from server.store.store import DOWNLOADING_BYTES, AdapterStore, Progress, StoredAdapter
 
 __all__ = [
+    "DOWNLOADING_BYTES",
     "AdapterStore",
     "FetchPolicy",
     "ImportStoppedError",

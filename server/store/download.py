@@ -20,7 +20,7 @@ from server.store.errors import (
 from server.store.pace import Pace
 from server.store.sources.base import RangeRefusedError, Source, SourceFile
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20
 
 
 def download(

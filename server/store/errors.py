@@ -4,7 +4,7 @@ StoreError
 ├── SourceError             this source is not read: its address, its files, their sizes
 │   └── SourceMissingError      there is no adapter
 ├── SourceUnavailableError  it could not be read now; importing it again continues
-│   ├── ImportStoppedError      who wanted it went away, or the store was closed
+│   ├── ImportStoppedError      nobody wants it any more, or this machine cannot
 │   └── SourceTooSlowError      it brought too little, or took too long
 ├── RejectedAdapterError    what came is no valid adapter; it lies in quarantine
 ├── StoreFullError          there is no room on the disk
@@ -33,7 +33,8 @@ class SourceUnavailableError(StoreError):
 
 
 class ImportStoppedError(SourceUnavailableError):
-    """Whoever asked for the import went away, or the store was closed."""
+    """Whoever asked for the import went away, the store was closed, or what came could not be
+    examined now."""
 
 
 class SourceTooSlowError(SourceUnavailableError):

@@ -22,18 +22,16 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from remix_runtime.adapter.checkpoint import (
-    Description,
-    describe,
-    read_adapter,
-    sync_folder,
-)
+from remix_runtime.adapter.checkpoint import Description, sync_folder
+from remix_runtime.adapter.examination import ExaminationError, ExaminationLimits
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
 from remix_runtime.locks import locked
 from remix_runtime.private import private_folder
-from server.store.download import download, verify
+from server.store.disk_room import DiskRoom, Wrote
+from server.store.download import CHUNK_BYTES, download, verify
 from server.store.errors import (
     ImportStoppedError,
     RejectedAdapterError,
@@ -45,29 +43,18 @@ from server.store.errors import (
 from server.store.incoming import Incoming
 from server.store.pace import Pace
 from server.store.quarantine import Quarantine, Quarantined
-from server.store.room import Room, Wrote
-from server.store.sources import (
-    PROTOCOLS,
-    FetchPolicy,
-    Source,
-    SourceFile,
-    is_of_the_web,
-    open_source,
-    place_of,
-)
+from server.store.rooms import THREADS, Examiner, Room
+from server.store.sources import PROTOCOLS, FetchPolicy, Source, SourceFile, open_source
 from server.store.sources.base import check_files
-from server.store.turns import Turns
 
 log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_THREADS = 32
-"""For the web, and as many for all else, which slow hosts, however many, do not hold up."""
-_AT_ONE_PLACE = 4
-"""Imports from one web server, object store or disk at a time: others go on while it hangs."""
 _TRIES = 3
 """The most times that a source may change while it is read."""
 _KEEP_PARTIAL_SECONDS = 24 * 3600
+DOWNLOADING_BYTES = 2 * (THREADS + THREADS) * CHUNK_BYTES
+"""Memory of all downloads at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +93,7 @@ class AdapterStore:
         policy: FetchPolicy | None = None,
         quarantine_entries: int = 32,
         quarantine_bytes: int = 8 << 30,
+        limits: ExaminationLimits | None = None,
     ) -> None:
         self._root = Path(os.path.abspath(root))
         self._protocols = protocols
@@ -119,25 +107,27 @@ class AdapterStore:
         self._quarantine = Quarantine(
             self._root / "quarantine", max_entries=quarantine_entries, max_bytes=quarantine_bytes
         )
-        self._room = Room(self._root)
+        self._disk_room = DiskRoom(self._root)
         self._lock = self._root / "lock"
-        self._validating = threading.Lock()  # it takes twice an adapter's size in memory
+        self._examiner = Examiner(limits or ExaminationLimits())
         self._closed = threading.Event()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="remix-store")
-        self._web_threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="remix-web")
+        self._new, self._served = Room("import"), Room("import-again")
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="remix-collector")
-        self._turns = Turns(_AT_ONE_PLACE)
         self._incoming.sweep(max_age_seconds=_KEEP_PARTIAL_SECONDS)
 
     async def import_from(
-        self, source: str, *, progress: Callable[[Progress], None] | None = None
+        self,
+        source: str,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        is_served: bool = False,
     ) -> StoredAdapter:
         """Copies the adapter at `source` into the store and verifies it.
 
         `source` is a path, an fsspec URL or `hf://OWNER/NAME[@REVISION]`. What is there already
         is a success too, and counts as fresh for the garbage collector. `progress` is called on
-        the event loop. When this is cancelled, it returns after the thread's last read, and the
-        next import continues. Raises `StoreError`.
+        the event loop. What `is_served` waits for no new imports. When this is cancelled, it
+        returns after the thread's last read, and the next import continues. Raises `StoreError`.
         """
         loop = asyncio.get_running_loop()
         stop = threading.Event()
@@ -148,9 +138,11 @@ class AdapterStore:
             if progress is not None and total:
                 loop.call_soon_threadsafe(progress, Progress(done=done, total=total))
 
-        async with self._turns.turn(place_of(source)):
-            threads = self._web_threads if is_of_the_web(source) else self._threads
-            work = loop.run_in_executor(threads, self._import, source, advanced)
+        room = self._served if is_served else self._new
+        async with room.turn(source):
+            work = asyncio.wrap_future(
+                room.start(source, partial(self._import, source, advanced, is_served))
+            )
             try:
                 return await asyncio.shield(work)
             except asyncio.CancelledError:
@@ -171,8 +163,8 @@ class AdapterStore:
         """Puts the adapter's folder into quarantine if it is damaged, and says what is wrong with
         it; None, and no change, for a folder that is as it was imported. Raises `StoreError`."""
         target = self.folder(digest)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._set_aside, target)
+        work = partial(self._set_aside, target, is_served=True)
+        return await asyncio.wrap_future(self._served.start(str(target), work))
 
     def digests(self) -> list[str]:
         """The digests of all adapters, sorted."""
@@ -197,14 +189,19 @@ class AdapterStore:
     def close(self) -> None:
         """Ends running imports at their next read; they can be continued."""
         self._closed.set()
-        for threads in (self._threads, self._web_threads, self._collector):
-            threads.shutdown(wait=False)
+        self._new.close()
+        self._served.close()
+        self._collector.shutdown(wait=False)
 
-    def _import(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
+    def _import(
+        self, text: str, advanced: Callable[[int, int], None], is_served: bool
+    ) -> StoredAdapter:
         with _of_our_disk():
-            return self._import_on_disk(text, advanced)
+            return self._import_on_disk(text, advanced, is_served)
 
-    def _import_on_disk(self, text: str, advanced: Callable[[int, int], None]) -> StoredAdapter:
+    def _import_on_disk(
+        self, text: str, advanced: Callable[[int, int], None], is_served: bool
+    ) -> StoredAdapter:
         advanced(0, 0)
         pace = Pace(text[:200], self._policy.seconds)
         source = open_source(
@@ -219,7 +216,7 @@ class AdapterStore:
             check_files(files, source.address)
             total = sum(file.size for file in files)
             with (
-                self._room.of(total) as wrote,
+                self._disk_room.of(total) as wrote,
                 self._incoming.claim(source.address, files) as folder,
             ):
 
@@ -229,36 +226,45 @@ class AdapterStore:
 
                 download(source, files, folder, pace=pace, advanced=came)
                 if source.files() == files:
-                    return self._admit(folder, source, files)
+                    return self._admit(folder, source, files, is_served)
         raise SourceUnavailableError(
             f"{source.address}: changed while it was read, {_TRIES} times in a row"
         )
 
-    def _admit(self, files: Path, source: Source, listed: Sequence[SourceFile]) -> StoredAdapter:
+    def _admit(
+        self, files: Path, source: Source, listed: Sequence[SourceFile], is_served: bool
+    ) -> StoredAdapter:
         try:
-            with self._validating:
-                verify(listed, files)
-                checkpoint, _ = read_adapter(files)
+            verify(listed, files)
+            description = self._examine(files, is_served)
         except CheckpointError as error:
             entry = self._quarantine.put(files, source=source.address, error=error)
             raise RejectedAdapterError(
                 f"{source.address}: {error}", quarantine_id=entry.id
             ) from error
-        created = self._publish(files, checkpoint.digest)
+        created = self._publish(files, description.digest, is_served)
         return StoredAdapter(
-            digest=checkpoint.digest,
-            folder=self._adapters / checkpoint.digest,
+            digest=description.digest,
+            folder=self._adapters / description.digest,
             source=source.address,
             num_bytes=sum(file.size for file in listed),
-            description=describe(checkpoint),
+            description=description,
             created=created,
         )
 
-    def _publish(self, files: Path, digest: str) -> bool:
+    def _examine(self, folder: Path, is_served: bool) -> Description:
+        """Raises `CheckpointError`, and `ImportStoppedError` for what says nothing of the
+        adapter."""
+        try:
+            return self._examiner.examine(folder, is_urgent=is_served)
+        except ExaminationError as error:
+            raise ImportStoppedError(f"{error}; import it again") from error
+
+    def _publish(self, files: Path, digest: str, is_served: bool) -> bool:
         """Puts a verified folder in its place. Returns whether the place was free, or held a
         damaged adapter, which goes to quarantine: importing an adapter again repairs it."""
         target = self._adapters / digest
-        self._set_aside(target)
+        self._set_aside(target, is_served=is_served)
         _sync(files)
         os.utime(files)  # its age begins now
         with locked(self._lock):
@@ -269,10 +275,10 @@ class AdapterStore:
             sync_folder(self._adapters)
             return True
 
-    def _set_aside(self, target: Path) -> str | None:
+    def _set_aside(self, target: Path, *, is_served: bool) -> str | None:
         with _of_our_disk():
             looked_at = _inode(target)
-            damage = None if looked_at is None else self._damage(target)
+            damage = None if looked_at is None else self._damage(target, is_served)
             if damage is None:
                 return None
             with locked(self._lock):
@@ -281,16 +287,17 @@ class AdapterStore:
                     self._quarantine.put(target, source=str(target), error=damage)
         return str(damage)
 
-    def _damage(self, folder: Path) -> CheckpointError | None:
+    def _damage(self, folder: Path, is_served: bool) -> CheckpointError | None:
         try:
-            with self._validating:
-                checkpoint, _ = read_adapter(folder)
+            found = self._examine(folder, is_served).digest
         except CheckpointError as error:
             return error
-        if checkpoint.digest != folder.name:
-            return CheckpointFormatError(
-                f"found digest {checkpoint.digest}, expected the folder's name"
-            )
+        except ImportStoppedError:
+            if folder.exists():
+                raise
+            return None
+        if found != folder.name:
+            return CheckpointFormatError(f"found digest {found}, expected the folder's name")
         return None
 
     def _collect_garbage(self, keep: Set[str], min_age_seconds: float) -> list[str]:

@@ -23,7 +23,7 @@ from remix_runtime.watch import (
 from tests.clocks import FakeClock, settle
 
 ROOT = Path(__file__).parents[2]
-STARTERS = {"create_task", "TaskGroup", "Thread"}
+STARTERS = {"create_task", "ensure_future", "TaskGroup", "Thread", "Timer", "Process", "Popen"}
 UNWATCHED = {
     "remix_runtime/watch.py": "the watch itself",
     "remix_runtime/background.py": "ends with its work, and whoever waits hears of a failure",
@@ -31,8 +31,12 @@ UNWATCHED = {
     "remix_runtime/barriers.py": "threads; they go on by themselves",
     "remix_runtime/engines/fake.py": "one request",
     "remix_runtime/engines/vllm/engine.py": "one request",
+    "remix_runtime/engines/vllm/backend.py": "one call, which ends or is given up",
+    "remix_runtime/adapter/examination.py": "one examination, which ends or is killed",
+    "server/admin/routes/adapters.py": "one request",
     "server/api/event_stream.py": "one request",
     "server/api/generation.py": "one request",
+    "server/api/streaming.py": "one request",
     "server/runner.py": "the drain, at the end of the process",
 }
 """Why these need no watch."""

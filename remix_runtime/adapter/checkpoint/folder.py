@@ -13,8 +13,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 from remix_runtime.adapter.checkpoint.beneath import OutsideError, open_beneath
 from remix_runtime.adapter.checkpoint.strict_json import show
@@ -36,7 +36,7 @@ class Folder:
         self._opened: dict[str, _State] = {}
 
     @contextmanager
-    def open(self, name: str, *, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    def open(self, name: str, *, max_bytes: int) -> Iterator[tuple[FileIO, int]]:
         """The file and its size in bytes. Raises `CheckpointFormatError` for anything but a
         regular file of at most `max_bytes` under the root, and `OSError` where this process can
         open no file at all."""
@@ -142,21 +142,41 @@ def open_folder(folder: Path, *, root: Path | None = None) -> Iterator[Folder]:
         os.close(fd)
 
 
-def read_exactly(stream: BinaryIO, size: int, name: str) -> bytes:
+def read_exactly(stream: FileIO, size: int, name: str) -> bytes:
     """The next `size` bytes. Raises `CheckpointFormatError` where the file ends before, or the disk
     does not give them."""
     parts: list[bytes] = []
-    try:
+    with _reading(name):
         while size and (part := stream.read(size)):  # one read returns at most 2 GiB
             parts.append(part)
             size -= len(part)
+    if size:
+        raise _shorter(name)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_into(stream: FileIO, data: bytearray, name: str) -> None:
+    """Fills `data` with the next bytes. Raises as `read_exactly` does."""
+    with memoryview(data) as view, _reading(name):
+        filled = 0
+        while filled < len(data):
+            if not (count := stream.readinto(view[filled:])):
+                raise _shorter(name)
+            filled += count
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in _OURS:
             raise
         raise CheckpointFormatError(f"{name}: cannot be read: {error.strerror}") from error
-    if size:
-        raise CheckpointFormatError(f"{name}: became shorter while it was read; write it again")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _shorter(name: str) -> CheckpointFormatError:
+    return CheckpointFormatError(f"{name}: became shorter while it was read; write it again")
 
 
 def _state(status: os.stat_result) -> _State:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from remix_runtime.adapter.checkpoint.folder import Folder, open_folder
 from remix_runtime.adapter.checkpoint.strict_json import show
-from remix_runtime.adapter.checkpoint.tensor_file import Header, load_tensors, read_all, read_header
+from remix_runtime.adapter.checkpoint.tensor_file import Header, read_header, read_tensors
 from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, CheckpointLimits
 from remix_runtime.errors import CheckpointFormatError
 
@@ -107,8 +107,7 @@ def parity_in(
             dtypes=frozenset(_DTYPES.values()),
         )
         count = _check_header(header)
-        data = read_all(stream, header)
-    tensors = load_tensors(data, header)
+        tensors = dict(read_tensors(stream, header, lambda _: None))
     prompts = tuple(
         ParityPrompt(
             token_ids_T=tensors[_name(i, "token_ids")],

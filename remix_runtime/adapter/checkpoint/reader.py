@@ -19,8 +19,8 @@ from remix_runtime.adapter.checkpoint.defaults import canonical_defaults, defaul
 from remix_runtime.adapter.checkpoint.folder import Folder, open_folder
 from remix_runtime.adapter.checkpoint.parity_file import Parity, parity_in
 from remix_runtime.adapter.checkpoint.strict_json import show
-from remix_runtime.adapter.checkpoint.targets import matches, target_shapes
-from remix_runtime.adapter.checkpoint.tensor_file import Header, load_tensors, read_all, read_header
+from remix_runtime.adapter.checkpoint.targets import Targets, target_shapes
+from remix_runtime.adapter.checkpoint.tensor_file import Header, read_header, read_tensors
 from remix_runtime.adapter.checkpoint.types import (
     DEFAULT_LIMITS,
     AdapterConfig,
@@ -59,12 +59,14 @@ def read_adapter(
     base: BaseShapes | None = None,
     vocab_size: int | None = None,
     max_tokens: int | None = None,
+    limits: CheckpointLimits = DEFAULT_LIMITS,
 ) -> tuple[Checkpoint, Parity | None]:
     """`read_checkpoint` and `read_parity` of one state of the folder, which may be switched to
     another version at any time."""
     with open_folder(folder) as files:
-        checkpoint = _checkpoint_in(files, base, DEFAULT_LIMITS)
-        return checkpoint, parity_in(files, vocab_size=vocab_size, max_tokens=max_tokens)
+        checkpoint = _checkpoint_in(files, base, limits)
+        parity = parity_in(files, vocab_size=vocab_size, max_tokens=max_tokens, limits=limits)
+        return checkpoint, parity
 
 
 def adapter_digest(
@@ -106,9 +108,12 @@ def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLim
                 f"{TENSOR_FILE}: found tensors of {num_bytes} bytes as float32, "
                 f"expected at most {limits.tensor_bytes}"
             )
-        data = read_all(stream, header)
-    tensors = {name: tensor.float() for name, tensor in load_tensors(data, header).items()}
-    _check_finite(tensors)
+        digest = hashlib.sha256(canonical_json(config))
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in read_tensors(stream, header, digest.update):
+            tensors[name] = tensor.float()
+            _check_finite(name, tensors[name])
+        digest.update(canonical_defaults(defaults))
     layers = {
         module: LayerWeights(*(tensors[tensor_name(module, part)] for part in PARTS))
         for module in shapes
@@ -117,7 +122,7 @@ def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLim
     return Checkpoint(
         config=config,
         layers=layers,
-        digest=adapter_digest(config, data, defaults),
+        digest=digest.hexdigest(),
         num_bytes=num_bytes,
         defaults=defaults,
     )
@@ -126,20 +131,23 @@ def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLim
 def _check_layers(header: Header, config: AdapterConfig) -> dict[str, tuple[int, int]]:
     """Module name to (O, D), sorted, of a header whose tensors fit each other and the config."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
+    targets, unused = Targets(config.target_modules), dict.fromkeys(config.target_modules)
     for name, entry in header.tensors.items():
         match = _KEY.fullmatch(name)
-        if match is None or not matches(match[1], config.target_modules):
+        naming = [] if match is None else [*targets.naming(match[1])]
+        if match is None or not naming:
             raise CheckpointFormatError(
                 f"{TENSOR_FILE}: found tensor {show(name)}, expected only "
                 "base_model.model.<module>.remix_<A, B or router>.weight of the target modules "
                 f"{', '.join(config.target_modules[:8])}"
             )
         found.setdefault(match[1], {})[match[2]] = entry.shape
-    for target in config.target_modules:
-        if not any(matches(module, (target,)) for module in found):
-            raise CheckpointFormatError(
-                f"{TENSOR_FILE}: found no tensor of target module {show(target)}"
-            )
+        for target in naming:
+            unused.pop(target, None)
+    for target in unused:
+        raise CheckpointFormatError(
+            f"{TENSOR_FILE}: found no tensor of target module {show(target)}"
+        )
     return {module: _check_layer(module, found[module], config) for module in sorted(found)}
 
 
@@ -185,15 +193,16 @@ def _check_base(
             )
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        finite = torch.isfinite(tensor)
-        if not finite.all():
-            index = (~finite).nonzero()[0].tolist()
-            raise CheckpointFormatError(
-                f"{TENSOR_FILE}: {name}: found {tensor[tuple(index)].item()} at {index}, "
-                "expected finite values"
-            )
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # Both are NaN where one value is; `isfinite` would take one and a half times the tensor.
+    low, high = torch.aminmax(tensor)
+    if math.isfinite(low) and math.isfinite(high):
+        return
+    index = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+    raise CheckpointFormatError(
+        f"{TENSOR_FILE}: {name}: found {tensor[tuple(index)].item()} at {index}, "
+        "expected finite values"
+    )
 
 
 def _check_effect(config: AdapterConfig, layers: Mapping[str, LayerWeights]) -> None:

@@ -8,19 +8,27 @@ each tensor to its dtype, shape and [begin, end) in the data, and may hold a tex
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import FileIO
 
-import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor
 
-from remix_runtime.adapter.checkpoint.folder import read_exactly
+from remix_runtime.adapter.checkpoint.folder import read_exactly, read_into
 from remix_runtime.adapter.checkpoint.strict_json import parse_object, show
 from remix_runtime.errors import CheckpointFormatError
 
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "U8": 1}
+_TYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
+MAX_TENSORS = 1 << 16
+MAX_NAME = 512
+"""Characters of a tensor's name."""
 _MAX_DIMS = 8
 
 
@@ -38,6 +46,7 @@ class Header:
 
     file: str
     tensors: Mapping[str, Entry]
+    """In the order in which they lie in the file."""
     metadata: Mapping[str, str]
     raw: bytes
     """The length and the JSON, as in the file."""
@@ -45,7 +54,7 @@ class Header:
 
 
 def read_header(
-    stream: BinaryIO, size: int, *, file: str, max_bytes: int, dtypes: Set[str]
+    stream: FileIO, size: int, *, file: str, max_bytes: int, dtypes: Set[str]
 ) -> Header:
     """Reads and validates the header of a file of `size` bytes.
 
@@ -65,32 +74,47 @@ def read_header(
         raise CheckpointFormatError(f"{file}: the header does not begin with '{{'")
     fields = parse_object(text, file=file)
     metadata = _metadata(fields.pop("__metadata__", {}), file)
+    if len(fields) > MAX_TENSORS:
+        raise CheckpointFormatError(
+            f"{file}: found {len(fields)} tensors, expected at most {MAX_TENSORS}"
+        )
     tensors: dict[str, Entry] = {}
     spans: list[tuple[int, int, str]] = []
     for name, value in fields.items():
+        if len(name) > MAX_NAME:
+            raise CheckpointFormatError(
+                f"{file}: {show(name)}: found a name of {len(name)} characters, "
+                f"expected at most {MAX_NAME}"
+            )
         tensors[name], begin, end = _entry(name, value, file, dtypes)
         spans.append((begin, end, name))
-    _check_spans(sorted(spans), size - 8 - length, file)
-    return Header(file, tensors, metadata, prefix + text, size - 8 - length)
+    spans.sort()
+    _check_spans(spans, size - 8 - length, file)
+    in_order = {name: tensors[name] for _, _, name in spans}
+    return Header(file, in_order, metadata, prefix + text, size - 8 - length)
 
 
-def read_all(stream: BinaryIO, header: Header) -> bytes:
-    """The whole file, from the stream that `read_header` read. It is read from the start, so that
-    it is in memory once; the header must still be the one that was judged."""
+def read_tensors(
+    stream: FileIO, header: Header, take: Callable[[bytes | bytearray], object]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, from the stream that `read_header` read, one after the other: what
+    this takes of memory is the tensors, where the library would hold the file's bytes too.
+
+    `take` gets all bytes of the file, in their order. The header must still be the one that was
+    judged.
+    """
     stream.seek(0)
-    data = read_exactly(stream, len(header.raw) + header.data_bytes, header.file)
-    if not data.startswith(header.raw):
+    if read_exactly(stream, len(header.raw), header.file) != header.raw:
         raise CheckpointFormatError(f"{header.file}: changed while it was read; write it again")
-    return data
-
-
-def load_tensors(data: bytes, header: Header) -> dict[str, Tensor]:
-    """The tensors in the bytes of a file whose header was validated."""
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:  # stricter than we are somewhere
-        raise CheckpointFormatError(f"{header.file}: {show(str(error))}") from None
-    return tensors
+    take(header.raw)
+    for name, entry in header.tensors.items():
+        dtype = _TYPES[entry.dtype]
+        data = bytearray(math.prod(entry.shape) * dtype.itemsize)
+        read_into(stream, data, header.file)
+        take(data)
+        # torch makes no tensor of an empty buffer.
+        tensor = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        yield name, tensor.reshape(entry.shape)
 
 
 def _metadata(value: object, file: str) -> dict[str, str]:
@@ -122,7 +146,7 @@ def _entry(name: str, value: object, file: str, dtypes: Set[str]) -> tuple[Entry
             f"{where}: found data_offsets {show(offsets)}, expected [begin, end]"
         )
     begin, end = offsets
-    need = math.prod(shape) * ITEM_BYTES[dtype]
+    need = math.prod(shape) * _TYPES[dtype].itemsize
     if end - begin != need:
         raise CheckpointFormatError(
             f"{where}: found data_offsets {show(offsets)}, expected {need} bytes for {dtype} "

@@ -87,7 +87,8 @@ async def node(
 
 def work(url: str, root: str, sources: Sequence[str], seed: int, started: Connection) -> None:
     """Imports, swaps, rolls back, deletes and collects for ever. Both names of the set always have
-    the same adapter. Tells that it has started before its first swap, or (even seeds) after it."""
+    the same adapter. Tells that it has started before its first swap, or (even seeds) after it, and
+    then each revision that it was told is written."""
 
     async def work_for_ever() -> None:
         choose = random.Random(seed)
@@ -97,11 +98,12 @@ def work(url: str, root: str, sources: Sequence[str], seed: int, started: Connec
                 if not told and seed % 2:
                     told = started.send(True) is None
                 digest = await server.add(choose.choice(sources))
-                await server.swaps.put(
+                put = await server.swaps.put(
                     TENANT, dict.fromkeys(NAMES, digest), expected=None, actor="child"
                 )
                 if not told:
                     told = started.send(True) is None
+                started.send(put.after.revision)
                 if choose.random() < 0.3:
                     await server.swaps.rollback(TENANT, 0, expected=None, actor="child")
                 for record in await server.directory.adapters():

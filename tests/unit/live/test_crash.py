@@ -7,12 +7,15 @@ import asyncio
 import json
 import os
 import random
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from tests.forkserver import context
+from tests.forkserver import process as forked
 from tests.unit.live import crash
 from tests.unit.live.crash import NAMES, TENANT, node
 from tests.unit.store.conftest import write_adapter
@@ -48,6 +51,15 @@ async def check_after_a_kill(url: str, root: Path) -> tuple[int, str | None]:
         return live.revision, next(iter(adapters), None)
 
 
+def told(messages: Connection) -> list[int]:
+    """What a process told before it was killed; its last word may be cut."""
+    found = []
+    with closing(messages), suppress(EOFError):
+        while True:
+            found.append(messages.recv())
+    return found
+
+
 async def make_tenant(url: str, root: Path) -> None:
     async with node(url, root) as server:
         await server.directory.create_tenant(TENANT, actor="test")
@@ -64,8 +76,9 @@ def kill_at_random(url: str, tmp_path: Path, rounds: int) -> None:
     seen = []
     for number in range(rounds):
         here, there = context.Pipe(duplex=False)
-        args = (url, str(root), [str(s) for s in sources], seed + number, there)
-        process = context.Process(target=crash.work, args=args)
+        process = forked(
+            crash.work, url, str(root), [str(s) for s in sources], seed + number, there
+        )
         process.start()
         there.close()
         assert here.recv()
@@ -73,8 +86,9 @@ def kill_at_random(url: str, tmp_path: Path, rounds: int) -> None:
         process.kill()
         process.join()
         assert process.exitcode == -9
-        here.close()
+        written = told(here)
         seen.append(asyncio.run(check_after_a_kill(url, root)))
+        assert seen[-1][0] >= max(written, default=0), "a revision that was written is lost"
     revisions = [revision for revision, _ in seen]
     assert revisions == sorted(revisions)
     print(json.dumps({"revisions": revisions[-1], "adapters": len({a for _, a in seen})}))

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import shutil
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -16,17 +15,13 @@ import pytest
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from server.store import AdapterStore, RejectedAdapterError
 from tests.forkserver import context
+from tests.forkserver import process as forked
 from tests.unit.adapter.checkpoint.adapters import edit_config
 from tests.unit.store.conftest import contents, leftovers, write_adapter
 from tests.unit.store.crash import work, work_to_step
 from tests.unit.store.web import TO_TESTS, FileWeb
 
 ROUNDS = int(os.environ.get("REMIX_CRASH_ROUNDS", "40"))
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return context
 
 
 def ended(process: BaseProcess) -> int | None:
@@ -68,9 +63,11 @@ def bad(adapter: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_killed_at_a_random_moment(
-    processes: ForkServerContext, tmp_path: Path, adapter: Path, bad: Path
-) -> None:
+def test_killed_at_a_random_moment(tmp_path: Path, adapter: Path, bad: Path) -> None:
+    kill_at_random(tmp_path, adapter, bad, rounds=ROUNDS)
+
+
+def kill_at_random(tmp_path: Path, adapter: Path, bad: Path, *, rounds: int) -> None:
     root = tmp_path / "store"
     write_adapter(tmp_path / "remote", seed=1)
     web = FileWeb({f"/a/{name}": d for name, d in contents(tmp_path / "remote").items()})
@@ -78,9 +75,9 @@ def test_killed_at_a_random_moment(
     seed = random.randrange(1 << 32)
     moments = random.Random(seed)
     print(f"seed {seed}")  # shown where the test fails
-    for _ in range(ROUNDS):
-        here, there = processes.Pipe(duplex=False)
-        process = processes.Process(target=work, args=(str(root), [*good, str(bad)], there))
+    for _ in range(rounds):
+        here, there = context.Pipe(duplex=False)
+        process = forked(work, str(root), [*good, str(bad)], there)
         process.start()
         there.close()
         assert here.recv()
@@ -97,16 +94,14 @@ def test_killed_at_a_random_moment(
 
 
 @pytest.mark.parametrize("what", ["import and collect", "bad import"])
-def test_killed_before_every_step(
-    processes: ForkServerContext, tmp_path: Path, adapter: Path, bad: Path, what: str
-) -> None:
+def test_killed_before_every_step(tmp_path: Path, adapter: Path, bad: Path, what: str) -> None:
     root = tmp_path / "store"
     source = bad if what == "bad import" else adapter
     step, end = 0, False
     while not end:
-        here, there = processes.Pipe(duplex=False)
+        here, there = context.Pipe(duplex=False)
         args = (str(root), str(source), what == "import and collect", step, there)
-        process = processes.Process(target=work_to_step, args=args)
+        process = forked(work_to_step, *args)
         process.start()
         there.close()
         try:

@@ -16,16 +16,19 @@ import pytest
 import torch
 
 from remix_runtime.adapter.checkpoint import describe, read_checkpoint
+from remix_runtime.adapter.examination import ExaminationError, ExaminationLimits
 from server.store import (
     AdapterStore,
+    ImportStoppedError,
     Progress,
     RejectedAdapterError,
     SourceError,
     SourceMissingError,
     StoreFullError,
     UnknownDigestError,
-    room,
+    disk_room,
 )
+from server.store import rooms as rooms_module
 from server.store import store as store_module
 from server.store.sources import Source, base
 from tests.layouts import LAYOUTS
@@ -308,7 +311,7 @@ async def test_full_disk_is_known_before_anything_is_copied(
     store: AdapterStore, root: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil.disk_usage(root)._replace(free=1000)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda path: free)
     with pytest.raises(StoreFullError, match="found 1000 bytes free"):
         await store.import_from(str(adapter))
     assert leftovers(root) == []
@@ -323,8 +326,8 @@ async def test_imports_at_once_do_not_count_on_the_same_room(
     write_adapter(one, seed=1)
     write_adapter(two, seed=2)
     size = sum(len(data) for data in contents(one).values())
-    free = shutil.disk_usage(root)._replace(free=room.FREE_BYTES + size * 3 // 2)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: free)
+    free = shutil.disk_usage(root)._replace(free=disk_room.FREE_BYTES + size * 3 // 2)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda path: free)
     begun, go_on = threading.Event(), threading.Event()
     original = store_module.download
 
@@ -348,9 +351,9 @@ async def test_imports_at_once_do_not_count_on_the_same_room(
 def test_what_is_on_the_disk_is_set_aside_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = shutil.disk_usage(tmp_path)._replace(free=room.FREE_BYTES + 100)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: left)
-    rooms = room.Room(tmp_path)
+    left = shutil.disk_usage(tmp_path)._replace(free=disk_room.FREE_BYTES + 100)
+    monkeypatch.setattr(disk_room.shutil, "disk_usage", lambda path: left)
+    rooms = disk_room.DiskRoom(tmp_path)
     with rooms.of(80) as wrote:
         with pytest.raises(StoreFullError), rooms.of(40):
             pass
@@ -440,3 +443,36 @@ async def test_memory_file_system(store: AdapterStore, root: Path, adapter: Path
     finally:
         memory.rm("/good", recursive=True)
         memory.rm("/large", recursive=True)
+
+
+async def test_what_cannot_be_examined_now_is_kept_for_the_next_import(
+    store: AdapterStore, root: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path, limits: object) -> None:
+        raise ExaminationError("no process could be started")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rooms_module, "examine", fail)
+        with pytest.raises(ImportStoppedError, match="no process could be started; import it"):
+            await store.import_from(str(adapter))
+    assert (store.digests(), store.quarantined()) == ([], [])
+    assert contents((await store.import_from(str(adapter))).folder) == contents(adapter)
+    assert leftovers(root) == []
+
+
+async def test_an_adapter_that_harms_its_examination_is_refused_and_the_next_is_not(
+    tmp_path: Path, adapter: Path
+) -> None:
+    limits = ExaminationLimits(tensor_bytes=1000)
+    store = AdapterStore(tmp_path / "small", limits=limits)
+    with pytest.raises(RejectedAdapterError, match=r"found tensors of \d+ bytes as float32"):
+        await store.import_from(str(adapter))
+    limits = ExaminationLimits(patience=0.0)
+    slow = AdapterStore(tmp_path / "small", limits=limits)
+    with pytest.raises(RejectedAdapterError, match="found no end of its examination"):
+        await slow.import_from(str(adapter))
+    assert [entry.error for entry in store.quarantined()] == ["CheckpointFormatError"] * 2
+    sound = AdapterStore(tmp_path / "small")
+    assert (await sound.import_from(str(adapter))).created
+    for opened in (store, slow, sound):
+        opened.close()

@@ -55,6 +55,8 @@ class Cut:
 class Web:
     """A server on a free port. Subclasses say what it answers."""
 
+    host = "127.0.0.1"
+
     def __init__(self) -> None:
         self.served: list[Served] = []
         self.cut: Cut | None = None
@@ -74,7 +76,7 @@ class Web:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((self.host, 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -69,16 +70,21 @@ def call_and_die(url: str, step: int, method: str, *args: Any, **kwargs: Any) ->
     asyncio.run(call())
 
 
-def put_for_ever(url: str, running: Any) -> None:
-    """Puts one set after the other until killed; every other one is a rollback."""
+def put_for_ever(url: str, running: Any, told: Connection) -> None:
+    """Puts one set after the other until killed; every other one is a rollback. Tells each revision
+    that it was told is written."""
 
     async def put() -> None:
         directory = await Directory.open(url)
         running.set()
         while True:
             for name in "ab":
-                await directory.put_set("acme", {name: digest(name)}, expected=None, actor="x")
-                await directory.rollback_set("acme", 0, expected=None, actor="x")
+                put = await directory.put_set(
+                    "acme", {name: digest(name)}, expected=None, actor="x"
+                )
+                told.send(put.revision)
+                back = await directory.rollback_set("acme", 0, expected=None, actor="x")
+                told.send(back.revision)
 
     asyncio.run(put())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +133,30 @@ async def test_processes_killed_at_random_leave_a_whole_history(
     url: str, directory: Directory
 ) -> None:
     """No statement's boundary is chosen here; a kill may come inside the database's own code."""
+    await kill_at_random(url, directory, rounds=8)
+
+
+async def kill_at_random(url: str, directory: Directory, *, rounds: int) -> None:
     await with_tenant(directory, "a", "b")
     chance = random.Random(0)
     counts = [0]
-    for _ in range(8):
+    for _ in range(rounds):
         running = context.Event()
-        process = context.Process(target=processes.put_for_ever, args=(url, running))
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=processes.put_for_ever, args=(url, running, there))
         process.start()
+        there.close()
         assert running.wait(SECONDS)
         while (await directory.current_set("acme")).revision == counts[-1]:
             pass
         await asyncio.sleep(chance.uniform(0, 0.02))
         process.kill()
         process.join()
+        written = [0]
+        with closing(here), suppress(EOFError):
+            while True:
+                written.append(here.recv())
+        assert (await directory.current_set("acme")).revision >= max(written)
         # The next write waits for a lock that the dead one may have held.
         await directory.put_set("acme", {"alive": digest("a")}, expected=None, actor="test")
         counts.append(await check_history(directory, "acme"))

@@ -18,7 +18,7 @@ Wrote = Callable[[int], None]
 """Takes how many bytes are on the disk so far."""
 
 
-class Room:
+class DiskRoom:
     """What the imports of this process are still to write. Used by many threads."""
 
     def __init__(self, root: Path) -> None:
