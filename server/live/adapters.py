@@ -21,12 +21,16 @@ from remix_runtime.errors import (
     EngineBusyError,
     RemixError,
 )
+from remix_runtime.fairness.shares import Shares
+from remix_runtime.fairness.turns import FairTurns
 from server.live.metrics import LiveMetrics
 from server.store import StoreError
 from server.tenancy.errors import AdapterNotFoundError
 
 log = logging.getLogger(__name__)
 
+LOADS_AT_ONCE = 4
+"""The engine reads one adapter at a time, while parity files of others are replayed."""
 RETRY_SECONDS = 5.0
 """Seconds for which requests for an adapter are refused after a load for one failed."""
 
@@ -43,7 +47,8 @@ class _Entry:
     info: AdapterInfo | None = None
     """Set while the engine has the adapter and takes requests for it."""
     load_seconds: float | None = None
-    loading: asyncio.Task[AdapterInfo] | None = None
+    loading: dict[str, asyncio.Task[AdapterInfo]] = field(default_factory=dict)
+    """By tenant: nobody waits until it is the turn of another who wants the same."""
     failed: float | None = None
     """When the last load failed, if nothing was loaded since."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -58,7 +63,8 @@ class LiveAdapters:
         self._folder_of = folder_of
         self._metrics = metrics
         self._entries: dict[str, _Entry] = {}
-        self._cold_waits = 0
+        self._cold_waits = Shares(engine.model.max_requests)
+        self._turns = FairTurns(LOADS_AT_ONCE)
         self._tasks = BackgroundTasks(log, "loading or unloading an adapter")
 
     def pin(self, digest: str) -> None:
@@ -87,40 +93,45 @@ class LiveAdapters:
         """Takes note of an adapter that the engine has loaded already."""
         self._entries.setdefault(info.digest, _Entry()).info = info
 
-    async def load(self, digest: str) -> AdapterInfo:
+    async def load(self, digest: str, tenant: str = "") -> AdapterInfo:
         """Makes the engine load an adapter that the caller has pinned; returns at once if it has
-        it.
+        it. A few are loaded at a time, in turns between tenants.
 
         Many calls are one load. Raises `UNSERVABLE`.
         """
         entry = self._entries[digest]
         if entry.info is not None:
             return entry.info
-        if entry.loading is None or entry.loading.done():
-            entry.loading = self._tasks.start(self._load(digest, entry))
-        return await self._tasks.result(entry.loading)
+        loading = entry.loading.get(tenant)
+        if loading is None or loading.done():
+            loading = self._tasks.start(self._load(digest, entry, tenant))
+            entry.loading[tenant] = loading
+        return await self._tasks.result(loading)
 
-    async def load_for_request(self, digest: str) -> None:
+    async def load_for_request(self, digest: str, tenant: str = "") -> None:
         """`load` for a request.
 
         Raises `AdapterUnavailableError` if the adapter cannot be loaded now, `EngineBusyError` if
-        as many requests wait for cold adapters as the engine would take altogether.
+        the tenant has its share of requests that wait for cold adapters; they are as many as the
+        engine would take altogether.
         """
         entry = self._entries[digest]
         if entry.info is not None:
             return
         if entry.failed is not None and time.monotonic() - entry.failed < RETRY_SECONDS:
             raise AdapterUnavailableError(f"adapter {digest} could not be loaded a moment ago")
-        if self._cold_waits >= self._engine.model.max_requests:
-            raise EngineBusyError("too many requests wait for adapters that are not loaded yet")
-        self._cold_waits += 1
+        if not self._cold_waits.take(tenant):
+            raise EngineBusyError(
+                f"{self._cold_waits.held(tenant)} of your requests wait for adapters that are not "
+                "loaded yet"
+            )
         try:
             with self._metrics.cold_wait.time():
-                await self.load(digest)
+                await self.load(digest, tenant)
         except UNSERVABLE as error:
             raise AdapterUnavailableError(f"adapter {digest}: {error}") from error
         finally:
-            self._cold_waits -= 1
+            self._cold_waits.give_back(tenant)
 
     async def defaults(self, digest: str) -> AdapterDefaults:
         """What requests for the adapter have where they say nothing else, also while it is not
@@ -156,10 +167,12 @@ class LiveAdapters:
         """Waits for the loads and unloads that have begun."""
         await self._tasks.settle()
 
-    async def _load(self, digest: str, entry: _Entry) -> AdapterInfo:
-        async with entry.turn:
+    async def _load(self, digest: str, entry: _Entry, tenant: str) -> AdapterInfo:
+        async with self._turns.turn(tenant), entry.turn:
             if entry.info is not None:
                 return entry.info
+            if not entry.pins:  # and nobody would ever unload it
+                raise AdapterUnavailableError(f"adapter {digest}: nobody waits for it any more")
             started = time.monotonic()
             try:
                 info = await self._engine.load_adapter(await self._folder_of(digest))
