@@ -76,6 +76,19 @@ class SamplingParams:
     """The same for the tokens of the prompt."""
 
 
+@dataclass(slots=True)
+class Meter:
+    """What an engine has scheduled of one request, whether anybody hears of it or not. Right as
+    soon as the request has ended, and never less than what its events have told."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One sequence to complete. The server turns `n` choices into n requests."""
@@ -87,6 +100,8 @@ class GenerationRequest:
     """A loaded adapter; None is the base model alone."""
     tenant: str = ""
     """The tenant that the request comes from; engines share their work fairly between tenants."""
+    meter: Meter = field(default_factory=Meter, compare=False)
+    """Written by the engine, read by whoever charges for it."""
 
 
 class FinishReason(StrEnum):
@@ -140,7 +155,8 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     max_requests: int
-    """Requests that the engine takes at the same time, those in its queue included."""
+    """Requests that the engine takes at the same time, those in its queue included; tenants have
+    shares of them."""
 
     def require_room(self, prompt_tokens: int, max_tokens: int, *, param: str = "prompt") -> None:
         """Raises `InvalidRequestError` where a request does not fit the context. `param`: the
@@ -288,7 +304,17 @@ class Tokenizer(Protocol):
         """The tokens that are left out of a text unless they are asked for, by their names."""
         ...
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        at_most: int | None = None,
+        keep_end: bool = False,
+    ) -> list[int]:
+        """The tokens of a text. Where they are more than `at_most`, more than so many of them are
+        enough: its first ones, or its last ones for `keep_end`."""
+        ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
@@ -309,10 +335,13 @@ class Tokenizer(Protocol):
         template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        at_most: int | None = None,
+        keep_end: bool = False,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of a chat. `template` takes the place of the model's own; `variables` are
-        further names that a template may read, as `tools` and `enable_thinking`.
+        """Token ids of a chat, all or as many as `encode` gives. `template` takes the place of the
+        model's own; `variables` are further names that a template may read, as `tools` and
+        `enable_thinking`.
 
         Raises `InvalidRequestError` where the model has no template or the template refuses.
         """
@@ -373,6 +402,7 @@ class Engine(Protocol):
         `AdapterUnavailableError`, `EngineBusyError`, `EngineDeadError`. Closing the iterator
         early aborts the request.
 
+        A full queue refuses a tenant that has its share of it (`fairness/shares.py`), no other.
         Requests that wait are taken fairly between tenants (`GenerationRequest.tenant`), in order
         of arrival inside a tenant; one whose adapter is not at hand lets others pass for a
         bounded time.

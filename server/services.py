@@ -11,6 +11,7 @@ from fastapi import Request
 
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import EngineBusyError
+from remix_runtime.fairness.worker import FairWorker
 from remix_runtime.watch import Watch
 from server.live.access import Access
 from server.live.adapters import ADAPTERS, LiveAdapters
@@ -20,6 +21,9 @@ from server.live.remembered import Memory
 from server.live.sets import LiveSets
 from server.metrics import Metrics
 from server.settings import ServerSettings
+
+MAX_TEXTS = 256
+"""Texts that wait for the tokenizer, in shares of the tenants."""
 
 
 class Gate:
@@ -65,6 +69,12 @@ class Services:
     gate: Gate = field(default_factory=Gate)
     memory: Memory = field(default_factory=Memory)
     """Responses that clients may come back to."""
+    tokenizing: FairWorker = field(
+        default_factory=lambda: FairWorker(
+            "remix-tokenizer", places=MAX_TEXTS, what="texts wait for the tokenizer"
+        )
+    )
+    """Where the tokenizer is used: fast ones must not be encoded with from two threads at once."""
 
     @property
     def failing(self) -> tuple[str, ...]:

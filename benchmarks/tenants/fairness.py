@@ -21,7 +21,7 @@ from benchmarks.rounds import percentile
 from benchmarks.tenants import traffic
 from benchmarks.tenants.traffic import Arrival, Served, milliseconds, play, poisson, serving
 from remix_runtime.engines.embedded import EmbeddedConfig
-from remix_runtime.engines.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT, service_bound
+from remix_runtime.fairness.queue import OUTPUT_WEIGHT, PROMPT_WEIGHT, service_bound
 
 LOAD = 10
 MAX_RUNNING = 8

@@ -20,10 +20,17 @@ class FrontConfig:
         str | None, "The base's name in the API; the last part of its folder or id by default."
     ] = None
     max_running: Annotated[int, "Requests that generate at the same time."] = 32
-    max_waiting: Annotated[int, "Requests that wait for a place; one more gets 503."] = 256
+    max_waiting: Annotated[
+        int, "Requests that wait for a place; one more gets 503, if its tenant has its share."
+    ] = 256
     max_model_len: Annotated[
         int | None, "Prompt and completion tokens of a request; the model's limit by default."
     ] = None
+
+    @property
+    def max_requests(self) -> int:
+        """The places of the engine and of its queue."""
+        return self.max_running + self.max_waiting
 
     def __post_init__(self) -> None:
         name = self.served_model_name

@@ -27,7 +27,6 @@ from remix_runtime.contracts import (
     Tokenizer,
 )
 from remix_runtime.engines.completion import Completion
-from remix_runtime.engines.fairness import FairQueue
 from remix_runtime.engines.fake_config import FakeConfig
 from remix_runtime.engines.fake_model import (
     EOS_ID,
@@ -44,6 +43,7 @@ from remix_runtime.errors import (
     CheckpointFormatError,
     EngineDeadError,
 )
+from remix_runtime.fairness.queue import FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,10 @@ class FakeEngine(EngineFront[_Job]):
             max_model_len=self._config.max_model_len,
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(EOS_ID,),
-            max_requests=self._config.max_running + self._config.max_waiting,
+            max_requests=self._config.max_requests,
         )
         self._adapters = _FakeAdapters(self._config.host_adapters)
-        super().__init__(self._adapters, max_waiting=self._config.max_waiting)
+        super().__init__(self._adapters, max_requests=self._config.max_requests)
         self._tokenizer = ByteTokenizer()
         self._waiting: FairQueue[_Job] = FairQueue()
         self._running: set[_Job] = set()
@@ -164,6 +164,7 @@ class FakeEngine(EngineFront[_Job]):
             tenant, job = next(iter(self._waiting))
             self._waiting.remove(tenant, job)
             self._waiting.charge_prompt(tenant, len(job.request.prompt_token_ids))
+            job.request.meter.prompt_tokens = len(job.request.prompt_token_ids)
             self._running.add(job)
             job.completion.scheduled()
             job.run = asyncio.get_running_loop().create_task(self._run(job))
@@ -190,6 +191,7 @@ class FakeEngine(EngineFront[_Job]):
             event = job.completion.take((token_id,), None if logprobs is None else (logprobs,))
             job.num_generated += 1
             self._waiting.charge_output(job.request.tenant)
+            job.request.meter.output_tokens += 1
             self._send(job, event)
 
     def _send(self, stream: _Job, event: TokenEvent | Exception) -> None:

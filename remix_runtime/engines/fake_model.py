@@ -19,6 +19,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenLogprob
 from remix_runtime.engines.bad_words import BadWords
 from remix_runtime.engines.grammar import Matcher
+from remix_runtime.engines.within import encode_within
 from remix_runtime.errors import RemixError
 
 EOS_ID = 256
@@ -38,8 +39,15 @@ class ByteTokenizer:
     special_tokens: Mapping[str, int] = {_EOS: EOS_ID}
     chat_template = "each message as a line: its role, its content"
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        return list(text.encode())
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        at_most: int | None = None,
+        keep_end: bool = False,
+    ) -> list[int]:
+        return encode_within(lambda part: list(part.encode()), text, at_most, keep_end=keep_end)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         shown = [i for i in token_ids if i < EOS_ID or not skip_special_tokens]
@@ -58,6 +66,8 @@ class ByteTokenizer:
         template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        at_most: int | None = None,
+        keep_end: bool = False,
         **variables: Any,
     ) -> list[int]:
         lines = [f"{message['role']}: {message['content']}\n" for message in messages]
@@ -65,7 +75,8 @@ class ByteTokenizer:
             lines[-1] = lines[-1].removesuffix("\n")
         elif add_generation_prompt:
             lines.append("assistant: ")
-        return self.encode("".join(lines), add_special_tokens=False)
+        text = "".join(lines)
+        return self.encode(text, add_special_tokens=False, at_most=at_most, keep_end=keep_end)
 
 
 class _Bytes:

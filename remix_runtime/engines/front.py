@@ -36,6 +36,7 @@ from remix_runtime.errors import (
     EngineDeadError,
     InvalidRequestError,
 )
+from remix_runtime.fairness.shares import Shares
 
 STALL_SECONDS = 60.0
 """A step that takes longer than this counts as a hung device."""
@@ -64,10 +65,11 @@ S = TypeVar("S", bound=Stream)
 class EngineFront(ABC, Generic[S]):
     """See `contracts.Engine`. Used on one event loop."""
 
-    def __init__(self, adapters: ServedAdapters[Any], *, max_waiting: int) -> None:
+    def __init__(self, adapters: ServedAdapters[Any], *, max_requests: int) -> None:
         self._served = adapters
         self._grammars = Grammars(self._grammar_tokenizer)
-        self._max_waiting = max_waiting
+        # A free place counts as one in the queue, so that an idle engine takes a full batch.
+        self._shares = Shares(max_requests)
         self._streams: dict[str, S] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -177,6 +179,8 @@ class EngineFront(ABC, Generic[S]):
         self._admit(request)
         prepared = await self._prepare(request)
         stream = self._streams[request.request_id] = self._open(request, prepared)
+        has_place = self._shares.take(request.tenant)
+        assert has_place, "it was admitted in this turn of the loop"
         self._idle.clear()
         if request.digest is not None:
             self._served.pin(request.digest)
@@ -203,7 +207,7 @@ class EngineFront(ABC, Generic[S]):
         bad_words = bad_word_ids(params, self.tokenizer, self.model)
         if params.grammar is None:
             return Prepared(bad_words)
-        matcher = await self._grammars.matcher(params.grammar)
+        matcher = await self._grammars.matcher(params.grammar, request.tenant)
         self._admit(request)  # others came and went meanwhile
         return Prepared(bad_words, matcher)
 
@@ -217,9 +221,9 @@ class EngineFront(ABC, Generic[S]):
         if request.digest is not None and request.digest not in self._served:
             raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
         validate_request(request, self.model)
-        # A free place counts as one in the queue, so that an idle engine takes a full batch.
-        if len(self._streams) >= self.model.max_requests:
-            raise EngineBusyError(f"the queue is full ({self._max_waiting} requests wait)")
+        if not self._shares.has_place(request.tenant):
+            held = self._shares.held(request.tenant)
+            raise EngineBusyError(f"the queue is full ({held} of your sequences run or wait)")
 
     def _is_open(self, stream: S) -> bool:
         return self._streams.get(stream.request.request_id) is stream
@@ -239,6 +243,7 @@ class EngineFront(ABC, Generic[S]):
 
     def _close(self, stream: S) -> None:
         del self._streams[stream.request.request_id]
+        self._shares.give_back(stream.request.tenant)
         if stream.request.digest is not None:
             self._served.unpin(stream.request.digest)
         if not self._streams:

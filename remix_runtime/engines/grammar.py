@@ -1,7 +1,8 @@
 """Grammars that answers must follow: compiled off the event loop, kept, followed by each token.
 
 `llguidance` does the work, on every engine, so that a grammar means the same everywhere. What a
-client sends is bounded in size, in the parser's own limits, in time and in the number that waits.
+client sends is bounded in size, in the parser's own limits, in time and in the number that waits;
+tenants take turns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 
 import torch
@@ -24,11 +26,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from remix_runtime.contracts import Grammar, GrammarKind, ModelInfo
 from remix_runtime.engines.recursion import require_finite
 from remix_runtime.errors import EngineBusyError, InvalidRequestError, RemixError
+from remix_runtime.fairness.worker import FairWorker
 
 MAX_CHARS = 1 << 18
 """Characters of a grammar."""
 MAX_WAITING = 64
-"""Grammars that wait for the worker; one more is refused."""
+"""Grammars that wait for the worker, in shares of the tenants."""
 COMPILE_SECONDS = 10.0
 """A grammar that takes longer is refused. The parser's limits end it long before."""
 _CACHE_GRAMMARS = 128
@@ -137,42 +140,46 @@ class Grammars:
     def __init__(self, make_tokenizer: Callable[[], LLTokenizer]) -> None:
         self._make_tokenizer = make_tokenizer
         self._tokenizer: LLTokenizer | None = None
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker: FairWorker | None = None
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
-        self._compiling: dict[Grammar, Future[LLMatcher]] = {}
+        self._compiling: dict[tuple[str, Grammar], Future[LLMatcher]] = {}
+        """By tenant too: nobody waits until it is the turn of another who wants the same."""
 
     def close(self) -> None:
         """Lets the worker go. What it compiles comes to its end unheard."""
         if self._worker is not None:
-            self._worker.shutdown(wait=False, cancel_futures=True)
+            self._worker.close()
 
-    async def matcher(self, grammar: Grammar) -> Matcher:
+    async def matcher(self, grammar: Grammar, tenant: str = "") -> Matcher:
         """A new matcher at the start of an answer. Raises `InvalidRequestError` for a grammar that
         is wrong, too large, or that no answer can follow, and `EngineBusyError`."""
         found = self._compiled.get(grammar)
         if found is None:
-            found = await self._compile(grammar)
+            found = await self._compile(grammar, tenant)
         else:
             self._compiled.move_to_end(grammar)
         # Copies share what the lexer has found out of the grammar so far.
         return Matcher(found.deep_copy())
 
-    async def _compile(self, grammar: Grammar) -> LLMatcher:
+    async def _compile(self, grammar: Grammar, tenant: str) -> LLMatcher:
         if len(grammar.text) > MAX_CHARS:
             raise _wrong(f"found {len(grammar.text)} characters, expected at most {MAX_CHARS}")
-        future = self._compiling.get(grammar)
+        key = (tenant, grammar)
+        future = self._compiling.get(key)
         if future is None:
-            if len(self._compiling) > MAX_WAITING:
-                raise EngineBusyError(f"{MAX_WAITING} grammars wait to be compiled")
             if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="remix-grammar")
-            future = self._worker.submit(self._compile_in_worker, grammar)
-            self._compiling[grammar] = future
+                self._worker = FairWorker(
+                    "remix-grammar",
+                    places=1 + MAX_WAITING,
+                    what="grammars wait to be compiled",
+                )
+            future = self._worker.submit(tenant, partial(self._compile_in_worker, grammar))
+            self._compiling[key] = future
             loop = asyncio.get_running_loop()
 
             def done(future: Future[LLMatcher]) -> None:
                 with contextlib.suppress(RuntimeError):  # the loop closed meanwhile
-                    loop.call_soon_threadsafe(self._keep, grammar, future)
+                    loop.call_soon_threadsafe(self._keep, key, future)
 
             future.add_done_callback(done)
         waiting = asyncio.shield(asyncio.wrap_future(future))
@@ -187,8 +194,9 @@ class Grammars:
                 raise EngineBusyError("the server is shutting down", retry_after=5.0) from None
             raise
 
-    def _keep(self, grammar: Grammar, done: Future[LLMatcher]) -> None:
-        del self._compiling[grammar]
+    def _keep(self, key: tuple[str, Grammar], done: Future[LLMatcher]) -> None:
+        del self._compiling[key]
+        _, grammar = key
         if done.cancelled() or done.exception() is not None:
             return
         self._compiled[grammar] = done.result()
@@ -198,6 +206,9 @@ class Grammars:
             chars -= len(dropped.text)
 
     def _compile_in_worker(self, grammar: Grammar) -> LLMatcher:
+        found = self._compiled.get(grammar)  # for another tenant, meanwhile
+        if found is not None:
+            return found
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
         return compiled(grammar, self._tokenizer)

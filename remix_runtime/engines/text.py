@@ -35,6 +35,48 @@ def text_after(speller: Speller, context: Sequence[int], token_ids: Sequence[int
     return "".join(map(stream.push, token_ids)) + stream.flush()
 
 
+class _StopString:
+    """Looks for one string in a text that comes in pieces, by Knuth, Morris and Pratt: each
+    character is looked at twice at most, however long the string and the text are."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0
+        """Length of the longest end of the text so far that begins the string."""
+        self._shorter = [0]
+        """For each beginning of the string, the next shorter one that it ends with. Made as far as
+        it is needed."""
+
+    def find(self, piece: str, *, after: int) -> int | None:
+        """Reads a piece. Returns where in it the string ends first, later than `after`."""
+        at, matched, text = 0, self.matched, self.text
+        while at < len(piece):
+            if not matched:
+                at = piece.find(text[0], at)
+                if at < 0:
+                    break
+            char = piece[at]
+            while matched and text[matched] != char:
+                matched = self._shorten(matched)
+            matched += text[matched] == char
+            at += 1
+            if matched == len(text):
+                matched = self._shorten(matched)
+                if at > after:
+                    return at
+        self.matched = matched
+        return None
+
+    def _shorten(self, matched: int) -> int:
+        text, shorter = self.text, self._shorter
+        while len(shorter) < matched:
+            char, length = text[len(shorter)], shorter[-1]
+            while length and text[length] != char:
+                length = shorter[length - 1]
+            shorter.append(length + (text[length] == char))
+        return shorter[matched - 1]
+
+
 class TextStream:
     """The text of one growing completion.
 
@@ -56,7 +98,7 @@ class TextStream:
     ) -> None:
         self.stopped = False
         self._speller = speller
-        self._stop = tuple(stop)
+        self._stops = tuple(map(_StopString, stop))
         self._include_stop = include_stop
         self._tokens_before_stop = min_tokens
         self._skip = frozenset(speller.special_tokens.values()) if skip_special_tokens else ()
@@ -77,7 +119,7 @@ class TextStream:
             alone = self._speller.decode([token_id], skip_special_tokens=False)
             if _INCOMPLETE not in alone:
                 text = alone
-        if not self._stop:
+        if not self._stops:
             return text
         if self._tokens_before_stop > 0:
             self._tokens_before_stop -= 1
@@ -87,47 +129,35 @@ class TextStream:
     def flush(self) -> str:
         if self.stopped:
             return ""
-        text = self._held + self._decoder.decode(b"", final=True)
-        self._held = ""
         # Text that was waiting for the rest of a character may complete a stop string.
-        cut = self._first_stop(text)
+        cut = self._read(self._decoder.decode(b"", final=True))
         self.stopped = cut is not None
+        text, self._held = self._held, ""
         return text[:cut]
 
     def _bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self._skip else self._speller.token_bytes(token_id)
 
     def _release(self, text: str) -> str:
-        self._held += text
-        cut = self._first_stop(self._held)
+        cut = self._read(text)
         if cut is not None:
             self.stopped = True
         else:
-            cut = len(self._held) - self._possible_stop_start(self._held)
+            cut = len(self._held) - max(stop.matched for stop in self._stops)
         shown, self._held = self._held[:cut], self._held[cut:]
         self._no_stop_before = max(0, self._no_stop_before - cut)
         return shown
 
-    def _first_stop(self, text: str) -> int | None:
-        """Where the text is cut for the stop string that is complete first."""
-        found = []
-        for stop in self._stop:
-            at = text.find(stop, max(0, self._no_stop_before - len(stop) + 1))
-            if at >= 0:
-                found.append((at + len(stop), at))
+    def _read(self, text: str) -> int | None:
+        """Adds to what is held. Returns where that is cut, for the stop string that is complete
+        first."""
+        before, found = len(self._held), []
+        self._held += text
+        for stop in self._stops:
+            end = stop.find(text, after=self._no_stop_before - before)
+            if end is not None:
+                found.append((before + end, before + end - len(stop.text)))
         if not found:
             return None
         end, start = min(found)
         return end if self._include_stop else start
-
-    def _possible_stop_start(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        return max(
-            (
-                size
-                for stop in self._stop
-                for size in range(1, min(len(stop), len(text) + 1))
-                if text.endswith(stop[:size])
-            ),
-            default=0,
-        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from remix_runtime.base.template import render
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.engines.spelling import Spelling
+from remix_runtime.engines.within import encode_within
 from remix_runtime.errors import ChatTemplateError, InvalidRequestError
 
 
@@ -35,9 +37,16 @@ class ModelTokenizer(Spelling):
         eos: int | None = self._tokenizer.eos_token_id
         return eos
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return ids
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        at_most: int | None = None,
+        keep_end: bool = False,
+    ) -> list[int]:
+        encode = partial(self._tokenizer.encode, add_special_tokens=add_special_tokens)
+        return encode_within(encode, text, at_most, keep_end=keep_end)
 
     def token_text(self, token_id: int) -> str:
         return self.decode([token_id], skip_special_tokens=False)
@@ -49,6 +58,8 @@ class ModelTokenizer(Spelling):
         template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        at_most: int | None = None,
+        keep_end: bool = False,
         **variables: Any,
     ) -> list[int]:
         if not (template or self._tokenizer.chat_template):
@@ -67,4 +78,4 @@ class ModelTokenizer(Spelling):
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False, at_most=at_most, keep_end=keep_end)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
@@ -16,18 +16,25 @@ from remix_runtime.contracts import (
     Tokenizer,
 )
 from remix_runtime.errors import InvalidRequestError, RemixError
-from server.api.calls import CountedRoute, open_call
+from server.api.calls import Call, CountedRoute, open_call
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
-from server.api.generation import Choice, admit_sequences, finished_by
+from server.api.generation import (
+    Choice,
+    admit_sequences,
+    finished_by,
+    fitting,
+    keeps_end,
+    reserve_least,
+)
 from server.api.logprobs import completion_logprobs, echoed_logprobs, joined
 from server.api.streaming import GenerationResponse
 from server.api.token_texts import Placed, place_prompt
-from server.api.tokenizing import longest_text, require_short, run_short, run_tokenizer
+from server.api.tokenizing import least_tokens, require_short, run_short, run_tokenizer
 from server.api.wire.answers import Completion, CompletionChoice, CompletionLogprobs
 from server.api.wire.completions import CompletionRequest
 from server.api.writer import ChoicesWriter, Event
-from server.services import services_of
+from server.services import Services, services_of
 
 router = APIRouter(route_class=CountedRoute)
 
@@ -48,12 +55,9 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
             f"{services.max_choices} sequences that one request may ask for",
             param="n",
         )
-    special_tokens = body.add_special_tokens is not False
-    tokenize = run_short if call.is_short else run_tokenizer
-    prompts = [
-        await tokenize(_encode, engine.tokenizer, prompt, special_tokens)
-        for prompt in _within_bounds(engine, body)
-    ]
+    call.admission.take_places(len(body.prompt) * n)
+    default_max_tokens = call.defaults.max_tokens or DEFAULT_MAX_TOKENS
+    prompts = await _tokenized(services, call, body, default_max_tokens)
     answer_id = f"cmpl-{uuid.uuid4().hex}"
     admitted = admit_sequences(
         call,
@@ -62,7 +66,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         prompts,
         answer_id=answer_id,
         max_tokens=body.most_tokens,
-        default_max_tokens=call.defaults.max_tokens or DEFAULT_MAX_TOKENS,
+        default_max_tokens=default_max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.most_prompt_logprobs,
         param="prompt",
@@ -79,24 +83,44 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
     return GenerationResponse(services, admitted, writer, stream=bool(body.stream))
 
 
-def _within_bounds(engine: Engine, body: CompletionRequest) -> Iterator[str | list[int]]:
-    """The prompts: no text so long that its tokens could not fit the context, no unknown token."""
+async def _tokenized(
+    services: Services, call: Call, body: CompletionRequest, default_max_tokens: int
+) -> list[list[int]]:
+    """The tokens of all prompts; of none, where one cannot fit. Raises `InvalidRequestError`,
+    `RateLimitedError`, `EngineBusyError`."""
+    engine = services.engine
+    reserve_least(call, body, [_least_tokens(engine, body, prompt) for prompt in body.prompt])
+    tokenize = run_short if call.is_short else run_tokenizer
+    prompts = []
     for prompt in body.prompt:
-        if not isinstance(prompt, str):
-            engine.model.require_known(prompt, param="prompt")
-            yield prompt
-        elif body.truncate_prompt_tokens is None:
-            require_short(engine, len(prompt), "prompt")
-            yield prompt
+        if isinstance(prompt, str):
+            ids = await tokenize(
+                services,
+                call.tenant,
+                engine.tokenizer.encode,
+                prompt,
+                add_special_tokens=body.add_special_tokens is not False,
+                at_most=engine.model.max_model_len,
+                keep_end=keeps_end(body),
+            )
+            call.admission.tokenized(len(ids))
         else:
-            longest = longest_text(engine)
-            yield prompt[:longest] if body.truncation_side == "right" else prompt[-longest:]
+            ids = prompt
+        # Before the next one is tokenized.
+        fitting(ids, engine.model, body, body.most_tokens, default_max_tokens, param="prompt")
+        prompts.append(ids)
+    return prompts
 
 
-def _encode(tokenizer: Tokenizer, prompt: str | list[int], special_tokens: bool) -> list[int]:
+def _least_tokens(engine: Engine, body: CompletionRequest, prompt: str | list[int]) -> int:
+    """The fewest tokens of a prompt. Raises `InvalidRequestError` where they do not fit the
+    context, or one is unknown."""
     if isinstance(prompt, list):
-        return prompt
-    return tokenizer.encode(prompt, add_special_tokens=special_tokens)
+        engine.model.require_known(prompt, param="prompt")
+        return len(prompt)
+    if body.truncate_prompt_tokens is None:
+        return require_short(engine, len(prompt), "prompt")
+    return least_tokens(engine, len(prompt))
 
 
 def _echoes(

@@ -9,11 +9,12 @@ from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import Call
 from server.api.defaults import with_defaults
-from server.api.generation import Admitted, admit_sequences
+from server.api.generation import Admitted, admit_sequences, keeps_end, reserve_least
 from server.api.parts import AnswerParser
-from server.api.tokenizing import require_short, run_short, run_tokenizer
+from server.api.tokenizing import count_tokens, require_short, run_short, run_tokenizer
 from server.api.tools.prepare import PreparedChat, prepare_chat, render_prompt
 from server.api.wire.chat import ChatPrompt, ChatRequest
+from server.http.request import RequestState
 from server.services import Services
 
 
@@ -26,13 +27,21 @@ class Conversation(Admitted):
 
 
 async def prompt_of(
-    services: Services, body: ChatPrompt, template: str | None, *, param: str = "messages"
+    services: Services,
+    state: RequestState,
+    body: ChatPrompt,
+    template: str | None,
+    *,
+    param: str = "messages",
 ) -> list[int]:
-    """The tokens of a chat's prompt; `template`: the adapter's own. Raises `InvalidRequestError`,
-    `EngineBusyError`."""
-    engine, setting = services.engine, services.settings.tool_parser
-    require_short(engine, body.num_characters, param)
-    return await run_tokenizer(render_prompt, engine.tokenizer, body, setting, template)
+    """The tokens of a chat's prompt, to be counted; `template`: the adapter's own. Raises
+    `InvalidRequestError`, `RateLimitedError`, `EngineBusyError`."""
+    tokenizer, setting = services.engine.tokenizer, services.settings.tool_parser
+
+    def render(at_most: int) -> list[int]:
+        return render_prompt(tokenizer, body, setting, template, at_most=at_most)
+
+    return await count_tokens(services, state, body.num_characters, render, param)
 
 
 async def open_conversation(
@@ -49,11 +58,23 @@ async def open_conversation(
         raise InvalidRequestError(
             f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
-    require_short(engine, body.num_characters, param)
-    setting, template = services.settings.tool_parser, call.defaults.chat_template
+    call.admission.take_places(n)
+    reserve_least(call, body, [require_short(engine, body.num_characters, param)])
+    template = call.defaults.chat_template
     # An adapter's own template is a program of its tenant.
     tokenize = run_short if call.is_short and template is None else run_tokenizer
-    chat = await tokenize(prepare_chat, engine.tokenizer, body, setting, template)
+    chat = await tokenize(
+        services,
+        call.tenant,
+        prepare_chat,
+        engine.tokenizer,
+        body,
+        services.settings.tool_parser,
+        template,
+        at_most=engine.model.max_model_len,
+        keep_end=keeps_end(body),
+    )
+    call.admission.tokenized(len(chat.prompt))
     admitted = admit_sequences(
         call,
         engine.model,

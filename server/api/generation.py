@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -27,13 +27,12 @@ from server.metrics import SequenceWatch
 
 def _sampling_params(
     body: GenerationBody,
-    choice: int,
     *,
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """The engine's parameters for choice number `choice` of a prompt."""
+    """The engine's parameters for the first choice of a prompt."""
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
@@ -44,7 +43,7 @@ def _sampling_params(
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         repetition_penalty=body.repetition_penalty or 1.0,
-        seed=None if body.seed is None else choice_seed(body.seed, choice),
+        seed=body.seed,
         stop=tuple(body.stop or ()),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         include_stop_str_in_output=bool(body.include_stop_str_in_output),
@@ -57,6 +56,12 @@ def _sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
+
+
+def _for_choice(params: SamplingParams, choice: int) -> SamplingParams:
+    if params.seed is None or choice == 0:
+        return params
+    return replace(params, seed=choice_seed(params.seed, choice))
 
 
 def choice_seed(seed: int, choice: int) -> int:
@@ -74,7 +79,7 @@ class Admitted:
     requests: Sequence[GenerationRequest]
     """One for each choice."""
     prompt_tokens: int
-    """Of all prompts: each counts once, however many choices it has."""
+    """Of all prompts: each counts once, however many choices it has, but in the quota."""
     fields: Mapping[str, str]
     """The client's names for fields that the engine calls otherwise."""
 
@@ -99,8 +104,7 @@ def admit_sequences(
     """
     requests: list[GenerationRequest] = []
     for whole in prompts:
-        prompt = _cut(whole, body, _longest_prompt(body, model, max_tokens, default_max_tokens))
-        model.require_room(len(prompt), 1 if max_tokens is None else max_tokens, param=param)
+        prompt = fitting(whole, model, body, max_tokens, default_max_tokens, param=param)
         most = min(default_max_tokens, model.max_model_len - len(prompt))
         most = most if max_tokens is None else max_tokens
         if (least := body.min_tokens or 0) > most:
@@ -108,28 +112,60 @@ def admit_sequences(
                 f"min_tokens: found {least}, more than the {most} tokens that may be generated",
                 param="min_tokens",
             )
+        # Choices differ in their seed alone, and share the rest: it may be large.
+        prompt_token_ids = tuple(prompt)
+        params = _sampling_params(
+            body, max_tokens=most, logprobs=logprobs, prompt_logprobs=prompt_logprobs
+        )
         for choice in range(body.choices_per_prompt):
             requests.append(
                 GenerationRequest(
                     request_id=f"{answer_id}-{len(requests)}",
-                    prompt_token_ids=tuple(prompt),
-                    params=_sampling_params(
-                        body,
-                        choice,
-                        max_tokens=most,
-                        logprobs=logprobs,
-                        prompt_logprobs=prompt_logprobs,
-                    ),
+                    prompt_token_ids=prompt_token_ids,
+                    params=_for_choice(params, choice),
                     digest=call.target.digest,
                     tenant=call.tenant,
                 )
             )
-    generated = sum(request.params.max_tokens for request in requests)
+    # All copies of a prompt: each is computed.
+    call.admission.reserve_tokens(
+        sum(len(request.prompt_token_ids) + request.params.max_tokens for request in requests)
+    )
     prompt_tokens = sum(len(r.prompt_token_ids) for r in requests[:: body.choices_per_prompt])
-    call.admission.reserve_tokens(prompt_tokens + generated)
     return Admitted(
         call=call, requests=requests, prompt_tokens=prompt_tokens, fields=body.engine_fields
     )
+
+
+def reserve_least(call: Call, body: GenerationBody, least: Sequence[int]) -> None:
+    """Reserves what prompts take that have so many tokens at least, before they are tokenized, if
+    the quota has what their copies and answers take too. Raises `RateLimitedError`."""
+    most = body.truncate_prompt_tokens
+    cut = [count if most is None else min(count, max(most, 1)) for count in least]
+    answers = len(cut) * body.choices_per_prompt * (body.most_tokens or 0)
+    copies = (body.choices_per_prompt - 1) * sum(cut)
+    call.admission.reserve_tokens(sum(cut), later=copies + answers)
+
+
+def fitting(
+    prompt: Sequence[int],
+    model: ModelInfo,
+    body: GenerationBody,
+    max_tokens: int | None,
+    default_max_tokens: int,
+    *,
+    param: str,
+) -> Sequence[int]:
+    """The prompt, or what the body says is left of it. Raises `InvalidRequestError` where it does
+    not fit the context."""
+    prompt = _cut(prompt, body, _longest_prompt(body, model, max_tokens, default_max_tokens))
+    model.require_room(len(prompt), 1 if max_tokens is None else max_tokens, param=param)
+    return prompt
+
+
+def keeps_end(body: GenerationBody) -> bool:
+    """Whether the end of a long prompt is wanted and not its start."""
+    return body.truncate_prompt_tokens is not None and body.truncation_side != "right"
 
 
 def _longest_prompt(
@@ -222,7 +258,8 @@ class Fanout:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in self._tasks:
+        # The last ones first: those that wait must not get the places of those that run.
+        for task in reversed(self._tasks):
             task.cancel()  # inside the engine's iterator, which closes and aborts
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

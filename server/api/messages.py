@@ -58,7 +58,9 @@ async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
     form = chat_form(body)
     try:
         chat = form.validated()
-        prompt = await prompt_of(services_of(http), chat, call.defaults.chat_template)
+        prompt = await prompt_of(
+            services_of(http), state_of(http.scope), chat, call.defaults.chat_template
+        )
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     return TokenCounted(input_tokens=len(prompt))

@@ -83,14 +83,14 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
 @router.post("/v1/responses/input_tokens", responses=error_responses())
 async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputTokens:
     """Counts the tokens that the prompt of such a response would have."""
-    services, tenant = services_of(http), state_of(http.scope).tenant
+    services, state = services_of(http), state_of(http.scope)
     call = await open_call(http, body.model)
-    before, items = _remembered_items(services.memory, tenant, body)
+    before, items = _remembered_items(services.memory, state.tenant, body)
     form = chat_form(body, list(map(_item, before)), items)
     try:
         chat = form.validated()
         template = call.defaults.chat_template
-        prompt = await prompt_of(services, chat, template, param="input")
+        prompt = await prompt_of(services, state, chat, template, param="input")
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     return InputTokens(input_tokens=len(prompt))

@@ -66,25 +66,22 @@ class GenerationResponse(Response):
     @asynccontextmanager
     async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:
         """The sequences on the engine, their adapter at hand. Tells what they took."""
-        used = 0
         try:
             target = self._call.target
             if target.digest is not None:
-                await self._services.adapters.load_for_request(target.digest)
+                await self._services.adapters.load_for_request(target.digest, self._call.tenant)
             watches = self._watches()
             async with Fanout(self._services.engine, self._admitted.requests, watches) as fanout:
                 try:
                     yield fanout
                 finally:
-                    generated = sum(choice.num_tokens for choice in fanout.choices)
-                    # What was refused costs no tokens; the engine says something of the rest.
-                    if any(choice.texts for choice in fanout.choices):
-                        used = self._admitted.prompt_tokens + generated
-                    state.generated_tokens = generated
+                    state.generated_tokens = sum(choice.num_tokens for choice in fanout.choices)
                     waited = [watch.queue_seconds for watch in watches]
                     state.queue_seconds = min((s for s in waited if s is not None), default=None)
         finally:
             state.prompt_tokens = self._admitted.prompt_tokens
+            # What the engine has scheduled, for those too who left before they saw any of it.
+            used = sum(request.meter.tokens for request in self._admitted.requests)
             self._call.admission.settle(used)
 
     def _watches(self) -> list[SequenceWatch]:

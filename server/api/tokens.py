@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
@@ -10,7 +12,7 @@ from server.api.calls import CountedRoute, defaults_of, resolve
 from server.api.conversation import prompt_of
 from server.api.documentation import error_responses
 from server.api.token_texts import TokenTexts
-from server.api.tokenizing import require_short, run_tokenizer
+from server.api.tokenizing import count_tokens, run_tokenizer
 from server.api.wire.tokens import (
     Detokenized,
     DetokenizeRequest,
@@ -19,6 +21,8 @@ from server.api.wire.tokens import (
     TokenizerInfo,
     Version,
 )
+from server.http.request import state_of
+from server.live.quotas import TOKENIZED_SHARE
 from server.live.sets import Target
 from server.services import services_of
 
@@ -33,11 +37,20 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
     target = _target(http, body.model)
     if body.prompt is None:
         template = None if target is None else (await defaults_of(services, target)).chat_template
-        ids = await prompt_of(services, body, template)
+        ids = await prompt_of(services, state_of(http.scope), body, template)
     else:
-        require_short(engine, len(body.prompt), "prompt")
-        special = body.add_special_tokens is not False
-        ids = await run_tokenizer(engine.tokenizer.encode, body.prompt, add_special_tokens=special)
+        encode = partial(
+            engine.tokenizer.encode,
+            body.prompt,
+            add_special_tokens=body.add_special_tokens is not False,
+        )
+        ids = await count_tokens(
+            services,
+            state_of(http.scope),
+            len(body.prompt),
+            lambda at_most: encode(at_most=at_most),
+            "prompt",
+        )
     texts = TokenTexts(engine.tokenizer)
     return Tokenized(
         count=len(ids),
@@ -50,10 +63,15 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
 @router.post("/detokenize", responses=error_responses())
 async def detokenize(body: DetokenizeRequest, http: Request) -> Detokenized:
     """Shows the text of tokens, special ones too."""
-    engine = services_of(http).engine
+    services, state = services_of(http), state_of(http.scope)
+    engine = services.engine
     _target(http, body.model)
     engine.model.require_known(body.tokens, param="tokens")
-    text = await run_tokenizer(engine.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    assert state.admission is not None
+    state.admission.reserve_tokens(math.ceil(len(body.tokens) * TOKENIZED_SHARE))
+    text = await run_tokenizer(
+        services, state.tenant, engine.tokenizer.decode, body.tokens, skip_special_tokens=False
+    )
     return Detokenized(prompt=text)
 
 
@@ -65,9 +83,12 @@ def _target(http: Request, model: str | None) -> Target | None:
 @router.get("/tokenizer_info")
 async def tokenizer_info(http: Request) -> TokenizerInfo:
     """What a client must know to build prompts as the server does."""
-    engine = services_of(http).engine
+    services = services_of(http)
+    engine = services.engine
     tokenizer = engine.tokenizer
-    begin = await run_tokenizer(tokenizer.encode, "", add_special_tokens=True)
+    begin = await run_tokenizer(
+        services, state_of(http.scope).tenant, tokenizer.encode, "", add_special_tokens=True
+    )
     return TokenizerInfo(
         tokenizer_class=type(tokenizer).__name__,
         bos_token=tokenizer.token_text(begin[0]) if begin else None,

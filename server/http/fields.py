@@ -15,6 +15,9 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_ALLOWED_TOKEN_IDS = 1 << 16
 MAX_BAD_WORDS = 128
+MAX_LOGIT_BIAS = 1024
+"""Entries of `logit_bias`; OpenAI takes 300. Whoever wants a few of all tokens has
+`allowed_token_ids`."""
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 """The largest `n`, and the most prompts; the setting `max_choices` bounds their product."""
@@ -103,6 +106,8 @@ def _parse_logit_bias(value: Any) -> dict[int, float]:
         return {}
     if not isinstance(value, dict):
         raise invalid("expected an object of token ids to biases")
+    if len(value) > MAX_LOGIT_BIAS:  # before a look at each of them
+        raise invalid(f"found {len(value)} biases, expected at most {MAX_LOGIT_BIAS}")
     return {_bias_token(key): _bias(bias) for key, bias in value.items()}
 
 

@@ -21,6 +21,8 @@ from remix_runtime.errors import (
     CheckpointError,
     EngineBusyError,
 )
+from remix_runtime.fairness.shares import Shares
+from remix_runtime.fairness.turns import FairTurns
 from server.live.metrics import LiveMetrics
 from server.store import StoreError
 from server.tenancy.errors import AdapterNotFoundError
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 ADAPTERS = "adapters"
 """What `failing` says while there are adapters that cannot be loaded or read again."""
 
+LOADS_AT_ONCE = 4
+"""The engine reads one adapter at a time, while parity files of others are replayed."""
 RETRY_SECONDS = 5.0
 """Seconds for which requests for an adapter are refused after a load or a read for one failed;
 twice as long after each that failed since."""
@@ -58,7 +62,8 @@ class _Entry:
     info: AdapterInfo | None = None
     """Set while the engine has the adapter and takes requests for it."""
     load_seconds: float | None = None
-    loading: asyncio.Task[AdapterInfo] | None = None
+    loading: dict[str, asyncio.Task[AdapterInfo]] = field(default_factory=dict)
+    """By tenant: nobody waits until it is the turn of another who wants the same."""
     repair: asyncio.Task[bool] | None = None
     failures: int = 0
     """Loads and reads that failed since the last load or repair."""
@@ -107,7 +112,8 @@ class LiveAdapters:
         self._folders = folders
         self._metrics = metrics
         self._entries: dict[str, _Entry] = {}
-        self._cold_waits = 0
+        self._cold_waits = Shares(engine.model.max_requests)
+        self._turns = FairTurns(LOADS_AT_ONCE)
         self._tasks = BackgroundTasks(log, "loading, repairing or unloading an adapter")
         metrics.unavailable.set_function(lambda: self.num_unavailable)
 
@@ -137,47 +143,53 @@ class LiveAdapters:
         """Takes note of an adapter that the engine has loaded already."""
         self._entries.setdefault(info.digest, _Entry()).info = info
 
-    async def load(self, digest: str) -> AdapterInfo:
+    async def load(self, digest: str, tenant: str = "") -> AdapterInfo:
         """Makes the engine load an adapter that the caller has pinned; returns at once if it has
-        it. A folder that is damaged is repaired first.
+        it. A folder that is damaged is repaired first. A few are loaded at a time, in turns between
+        tenants.
 
         Many calls are one load. Raises `UNSERVABLE`.
         """
         entry = self._entries[digest]
         try:
-            return await self._loaded(digest, entry)
+            return await self._loaded(digest, entry, tenant)
         except CheckpointError:
             if entry.repair is None or not await self._tasks.result(entry.repair):
                 raise
-            return await self._loaded(digest, entry)
+            return await self._loaded(digest, entry, tenant)
 
-    async def _loaded(self, digest: str, entry: _Entry) -> AdapterInfo:
+    async def _loaded(self, digest: str, entry: _Entry, tenant: str) -> AdapterInfo:
         if entry.info is not None:
             return entry.info
-        if entry.loading is None or entry.loading.done():
-            entry.loading = self._tasks.start(self._load(digest, entry))
-        return await self._tasks.result(entry.loading)
+        loading = entry.loading.get(tenant)
+        if loading is None or loading.done():
+            loading = self._tasks.start(self._load(digest, entry, tenant))
+            entry.loading[tenant] = loading
+        return await self._tasks.result(loading)
 
-    async def load_for_request(self, digest: str) -> None:
+    async def load_for_request(self, digest: str, tenant: str = "") -> None:
         """`load` for a request, which waits for no repair.
 
         Raises `AdapterUnavailableError` if the adapter cannot be loaded now, `EngineBusyError` if
-        as many requests wait for cold adapters as the engine would take altogether.
+        the tenant has its share of requests that wait for cold adapters; they are as many as the
+        engine would take altogether.
         """
         entry = self._entries[digest]
         _require_available(digest, entry)
         if entry.info is not None:
             return
-        if self._cold_waits >= self._engine.model.max_requests:
-            raise EngineBusyError("too many requests wait for adapters that are not loaded yet")
-        self._cold_waits += 1
+        if not self._cold_waits.take(tenant):
+            raise EngineBusyError(
+                f"{self._cold_waits.held(tenant)} of your requests wait for adapters that are not "
+                "loaded yet"
+            )
         try:
             with self._metrics.cold_wait.time():
-                await self._loaded(digest, entry)
+                await self._loaded(digest, entry, tenant)
         except UNSERVABLE as error:
             raise AdapterUnavailableError(f"adapter {digest}: {error}", digest=digest) from error
         finally:
-            self._cold_waits -= 1
+            self._cold_waits.give_back(tenant)
 
     async def defaults(self, digest: str) -> AdapterDefaults:
         """What requests for the adapter have where they say nothing else, also while it is not
@@ -233,10 +245,12 @@ class LiveAdapters:
         """Waits for the loads and unloads that have begun."""
         await self._tasks.settle()
 
-    async def _load(self, digest: str, entry: _Entry) -> AdapterInfo:
-        async with entry.turn:
+    async def _load(self, digest: str, entry: _Entry, tenant: str) -> AdapterInfo:
+        async with self._turns.turn(tenant), entry.turn:
             if entry.info is not None:
                 return entry.info
+            if not entry.pins:  # and nobody would ever unload it
+                raise AdapterUnavailableError(f"adapter {digest}: nobody waits for it any more")
             started = time.monotonic()
             try:
                 info = await self._engine.load_adapter(await self._folders(digest), digest)

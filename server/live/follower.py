@@ -170,7 +170,8 @@ class Follower:
     async def _load(self, wanted: SetRevision, _task: Watched) -> None:
         """Loads a set that another process has found good, and makes it live. What fails is tried
         again, as long as the set is wanted."""
-        await asyncio.gather(*map(self._adapters.load, set(wanted.adapters.values())))
+        digests = set(wanted.adapters.values())
+        await asyncio.gather(*(self._adapters.load(d, wanted.tenant) for d in digests))
         loading = self._loading.get(wanted.tenant)
         if loading is None or loading.revision != wanted.revision:
             return  # given up at the very moment

@@ -2,7 +2,9 @@
 
 A minute's limit is a bucket that starts full and refills continuously, so no window of `t` seconds
 sees more than `limit + limit * t / 60`. Tokens are reserved before a generation and what it did not
-use is given back; that holds for what remains used, too.
+use is given back; that holds for what remains used, too. Text is tokenized only while the tokens
+that it has at least are reserved, and `TOKENIZED_SHARE` of what was tokenized is used, whatever
+becomes of it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from server.tenancy.records import Quota
 MINUTE = 60.0
 BUSY_SECONDS = 1.0
 """Seconds after which to try again when it is not known which request ends next."""
+
+TOKENIZED_SHARE = 0.1
+"""What a token that was only tokenized costs of one that is computed."""
 
 
 class RateLimitedError(RemixError):
@@ -50,49 +55,81 @@ class Quotas:
         usage = self._usage.setdefault(tenant, _Usage())
         usage.requests = _resized(usage.requests, quota.requests_per_minute, now)
         usage.tokens = _resized(usage.tokens, quota.tokens_per_minute, now)
-        admission = Admission(usage, self._clock)
-        if quota.max_concurrent is not None and usage.running >= quota.max_concurrent:
-            message = f"{usage.running} requests are running, the limit is {quota.max_concurrent}."
-            raise RateLimitedError(message, retry_after=BUSY_SECONDS, headers=admission.headers)
+        admission = Admission(usage, self._clock, quota.max_concurrent)
+        admission.require_places(1)
         if usage.requests is not None:
             admission.take(usage.requests, 1, "requests")
-        usage.running += 1
+        admission.take_places(1)
         return admission
 
 
 class Admission:
-    """One request that was let in; leaving it (`with`) gives its place back. Tokens that were
+    """One request that was let in; leaving it (`with`) gives its places back. Tokens that were
     reserved and not settled by then count as used."""
 
-    def __init__(self, usage: _Usage, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, usage: _Usage, clock: Callable[[], float], max_concurrent: int | None
+    ) -> None:
         self._usage = usage
         self._requests = usage.requests
         self._tokens = usage.tokens
         self._clock = clock
+        self._max_concurrent = max_concurrent
+        self._places = 0
         self._reserved: _Reservation | None = None
-        self._left = False
+        self._tokenized = 0
 
-    def reserve_tokens(self, tokens: int) -> None:
-        """Reserves tokens, once, before generating: the prompt's and the most that may be
-        generated. Raises `RateLimitedError`."""
-        assert self._reserved is None
-        if self._tokens is not None:
-            self.take(self._tokens, tokens, "tokens")
-            self._reserved = self._tokens.hold(tokens)
+    def require_places(self, sequences: int) -> None:
+        """Raises `RateLimitedError` where so many cannot be taken."""
+        others, limit = self._usage.running - self._places, self._max_concurrent
+        if limit is not None and others + sequences > limit:
+            message = f"{others} sequences are running, the limit is {limit}"
+            if sequences > 1:
+                message += f", and this request has {sequences}"
+            raise RateLimitedError(f"{message}.", retry_after=BUSY_SECONDS, headers=self.headers)
+
+    def take_places(self, sequences: int) -> None:
+        """Makes the request hold a place for each of its sequences. Raises `RateLimitedError`."""
+        self.require_places(sequences)
+        self._usage.running += sequences - self._places
+        self._places = sequences
+
+    def reserve_tokens(self, tokens: int, *, later: int = 0) -> None:
+        """Reserves tokens, or more of them than before: the prompts' and the most that may be
+        generated, before generating. `later`: tokens that must be there too, since they will be
+        reserved. Raises `RateLimitedError`."""
+        if self._tokens is None:
+            return
+        held = 0 if self._reserved is None else self._reserved.amount
+        more = max(tokens - held, 0)
+        self.take(self._tokens, more, "tokens", held=held, later=later)
+        if self._reserved is None:
+            self._reserved = self._tokens.hold(more)
+        else:
+            self._reserved.grow(more)
+
+    def tokenized(self, tokens: int) -> None:
+        """Notes tokens that text was turned into, or that were turned into text."""
+        self._tokenized += tokens
 
     def settle(self, used: int) -> None:
         """Gives back what was reserved and not used."""
         if self._tokens is not None and self._reserved is not None:
+            used = max(used, math.ceil(self._tokenized * TOKENIZED_SHARE))
             self._tokens.close(self._reserved, used, self._clock())
             self._reserved = None
 
-    def take(self, bucket: _Bucket, amount: int, unit: str) -> None:
-        wait = bucket.take(amount, self._clock())
-        if wait == 0:
+    def take(
+        self, bucket: _Bucket, amount: int, unit: str, *, held: int = 0, later: int = 0
+    ) -> None:
+        """Raises `RateLimitedError` where not all of it is there; then what was `held` is lost."""
+        if bucket.take(amount, self._clock(), later=later):
             return
+        total = held + amount + later
+        wait = bucket.wait_for(total)
         message = f"Rate limit reached for {unit}: limit {bucket.limit} per minute, "
-        message += f"remaining {math.floor(bucket.level)}, requested {amount}. "
-        if amount > bucket.limit:
+        message += f"remaining {math.floor(bucket.level)}, requested {total}. "
+        if total > bucket.limit:
             message += f"This request alone is more than the limit: it must have fewer {unit}."
         else:
             message += f"Please try again in {duration(wait)}."
@@ -114,11 +151,10 @@ class Admission:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._left:
-            self._left = True
-            self._usage.running -= 1
-            if self._reserved is not None:
-                self.settle(self._reserved.amount)
+        self._usage.running -= self._places
+        self._places = 0
+        if self._reserved is not None:
+            self.settle(self._reserved.amount)
 
 
 class _Usage:
@@ -140,6 +176,10 @@ class _Reservation:
     amount: int
     refundable: float
 
+    def grow(self, more: int) -> None:
+        self.amount += more
+        self.refundable += more
+
 
 class _Bucket:
     """Up to `limit` units, refilled by as many in a minute.
@@ -155,16 +195,20 @@ class _Bucket:
         self._updated = now
         self._open: dict[_Reservation, None] = {}
 
-    def take(self, amount: int, now: float) -> float:
-        """Takes all or nothing. Returns 0, or the seconds after which to try again."""
+    def take(self, amount: int, now: float, *, later: int = 0) -> bool:
+        """Takes all, or nothing where it is not there together with what is taken `later`."""
         self.refill(now)
+        if amount + later > self.level:
+            return False
+        self.level -= amount
+        return True
+
+    def wait_for(self, amount: int) -> float:
+        """The seconds after which to try again."""
         if amount > self.limit:
             return MINUTE
-        if amount > self.level:
-            # A millisecond more than needed: rounding must not refuse those who wait so long.
-            return self.seconds_until(amount) + 0.001
-        self.level -= amount
-        return 0.0
+        # A millisecond more than needed: rounding must not refuse those who wait so long.
+        return self.seconds_until(amount) + 0.001
 
     def hold(self, amount: int) -> _Reservation:
         """Makes what was just taken something that can be given back."""
@@ -175,8 +219,9 @@ class _Bucket:
     def close(self, reservation: _Reservation, used: int, now: float) -> None:
         self.refill(now)
         del self._open[reservation]
-        unused = max(reservation.amount - used, 0)
-        self.level += min(unused, reservation.refundable)
+        unused = reservation.amount - used
+        # More may have been tokenized than the least that was reserved for it.
+        self.level = max(self.level + min(unused, reservation.refundable), 0.0)
 
     def resize(self, limit: int, now: float) -> None:
         """Changes the limit; what is used stays used."""

@@ -141,7 +141,7 @@ class Swaps:
         if before.adapters != adapters and expected is not None and expected != before.revision:
             raise StaleRevisionError(tenant, found=before.revision, expected=expected)
         with self._adapters.pinned(adapters.values()):
-            await self._load(adapters, set(unregistered.values()))
+            await self._load(tenant, adapters, set(unregistered.values()))
             if write is None:
                 after = replace(before, adapters=dict(adapters))
             else:
@@ -154,11 +154,11 @@ class Swaps:
         self._metrics.swap.observe(seconds)
         return SwapResult(before=before, after=after, seconds=seconds, dry_run=write is None)
 
-    async def _load(self, adapters: Mapping[str, str], unregistered: Set[str]) -> None:
+    async def _load(self, tenant: str, adapters: Mapping[str, str], unregistered: Set[str]) -> None:
         refused = {digest: str(AdapterNotFoundError(digest)) for digest in unregistered}
         digests = sorted(set(adapters.values()) - unregistered)
         results = await asyncio.gather(
-            *(self._adapters.load(digest) for digest in digests), return_exceptions=True
+            *(self._adapters.load(digest, tenant) for digest in digests), return_exceptions=True
         )
         for digest, result in zip(digests, results, strict=True):
             if isinstance(result, UNSERVABLE):

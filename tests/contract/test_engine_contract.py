@@ -14,7 +14,7 @@ from remix_runtime.errors import (
     InvalidRequestError,
 )
 from tests.contract.conftest import MAX_WAITING, PROMPT, Setup
-from tests.engines import complete, complete_all, request
+from tests.engines import Completion, complete, complete_all, request
 
 
 async def aborted_after_one_token(
@@ -221,6 +221,45 @@ async def test_a_full_queue_refuses_at_once_and_recovers(setup: Setup) -> None:
     done = await asyncio.gather(*tasks)
     assert {len(c.token_ids) for c in done} == {60}
     assert (await complete(setup.engine, request(PROMPT))).token_ids
+
+
+async def test_a_tenant_that_fills_the_queue_is_refused_by_itself_only(setup: Setup) -> None:
+    def start(tenant: str) -> asyncio.Task[Completion]:
+        item = request(PROMPT, tenant=tenant, max_tokens=40, ignore_eos=True)
+        return asyncio.create_task(complete(setup.engine, item))
+
+    loud = [start("loud") for _ in range(2 + MAX_WAITING)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError):
+        await asyncio.wait_for(complete(setup.engine, request(PROMPT, tenant="loud")), 0.5)
+    quiet = [start("quiet") for _ in range((2 + MAX_WAITING) // 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError):
+        await asyncio.wait_for(complete(setup.engine, request(PROMPT, tenant="quiet")), 0.5)
+    third = start("another")
+    done = await asyncio.gather(*loud, *quiet, third)
+    assert {len(c.token_ids) for c in done} == {40}
+
+
+async def test_the_meter_tells_what_was_scheduled_whether_anybody_heard_of_it(
+    setup: Setup,
+) -> None:
+    whole = request(PROMPT, max_tokens=5, ignore_eos=True)
+    await complete(setup.engine, whole)
+    assert (whole.meter.prompt_tokens, whole.meter.output_tokens) == (len(PROMPT), 5)
+    items = [request(PROMPT, max_tokens=60, ignore_eos=True) for _ in range(3)]
+    tasks = [asyncio.create_task(complete(setup.engine, item)) for item in items]
+    while items[1].meter.prompt_tokens < len(PROMPT):  # noqa: ASYNC110 - no event tells of it
+        await asyncio.sleep(0)
+    for task in reversed(tasks):  # or the third one would get the place of the first
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    told = [item.meter.prompt_tokens for item in items]
+    assert told == [len(PROMPT), len(PROMPT), 0], "the third one was in the queue"
+    refused = request([10**9])
+    with pytest.raises(InvalidRequestError):
+        await complete(setup.engine, refused)
+    assert refused.meter.tokens == 0
 
 
 async def test_draining_lets_requests_end_and_refuses_new_ones(setup: Setup) -> None:

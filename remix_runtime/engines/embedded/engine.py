@@ -29,7 +29,7 @@ class EmbeddedEngine(EngineFront[Stream]):
             config, on_outputs=self._deliver, on_read=self._read, on_death=self._die
         )
         self._adapters = EmbeddedAdapters(self._thread)
-        super().__init__(self._adapters, max_waiting=config.max_waiting)
+        super().__init__(self._adapters, max_requests=config.max_requests)
 
     # -- life ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,9 +36,10 @@ class LogitRules:
         self._never_V: Tensor | None = None
         never = [word[0] for word in bad_words if len(word) == 1]
         if params.allowed_token_ids or never:
-            self._never_V = torch.full((size,), bool(params.allowed_token_ids), device=device)
-            self._never_V[list(params.allowed_token_ids)] = False
-            self._never_V[never] = True
+            self._never_V = _all_but(params.allowed_token_ids, size, device)
+            if never:
+                self._never_V = self._never_V.clone()
+                self._never_V[never] = True
         self._words: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
         """Bad words of several tokens, by the last but one."""
         for word in bad_words:
@@ -51,7 +53,7 @@ class LogitRules:
         if params.logit_bias:
             ids, values = zip(*params.logit_bias.items(), strict=True)
             self._bias = (
-                torch.tensor(ids, device=device),
+                torch.tensor(ids, dtype=torch.long, device=device),
                 torch.tensor(values, dtype=torch.float32, device=device),
             )
         self._seen_V: Tensor | None = None
@@ -61,7 +63,8 @@ class LogitRules:
         self._counts_V: Tensor | None = None
         if params.presence_penalty or params.frequency_penalty:
             self._counts_V = torch.zeros(size, device=device)
-        self._num_counted = 0
+        self._num_counted = self._prompt_len
+        """Tokens of prompt and output that are in `_seen_V` and `_counts_V`."""
         parts = (self._never_V, self._bias, self._seen_V, self._counts_V, self._words)
         self._always = any(part is not None and len(part) for part in parts)
 
@@ -72,24 +75,23 @@ class LogitRules:
         is_early = self._ends is not None and num_generated < self._params.min_tokens
         if not self._always and not is_early:
             return logits_V
-        generated = tokens[self._prompt_len :]
         logits_V = logits_V.float().clone()
         if self._never_V is not None:
             logits_V.masked_fill_(self._never_V, -math.inf)
-        if self._words and generated:
-            self._ban_words(logits_V, generated)
+        if self._words and num_generated:
+            self._ban_words(logits_V, tokens, num_generated)
         if is_early:
             logits_V[self._ends] = -math.inf
         if self._bias is not None:
             ids, values = self._bias
             logits_V[ids] += values
-        self._count(generated)
+        self._count(tokens)
         return self._penalised(logits_V)
 
-    def _ban_words(self, logits_V: Tensor, generated: Sequence[int]) -> None:
-        for word in self._words.get(generated[-1], ()):
+    def _ban_words(self, logits_V: Tensor, tokens: Sequence[int], num_generated: int) -> None:
+        for word in self._words.get(tokens[-1], ()):
             before = word[:-1]
-            if tuple(generated[-len(before) :]) == before:
+            if len(before) <= num_generated and tuple(tokens[-len(before) :]) == before:
                 logits_V[word[-1]] = -math.inf
 
     def _penalised(self, logits_V: Tensor) -> Tensor:
@@ -104,10 +106,21 @@ class LogitRules:
             logits_V -= params.presence_penalty * (self._counts_V > 0)
         return logits_V
 
-    def _count(self, generated: Sequence[int]) -> None:
-        for token_id in generated[self._num_counted :]:
+    def _count(self, tokens: Sequence[int]) -> None:
+        """Counts what was generated since the last time."""
+        for token_id in tokens[self._num_counted :]:
             if self._seen_V is not None:
                 self._seen_V[token_id] = True
             if self._counts_V is not None:
                 self._counts_V[token_id] += 1
-        self._num_counted = len(generated)
+        self._num_counted = len(tokens)
+
+
+@lru_cache(maxsize=4)
+def _all_but(token_ids: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """A mask of all other tokens, of none where none is given. Not to be written to: all choices of
+    a request have the same."""
+    mask_V = torch.full((size,), bool(token_ids), device=device)
+    if token_ids:
+        mask_V[torch.tensor(token_ids, device=device)] = False
+    return mask_V

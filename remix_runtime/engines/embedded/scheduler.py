@@ -3,7 +3,7 @@
 Every running job with nothing but its newest token to compute decodes; what is left of the
 step's token budget goes to prompts, in order of admission, in chunks. A job is admitted only
 when all the KV pages it can ever need and its adapter's slot are there, so nothing is preempted.
-Between tenants admission is fair (`engines/fairness.py`); which adapter gets a slot is decided in
+Between tenants admission is fair (`fairness/queue.py`); which adapter gets a slot is decided in
 `admission.py`.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from remix_runtime.engines.embedded.admission import PATIENCE, AdapterSlots, SlotRound
 from remix_runtime.engines.embedded.job import Job
-from remix_runtime.engines.fairness import OUTPUT_WEIGHT, FairQueue
+from remix_runtime.fairness.queue import OUTPUT_WEIGHT, FairQueue
 
 MAX_SCORED_TOKENS = 128
 """Prompt tokens of a step whose log-probabilities are computed: each takes logits of the whole
@@ -119,8 +119,7 @@ class Scheduler:
                 chunks.append(Chunk(job, job.num_computed, count))
                 budget -= count
         for chunk in chunks:
-            if chunk.samples:
-                self.queue.charge_output(chunk.job.request.tenant)
+            self._charge(chunk)
         chunks.sort(key=lambda chunk: chunk.job.slot)
         return chunks
 
@@ -129,6 +128,15 @@ class Scheduler:
         in the queue no more."""
         refused, self._refused = self._refused, []
         return refused
+
+    def _charge(self, chunk: Chunk) -> None:
+        """Charges what a chunk computes; its tenant has paid for the prompt at admission."""
+        job = chunk.job
+        meter = job.request.meter
+        meter.prompt_tokens += max(0, min(chunk.count, job.prompt_len - chunk.start))
+        if chunk.samples:
+            self.queue.charge_output(job.request.tenant)
+            meter.output_tokens += job.params.max_tokens > 0
 
     def finish(self, job: Job) -> None:
         """Takes a job out, wherever it is, and frees all that it holds."""

@@ -153,5 +153,5 @@ def _model_info(
         max_model_len=config.max_model_len or limit,
         vocab_size=network.config.vocab_size,
         eos_token_ids=tuple(sorted(end_token_ids(network, tokenizer.eos_token_id))),
-        max_requests=config.max_running + config.max_waiting,
+        max_requests=config.max_requests,
     )

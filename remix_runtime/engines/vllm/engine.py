@@ -22,7 +22,6 @@ from remix_runtime.contracts import (
     Tokenizer,
 )
 from remix_runtime.engines.completion import Completion
-from remix_runtime.engines.fairness import FairQueue
 from remix_runtime.engines.front import STALL_SECONDS, EngineFront, Prepared
 from remix_runtime.engines.grammar import model_tokenizer
 from remix_runtime.engines.tokenizer import ModelTokenizer
@@ -31,6 +30,7 @@ from remix_runtime.engines.vllm.config import VllmConfig
 from remix_runtime.engines.vllm.job import Job, logprobs_of, prompt_logprobs_of
 from remix_runtime.engines.vllm.load import ExpertLoad
 from remix_runtime.errors import EngineDeadError, InvalidRequestError, RemixError
+from remix_runtime.fairness.queue import FairQueue
 from remix_runtime.watch import Watch, Watched
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class VllmEngine(EngineFront[Job]):
         self._config = config
         self._backend: Backend | None = None
         self._adapters = VllmAdapters(config, self._adapter_read)
-        super().__init__(self._adapters, max_waiting=config.max_waiting)
+        super().__init__(self._adapters, max_requests=config.max_requests)
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
         self._num_admitted = 0
@@ -82,7 +82,7 @@ class VllmEngine(EngineFront[Job]):
             max_model_len=backend.max_model_len,
             vocab_size=backend.vocab_size,
             eos_token_ids=tuple(sorted(self._ends)),
-            max_requests=self._config.max_running + self._config.max_waiting,
+            max_requests=self._config.max_requests,
         )
         self._adapters.start(backend)
         self._backend = backend
@@ -220,6 +220,7 @@ class VllmEngine(EngineFront[Job]):
     def _start(self, job: Job) -> None:
         request = job.request
         self._waiting.charge_prompt(request.tenant, len(request.prompt_token_ids))
+        request.meter.prompt_tokens = len(request.prompt_token_ids)
         self._running.add(job)
         self._progress = time.monotonic()
         job.completion.scheduled()
@@ -245,6 +246,7 @@ class VllmEngine(EngineFront[Job]):
                 if scores is not None:
                     job.completion.prompt_scored(scores)
                 if params.max_tokens:
+                    request.meter.output_tokens += len(new.token_ids)
                     logprobs = logprobs_of(new, params.logprobs)
                     event = job.completion.take(new.token_ids, logprobs)
                 else:

@@ -29,6 +29,7 @@ _OWN_NAMES = frozenset(
         *("messages", "conversation", "tools", "documents", "chat_template", "template"),
         *("add_generation_prompt", "continue_final_message", "tokenize", "tokenizer_kwargs"),
         *("padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("at_most", "keep_end"),
         *("return_assistant_tokens_mask", "raise_exception", "strftime_now"),
     )
 )
@@ -50,12 +51,15 @@ def prepare_chat(
     body: ChatRequest,
     setting: ToolParserName = "auto",
     template: str | None = None,
+    *,
+    at_most: int | None = None,
+    keep_end: bool = False,
 ) -> PreparedChat:
-    """Renders a chat, in the tokenizer's thread, by `template` if it is not the model's own. Raises
-    `InvalidRequestError`."""
+    """Renders a chat, in the tokenizer's thread, by `template` if it is not the model's own, and
+    tokenizes it as far as `Tokenizer.encode` does. Raises `InvalidRequestError`."""
     reads = read_template(template or tokenizer.chat_template or "")
     family = _family(body, reads, setting)
-    prompt = render_prompt(tokenizer, body, setting, template)
+    prompt = render_prompt(tokenizer, body, setting, template, at_most=at_most, keep_end=keep_end)
     thought = _thought(tokenizer, body, reads, prompt)
     marks = {*(family.marks if body.callable_tools else ())}
     if thought is not Thought.NEVER:
@@ -129,6 +133,9 @@ def render_prompt(
     body: ChatPrompt,
     setting: ToolParserName = "auto",
     template: str | None = None,
+    *,
+    at_most: int | None = None,
+    keep_end: bool = False,
 ) -> list[int]:
     """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
     reads = read_template(template or tokenizer.chat_template or "")
@@ -145,6 +152,8 @@ def render_prompt(
             template=template,
             add_generation_prompt=not goes_on and body.add_generation_prompt is not False,
             continue_final_message=goes_on,
+            at_most=at_most,
+            keep_end=keep_end,
             **variables,
         )
 

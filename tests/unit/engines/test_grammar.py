@@ -287,6 +287,24 @@ async def test_a_bounded_number_waits(worker: Worker, monkeypatch: pytest.Monkey
     await worker.grammars.matcher(regex("b"))
 
 
+@pytest.mark.parametrize("wanted", ["b", "aaaaaa"])
+async def test_tenants_take_turns_and_nobody_is_refused_because_of_others(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    """Also where the quiet one wants what the loud one has asked for last."""
+    monkeypatch.setattr(module, "MAX_WAITING", 5)
+    grammars = [regex("a" * i) for i in range(1, 7)]
+    loud = [asyncio.create_task(worker.grammars.matcher(item, "loud")) for item in grammars]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError, match="6 of your grammars"):
+        await worker.grammars.matcher(regex("c"), "loud")
+    quiet = asyncio.create_task(worker.grammars.matcher(regex(wanted), "quiet"))
+    await asyncio.sleep(0)
+    worker.gate.set()
+    await asyncio.gather(*loud, quiet)
+    assert worker.compiled.index(regex(wanted)) <= 2
+
+
 async def test_a_grammar_that_takes_too_long_is_refused_and_those_behind_it_may_come_again(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

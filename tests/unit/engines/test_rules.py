@@ -106,6 +106,39 @@ def test_the_rules_are_those_of_plain_arithmetic(
         job.append(draw.choice([9, 12, 12, 15, 256]))
 
 
+class Sliced(list[int]):
+    """Tokens that tell how many of them were looked at together."""
+
+    longest = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            self.longest = max(self.longest, len(found))
+        return found
+
+
+def test_a_token_costs_the_same_however_many_came_before() -> None:
+    job = job_of(WORDS, prompt=(9,) * 50, **SOME)
+    job.tokens = tokens = Sliced(job.tokens)
+    for count in range(200):
+        job.ruled(torch.zeros(V))
+        job.append((12, 9)[count % 2])
+    assert tokens.longest <= max(map(len, WORDS))
+
+
+def test_choices_of_a_request_share_the_mask_of_the_tokens_that_it_allows() -> None:
+    """Sixty-four choices would make it sixty-four times in one step."""
+    masks, allowed = [], tuple(range(0, V, 2))
+    for bad_words in ((), (), ((6,),)):
+        job = job_of(bad_words, allowed_token_ids=allowed)
+        found = job.ruled(torch.zeros(V))
+        assert torch.isfinite(found).sum() == len(allowed) - len(bad_words)
+        assert job._rules is not None
+        masks.append(job._rules._never_V)
+    assert masks[0] is masks[1]
+
+
 def test_a_request_without_rules_gets_the_very_logits() -> None:
     logits_V = torch.randn(V)
     assert job_of().ruled(logits_V) is logits_V
@@ -215,7 +248,7 @@ MODEL = ModelInfo(name="m", max_model_len=99, vocab_size=V, eos_token_ids=ENDS, 
 class Words(ByteTokenizer):
     """Some words are one token, with and without a space before them."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, **_: Any) -> list[int]:
         known = {"cat": [200], " cat": [201], "dogs": [202, 203], " dogs": [204], "s": [205]}
         return known.get(text) or super().encode(text, add_special_tokens=add_special_tokens)
 
@@ -242,7 +275,7 @@ def test_words_are_spelled_once_for_all_choices_of_a_request() -> None:
     class Counting(Words):
         texts: ClassVar[list[str]] = []
 
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        def encode(self, text: str, *, add_special_tokens: bool, **_: Any) -> list[int]:
             self.texts.append(text)
             return super().encode(text, add_special_tokens=add_special_tokens)
 

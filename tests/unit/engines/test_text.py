@@ -1,6 +1,7 @@
 """Streamed text equals the whole text, whatever the token boundaries."""
 
 from collections.abc import Mapping, Sequence
+from typing import SupportsIndex
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,68 @@ def test_the_text_ends_before_the_first_stop_string(text: str, stops: list[str])
         first_end = min(end for end, _ in ends)
         assert stopped
         assert "".join(pieces) == text[: min(start for end, start in ends if end == first_end)]
+
+
+class Looked(str):
+    """A stop string that tells how many of its characters were looked at."""
+
+    __slots__ = ()
+    characters = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        found = super().__getitem__(key)
+        Looked.characters += len(found)
+        return found
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("a" * 999 + "b", "a"),  # the longest beginning of it is there all the time
+        ("ab" * 499 + "c", "ab"),
+        ("a" * 20 + "b" + "a" * 20 + "c", "a" * 20 + "b"),
+        ("x" * 1000, "a"),
+    ],
+)
+def test_a_token_costs_the_same_however_long_stop_strings_and_text_are(
+    stop: str, text: str
+) -> None:
+    out = TextStream(Bytes(), [1], [Looked(stop + str(i)) for i in range(16)])
+    Looked.characters = 0
+    tokens = (text.encode() * 6000)[:6000]
+    for token in tokens:
+        out.push(token)
+        assert not out.stopped
+    # Twice for the text, twice for what is found out of the strings themselves.
+    assert Looked.characters <= 16 * 4 * (len(tokens) + len(stop))
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4), st.data())
+def test_stop_strings_that_overlap_are_found_as_by_looking_at_the_whole(
+    stops: list[str], data: st.DataObject
+) -> None:
+    text = data.draw(st.text("abc", max_size=40))
+    min_tokens = data.draw(st.integers(0, 10))
+    include = data.draw(st.booleans())
+    out = TextStream(Bytes(), [1], stops, min_tokens=min_tokens, include_stop=include)
+    shown = ""
+    for token in text.encode():
+        shown += out.push(token)
+        if out.stopped:
+            break
+    shown += out.flush()
+    ends = [
+        (at + len(stop), at)
+        for stop in stops
+        for at in range(len(text))
+        if text.startswith(stop, at) and at + len(stop) > min_tokens
+    ]
+    end, start = min(ends, default=(len(text), len(text)))
+    assert out.stopped == bool(ends)
+    assert shown == text[: end if include else start]
 
 
 @given(st.text("abc", max_size=20))

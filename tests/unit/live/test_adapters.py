@@ -129,6 +129,67 @@ async def test_cold_requests_are_as_many_as_the_engine_takes(
     await asyncio.gather(*waiting)
 
 
+async def test_a_tenant_that_fills_the_room_of_cold_requests_is_refused_by_itself_only(
+    adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf
+) -> None:
+    cold = shelf.put("pirate")
+    adapters.pin(cold)
+    engine.may_load.clear()
+    waiting = [
+        asyncio.create_task(adapters.load_for_request(cold, "loud"))
+        for _ in range(engine.model.max_requests)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineBusyError, match="of your requests"):
+        await adapters.load_for_request(cold, "loud")
+    waiting += [
+        asyncio.create_task(adapters.load_for_request(cold, "quiet"))
+        for _ in range(engine.model.max_requests // 2)
+    ]
+    await asyncio.sleep(0)
+    engine.may_load.set()
+    await asyncio.gather(*waiting)
+    assert engine.loads == {cold: 1}
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_tenants_take_turns_with_cold_adapters(
+    adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf, is_shared: bool
+) -> None:
+    """Also where the quiet one wants what the loud one has asked for last."""
+    digests = [shelf.put(f"loud-{i}") for i in range(12)]
+    wanted = digests[-1] if is_shared else shelf.put("quiet")
+    engine.may_load.clear()
+    with adapters.pinned([*digests, wanted]):
+        loud = [asyncio.create_task(adapters.load(digest, "loud")) for digest in digests]
+        await asyncio.sleep(0)
+        quiet = asyncio.create_task(adapters.load_for_request(wanted, "quiet"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        engine.may_load.set()
+        await asyncio.gather(*loud, quiet)
+        assert list(engine.loads).index(wanted) <= live_adapters.LOADS_AT_ONCE + 1
+        assert set(engine.loads.values()) == {1}
+
+
+async def test_what_nobody_waits_for_any_more_is_not_loaded(
+    adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf
+) -> None:
+    digests = [shelf.put(f"adapter-{i}") for i in range(live_adapters.LOADS_AT_ONCE + 3)]
+    engine.may_load.clear()
+    with adapters.pinned(digests):
+        loads = [asyncio.create_task(adapters.load(digest)) for digest in digests]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+    engine.may_load.set()
+    await adapters.settle()
+    assert len(engine.loads) == live_adapters.LOADS_AT_ONCE
+    assert engine.loaded == adapters.digests == set()
+
+
 async def test_any_order_of_events_ends_with_what_is_referred_to(
     engine: WatchedEngine, adapters: LiveAdapters, shelf: Shelf
 ) -> None:

@@ -41,7 +41,14 @@ class TemplateTokenizer(ByteTokenizer):
         self._special = list(special)
         self._split = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        at_most: int | None = None,
+        keep_end: bool = False,
+    ) -> list[int]:
         ids: list[int] = []
         at = 0
         for found in self._split.finditer(text):
@@ -74,6 +81,8 @@ class TemplateTokenizer(ByteTokenizer):
         template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        at_most: int | None = None,
+        keep_end: bool = False,
         **variables: Any,
     ) -> list[int]:
         try:

@@ -81,6 +81,18 @@ async def test_default_length_stops_at_the_context(server: Server) -> None:
     assert answer.json()["usage"]["completion_tokens"] == 5
 
 
+async def test_choices_share_what_may_be_large(server: Server) -> None:
+    fields = {"logit_bias": {"65": 1}, "allowed_token_ids": [65, 66], "seed": 1}
+    await server.complete(n=3, max_tokens=2, **fields)
+    first, *others = server.engine.requests
+    assert len({request.params.seed for request in server.engine.requests}) == 3
+    for other in others:
+        assert other.prompt_token_ids is first.prompt_token_ids
+        assert other.params.logit_bias is first.params.logit_bias
+        assert other.params.allowed_token_ids is first.params.allowed_token_ids
+        assert other.meter is not first.meter
+
+
 async def test_sampling_parameters_reach_the_engine(server: Server) -> None:
     fields = {
         "temperature": 0.5,

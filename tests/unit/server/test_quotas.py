@@ -86,9 +86,72 @@ def test_places_are_given_back_once_whatever_the_end(quotas: Quotas) -> None:
         assert admitted(quotas, quota)
     first.__exit__(None, None, None)
     with quotas.admit("a", quota), quotas.admit("a", quota):
-        with pytest.raises(RateLimitedError, match="2 requests are running") as refused:
+        with pytest.raises(RateLimitedError, match="2 sequences are running") as refused:
             quotas.admit("a", quota)
         assert refused.value.retry_after == 1
+
+
+def test_a_place_is_a_sequences(quotas: Quotas) -> None:
+    quota = Quota(max_concurrent=5)
+    with quotas.admit("a", quota) as first:
+        first.take_places(3)
+        with quotas.admit("a", quota) as second:
+            with pytest.raises(RateLimitedError, match=r"3 .* the limit is 5, and .* has 3"):
+                second.take_places(3)
+            second.take_places(2)
+            assert not admitted(quotas, quota)
+        with quotas.admit("a", quota), quotas.admit("a", quota):
+            assert not admitted(quotas, quota)
+    with quotas.admit("a", quota) as alone:
+        alone.take_places(5)
+        with pytest.raises(RateLimitedError):
+            alone.take_places(6)
+        assert not admitted(quotas, quota)
+    assert quotas._usage["a"].running == 0
+
+
+def test_what_was_tokenized_is_used_whatever_becomes_of_it(quotas: Quotas) -> None:
+    quota = Quota(tokens_per_minute=1000)
+    with quotas.admit("a", quota) as refused:
+        refused.reserve_tokens(10)
+        refused.tokenized(3000)
+        with pytest.raises(RateLimitedError):
+            refused.reserve_tokens(3000)
+    with quotas.admit("a", quota) as left_in_the_queue:
+        assert left_in_the_queue.headers["x-ratelimit-remaining-tokens"] == "700"
+        left_in_the_queue.reserve_tokens(600)
+        left_in_the_queue.tokenized(500)
+        left_in_the_queue.settle(0)
+        assert left_in_the_queue.headers["x-ratelimit-remaining-tokens"] == "650"
+    with quotas.admit("a", quota) as served:
+        served.reserve_tokens(5)
+        served.tokenized(500)
+        served.reserve_tokens(600)
+        served.settle(550)
+        assert served.headers["x-ratelimit-remaining-tokens"] == "100"
+    with quotas.admit("a", quota) as huge:
+        huge.reserve_tokens(1)
+        huge.tokenized(10**6)
+    assert not reserved(quotas.admit("a", quota), 1), "nothing is left, and nothing is owed"
+
+
+def test_who_had_more_tokens_than_the_least_hears_of_all_of_them(quotas: Quotas) -> None:
+    quota = Quota(tokens_per_minute=100)
+    for tenant, tokens, told in (("a", 90, "try again in 48"), ("b", 101, "more than the limit")):
+        with quotas.admit(tenant, quota) as others, quotas.admit(tenant, quota) as admission:
+            others.reserve_tokens(30)
+            admission.reserve_tokens(60)
+            with pytest.raises(RateLimitedError, match=f"requested {tokens}.*{told}"):
+                admission.reserve_tokens(tokens)
+
+
+def test_text_is_tokenized_only_if_its_answer_may_come(quotas: Quotas) -> None:
+    quota = Quota(tokens_per_minute=100)
+    with quotas.admit("a", quota) as admission:
+        with pytest.raises(RateLimitedError, match="requested 101"):
+            admission.reserve_tokens(1, later=100)
+        admission.reserve_tokens(1, later=99)
+        assert admission.headers["x-ratelimit-remaining-tokens"] == "99"
 
 
 def test_a_request_that_gets_no_place_is_not_counted(quotas: Quotas) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from tests.unit.server.tenants import BASE, TenantServer, complete, tenant_servi
 async def server(tmp_path: Path) -> AsyncIterator[TenantServer]:
     async with tenant_serving(tmp_path, FakeConfig(token_seconds=0.005)) as server:
         yield server
+
+
+def stop_clock(server: TenantServer) -> None:
+    """Nothing refills from now on."""
+    now = time.monotonic()
+    server.services.quotas._clock = lambda: now
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -107,6 +114,7 @@ async def test_a_large_body_over_the_quota_is_not_read(server: TenantServer, pat
 
 
 async def test_tokens_per_minute_are_those_that_were_used(server: TenantServer) -> None:
+    stop_clock(server)
     client = await server.tenant("a", tokens_per_minute=100, may_use_base=True)
     body = complete(BASE, prompt="x" * 20, max_tokens=70, ignore_eos=False, stop_token_ids=None)
     answer = await client.post("/v1/completions", json={**body, "max_tokens": 81})
@@ -114,22 +122,66 @@ async def test_tokens_per_minute_are_those_that_were_used(server: TenantServer) 
     assert "more than the limit" in answer.json()["error"]["message"]
     answer = await client.post("/v1/completions", json={**body, "max_tokens": 2, "n": 2})
     assert answer.status_code == 200
-    used = answer.json()["usage"]["total_tokens"]
+    # Both copies of the prompt are computed, though the usage tells one.
+    used = answer.json()["usage"]["total_tokens"] + 20
     answer = await client.post("/v1/completions", json={**body, "max_tokens": 1})
     left = int(answer.headers["x-ratelimit-remaining-tokens"])
-    # Sent with the answer, so this request's own are reserved; a refill may have come.
-    assert 100 - used - 21 <= left <= 100 - used - 21 + 1
+    assert left == 100 - used - 21, "sent with the answer, so this request's own are reserved"
     answer = await client.post("/v1/completions", json={**body, "max_tokens": 70})
     assert answer.status_code == 429
     assert answer.headers["x-ratelimit-limit-tokens"] == "100"
 
 
-async def test_what_is_refused_costs_no_tokens(server: TenantServer) -> None:
+async def test_what_is_refused_costs_a_share_of_what_was_tokenized(server: TenantServer) -> None:
+    stop_clock(server)
     client = await server.tenant("a", tokens_per_minute=1000, may_use_base=True)
     server.engine.kill("for this test")
     for _ in range(9):
-        answer = await client.post("/v1/completions", json=complete(BASE, max_tokens=400))
+        body = complete(BASE, prompt="x" * 100, max_tokens=400)
+        answer = await client.post("/v1/completions", json=body)
         assert answer.status_code == 503
+    answer = await client.post("/v1/completions", json=complete(BASE, max_tokens=10_000))
+    assert int(answer.headers["x-ratelimit-remaining-tokens"]) == 1000 - 9 * 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_before_the_first_token_pays_for_what_was_scheduled(
+    tmp_path: Path, stream: bool
+) -> None:
+    slow = FakeConfig(max_running=2, prefill_seconds=60)
+    async with tenant_serving(tmp_path, slow, keep_alive_seconds=0) as server:
+        stop_clock(server)
+        client = await server.tenant("a", tokens_per_minute=1000, may_use_base=True)
+        body = complete(BASE, prompt="x" * 100, max_tokens=100, n=3, stream=stream)
+        request = asyncio.create_task(client.post("/v1/completions", json=body))
+        await eventually(lambda: server.engine.stats().running == 2)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await eventually(lambda: server.engine.stats().running == 0)
+        answer = await client.post("/v1/completions", json=complete(BASE, max_tokens=10_000))
+        left = int(answer.headers["x-ratelimit-remaining-tokens"])
+        assert left == 800, "two copies of three were in prefill"
+
+
+async def test_concurrency_is_of_sequences(server: TenantServer) -> None:
+    client = await server.tenant("a", max_concurrent=3, may_use_base=True)
+    chat = {"model": BASE, "messages": [{"role": "user", "content": "x"}]}
+    for path, body in (
+        ("/v1/completions", complete(BASE, n=4)),
+        ("/v1/completions", complete(BASE, prompt=["a", "b"], n=2)),
+        ("/v1/chat/completions", {**chat, "n": 4}),
+    ):
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 429, answer.text
+        assert "this request has 4" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"] == "1"
+    body = complete(BASE, max_tokens=50, ignore_eos=True, n=2)
+    running = asyncio.create_task(client.post("/v1/completions", json=body))
+    await eventually(lambda: server.engine.stats().running == 2)
+    assert (await client.post("/v1/completions", json=body)).status_code == 429
+    assert (await client.post("/v1/completions", json=complete(BASE))).status_code == 200
+    assert (await running).status_code == 200
+    assert (await client.post("/v1/completions", json={**body, "n": 3})).status_code == 200
 
 
 async def test_concurrency(server: TenantServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from tests.tokenizers import BOS, EXACT, FAMILIES, tokenizer_of
 class FamilyTokenizer(Spelling, ByteTokenizer):
     """What the engine makes of a tokenizer."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, **_: Any) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 

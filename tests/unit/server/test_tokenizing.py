@@ -6,12 +6,13 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from remix_runtime.engines.fake import ByteTokenizer, FakeEngine
-from server.api import tokenizing
+from server.api.tokenizing import run_tokenizer
 from server.app import create_app
 from server.settings import ServerSettings
 from tests.unit.server.harness import Server, adapter_folders
@@ -26,9 +27,9 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
     encode = ByteTokenizer.encode
 
-    def noted(self: ByteTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    def noted(self: ByteTokenizer, text: str, **kwargs: Any) -> list[int]:
         names.add(threading.current_thread().name.rpartition("_")[0])
-        return encode(self, text, add_special_tokens=add_special_tokens)
+        return encode(self, text, **kwargs)
 
     monkeypatch.setattr(ByteTokenizer, "encode", noted)
     return names
@@ -49,7 +50,7 @@ async def test_a_short_body_needs_no_thread_and_a_long_one_does(
 async def test_nothing_is_encoded_beside_the_thread(server: Server, encoders: set[str]) -> None:
     """Fast tokenizers must not be used from two threads at once."""
     let_go = threading.Event()
-    busy = asyncio.create_task(tokenizing.run_tokenizer(let_go.wait))
+    busy = asyncio.create_task(run_tokenizer(server.services, "another", let_go.wait))
     await asyncio.sleep(0)
     short = asyncio.create_task(server.chat())
     try:

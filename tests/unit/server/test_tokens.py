@@ -73,7 +73,7 @@ async def test_a_chats_tokens_are_those_that_it_is_answered_from(server: Server)
 
 
 async def test_special_tokens_of_a_prompt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(self: ByteTokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self: ByteTokenizer, text: str, *, add_special_tokens: bool, **_: Any) -> list[int]:
         return [*[EOS_ID][:add_special_tokens], *text.encode()]
 
     monkeypatch.setattr(ByteTokenizer, "encode", encode)

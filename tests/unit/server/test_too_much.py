@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,36 @@ async def test_completion_over_the_context(server: Server) -> None:
     error = check_error(await server.complete(prompt="x" * 500, max_tokens=13), 400)
     assert error["code"] == "context_length_exceeded"
     assert (await server.complete(prompt="x" * 500, max_tokens=12)).status_code == 200
+
+
+async def test_too_many_biases(server: Server) -> None:
+    bias = {str(token_id): 0 for token_id in range(1025)}
+    for response in (await server.complete(logit_bias=bias), await server.chat(logit_bias=bias)):
+        error = check_error(response, 400)
+        assert error["param"] == "logit_bias"
+        assert "found 1025 biases, expected at most 1024" in error["message"]
+
+
+async def test_nothing_is_tokenized_after_the_first_prompt_that_does_not_fit(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bytes, so two tokens, a character: too long, as only its tokens tell."""
+    texts = []
+    encode = ByteTokenizer.encode
+
+    def noted(self: ByteTokenizer, text: str, **kwargs: Any) -> list[int]:
+        texts.append(text)
+        return encode(self, text, **kwargs)
+
+    monkeypatch.setattr(ByteTokenizer, "encode", noted)
+    prompts = ["a", "é" * 300, "b", "c"]
+    error = check_error(await server.complete(prompt=prompts), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert texts == prompts[:2]
+    texts.clear()
+    prompts[3] = "x" * 513
+    check_error(await server.complete(prompt=prompts), 400)
+    assert texts == [], "one of them cannot fit, whatever its tokens"
 
 
 async def test_too_many_sequences(server: Server) -> None:

@@ -57,11 +57,14 @@ class FairQueue(Generic[T]):
             self._last_left = tenant
         return True
 
+    def charge(self, tenant: str, amount: int) -> None:
+        self._counters[tenant] = self.counter(tenant) + amount
+
     def charge_prompt(self, tenant: str, num_tokens: int) -> None:
-        self._counters[tenant] = self.counter(tenant) + PROMPT_WEIGHT * num_tokens
+        self.charge(tenant, PROMPT_WEIGHT * num_tokens)
 
     def charge_output(self, tenant: str, num_tokens: int = 1) -> None:
-        self._counters[tenant] = self.counter(tenant) + OUTPUT_WEIGHT * num_tokens
+        self.charge(tenant, OUTPUT_WEIGHT * num_tokens)
 
     def lead(self, tenant: str) -> int:
         """How far a tenant is ahead of the waiting one with the smallest counter."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
-from remix_runtime.engines.fairness import FairQueue, service_bound
+from remix_runtime.fairness.queue import FairQueue, service_bound
 from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 TENANTS = ("f", "g", "h")
@@ -122,6 +122,24 @@ def test_a_tenant_alone_is_served_in_order_of_arrival_with_all_there_is() -> Non
     while s.has_work:
         order += [name for name, count in advance(s) if count == 2]
     assert order == [str(i) for i in range(9)]
+
+
+def test_what_was_scheduled_is_charged_whoever_leaves() -> None:
+    s = Scheduler(PagePool(1000, PAGE), Slots(1), max_running=2, max_tokens_per_step=16)
+    copies = [job_of(30, 5, name=str(i), tenant="f") for i in range(3)]
+    for job in copies:
+        s.add(job)
+    advance(s)
+    for job in copies:
+        s.finish(job)
+    assert s.queue.counter("f") == 60, "two copies of the prompt were admitted"
+    assert [job.request.meter.prompt_tokens for job in copies] == [16, 0, 0], "a step's budget"
+    assert not any(job.request.meter.output_tokens for job in copies)
+    whole = job_of(30, 5, tenant="g")
+    s.add(whole)
+    while s.has_work:
+        advance(s)
+    assert (whole.request.meter.prompt_tokens, whole.request.meter.output_tokens) == (30, 5)
 
 
 def test_a_pause_saves_up_no_credit() -> None:
