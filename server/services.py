@@ -17,6 +17,7 @@ from server.live.adapters import LiveAdapters
 from server.live.quotas import Quotas
 from server.live.remembered import Memory
 from server.live.sets import LiveSets
+from server.live.worker import Worker
 from server.metrics import Metrics
 from server.settings import ServerSettings
 
@@ -61,6 +62,7 @@ class Services:
     watch: Watch
     """The server's long-lived tasks."""
     gate: Gate = field(default_factory=Gate)
+    worker: Worker = field(default_factory=Worker)
     memory: Memory = field(default_factory=Memory)
     """Responses that clients may come back to."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -11,6 +11,7 @@ from server.live.adapters import LiveAdapters
 from server.live.follower import Follower
 from server.live.sets import LiveSets
 from server.live.swap import Swaps
+from server.live.worker import Worker
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.store import AdapterStore
@@ -33,6 +34,7 @@ class AdminServices:
     engine: Engine
     metrics: Metrics
     settings: ServerSettings
+    worker: Worker = field(default_factory=Worker)
 
 
 def admin_services(request: Request) -> AdminServices:

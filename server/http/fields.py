@@ -15,6 +15,9 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 128
 MAX_ALLOWED_TOKEN_IDS = 1 << 16
 MAX_BAD_WORDS = 128
+MAX_LOGIT_BIAS = 1024
+MAX_PARTS = 4096
+"""Messages of a chat, parts of a message."""
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 """The largest `n`, and the most prompts; the setting `max_choices` bounds their product."""
@@ -93,7 +96,7 @@ def _as_list(value: Any) -> Any:
 
 StopStrings = Annotated[
     list[Annotated[Text, Field(min_length=1, max_length=1000)]],
-    Field(max_length=MAX_STOP_STRINGS),
+    Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
 ]
 
@@ -103,6 +106,8 @@ def _parse_logit_bias(value: Any) -> dict[int, float]:
         return {}
     if not isinstance(value, dict):
         raise invalid("expected an object of token ids to biases")
+    if len(value) > MAX_LOGIT_BIAS:
+        raise invalid(f"found {len(value)} biases, expected at most {MAX_LOGIT_BIAS}")
     return {_bias_token(key): _bias(bias) for key, bias in value.items()}
 
 

@@ -29,7 +29,7 @@ from server.api.wire.tools import (
     ToolChoice,
     Tools,
 )
-from server.http.fields import NumLogprobs, Text, invalid
+from server.http.fields import MAX_PARTS, NumLogprobs, Text, invalid
 
 _MAX_TEMPLATE_NAMES = 32
 _MAX_TEMPLATE_CHARS = 1 << 14
@@ -48,6 +48,8 @@ def _join_parts(value: Any) -> Any:
         return value
     if not value:
         raise invalid("expected at least one content part")
+    if len(value) > MAX_PARTS:
+        raise invalid(f"found {len(value)} content parts, expected at most {MAX_PARTS}")
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise invalid("expected text, or parts of the form {type: text, text: …}")
@@ -121,7 +123,7 @@ class Message(BaseModel):
 
     role: Role
     # OpenAI's, before content, which is null beside some of them.
-    tool_calls: Annotated[list[PastCall] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_calls: Annotated[list[PastCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_call_id: Annotated[Text, Field(max_length=256)] | None = Field(None, validate_default=True)
     function_call: Absent = None
     refusal: Absent = None
@@ -225,7 +227,7 @@ class ChatPrompt(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
     tools: Tools = None
     tool_choice: ToolChoice = None
     reasoning_effort: Effort | None = None
@@ -235,7 +237,7 @@ class ChatPrompt(BaseModel):
     # vLLM's.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    documents: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(max_length=128, fail_fast=True)] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None
 
     @model_validator(mode="after")
