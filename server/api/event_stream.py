@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from starlette.types import Send
 
+from server.api.generation import TURN_SECONDS
 from server.api.writer import Event
 from server.live.quotas import Admission
 
@@ -55,7 +57,14 @@ class EventStream:
             return self._started
 
     async def write(self, events: Iterable[Event]) -> None:
-        await self._write(b"".join(event.encode() for event in events))
+        written: list[bytes] = []
+        began = monotonic()
+        for event in events:
+            written.append(event.encode())
+            if monotonic() - began > TURN_SECONDS:
+                await asyncio.sleep(0)
+                began = monotonic()
+        await self._write(b"".join(written))
 
     async def end(self) -> None:
         await self._stop_comments()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 
+from remix_runtime.contracts import Tokenizer
 from server.api.calls import CountedRoute, defaults_of, resolve
 from server.api.conversation import prompt_of
 from server.api.documentation import error_responses
@@ -38,13 +40,18 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
         require_short(engine, len(body.prompt), "prompt")
         special = body.add_special_tokens is not False
         ids = await run_tokenizer(engine.tokenizer.encode, body.prompt, add_special_tokens=special)
-    texts = TokenTexts(engine.tokenizer)
+    texts = await run_tokenizer(_texts, engine.tokenizer, ids) if body.return_token_strs else None
     return Tokenized(
         count=len(ids),
         max_model_len=engine.model.max_model_len,
         tokens=ids,
-        token_strs=list(map(texts.of, ids)) if body.return_token_strs else None,
+        token_strs=texts,
     )
+
+
+def _texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
+    texts = TokenTexts(tokenizer)
+    return list(map(texts.of, token_ids))
 
 
 @router.post("/detokenize", responses=error_responses())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +19,9 @@ from server.http.errors import ApiError, as_api_error
 from server.http.request import label_error, state_of
 from server.http.weight import require_light, require_small_objects
 from server.live.worker import Worker
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SMALL_BODY_BYTES = 16 << 10
 """A body up to this size is read and checked at once. A larger one has a thread for it, and bounds
@@ -63,11 +67,9 @@ class StrictRequest(Request):
             raise _compressed("found a gzip file")
         if len(text) <= SMALL_BODY_BYTES:
             return self._parsed(text)
-        state = state_of(self.scope)
-        state.is_large = True
-        worker: Worker = self.app.state.services.worker
+        state_of(self.scope).is_large = True
         try:
-            return await worker.run(state.tenant, self._read_large, text)
+            return await run_in_worker(self, self._read_large, text)
         except EngineBusyError as error:
             raise as_api_error(error) from error
 
@@ -134,6 +136,23 @@ class _NoResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         return
+
+
+async def run_if_large(
+    http: Request, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Runs `function`, in a thread if the request's body was large. Raises `EngineBusyError`."""
+    if not state_of(http.scope).is_large:
+        return function(*args, **kwargs)
+    return await run_in_worker(http, function, *args, **kwargs)
+
+
+async def run_in_worker(
+    http: Request, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Runs `function` in a thread, in its tenant's turn. Raises `EngineBusyError`."""
+    worker: Worker = http.app.state.services.worker
+    return await worker.run(state_of(http.scope).tenant, partial(function, *args, **kwargs))
 
 
 def _compressed(found: str) -> ApiError:

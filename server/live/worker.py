@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from remix_runtime.errors import EngineBusyError
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_WAITING = 256
@@ -31,14 +30,12 @@ class Worker:
         """By tenant; whose turn is next comes first."""
         self._taken = False
 
-    async def run(
-        self, tenant: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def run(self, tenant: str, function: Callable[[], T]) -> T:
         """Runs `function` in the thread when it is the tenant's turn. Raises `EngineBusyError` when
         too many wait."""
         async with self._turn(tenant):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+            return await loop.run_in_executor(self._thread, function)
 
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -240,6 +241,8 @@ class ChatPrompt(BaseModel):
     documents: Annotated[list[dict[str, Any]], Field(max_length=128, fail_fast=True)] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None
 
+    _num_characters: int | None = PrivateAttr(default=None)
+
     @model_validator(mode="after")
     def _take_effort(self) -> Self:
         if self.reasoning is not None and self.reasoning.effort is not None:
@@ -274,12 +277,21 @@ class ChatPrompt(BaseModel):
                 raise refused("tool_choice", f"Tool '{name}' not found in tools list")
         return self
 
+    @model_validator(mode="after")
+    def _count_characters(self) -> Self:
+        # Here, where large bodies are checked: much of it takes its time.
+        if self._num_characters is None:
+            tools = [tool.for_template() for tool in self.callable_tools]
+            shown = [*tools, *(self.documents or ())]
+            sizes = (len(json.dumps(item, ensure_ascii=False)) for item in shown)
+            self._num_characters = sum(message.size for message in self.messages) + sum(sizes)
+        return self
+
     @property
     def num_characters(self) -> int:
         """Of all that the prompt has from the client."""
-        shown = [*(tool.for_template() for tool in self.callable_tools), *(self.documents or ())]
-        sizes = (len(json.dumps(item, ensure_ascii=False)) for item in shown)
-        return sum(message.size for message in self.messages) + sum(sizes)
+        assert self._num_characters is not None, "counted when it was checked"
+        return self._num_characters
 
     @property
     def _chosen_names(self) -> list[str]:
