@@ -28,6 +28,9 @@ from server.metrics import SequenceWatch
 MAX_LOGPROB_ENTRIES = 1 << 19
 """Of all log-probabilities of a request: so many are held in memory until the answer is sent."""
 
+MAX_ALLOWED_OF_ALL = 1 << 19
+"""Allowed tokens of all sequences of a request, each of which has its own check of them."""
+
 TURN_SECONDS = 0.005
 """A request that has kept the event loop for this long lets others have a turn."""
 
@@ -131,6 +134,13 @@ def admit_sequences(
                     tenant=call.tenant,
                 )
             )
+    allowed = len(body.allowed_token_ids or ()) * len(requests)
+    if allowed > MAX_ALLOWED_OF_ALL:
+        raise InvalidRequestError(
+            f"allowed_token_ids: found {allowed} in {len(requests)} sequences, expected at most "
+            f"{MAX_ALLOWED_OF_ALL}",
+            param="allowed_token_ids",
+        )
     if (told := sum(map(_told_logprobs, requests))) > MAX_LOGPROB_ENTRIES:
         raise InvalidRequestError(
             f"the answer could have {told} log-probabilities, of all tokens together, expected at "

@@ -1,0 +1,114 @@
+"""Lists come in pages: each item once, in the list's order, and the last page says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server.client.api import _PAGE
+from server.client.api import Admin as AdminClient
+from tests.unit.admin.harness import API, Admin
+from tests.unit.server.test_bad_input import check_error
+
+LISTS = {
+    "/tenants": "after=id",
+    "/tenants/acme/keys": "after=id",
+    "/tenants/acme/set/revisions": "before=revision",
+    "/adapters": "after=digest",
+    "/audit": "before=id",
+}
+
+
+@pytest.fixture
+async def full(admin: Admin) -> Admin:
+    """Five of everything, in the order of no field."""
+    for name in ("Zoo", "acme", "b-1", "b.1", "b"):
+        await admin.add_tenant(name)
+        await admin.add_key("acme") if name != "Zoo" else None
+    await admin.add_key("acme")
+    digests = [await admin.add_adapter(seed) for seed in range(5)]
+    for digest in digests:
+        body = {"adapters": {"x": digest}}
+        answer = await admin.client.put(f"{API}/tenants/acme/set", json=body)
+        assert answer.is_success
+    return admin
+
+
+async def whole(admin: Admin, path: str) -> list[dict[str, Any]]:
+    answer = (await admin.client.get(f"{API}{path}")).raise_for_status().json()
+    assert answer["has_more"] is False
+    items: list[dict[str, Any]] = answer["data"]
+    return items
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_pages(full: Admin, path: str) -> None:
+    parameter, field = LISTS[path].split("=")
+    items = await whole(full, path)
+    assert len(items) >= 5
+    for limit in (1, 2, len(items)):
+        found: list[dict[str, Any]] = []
+        query: dict[str, Any] = {"limit": limit}
+        more = True
+        while more:
+            page = (await full.client.get(f"{API}{path}", params=query)).raise_for_status().json()
+            more = page["has_more"]
+            assert len(page["data"]) == (limit if more else len(items) - len(found))
+            found += page["data"]
+            query[parameter] = found[-1][field]
+        assert found == items
+        last = (await full.client.get(f"{API}{path}", params=query)).json()
+        assert last == {"data": [], "has_more": False}
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_pages_have_a_limit(full: Admin, path: str) -> None:
+    for limit in ("0", "1001", "x"):
+        check_error(await full.client.get(f"{API}{path}?limit={limit}"), 400)
+    if LISTS[path].startswith("before"):
+        check_error(await full.client.get(f"{API}{path}?before=0"), 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "after", "status"),
+    [
+        ("/tenants", "a b", 400),
+        ("/tenants/acme/keys", "nobody", 404),
+        ("/tenants/b/keys", "a key of acme", 404),
+        ("/adapters", "0" * 64, 404),
+        ("/adapters", "0" * 65, 400),
+    ],
+)
+async def test_pages_after_nothing(full: Admin, path: str, after: str, status: int) -> None:
+    if after == "a key of acme":
+        after = (await whole(full, "/tenants/acme/keys"))[0]["id"]
+    check_error(await full.client.get(f"{API}{path}", params={"after": after}), status)
+
+
+async def test_adapters_name_their_tenants(full: Admin) -> None:
+    body = {"adapters": {"y": (await whole(full, "/adapters"))[4]["digest"]}}
+    assert (await full.client.put(f"{API}/tenants/b/set", json=body)).is_success
+    named = [adapter["tenants"] for adapter in await whole(full, "/adapters")]
+    assert named == [[], [], [], [], ["acme", "b"]]
+
+
+@pytest.mark.parametrize("most", [None, 1, _PAGE, _PAGE + 1, 3 * _PAGE])
+def test_clients_follow_the_pages(most: int | None) -> None:
+    everything = [{"id": number} for number in range(2 * _PAGE + 5)]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked = request.url.params
+        begin, limit = int(asked.get("after", -1)) + 1, int(asked["limit"])
+        assert asked["kind"] == "x"
+        assert 1 <= limit <= _PAGE
+        end = begin + limit
+        return httpx.Response(
+            200, json={"data": everything[begin:end], "has_more": end < len(everything)}
+        )
+
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x") as client:
+        found = AdminClient(client).pages("/things", "after=id", most=most, kind="x")
+    assert found["data"] == everything[:most]
+    assert found["has_more"] == (len(found["data"]) < len(everything))
