@@ -6,11 +6,15 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert
 
 from server.client.api import _PAGE
 from server.client.api import Admin as AdminClient
-from tests.unit.admin.harness import API, Admin
+from server.tenancy import tables
+from server.tenancy.records import MAX_ADAPTERS, now
+from tests.unit.admin.harness import API, KEY, Admin
 from tests.unit.server.test_bad_input import check_error
+from tests.unit.server.turns import LONGEST_TURN, ask, longest_turn
 
 LISTS = {
     "/tenants": "after=id",
@@ -112,3 +116,70 @@ def test_clients_follow_the_pages(most: int | None) -> None:
         found = AdminClient(client).pages("/things", "after=id", most=most, kind="x")
     assert found["data"] == everything[:most]
     assert found["has_more"] == (len(found["data"]) < len(everything))
+
+
+@pytest.fixture
+async def huge(admin: Admin) -> Admin:
+    """A hundred sets of as many adapters as there may be, of a hundred tenants, and of one."""
+    adapters = {f"adapter-{number}": f"{number:064x}" for number in range(MAX_ADAPTERS)}
+    common = {"created": now(), "actor": "x", "rolled_back_from": None}
+    revisions = [
+        {"tenant": tenant, "revision": revision, "adapters": adapters, **common}
+        for tenant, revision in (
+            *(("t0", number) for number in range(1, 101)),
+            *((f"t{number}", 1) for number in range(1, 100)),
+        )
+    ]
+    names = [{"id": f"t{number}", "created": now()} for number in range(100)]
+    records = [
+        {"digest": digest, "created": now(), "source": "x", "num_bytes": 1, "description": {}}
+        for digest in list(adapters.values())[:100]
+    ]
+    rows = [
+        {"at": now(), "actor": "x", "action": "set.put", "tenant": "t0", "detail": adapters}
+    ] * 100
+    async with admin.services.directory._database.write() as connection:
+        await connection.execute(insert(tables.tenants), names)
+        await connection.execute(insert(tables.adapters), records)
+        await connection.execute(insert(tables.set_revisions), revisions)
+        await connection.execute(insert(tables.audit), rows)
+    admin.services.follower.snapshot = await admin.services.directory.snapshot()
+    return admin
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "size"),
+    [
+        ("/tenants/t0/set/revisions", 100, 5_000_000),
+        ("/audit", 100, 5_000_000),
+        ("/adapters", 100, 50_000),
+    ],
+)
+async def test_no_list_takes_a_long_turn(huge: Admin, path: str, limit: int, size: int) -> None:
+    key = ((b"authorization", f"Bearer {KEY}".encode()),)
+    query = f"limit={limit}".encode()
+
+    async def work() -> None:
+        status, num_bytes = await ask(
+            huge.app, f"{API}{path}", method="GET", query=query, headers=key
+        )
+        assert status == 200
+        assert num_bytes > size
+
+    await work()
+    assert await longest_turn(work) <= LONGEST_TURN
+
+
+async def test_a_copy_of_all_sets_takes_no_long_turn(huge: Admin) -> None:
+    directory = huge.services.directory
+    held = huge.services.follower.snapshot
+
+    async def work() -> None:
+        assert len((await directory.snapshot()).tenants) == 100
+
+    assert await longest_turn(work) <= LONGEST_TURN
+    # What is held is not read again.
+    await directory.create_tenant("one-more", actor="x")
+    again = await directory.snapshot(held)
+    assert all(again.tenants[name].set is state.set for name, state in held.tenants.items())
+    assert again.tenants["one-more"].set.revision == 0

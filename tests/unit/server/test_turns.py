@@ -16,8 +16,11 @@ from pydantic import BaseModel
 from server.api.fields import BODIES
 from server.app import create_app
 from server.http.weight import MAX_MEMBERS, MAX_OWN_MEMBERS, MAX_VALUES
+from server.live.access import SINGLE_USER
+from server.live.sets import LiveSet
 from server.services import Services
 from server.settings import ServerSettings
+from server.tenancy.records import MAX_ADAPTERS
 from tests.unit.server.harness import BASE
 from tests.unit.server.turns import LONGEST_TURN, TellingEngine, as_body, ask, longest_turn
 
@@ -189,6 +192,20 @@ async def test_metrics_of_many(app: FastAPI) -> None:
         assert min(size for _, size in both) > 300 * 5000
 
     assert await longest_turn(work) <= LONGEST_TURN
+
+
+async def test_a_list_of_models(app: FastAPI) -> None:
+    services: Services = app.state.services
+    adapters = {f"adapter-{number}": f"{number:064x}" for number in range(MAX_ADAPTERS)}
+    services.sets._sets[SINGLE_USER] = LiveSet(1, adapters)
+
+    async def work() -> None:
+        status, size = await ask(app, "/v1/models", method="GET")
+        assert status == 200
+        assert size > MAX_ADAPTERS * 200
+
+    assert await longest_turn(work) <= LONGEST_TURN
+    services.sets._sets.clear()
 
 
 def lists_of(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
