@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 
@@ -23,13 +24,18 @@ After = Annotated[
 ]
 
 
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 async def page(
     kind: Any, limit: int, items: Callable[[int], Awaitable[Sequence[Item]]]
 ) -> Response:
     """The answer with at most `limit` of the items, each of the type `kind`. `items` gets the most
     that are wanted: one more, since only that tells whether there are more."""
     found = await items(limit + 1)
-    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    adapter = _adapter(kind)
     written: list[bytes] = []
     began = monotonic()
     for item in found[:limit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from remix_runtime.contracts import PositionLogprobs, TokenLogprob
 from server.api.token_texts import Placed, Placement, TokenTexts, as_json
@@ -10,13 +11,57 @@ from server.api.wire.answers import CompletionLogprobs
 from server.api.wire.written import Written
 
 
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """What completions tell of some tokens."""
+
+    tokens: Written = field(default_factory=Written)
+    token_logprobs: Written = field(default_factory=Written)
+    top_logprobs: Written = field(default_factory=Written)
+    text_offset: Written = field(default_factory=Written)
+
+    def add(self, name: str, logprob: str, likeliest: str, offset: int) -> None:
+        """All but the offset as JSON."""
+        self.tokens.append(name)
+        self.token_logprobs.append(logprob)
+        self.top_logprobs.append(likeliest)
+        self.text_offset.append(str(offset))
+
+    def add_position(
+        self,
+        texts: TokenTexts,
+        position: PositionLogprobs,
+        offset: int,
+        top: int,
+        name: str | None = None,
+    ) -> None:
+        """`name`: what the token is called here, if that is something else."""
+        entries = position.top[:top]
+        chosen = position.chosen
+        names = texts.distinct([chosen.token_id, *(entry.token_id for entry in entries)])
+        if name is not None and name not in names.values():
+            names[chosen.token_id] = name
+        likeliest = {names[entry.token_id]: _number(entry) for entry in (*entries, chosen)}
+        members = ",".join([f"{name}:{number}" for name, number in likeliest.items()])
+        self.add(names[chosen.token_id], _number(chosen), f"{{{members}}}", offset)
+
+    def as_answer(self) -> CompletionLogprobs:
+        return CompletionLogprobs(
+            tokens=self.tokens,
+            token_logprobs=self.token_logprobs,
+            top_logprobs=self.top_logprobs,
+            text_offset=self.text_offset,
+        )
+
+
 def completion_logprobs(texts: TokenTexts, placed: Sequence[Placed]) -> CompletionLogprobs:
     """Log-probabilities of generated tokens, as completions have them."""
-    logprobs = CompletionLogprobs()
+    lists = _Lists()
     for token in placed:
         name = as_json(texts.of_placed(token)) if token.said is not None else None
-        _add(logprobs, texts, token.position, token.offset, len(token.position.top), name)
-    return logprobs
+        top = len(token.position.top)
+        lists.add_position(texts, token.position, token.offset, top, name)
+    return lists.as_answer()
 
 
 def echoed_logprobs(
@@ -26,46 +71,22 @@ def echoed_logprobs(
     top: int,
 ) -> CompletionLogprobs:
     """The same of an echoed prompt, with `top` of the likeliest tokens."""
-    logprobs = CompletionLogprobs()
+    lists = _Lists()
     for (name, offset), position in zip(placed, positions, strict=True):
         if position is None:
-            logprobs.tokens.append(as_json(name))
-            logprobs.token_logprobs.append("null")
-            logprobs.top_logprobs.append("null")
-            logprobs.text_offset.append(str(offset))
+            lists.add(as_json(name), "null", "null", offset)
         else:
-            _add(logprobs, texts, position, offset, top, as_json(name))
-    return logprobs
+            lists.add_position(texts, position, offset, top, as_json(name))
+    return lists.as_answer()
 
 
 def joined(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
     return CompletionLogprobs(
-        tokens=Written(first.tokens + second.tokens),
-        token_logprobs=Written(first.token_logprobs + second.token_logprobs),
-        top_logprobs=Written(first.top_logprobs + second.top_logprobs),
-        text_offset=Written(first.text_offset + second.text_offset),
+        tokens=Written([*first.tokens, *second.tokens]),
+        token_logprobs=Written([*first.token_logprobs, *second.token_logprobs]),
+        top_logprobs=Written([*first.top_logprobs, *second.top_logprobs]),
+        text_offset=Written([*first.text_offset, *second.text_offset]),
     )
-
-
-def _add(
-    logprobs: CompletionLogprobs,
-    texts: TokenTexts,
-    position: PositionLogprobs,
-    offset: int,
-    top: int,
-    name: str | None = None,
-) -> None:
-    entries = position.top[:top]
-    chosen = position.chosen
-    names = texts.distinct([chosen.token_id, *(entry.token_id for entry in entries)])
-    if name is not None and name not in names.values():
-        names[chosen.token_id] = name
-    logprobs.tokens.append(names[chosen.token_id])
-    logprobs.token_logprobs.append(_number(chosen))
-    likeliest = {names[entry.token_id]: _number(entry) for entry in (*entries, chosen)}
-    members = ",".join([f"{name}:{number}" for name, number in likeliest.items()])
-    logprobs.top_logprobs.append(f"{{{members}}}")
-    logprobs.text_offset.append(str(offset))
 
 
 def chat_logprobs(texts: TokenTexts, placement: Placement, placed: Sequence[Placed]) -> Written:

@@ -20,9 +20,10 @@ from starlette.types import Receive, Scope, Send
 from remix_runtime.contracts import TokenEvent
 from server.api.event_stream import EventStream
 from server.api.generation import Admitted, Fanout
-from server.api.writer import Writer
+from server.api.writer import Writer, encode
 from server.http.errors import ApiError, as_api_error
 from server.http.request import RequestState, label_error, state_of
+from server.http.slices import in_slices
 from server.metrics import SequenceWatch
 from server.services import Services
 
@@ -124,13 +125,16 @@ class GenerationResponse(Response):
         async with self._sequences(state) as fanout:
             async for _, event in fanout.events():
                 _see_first(state, event)
-            whole = partial(self._writer.whole, fanout.choices)
+
+            def whole() -> bytes:
+                return self._writer.whole(fanout.choices).encode()
+
             response = Response(
                 await self._work(whole) if self._is_long(fanout) else whole(),
                 media_type="application/json",
                 headers=self._call.admission.headers,
             )
-            await response(scope, receive, send)
+            await response(scope, receive, in_slices(send))
 
     async def _send_stream(self, scope: Scope, send: Send) -> None:
         state, opened = state_of(scope), False
@@ -145,13 +149,15 @@ class GenerationResponse(Response):
                             await stream.write(self._writer.opening())
                             opened = True
                         chunks = self._writer.chunks(index, event)
-                        if event.prompt_logprobs is not None:
-                            chunks = await self._work(partial(list, chunks))
-                        await stream.write(chunks)
+                        if event.prompt_logprobs is None:
+                            await stream.write(chunks)
+                        else:
+                            await stream.write_bytes(await self._work(partial(encode, chunks)))
                     closing = self._writer.closing(fanout.choices)
                     if self._is_long(fanout):
-                        closing = await self._work(partial(list, closing))
-                    await stream.write(closing)
+                        await stream.write_bytes(await self._work(partial(encode, closing)))
+                    else:
+                        await stream.write(closing)
             except Exception as error:
                 if not await stream.has_started():
                     raise

@@ -35,6 +35,10 @@ class Event:
         return f"{name}data: {one_line(self.data)}\n\n".encode()
 
 
+def encode(events: Iterable[Event]) -> bytes:
+    return b"".join(event.encode() for event in events)
+
+
 @dataclass(kw_only=True)
 class Writer(ABC):
     """The wire form of one answer."""

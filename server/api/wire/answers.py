@@ -13,7 +13,7 @@ from pydantic import (
     model_serializer,
 )
 
-from server.api.wire.written import Written, WrittenList
+from server.api.wire.written import WrittenList
 
 FinishedBy = Literal["stop", "length"]
 ChatFinishedBy = Literal["stop", "length", "tool_calls"]
@@ -49,10 +49,10 @@ class Usage(BaseModel):
 class CompletionLogprobs(BaseModel):
     """null stands at the first token of an echoed prompt, which nothing stands before."""
 
-    tokens: WrittenList[str] = Field(default_factory=Written)
-    token_logprobs: WrittenList[float | None] = Field(default_factory=Written)
-    top_logprobs: WrittenList[dict[str, float] | None] = Field(default_factory=Written)
-    text_offset: WrittenList[int] = Field(default_factory=Written)
+    tokens: WrittenList[str] = []
+    token_logprobs: WrittenList[float | None] = []
+    top_logprobs: WrittenList[dict[str, float] | None] = []
+    text_offset: WrittenList[int] = []
 
 
 class CompletionChoice(BaseModel):

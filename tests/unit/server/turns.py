@@ -20,6 +20,8 @@ from tests.unit.server.scripted import ScriptedEngine
 LONGEST_TURN = 0.05
 """Seconds of the process's CPU time that may pass until everybody had a turn."""
 _TRIES = 5
+LARGEST_MESSAGE = 8 << 20
+"""Bytes that a server is given to send at once: each copy of them takes a millisecond or more."""
 
 _LETTER = 65
 
@@ -59,7 +61,7 @@ async def ask(
     may_send: asyncio.Event | None = None,
 ) -> tuple[int, int]:
     """The status of an answer and its bytes. `may_send`: when its client begins to read."""
-    status = size = 0
+    status = size = largest = 0
     told = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> MutableMapping[str, Any]:
@@ -69,11 +71,12 @@ async def ask(
         raise AssertionError
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status, size
+        nonlocal status, size, largest
         if may_send is not None:
             await may_send.wait()
         status = message.get("status", status)
         size += len(message.get("body", b""))
+        largest = max(largest, len(message.get("body", b"")))
 
     scope = {
         "type": "http",
@@ -91,6 +94,7 @@ async def ask(
         "state": {},
     }
     await app(scope, receive, send)
+    assert largest <= LARGEST_MESSAGE
     return status, size
 
 
