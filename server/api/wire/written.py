@@ -7,6 +7,7 @@ of C that writes all of them would stop every thread until it ends.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -23,12 +24,13 @@ class Written(list[Any]):
 
 _FOUND = "written"
 # Nobody can guess it, so no text of an answer has it.
-_MARK = secrets.token_hex(16)
+_MARK = f"{secrets.token_hex(16)}-"
+_MARKS = re.compile(f'"{_MARK}([0-9]+)"')
 
 
 def _mark(items: Written, found: list[Written]) -> str:
     found.append(items)
-    return _MARK
+    return f"{_MARK}{len(found) - 1}"
 
 
 def _write(value: Any, info: Any) -> Any:
@@ -62,8 +64,6 @@ def write_json(document: BaseModel | Mapping[str, Any], *, exclude: set[str] | N
         text = to_json(fields, context=context, by_alias=True).decode()
     if not found:
         return text
-    pieces: list[str] = []
-    between = text.split(f'"{_MARK}"')
-    for before, items in zip(between, found, strict=False):
-        pieces += (before, "[", ",".join(items), "]")
-    return "".join((*pieces, between[-1]))
+    pieces = _MARKS.split(text)  # every second one is a number
+    pieces[1::2] = [f"[{','.join(found[int(number)])}]" for number in pieces[1::2]]
+    return "".join(pieces)
