@@ -121,6 +121,8 @@ def test_clients_follow_the_pages(most: int | None) -> None:
 @pytest.fixture
 async def huge(admin: Admin) -> Admin:
     """A hundred sets of as many adapters as there may be, of a hundred tenants, and of one."""
+    # It would load all of them, which are nowhere.
+    await admin.services.follower.stop()
     adapters = {f"adapter-{number}": f"{number:064x}" for number in range(MAX_ADAPTERS)}
     common = {"created": now(), "actor": "x", "rolled_back_from": None}
     revisions = [

@@ -77,8 +77,9 @@ def large_bodies() -> Iterator[tuple[str, str, bytes, int]]:
     yield "parts", CHAT, as_body(messages=[{**TURN, "content": parts}], max_tokens=1), 200
     document = {f"k{i}": "x" * 30 for i in range(MAX_OWN_MEMBERS - 1)}
     yield "documents", CHAT, as_body(messages=[TURN], documents=[document] * 6), 400
-    tool = {"type": "function", "function": {"parameters": {"enum": [1] * 1500}}}
-    tools = [{**tool, "function": {"name": f"f{i}", **tool["function"]}} for i in range(128)]  # type: ignore[dict-item]
+    parameters = {"enum": [1] * 1500}
+    functions = [{"name": f"f{number}", "parameters": parameters} for number in range(128)]
+    tools = [{"type": "function", "function": function} for function in functions]
     yield "tools", CHAT, as_body(messages=[TURN], tools=tools), 400
     arguments = json.dumps({"a": [1] * 200_000})
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
