@@ -67,7 +67,6 @@ class StrictRequest(Request):
             raise _compressed("found a gzip file")
         if len(text) <= SMALL_BODY_BYTES:
             return self._parsed(text)
-        state_of(self.scope).is_large = True
         try:
             return await run_in_worker(self, self._read_large, text)
         except EngineBusyError as error:
@@ -142,7 +141,7 @@ async def run_if_large(
     http: Request, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Runs `function`, in a thread if the request's body was large. Raises `EngineBusyError`."""
-    if not state_of(http.scope).is_large:
+    if state_of(http.scope).body_bytes <= SMALL_BODY_BYTES:
         return function(*args, **kwargs)
     return await run_in_worker(http, function, *args, **kwargs)
 

@@ -58,8 +58,6 @@ class RequestState:
     """Of the model's adapter."""
     error: str | None = None
     prompt_tokens: int | None = None
-    is_large: bool = False
-    """Whether its body takes too long to work on in a turn of the event loop."""
     generated_tokens: int | None = None
     queue_seconds: float | None = None
     """Of the first of its sequences that left the engine's queue."""
