@@ -29,6 +29,7 @@ class EndlessApp(App):
             while True:
                 body = b"x" * (1 << 20)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                await asyncio.sleep(0)  # once it is told that the client has gone it waits no more
 
         await until_disconnect(receive, answer())
         self.ended.set()
