@@ -8,8 +8,9 @@ has the empty tenant, which is no label at all to Prometheus.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from time import monotonic
 from typing import TypeVar
 
@@ -75,17 +76,35 @@ class Metrics:
         self._first = histogram("time_to_first_token", "Arrival to first token.", _LONG)
         self._between = histogram("inter_token_latency", "Between two tokens.", _SHORT)
         self._duration = histogram("request_duration", "Whole request.", _LONG)
-        registry.register(_EngineCollector(engine, sets, max_series))
+        self._collector = _EngineCollector(engine, sets, max_series)
+        registry.register(self._collector)
+        self._writing: asyncio.Future[bytes] | None = None
 
-    def text(self) -> bytes:
-        """All series in Prometheus' text format."""
+    async def text(self) -> bytes:
+        """All series in Prometheus' text format. Many of them take seconds, in a thread; who asks
+        meanwhile gets the same text."""
+        if self._writing is None:
+            self._writing = asyncio.ensure_future(self._write())
+            self._writing.add_done_callback(self._written)
+        return await asyncio.shield(self._writing)
+
+    def _written(self, _: asyncio.Future[bytes]) -> None:
+        self._writing = None
+
+    async def _write(self) -> bytes:
         self._forget()
-        for tenant, live in self._sets.all.items():  # so that rates start from a known zero
+        self._begin_all()
+        # The loop's own: nothing of it changes while it is read.
+        self._collector.read()
+        return await asyncio.to_thread(generate_latest, self._registry)
+
+    def _begin_all(self) -> None:
+        """Makes the series of all sets, as far as there is room: rates start from a known zero."""
+        for tenant, live in self._sets.all.items():
             for name in (self._sets.base_name, *live.adapters):
-                labels = self._labels(tenant, name)
-                self._series(self._prompt_tokens, labels)
-                self._series(self._generated, labels)
-        return generate_latest(self._registry)
+                if len(self._seen) >= self._max_series:
+                    return
+                self._labels(tenant, name)
 
     def watch(self, tenant: str, name: str, *, prompt_tokens: int) -> SequenceWatch:
         """Makes the observer of one sequence that is handed to the engine now.
@@ -127,6 +146,8 @@ class Metrics:
             if len(self._seen) >= self._max_series:
                 return (OTHER, OTHER)
             self._seen[pair] = set()
+            self._series(self._prompt_tokens, pair)
+            self._series(self._generated, pair)
         return pair
 
     def _series(self, metric: S, pair: tuple[str, str], *more: str) -> S:
@@ -195,14 +216,21 @@ class SequenceWatch:
 
 
 class _EngineCollector(Collector):
-    """Gauges that are read from the engine and the live sets at every scrape."""
+    """Gauges that are read from the engine and the live sets before every scrape."""
 
     def __init__(self, engine: Engine, sets: LiveSets, max_series: int) -> None:
         self._engine = engine
         self._sets = sets
         self._max_series = max_series
+        self._read: list[Metric] = []
 
-    def collect(self) -> Iterator[Metric]:
+    def read(self) -> None:
+        self._read = list(self._metrics())
+
+    def collect(self) -> Iterable[Metric]:
+        return self._read
+
+    def _metrics(self) -> Iterator[Metric]:
         stats, health = self._engine.stats(), self._engine.health()
         for name, text, value in (
             ("requests_running", "Sequences that generate.", stats.running),
@@ -240,20 +268,22 @@ class _EngineCollector(Collector):
         ):
             yield CounterMetricFamily(f"remix_{name}", text, value=float(total))
         yield from _expert_load(stats.expert_load, self._max_series)
-        served = [
-            (tenant, name, digest)
-            for tenant, live in self._sets.all.items()
-            for name, digest in live.adapters.items()
-        ]
+        live_sets = self._sets.all
+        num_served = sum(len(live.adapters) for live in live_sets.values())
         yield GaugeMetricFamily(
-            "remix_served_adapters", "Names in all live sets.", value=float(len(served))
+            "remix_served_adapters", "Names in all live sets.", value=float(num_served)
+        )
+        served = (
+            (tenant, name, digest)
+            for tenant, live in live_sets.items()
+            for name, digest in live.adapters.items()
         )
         info = GaugeMetricFamily(
             "remix_adapter_info",
             "Served adapters, always 1.",
             labels=("tenant", "adapter", "digest"),
         )
-        for labels in served[: self._max_series]:
+        for labels in islice(served, self._max_series):
             info.add_metric(labels, 1.0)
         yield info
 

@@ -19,6 +19,7 @@ from server.live.bodies import Bodies
 from server.live.quotas import Quotas
 from server.live.remembered import Memory
 from server.live.sets import LiveSets
+from server.live.worker import make_worker
 from server.metrics import Metrics
 from server.settings import ServerSettings
 
@@ -67,6 +68,8 @@ class Services:
     """The server's long-lived tasks."""
     bodies: Bodies
     gate: Gate = field(default_factory=Gate)
+    worker: FairWorker = field(default_factory=make_worker)
+    """For what is too long for a turn of the event loop."""
     memory: Memory = field(default_factory=Memory)
     """Responses that clients may come back to."""
     tokenizing: FairWorker = field(

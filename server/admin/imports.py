@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from time import monotonic
 
 from remix_runtime.contracts import AdapterState
 from server.admin import schemas
 from server.admin.services import ACTOR, AdminServices
 from server.store import Progress
 from server.tenancy.records import AdapterRecord, now
+
+_TURN_SECONDS = 0.005
 
 
 async def import_adapter(
@@ -34,18 +38,29 @@ async def describe_adapters(
 ) -> list[schemas.Adapter]:
     """Describes registered adapters: the tenants whose sets name them and their state on this
     server."""
-    sets = await services.directory.current_sets()
+    users = await _users(services, {record.digest for record in records})
     states = {state.digest: state for state in await services.engine.adapter_states()}
     return [
         schemas.Adapter(
             **asdict(record),
-            tenants=[
-                tenant for tenant, item in sets.items() if record.digest in item.adapters.values()
-            ],
+            tenants=users[record.digest],
             replica=_replica(services, states.get(record.digest)),
         )
         for record in records
     ]
+
+
+async def _users(services: AdminServices, digests: set[str]) -> Mapping[str, list[str]]:
+    """The tenants whose sets name each of the adapters, by this server's copy of the directory."""
+    users: Mapping[str, list[str]] = {digest: [] for digest in digests}
+    began = monotonic()
+    for tenant, state in services.follower.snapshot.tenants.items():
+        for digest in digests.intersection(state.set.adapters.values()):
+            users[digest].append(tenant)
+        if monotonic() - began > _TURN_SECONDS:
+            await asyncio.sleep(0)
+            began = monotonic()
+    return users
 
 
 def _replica(services: AdminServices, state: AdapterState | None) -> schemas.ReplicaState | None:

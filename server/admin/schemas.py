@@ -22,6 +22,9 @@ from server.tenancy.records import (
 )
 
 MAX_PAGE = 1000
+MAX_REVISIONS = 100
+"""Of a page: each may have a thousand adapters."""
+MAX_ADAPTER_PAGE = 100
 
 Item = TypeVar("Item")
 
@@ -99,6 +102,8 @@ class Quota(BaseModel):
 
 class Listed(BaseModel, Generic[Item]):
     data: list[Item]
+    has_more: bool = False
+    """Whether there is another page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

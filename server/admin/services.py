@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from remix_runtime.contracts import Engine
+from remix_runtime.fairness.worker import FairWorker
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
 from server.live.follower import Follower
 from server.live.sets import LiveSets
 from server.live.swap import Swaps
+from server.live.worker import make_worker
 from server.metrics import Metrics
 from server.settings import ServerSettings
 from server.store import AdapterStore
@@ -35,6 +37,7 @@ class AdminServices:
     metrics: Metrics
     settings: ServerSettings
     bodies: Bodies
+    worker: FairWorker = field(default_factory=make_worker)
 
 
 def admin_services(request: Request) -> AdminServices:

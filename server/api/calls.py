@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from remix_runtime.contracts import AdapterDefaults
-from server.http.body import StrictRequest, StrictRoute
+from server.http.body import SMALL_BODY_BYTES, StrictRequest, StrictRoute
 from server.http.errors import ApiError, as_api_error
 from server.http.request import state_of
 from server.live.quotas import Admission, RateLimitedError
 from server.live.sets import Target
 from server.services import Services, services_of
 
-_SMALL_BODY_BYTES = 16 << 10
 _SHORT_BODY_BYTES = 2 << 10
 
 
@@ -49,7 +48,7 @@ class CountedRequest(StrictRequest):
     async def _read_model(self) -> None:
         """Reads a small body all the same: the metrics name the model that was asked for."""
         announced = self.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) <= _SMALL_BODY_BYTES:
+        if announced.isdecimal() and int(announced[:20]) <= SMALL_BODY_BYTES:
             with suppress(ApiError):
                 await super().body()
                 await self.json()

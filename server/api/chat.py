@@ -140,7 +140,8 @@ class ChatWriter(ChoicesWriter):
         return self._logprobs(index, placement.push(choice.text, choice.positions, ended=True))
 
     def _logprobs(self, index: int, placed: Sequence[Placed]) -> ChatLogprobs:
-        return chat_logprobs(self._texts, self._placement(index), placed)
+        content = chat_logprobs(self._texts, self._placement(index), placed)
+        return ChatLogprobs(content=content)
 
     def _of_prompt(self, choices: Sequence[Choice]) -> dict[str, Any]:
         return {

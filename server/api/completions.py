@@ -71,6 +71,9 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         prompt_logprobs=body.most_prompt_logprobs,
         param="prompt",
     )
+    echoes = [""] * len(admitted.requests)
+    if body.echo:
+        echoes = await run_tokenizer(_echoes, engine.tokenizer, body, prompts, admitted.requests)
     writer = CompletionWriter(
         answer_id=body.request_id or answer_id,
         target=call.target,
@@ -78,7 +81,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         prompt_tokens=admitted.prompt_tokens,
         body=body,
         requests=admitted.requests,
-        echoes=_echoes(engine.tokenizer, body, prompts, admitted.requests),
+        echoes=echoes,
     )
     return GenerationResponse(services, admitted, writer, stream=bool(body.stream))
 
@@ -129,9 +132,7 @@ def _echoes(
     prompts: Sequence[list[int]],
     requests: Sequence[GenerationRequest],
 ) -> list[str]:
-    """The prompt before each choice's text, or nothing."""
-    if not body.echo:
-        return [""] * len(requests)
+    """The prompt before each choice's text."""
     n = body.choices_per_prompt
     echoes: list[str] = []
     for prompt, whole, request in zip(body.prompt, prompts, requests[::n], strict=True):

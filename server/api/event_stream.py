@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from starlette.types import Send
 
+from server.api.generation import TURN_SECONDS
 from server.api.writer import Event
+from server.http.slices import in_slices
 from server.live.quotas import Admission
 
 _HEADERS = [
@@ -29,7 +32,7 @@ class EventStream:
 
     def __init__(self, send: Send, admission: Admission, silence: float) -> None:
         self._started = False
-        self._send = send
+        self._send = in_slices(send)
         self._admission = admission
         self._silence = silence
         self._written = asyncio.get_running_loop().time()
@@ -55,13 +58,20 @@ class EventStream:
             return self._started
 
     async def write(self, events: Iterable[Event]) -> None:
-        await self._write(b"".join(event.encode() for event in events))
+        written: list[bytes] = []
+        began = monotonic()
+        for event in events:
+            written.append(event.encode())
+            if monotonic() - began > TURN_SECONDS:
+                await asyncio.sleep(0)
+                began = monotonic()
+        await self.write_bytes(b"".join(written))
 
     async def end(self) -> None:
         await self._stop_comments()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _write(self, body: bytes) -> None:
+    async def write_bytes(self, body: bytes) -> None:
         async with self._one_at_a_time:
             if not self._started:
                 limits = self._admission.headers.items()
@@ -79,7 +89,7 @@ class EventStream:
             if wait > 0:
                 await asyncio.sleep(wait)
             else:
-                await self._write(_COMMENT)
+                await self.write_bytes(_COMMENT)
 
     async def _stop_comments(self) -> None:
         if self._comments is not None:

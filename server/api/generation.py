@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,15 @@ from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
 from server.api.wire.generation import GenerationBody
 from server.metrics import SequenceWatch
+
+MAX_LOGPROB_ENTRIES = 1 << 19
+"""Of all log-probabilities of a request: so many are held in memory until the answer is sent."""
+
+MAX_ALLOWED_OF_ALL = 1 << 19
+"""Allowed tokens of all sequences of a request, each of which has its own check of them."""
+
+TURN_SECONDS = 0.005
+"""A request that has kept the event loop for this long lets others have a turn."""
 
 
 def _sampling_params(
@@ -127,6 +137,19 @@ def admit_sequences(
                     tenant=call.tenant,
                 )
             )
+    allowed = len(body.allowed_token_ids or ()) * len(requests)
+    if allowed > MAX_ALLOWED_OF_ALL:
+        raise InvalidRequestError(
+            f"allowed_token_ids: found {allowed} in {len(requests)} sequences, expected at most "
+            f"{MAX_ALLOWED_OF_ALL}",
+            param="allowed_token_ids",
+        )
+    if (told := sum(map(_told_logprobs, requests))) > MAX_LOGPROB_ENTRIES:
+        raise InvalidRequestError(
+            f"the answer could have {told} log-probabilities, of all tokens together, expected at "
+            f"most {MAX_LOGPROB_ENTRIES}; ask for fewer of them, or for shorter or fewer answers",
+            param="logprobs",
+        )
     # All copies of a prompt: each is computed.
     call.admission.reserve_tokens(
         sum(len(request.prompt_token_ids) + request.params.max_tokens for request in requests)
@@ -168,6 +191,16 @@ def keeps_end(body: GenerationBody) -> bool:
     return body.truncate_prompt_tokens is not None and body.truncation_side != "right"
 
 
+def _told_logprobs(request: GenerationRequest) -> int:
+    """The most log-probabilities that a sequence's answer may have."""
+    params, told = request.params, 0
+    if params.logprobs is not None:
+        told += params.max_tokens * (1 + params.logprobs)
+    if params.prompt_logprobs is not None:
+        told += len(request.prompt_token_ids) * (1 + params.prompt_logprobs)
+    return told
+
+
 def _longest_prompt(
     body: GenerationBody, model: ModelInfo, max_tokens: int | None, default_max_tokens: int
 ) -> int | None:
@@ -195,12 +228,13 @@ class Choice:
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
     finished_by: FinishedBy | None = None
 
-    def add(self, event: TokenEvent) -> None:
+    def add(self, event: TokenEvent, *, keeps_logprobs: bool = True) -> None:
         self.texts.append(event.text)
         self.token_ids.extend(event.token_ids)
-        self.positions.extend(event.logprobs or ())
-        if event.prompt_logprobs is not None:
-            self.prompt_logprobs = event.prompt_logprobs
+        if keeps_logprobs:
+            self.positions.extend(event.logprobs or ())
+            if event.prompt_logprobs is not None:
+                self.prompt_logprobs = event.prompt_logprobs
         self.finished_by = finished_by(event)
 
     @property
@@ -237,11 +271,14 @@ class Fanout:
         engine: Engine,
         requests: Sequence[GenerationRequest],
         watches: Sequence[SequenceWatch],
+        *,
+        keeps_logprobs: bool,
     ) -> None:
         self.choices = [Choice() for _ in requests]
         self._engine = engine
         self._requests = requests
         self._watches = watches
+        self._keeps_logprobs = keeps_logprobs
         self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -270,12 +307,20 @@ class Fanout:
         first thing that is seen.
         """
         unfinished = len(self._requests)
+        began = monotonic()
         while unfinished:
-            index, item = await self._queue.get()
+            if self._queue.empty():
+                index, item = await self._queue.get()
+                began = monotonic()
+            else:  # a reader that was slow has many: they are not all written in one turn
+                index, item = self._queue.get_nowait()
+                if monotonic() - began > TURN_SECONDS:
+                    await asyncio.sleep(0)
+                    began = monotonic()
             if isinstance(item, Exception):
                 raise item
             self._watches[index].see(item)
-            self.choices[index].add(item)
+            self.choices[index].add(item, keeps_logprobs=self._keeps_logprobs)
             unfinished -= item.finish_reason is not None
             yield index, item
 

@@ -13,10 +13,12 @@ from server.api.documentation import error_responses, generation_responses
 from server.api.message_input import chat_form
 from server.api.message_writer import MessageWriter
 from server.api.streaming import GenerationResponse
-from server.api.translation import TranslatedResponse
+from server.api.translation import ChatForm, TranslatedResponse
+from server.api.wire.chat import ChatRequest
 from server.api.wire.message_answers import AnsweredMessage, TokenCounted
 from server.api.wire.messages import CountTokensRequest, MessagesRequest
 from server.http.anthropic import AnthropicErrorBody
+from server.http.body import run_if_large
 from server.http.request import state_of
 from server.services import services_of
 
@@ -28,9 +30,9 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
     """Answers a conversation with blocks: words, thoughts and uses of tools; Anthropic's API."""
     services, answer_id = services_of(http), f"msg_{uuid.uuid4().hex}"
     call = await open_call(http, body.model)
-    form = chat_form(body)
+    form, chat_body = await run_if_large(http, _as_chat, body)
     try:
-        chat = await open_conversation(services, call, form.validated(), answer_id=answer_id)
+        chat = await open_conversation(services, call, chat_body, answer_id=answer_id)
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     writer = MessageWriter(
@@ -55,12 +57,16 @@ async def create_message(body: MessagesRequest, http: Request) -> Response:
 async def count_tokens(body: CountTokensRequest, http: Request) -> TokenCounted:
     """Counts the tokens that the prompt of such a message would have."""
     call = await open_call(http, body.model)
-    form = chat_form(body)
+    form, chat = await run_if_large(http, _as_chat, body)
     try:
-        chat = form.validated()
         prompt = await prompt_of(
             services_of(http), state_of(http.scope), chat, call.defaults.chat_template
         )
     except InvalidRequestError as error:
         raise form.refusal(error) from error
     return TokenCounted(input_tokens=len(prompt))
+
+
+def _as_chat(body: CountTokensRequest) -> tuple[ChatForm, ChatRequest]:
+    form = chat_form(body)
+    return form, form.validated()

@@ -50,7 +50,7 @@ metrics_router = APIRouter()
 @metrics_router.get("/metrics", response_class=Response)
 async def metrics(http: Request) -> Response:
     """Prometheus text format."""
-    return Response(services_of(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await services_of(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _answer(services: Services, good: bool, status: str) -> JSONResponse:

@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_core import to_json
-
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenEvent
 from server.api.blocks import Block, BlockKind, Blocks, Change, Closed, Grew, Opened
 from server.api.generation import Choice
 from server.api.logprobs import chat_logprobs
 from server.api.parts import AnswerParser
 from server.api.token_texts import Placement, TokenTexts
-from server.api.wire.answers import ChatTokenLogprob
 from server.api.wire.response_answers import (
     Incomplete,
     ItemStatus,
@@ -30,6 +27,7 @@ from server.api.wire.response_answers import (
     ResponseObject,
     ResponseUsage,
 )
+from server.api.wire.written import Written, write_json
 from server.api.writer import Event, Writer
 from server.http.errors import ApiError
 
@@ -50,9 +48,9 @@ class ResponseWriter(Writer):
     _ids: dict[int, str] = field(default_factory=dict, init=False)
     """The items' ids by their index."""
     _sequence: int = field(default=0, init=False)
-    _told: list[ChatTokenLogprob] = field(default_factory=list, init=False)
+    _told: Written = field(default_factory=Written, init=False)
     """Log-probabilities that were told with the words."""
-    _untold: list[ChatTokenLogprob] = field(default_factory=list, init=False)
+    _untold: Written = field(default_factory=Written, init=False)
     """Those of tokens whose words are not out yet."""
 
     def __post_init__(self) -> None:
@@ -86,7 +84,7 @@ class ResponseWriter(Writer):
             pass
         for _ in self._last_changes():
             pass
-        return self._ended(choice).model_dump_json()
+        return write_json(self._ended(choice))
 
     def _last_changes(self) -> Iterator[Change]:
         yield from self._blocks.close()
@@ -141,7 +139,7 @@ class ResponseWriter(Writer):
                 )
 
     def _words(self, block: Block) -> OutputText:
-        return OutputText(text=block.text, logprobs=[*self._told, *self._untold])
+        return OutputText(text=block.text, logprobs=Written([*self._told, *self._untold]))
 
     def _id(self, block: Block) -> str:
         if block.index not in self._ids:
@@ -152,7 +150,7 @@ class ResponseWriter(Writer):
         self, text: str, positions: Sequence[PositionLogprobs], *, ended: bool
     ) -> None:
         placed = self._placement.push(text, positions, ended=ended)
-        self._untold += chat_logprobs(self._texts, self._placement, placed).content
+        self._untold += chat_logprobs(self._texts, self._placement, placed)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -176,7 +174,7 @@ class ResponseWriter(Writer):
     def _grew(self, block: Block, text: str) -> Iterator[Event]:
         match block.kind:
             case BlockKind.TEXT:
-                logprobs, self._untold = self._untold, []
+                logprobs, self._untold = self._untold, Written()
                 self._told += logprobs
                 yield self._part_event(
                     "response.output_text.delta", block, delta=text, logprobs=logprobs
@@ -222,7 +220,7 @@ class ResponseWriter(Writer):
     def _event(self, type: str, **fields: Any) -> Event:
         body = {"type": type, "sequence_number": self._sequence, **fields}
         self._sequence += 1
-        return Event(to_json(body, by_alias=True).decode(), type)
+        return Event(write_json(body), type)
 
 
 def _status(choice: Choice) -> ItemStatus:

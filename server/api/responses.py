@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from server.api.documentation import error_responses, generation_responses
 from server.api.response_input import chat_form
 from server.api.response_writer import ResponseWriter
 from server.api.streaming import GenerationResponse
-from server.api.translation import TranslatedResponse
+from server.api.translation import ChatForm, TranslatedResponse
+from server.api.wire.chat import ChatRequest
 from server.api.wire.response_answers import (
     AnsweredReasoning,
     AnsweredText,
@@ -27,6 +29,8 @@ from server.api.wire.response_answers import (
 )
 from server.api.wire.response_items import ITEM, InputItem, ItemReference
 from server.api.wire.responses import Reasoning, ResponsesRequest
+from server.api.wire.written import write_json
+from server.http.body import SMALL_BODY_BYTES, run_if_large, run_in_worker
 from server.http.errors import ApiError, ErrorBody
 from server.http.request import state_of
 from server.live.remembered import Memory, Remembered
@@ -34,6 +38,9 @@ from server.live.sets import Target
 from server.services import services_of
 
 router = APIRouter(route_class=CountedRoute)
+
+_MAX_REFERENCED = 4 << 20
+"""Characters that a request's references may stand for: as many as a body may have."""
 
 
 @router.post("/v1/responses", responses=generation_responses(ResponseObject))
@@ -43,27 +50,27 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
     answer_id = f"resp_{uuid.uuid4().hex}"
     # Before anything else: what is remembered may be much to read.
     call = await open_call(http, body.model)
-    before, items = _remembered_items(services.memory, tenant, body)
-    form = chat_form(body, list(map(_item, before)), items)
+    before, given = _remembered_items(services.memory, tenant, body)
+    form, chat_body, items = await _as_chat(http, body, before, given)
     try:
         chat = await open_conversation(
-            services, call, form.validated(), answer_id=answer_id, param="input"
+            services, call, chat_body, answer_id=answer_id, param="input"
         )
     except InvalidRequestError as error:
         raise form.refusal(error) from error
 
+    loop = asyncio.get_running_loop()
+
     def remember(answer: ResponseObject) -> None:
         if answer.store:
-            context = [*before, *(item.model_dump_json(exclude_none=True) for item in items)]
-            services.memory.keep(
-                tenant,
-                Remembered(
-                    id=answer.id,
-                    answer=answer.model_dump_json(),
-                    context=context,
-                    output=[(item.id, item.model_dump_json()) for item in answer.output],
-                ),
+            remembered = Remembered(
+                id=answer.id,
+                answer=write_json(answer),
+                context=[*before, *(item.model_dump_json(exclude_none=True) for item in items)],
+                output=[(item.id, write_json(item)) for item in answer.output],
             )
+            # Long answers are written in another thread.
+            loop.call_soon_threadsafe(services.memory.keep, tenant, remembered)
 
     writer = ResponseWriter(
         answer_id=answer_id,
@@ -85,10 +92,9 @@ async def count_input_tokens(body: ResponsesRequest, http: Request) -> InputToke
     """Counts the tokens that the prompt of such a response would have."""
     services, state = services_of(http), state_of(http.scope)
     call = await open_call(http, body.model)
-    before, items = _remembered_items(services.memory, state.tenant, body)
-    form = chat_form(body, list(map(_item, before)), items)
+    before, given = _remembered_items(services.memory, state.tenant, body)
+    form, chat, _ = await _as_chat(http, body, before, given)
     try:
-        chat = form.validated()
         template = call.defaults.chat_template
         prompt = await prompt_of(services, state, chat, template, param="input")
     except InvalidRequestError as error:
@@ -143,24 +149,46 @@ def _find(memory: Memory, tenant: str, response_id: str, param: str) -> Remember
 
 def _remembered_items(
     memory: Memory, tenant: str, body: ResponsesRequest
-) -> tuple[Sequence[str], list[InputItem]]:
-    """The items before this request's own, as JSON, and its own, references replaced. Raises
-    `ApiError`."""
+) -> tuple[Sequence[str], list[InputItem | str]]:
+    """The items before this request's own, as JSON, and its own, JSON in the places of references.
+    Raises `ApiError`."""
     before: list[str] = []
     if body.previous_response_id is not None:
         found = _find(memory, tenant, body.previous_response_id, "previous_response_id")
         before = [*found.context, *(item for _, item in found.output)]
-    items: list[InputItem] = []
+    items: list[InputItem | str] = []
+    size = 0
     for index, item in enumerate(body.input):
         if isinstance(item, ItemReference):
             stored = memory.find_item(tenant, item.id)
+            param = f"input[{index}].id"
             if stored is None:
-                param = f"input[{index}].id"
                 message = f"{param}: found {item.id[:100]!r}, expected an item of a stored response"
                 raise ApiError(HTTPStatus.NOT_FOUND, message, param=param, code="item_not_found")
-            item = _item(stored)
-        items.append(item)
+            size += len(stored)
+            if size > _MAX_REFERENCED:
+                message = f"{param}: expected references to at most {_MAX_REFERENCED} characters"
+                raise ApiError(HTTPStatus.BAD_REQUEST, message, param=param)
+            items.append(stored)
+        else:
+            items.append(item)
     return before, items
+
+
+async def _as_chat(
+    http: Request, body: ResponsesRequest, before: Sequence[str], given: Sequence[InputItem | str]
+) -> tuple[ChatForm, ChatRequest, list[InputItem]]:
+    """The request as a chat, and its own items. Raises `ApiError`, `EngineBusyError`."""
+
+    def translate() -> tuple[ChatForm, ChatRequest, list[InputItem]]:
+        items = [_item(item) if isinstance(item, str) else item for item in given]
+        form = chat_form(body, list(map(_item, before)), items)
+        return form, form.validated(), items
+
+    stored = sum(len(item) for item in (*before, *given) if isinstance(item, str))
+    if stored <= SMALL_BODY_BYTES:
+        return await run_if_large(http, translate)
+    return await run_in_worker(http, translate)
 
 
 def _item(stored: str) -> InputItem:

@@ -20,7 +20,9 @@ router = APIRouter(route_class=CountedRoute)
 
 
 def _kind(body: Any) -> str:
-    return "<completion>" if isinstance(body, dict) and "prompt" in body else "<chat>"
+    if isinstance(body, dict):
+        return "<completion>" if "prompt" in body else "<chat>"
+    return "<completion>" if isinstance(body, CompletionRequest) else "<chat>"
 
 
 _Invocation = Annotated[

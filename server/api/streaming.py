@@ -8,10 +8,11 @@ in the quota and its pin are its state's (`server/http/request.py`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -20,11 +21,17 @@ from remix_runtime.contracts import TokenEvent
 from remix_runtime.errors import AdapterUnavailableError
 from server.api.event_stream import EventStream
 from server.api.generation import Admitted, Fanout
-from server.api.writer import Writer
+from server.api.writer import Writer, encode
 from server.http.errors import ApiError, as_api_error
 from server.http.request import RequestState, label_error, state_of
+from server.http.slices import in_slices
 from server.metrics import SequenceWatch
 from server.services import Services
+
+T = TypeVar("T")
+
+_MOST_PARTS = 4096
+"""Tokens and log-probabilities of an answer that is written at once: milliseconds."""
 
 
 class GenerationResponse(Response):
@@ -71,7 +78,12 @@ class GenerationResponse(Response):
             if target.digest is not None:
                 await self._services.adapters.load_for_request(target.digest, self._call.tenant)
             watches = self._watches()
-            async with Fanout(self._services.engine, self._admitted.requests, watches) as fanout:
+            async with Fanout(
+                self._services.engine,
+                self._admitted.requests,
+                watches,
+                keeps_logprobs=not self._stream,
+            ) as fanout:
                 try:
                     yield fanout
                 finally:
@@ -83,6 +95,23 @@ class GenerationResponse(Response):
             # What the engine has scheduled, for those too who left before they saw any of it.
             used = sum(request.meter.tokens for request in self._admitted.requests)
             self._call.admission.settle(used)
+
+    def _is_long(self, fanout: Fanout) -> bool:
+        """Whether the whole answer takes too long to write in a turn of the event loop."""
+        parts = 0
+        for request, choice in zip(self._admitted.requests, fanout.choices, strict=True):
+            params, prompt = request.params, len(request.prompt_token_ids)
+            parts += choice.num_tokens * (2 + (params.logprobs or 0))
+            parts += (
+                prompt // 16
+                if params.prompt_logprobs is None
+                else prompt * (1 + params.prompt_logprobs)
+            )
+        return parts > _MOST_PARTS
+
+    async def _work(self, function: Callable[[], T]) -> T:
+        """Writes what is long in a thread."""
+        return await self._services.worker.run(self._call.tenant, function)
 
     def _watches(self) -> list[SequenceWatch]:
         # All sequences are admitted or none: the first one stands for the prompts of all.
@@ -96,12 +125,16 @@ class GenerationResponse(Response):
         async with self._sequences(state) as fanout:
             async for _, event in fanout.events():
                 _see_first(state, event)
+
+            def whole() -> bytes:
+                return self._writer.whole(fanout.choices).encode()
+
             response = Response(
-                self._writer.whole(fanout.choices),
+                await self._work(whole) if self._is_long(fanout) else whole(),
                 media_type="application/json",
                 headers=self._call.admission.headers,
             )
-            await response(scope, receive, send)
+            await response(scope, receive, in_slices(send))
 
     async def _send_stream(self, scope: Scope, send: Send) -> None:
         state, opened = state_of(scope), False
@@ -115,8 +148,16 @@ class GenerationResponse(Response):
                             # Only now: what the engine refuses at once is still an HTTP error.
                             await stream.write(self._writer.opening())
                             opened = True
-                        await stream.write(self._writer.chunks(index, event))
-                    await stream.write(self._writer.closing(fanout.choices))
+                        chunks = self._writer.chunks(index, event)
+                        if event.prompt_logprobs is None:
+                            await stream.write(chunks)
+                        else:
+                            await stream.write_bytes(await self._work(partial(encode, chunks)))
+                    closing = self._writer.closing(fanout.choices)
+                    if self._is_long(fanout):
+                        await stream.write_bytes(await self._work(partial(encode, closing)))
+                    else:
+                        await stream.write(closing)
             except Exception as error:
                 if not await stream.has_started():
                     raise

@@ -7,6 +7,7 @@ has no text: it is written as OpenAI does, `bytes:\\xf0\\x9f`, and its place is 
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._as_ids = as_ids
         self._special = frozenset(tokenizer.special_tokens.values())
+        self._written: dict[int, tuple[str, str]] = {}
 
     def of(self, token_id: int) -> str:
         spelled = self.spelled(token_id)
@@ -45,13 +47,24 @@ class TokenTexts:
             return self.of(placed.position.chosen.token_id)
         return _readable(placed.said)
 
+    def written(self, token_id: int) -> tuple[str, str]:
+        """Its text and its bytes, as JSON."""
+        found = self._written.get(token_id)
+        if found is None:
+            found = as_json(self.of(token_id)), as_json(list(self.spelled(token_id)))
+            self._written[token_id] = found
+        return found
+
     def distinct(self, token_ids: Iterable[int]) -> dict[int, str]:
-        """A different text for each token: of two that look alike the later one is called by its
-        id."""
+        """A different text for each token, as JSON: of two that look alike the later one is called
+        by its id."""
         texts: dict[int, str] = {}
-        for token_id in dict.fromkeys(token_ids):
-            text = self.of(token_id)
-            texts[token_id] = _by_id(token_id) if text in texts.values() else text
+        seen: set[str] = set()
+        for token_id in token_ids:
+            if token_id not in texts:
+                text, _ = self.written(token_id)
+                texts[token_id] = as_json(_by_id(token_id)) if text in seen else text
+                seen.add(texts[token_id])
         return texts
 
     def spelled(self, token_id: int) -> bytes:
@@ -78,6 +91,10 @@ def _readable(spelled: bytes) -> str:
         return spelled.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _by_id(token_id: int) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 
+from remix_runtime.contracts import Tokenizer
 from server.api.calls import CountedRoute, defaults_of, resolve
 from server.api.conversation import prompt_of
 from server.api.documentation import error_responses
@@ -51,13 +53,21 @@ async def tokenize(body: TokenizeRequest, http: Request) -> Tokenized:
             lambda at_most: encode(at_most=at_most),
             "prompt",
         )
-    texts = TokenTexts(engine.tokenizer)
+    texts = None
+    if body.return_token_strs:
+        tenant = state_of(http.scope).tenant
+        texts = await run_tokenizer(services, tenant, _texts, engine.tokenizer, ids)
     return Tokenized(
         count=len(ids),
         max_model_len=engine.model.max_model_len,
         tokens=ids,
-        token_strs=list(map(texts.of, ids)) if body.return_token_strs else None,
+        token_strs=texts,
     )
+
+
+def _texts(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
+    texts = TokenTexts(tokenizer)
+    return list(map(texts.of, token_ids))
 
 
 @router.post("/detokenize", responses=error_responses())

@@ -16,6 +16,7 @@ from server.api.logprobs import prompt_logprobs
 from server.api.token_texts import Placed, Placement, TokenTexts
 from server.api.wire.answers import PromptLogprobs, Usage
 from server.api.wire.generation import GenerationBody
+from server.api.wire.written import write_json
 from server.http.errors import ApiError
 from server.http.lines import one_line
 from server.live.sets import Target
@@ -32,6 +33,10 @@ class Event:
     def encode(self) -> bytes:
         name = "" if self.name is None else f"event: {self.name}\n"
         return f"{name}data: {one_line(self.data)}\n\n".encode()
+
+
+def encode(events: Iterable[Event]) -> bytes:
+    return b"".join(event.encode() for event in events)
 
 
 @dataclass(kw_only=True)
@@ -141,7 +146,7 @@ class ChoicesWriter(Writer):
     def whole(self, choices: Sequence[Choice]) -> str:
         answers = [self._choice_of_whole(index, choice) for index, choice in enumerate(choices)]
         usage, prompt = self._usage(choices), self._of_prompt(choices)
-        return self._document(self.whole_type, answers, usage, **prompt).model_dump_json()
+        return write_json(self._document(self.whole_type, answers, usage, **prompt))
 
     def _of_prompt(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """What a whole answer says of the prompt, beside its choices."""
@@ -153,7 +158,7 @@ class ChoicesWriter(Writer):
         document = self._document(self.chunk_type, choices, usage, **more)
         # OpenAI's streams have `usage: null` in every chunk only if usage was asked for.
         exclude = None if self.body.include_usage else {"usage"}
-        return Event(document.model_dump_json(exclude=exclude))
+        return Event(write_json(document, exclude=exclude))
 
     def _document(
         self, kind: type[BaseModel], choices: Sequence[BaseModel], usage: Usage | None, **more: Any

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, ask, part
+from server.client.api import (
+    DEFAULT_URL,
+    Admin,
+    AdminError,
+    AsJson,
+    Url,
+    admin_api,
+    ask,
+    ask_all,
+    part,
+)
 from server.client.output import Row, print_answer, print_fields, print_json, print_list, short
 
 app = typer.Typer(help="Adapters of a server: import, look at, delete.")
@@ -57,7 +67,7 @@ def import_source(admin: Admin, source: str) -> Any:
 @app.command("list")
 def list_adapters(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all imported adapters, oldest first."""
-    answer = ask(url, "GET", "/adapters")
+    answer = ask_all(url, "/adapters", "after=digest")
     columns = ("digest", "tier", "requests", "tenants", "size", "source")
     print_list(answer, columns, _row, empty="There are no adapters.", as_json=as_json)
 

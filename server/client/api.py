@@ -24,6 +24,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="The API's own answer, for 
 
 DEFAULT_URL = "http://127.0.0.1:8001"
 _CONNECT_SECONDS = 5.0
+_PAGE = 100
+"""Items of a page: as many as any list gives."""
 
 
 class AdminError(RemixError):
@@ -44,6 +46,19 @@ class Admin:
         """The decoded answer; None for an empty one."""
         answer = self.answer(method, path, **kwargs)
         return answer.json() if answer.content else None
+
+    def pages(self, path: str, by: str, *, most: int | None = None, **params: Any) -> Any:
+        """The answer with the items of all pages, or the first `most`. `by` is the parameter of a
+        page that names the last item before it, and the item's field."""
+        parameter, field = by.split("=")
+        listed: list[Any] = []
+        while True:
+            wanted = _PAGE if most is None else min(_PAGE, most - len(listed))
+            answer = self.call("GET", path, params={"limit": wanted, **params})
+            listed += answer["data"]
+            if not answer["has_more"] or len(listed) == most:
+                return {"data": listed, "has_more": answer["has_more"]}
+            params[parameter] = listed[-1][field]
 
     def answer(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         with self._failures():
@@ -106,6 +121,12 @@ def ask(url: str, method: str, path: str, **kwargs: Any) -> Any:
     """One call of the admin API at `url`."""
     with admin_api(url) as admin:
         return admin.call(method, path, **kwargs)
+
+
+def ask_all(url: str, path: str, by: str, *, most: int | None = None, **params: Any) -> Any:
+    """All that the admin API lists at `path`; see `Admin.pages`."""
+    with admin_api(url) as admin:
+        return admin.pages(path, by, most=most, **params)
 
 
 def part(text: str) -> str:

@@ -11,7 +11,17 @@ import typer
 
 from remix_runtime.errors import ConfigError
 from server.client.adapters import import_source
-from server.client.api import DEFAULT_URL, Admin, AdminError, AsJson, Url, admin_api, ask, part
+from server.client.api import (
+    DEFAULT_URL,
+    Admin,
+    AdminError,
+    AsJson,
+    Url,
+    admin_api,
+    ask,
+    ask_all,
+    part,
+)
 from server.client.output import print_answer, print_diff, print_json, print_list, print_table
 
 app = typer.Typer(help="The adapter set of a tenant.")
@@ -98,7 +108,7 @@ def revisions(
 ) -> None:
     """List what the set was, newest first."""
     path = f"/tenants/{part(tenant)}/set/revisions"
-    answer = ask(url, "GET", path, params={"limit": limit})
+    answer = ask_all(url, path, "before=revision", most=limit)
     print_list(
         answer,
         ("revision", "created", "by", "back to", "adapters"),
@@ -147,11 +157,11 @@ def _digest_of(admin: Admin, text: str) -> str:
 def _adapters_of(admin: Admin, path: str, revision: int) -> dict[str, str]:
     if revision == 0:
         return {}
-    listed = admin.call("GET", f"{path}/revisions", params={"limit": 1000})["data"]
-    for item in listed:
-        if item["revision"] == revision:
-            return dict(item["adapters"])
-    raise ConfigError(f"revision {revision} is not among the last {len(listed)} of this set")
+    params = {"limit": 1, "before": revision + 1}
+    listed = admin.call("GET", f"{path}/revisions", params=params)["data"]
+    if not listed or listed[0]["revision"] != revision:
+        raise ConfigError(f"this set has no revision {revision}")
+    return dict(listed[0]["adapters"])
 
 
 def _agreed(

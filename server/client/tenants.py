@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, ask, part
+from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, ask, ask_all, part
 from server.client.output import print_answer, print_json, print_list, print_table
 
 app = typer.Typer(help="Tenants of a server, their keys and quotas.")
@@ -25,7 +25,7 @@ def create(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
 @app.command("list")
 def list_tenants(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List all tenants."""
-    answer = ask(url, "GET", "/tenants")
+    answer = ask_all(url, "/tenants", "after=id")
     print_list(
         answer,
         ("tenant", "since"),
@@ -58,7 +58,7 @@ def make_key(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) ->
 @app.command("keys")
 def list_keys(tenant: Tenant, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List a tenant's keys, without their secrets."""
-    answer = ask(url, "GET", f"/tenants/{part(tenant)}/keys")
+    answer = ask_all(url, f"/tenants/{part(tenant)}/keys", "after=id")
     print_list(
         answer,
         ("id", "key", "created", "revoked"),
@@ -120,8 +120,8 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """List who changed what, newest first."""
-    params: dict[str, Any] = {"limit": limit} | ({} if tenant is None else {"tenant": tenant})
-    answer = ask(url, "GET", "/audit", params=params)
+    params = {} if tenant is None else {"tenant": tenant}
+    answer = ask_all(url, "/audit", "before=id", most=limit, **params)
     print_list(
         answer,
         ("at", "by", "action", "tenant", "detail"),

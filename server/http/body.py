@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from remix_runtime.errors import EngineBusyError
+from remix_runtime.fairness.worker import FairWorker
 from server.http.errors import ApiError, as_api_error, unavailable
 from server.http.request import label_error, state_of
-from server.settings import ServerSettings
+from server.http.weight import require_light, require_small_objects
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SMALL_BODY_BYTES = 16 << 10
+"""A body up to this size is read and checked at once. A larger one has a thread for it, and bounds
+on its parts."""
 
 _GZIP = b"\x1f\x8b"
 
@@ -26,14 +37,16 @@ class ClientGoneError(BaseException):
 class StrictRequest(Request):
     """Refuses a wrong content type, a body over the limit, and what is not strict JSON."""
 
+    validate: Callable[..., tuple[Any, Any]] | None = None
+    """Makes of JSON what the route takes. A large body goes through it here, and FastAPI finds
+    nothing left to do."""
     _room = 0
     """Bytes that the body holds of what there is for all."""
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             self._check_content_type()
-            settings: ServerSettings = self.app.state.services.settings
-            limit = settings.max_body_bytes
+            limit: int = self.app.state.services.settings.max_body_bytes
             # The announced length is refused before a byte of it is read.
             announced = self.headers.get("content-length", "")
             if announced.isdecimal() and int(announced[:20]) > limit:
@@ -65,6 +78,25 @@ class StrictRequest(Request):
         text = await self.body()
         if text.startswith(_GZIP):
             raise _compressed("found a gzip file")
+        if len(text) <= SMALL_BODY_BYTES:
+            return self._parsed(text)
+        try:
+            return await run_in_worker(self, self._read_large, text)
+        except EngineBusyError as error:
+            raise as_api_error(error) from error
+
+    def _read_large(self, text: bytes) -> Any:
+        require_light(text)
+        body = self._parsed(text)
+        require_small_objects(body)
+        if self.validate is None:
+            return body
+        value, errors = self.validate(body, {}, loc=("body",))
+        if errors:
+            raise as_api_error(RequestValidationError(errors[:1]))
+        return value
+
+    def _parsed(self, text: bytes) -> Any:
         try:
             # Rejects NaN, Infinity, lone surrogates, invalid UTF-8 and endless nesting.
             body = from_json(text, allow_inf_nan=False)
@@ -98,8 +130,10 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict_handler(request: Request) -> Response:
+            strict = self.request_class(request.scope, request.receive)
+            strict.validate = self.body_field.validate if self.body_field else None
             try:
-                return await handler(self.request_class(request.scope, request.receive))
+                return await handler(strict)
             except ClientGoneError:
                 label_error(request.scope, "client_disconnected")
                 return _NoResponse()
@@ -114,6 +148,23 @@ class _NoResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         return
+
+
+async def run_if_large(
+    http: Request, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Runs `function`, in a thread if the request's body was large. Raises `EngineBusyError`."""
+    if state_of(http.scope).body_bytes <= SMALL_BODY_BYTES:
+        return function(*args, **kwargs)
+    return await run_in_worker(http, function, *args, **kwargs)
+
+
+async def run_in_worker(
+    http: Request, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Runs `function` in a thread, in its tenant's turn. Raises `EngineBusyError`."""
+    worker: FairWorker = http.app.state.services.worker
+    return await worker.run(state_of(http.scope).tenant, partial(function, *args, **kwargs))
 
 
 def _compressed(found: str) -> ApiError:

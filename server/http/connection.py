@@ -37,6 +37,8 @@ class ConnectionLimits:
     body_bytes: int = 16 << 10
     body_seconds: float = 15.0
     """A body brings `body_bytes` in every `body_seconds`, or ends."""
+    reader_seconds: float = 30.0
+    """A client that takes nothing of what waits for it for so long is cut off."""
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_headers = 0
         self._body_bytes = 0
         self._refusal: ApiError | None = None
+        self._unsent = 0
+        """Bytes that waited for the client when it was last looked at."""
+        self._reader_timer: TimerHandle | None = None
         self._is_refused = False
         """It was told so, and what still comes is thrown away."""
 
@@ -109,6 +114,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_reader_timer()
         self._door.open.discard(self)
         self._door.waiting.pop(self, None)
         super().connection_lost(exc)
@@ -121,6 +127,30 @@ class BoundedConnection(HttpToolsProtocol):
             return
         super().data_received(data)
         self._look()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_reader_timer()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_reader_timer()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self._limits.reader_seconds, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._watch_reader()
+        else:  # the answer ends as if the client had gone
+            self.transport.abort()
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _look(self) -> None:
         """What came may have been the wrong thing, too much, or the begin of a phase."""

@@ -18,6 +18,8 @@ MAX_BAD_WORDS = 128
 MAX_LOGIT_BIAS = 1024
 """Entries of `logit_bias`; OpenAI takes 300. Whoever wants a few of all tokens has
 `allowed_token_ids`."""
+MAX_PARTS = 4096
+"""Messages of a chat, parts of a message."""
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 """The largest `n`, and the most prompts; the setting `max_choices` bounds their product."""
@@ -96,7 +98,7 @@ def _as_list(value: Any) -> Any:
 
 StopStrings = Annotated[
     list[Annotated[Text, Field(min_length=1, max_length=1000)]],
-    Field(max_length=MAX_STOP_STRINGS),
+    Field(max_length=MAX_STOP_STRINGS, fail_fast=True),
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
 ]
 

@@ -30,7 +30,7 @@ async def collect_garbage(
 ) -> list[str]:
     """Removes what is neither registered nor pinned here, and returns those digests. Raises
     `DatabaseUnavailableError`: without it no folder is known to be an orphan."""
-    registered = {record.digest for record in await directory.adapters()}
+    registered = await directory.digests()
     keep = registered | adapters.digests
     return await store.collect_garbage(keep, min_age_seconds=min_age_seconds)
 

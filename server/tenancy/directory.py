@@ -38,7 +38,7 @@ from server.tenancy.records import (
     now,
 )
 from server.tenancy.snapshot import Snapshot, take
-from server.tenancy.tables import find, from_row
+from server.tenancy.tables import after_item, find, from_row, rows_of
 
 
 class Directory:
@@ -92,12 +92,17 @@ class Directory:
                 await sets.append(connection, current, {}, actor=actor)
             await record(connection, actor, "tenant.delete", tenant)
 
-    async def tenants(self) -> list[Tenant]:
+    async def tenants(self, *, limit: int | None = None, after: str | None = None) -> list[Tenant]:
+        """The tenants by their ids, those behind the id `after`."""
         table = tables.tenants
+        # Databases differ in how they order text.
+        by_id = table.c.id.collate("BINARY" if self._database.is_sqlite else "C")
+        query = select(table).where(table.c.deleted.is_(None)).order_by(by_id).limit(limit)
+        if after is not None:
+            check_name("after", after)
+            query = query.where(by_id > after)
         async with self._database.read() as connection:
-            rows = await connection.execute(select(table).where(table.c.deleted.is_(None)))
-            # Sorted here: databases differ in how they order text.
-            return sorted((from_row(Tenant, row) for row in rows), key=lambda item: item.id)
+            return [from_row(Tenant, row) async for row in rows_of(connection, query)]
 
     async def tenant(self, tenant: str) -> Tenant:
         async with self._database.read() as connection:
@@ -137,14 +142,22 @@ class Directory:
                 detail = {"key": key_id, "prefix": row.prefix}
                 await record(connection, actor, "key.revoke", row.tenant, detail)
 
-    async def keys(self, tenant: str) -> list[KeyInfo]:
-        """A tenant's keys, oldest first, revoked ones too."""
+    async def keys(
+        self, tenant: str, *, limit: int | None = None, after: str | None = None
+    ) -> list[KeyInfo]:
+        """A tenant's keys, oldest first, revoked ones too, those behind the key with the id
+        `after`. Raises `UnknownKeyError`."""
         table = tables.api_keys
         async with self._database.read() as connection:
             await sets.require_tenant(connection, tenant)
-            query = select(table).where(table.c.tenant == tenant)
-            rows = await connection.execute(query.order_by(table.c.created, table.c.id))
-            return [from_row(KeyInfo, row) for row in rows]
+            last = None if after is None else await find(connection, table.c.id, after)
+            if after is not None and (last is None or last.tenant != tenant):
+                raise UnknownKeyError(after)
+            query = select(table).where(
+                table.c.tenant == tenant, after_item(table.c.created, last, table.c.id)
+            )
+            query = query.order_by(table.c.created, table.c.id).limit(limit)
+            return [from_row(KeyInfo, row) async for row in rows_of(connection, query)]
 
     async def authenticate(self, secret: str) -> str | None:
         """The tenant that the key belongs to; None for anything else."""
@@ -194,12 +207,24 @@ class Directory:
             await record(connection, actor, "adapter.add", None, detail)
         return adapter
 
-    async def adapters(self) -> list[AdapterRecord]:
-        """All registered adapters, oldest first."""
+    async def adapters(
+        self, *, limit: int | None = None, after: str | None = None
+    ) -> list[AdapterRecord]:
+        """Registered adapters, oldest first, those behind the digest `after`. Raises
+        `AdapterNotFoundError`."""
         table = tables.adapters
         async with self._database.read() as connection:
-            rows = await connection.execute(select(table).order_by(table.c.created, table.c.digest))
-            return [from_row(AdapterRecord, row) for row in rows]
+            last = None if after is None else await find(connection, table.c.digest, after)
+            if after is not None and last is None:
+                raise AdapterNotFoundError(after)
+            query = select(table).where(after_item(table.c.created, last, table.c.digest))
+            query = query.order_by(table.c.created, table.c.digest).limit(limit)
+            return [from_row(AdapterRecord, row) async for row in rows_of(connection, query)]
+
+    async def digests(self) -> set[str]:
+        """Those of all registered adapters."""
+        async with self._database.read() as connection:
+            return set(await connection.scalars(select(tables.adapters.c.digest)))
 
     async def adapter(self, digest: str) -> AdapterRecord:
         """Raises `AdapterNotFoundError`."""
@@ -240,11 +265,13 @@ class Directory:
         async with self._database.read() as connection:
             return await sets.newest_of_all(connection)
 
-    async def revisions(self, tenant: str, *, limit: int) -> list[SetRevision]:
-        """A tenant's revisions, newest first."""
+    async def revisions(
+        self, tenant: str, *, limit: int, before: int | None = None
+    ) -> list[SetRevision]:
+        """A tenant's revisions, newest first; `before` is the one to go on from."""
         async with self._database.read() as connection:
             await sets.require_tenant(connection, tenant)
-            return await sets.history(connection, tenant, limit=limit)
+            return await sets.history(connection, tenant, limit=limit, before=before)
 
     async def revision(self, tenant: str, revision: int) -> SetRevision:
         """Raises `UnknownRevisionError`."""
@@ -289,7 +316,7 @@ class Directory:
         if before is not None:
             query = query.where(table.c.id < before)
         async with self._database.read() as connection:
-            return [from_row(AuditRow, row) for row in await connection.execute(query)]
+            return [from_row(AuditRow, row) async for row in rows_of(connection, query)]
 
     async def snapshot(self, held: Snapshot | None = None) -> Snapshot:
         """Reads all that the data path needs, as of one moment. Returns `held` itself if nothing

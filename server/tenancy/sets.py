@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.tenancy import tables
 from server.tenancy.errors import UnknownRevisionError, UnknownTenantError
 from server.tenancy.records import SetRevision, check_adapters, now
-from server.tenancy.tables import find, from_row, set_revisions, tenants
+from server.tenancy.tables import find, from_row, rows_of, set_revisions, tenants
 
 # The column `entries` has the name `adapters` here.
 _REVISIONS = select(*(column.label(column.key) for column in set_revisions.c))
@@ -32,8 +32,11 @@ async def newest(connection: AsyncConnection, tenant: str) -> SetRevision:
     return found[0] if found else _before_first(owner)
 
 
-async def newest_of_all(connection: AsyncConnection) -> dict[str, SetRevision]:
-    """The newest revisions by tenant, in the order of the tenants' ids."""
+async def newest_of_all(
+    connection: AsyncConnection, held: Mapping[str, SetRevision] | None = None
+) -> dict[str, SetRevision]:
+    """The newest revisions by tenant, in the order of the tenants' ids. Those that are `held` are
+    not read again: a revision never changes."""
     table = set_revisions
     last = select(table.c.tenant, func.max(table.c.revision).label("revision"))
     last_of = last.group_by(table.c.tenant).subquery()
@@ -41,18 +44,33 @@ async def newest_of_all(connection: AsyncConnection) -> dict[str, SetRevision]:
         last_of,
         (table.c.tenant == last_of.c.tenant) & (table.c.revision == last_of.c.revision),
     )
-    found = {row.tenant: from_row(SetRevision, row) for row in await connection.execute(query)}
+    found: dict[str, SetRevision] = {}
+    if held is None:
+        async for row in rows_of(connection, query):
+            found[row.tenant] = from_row(SetRevision, row)
+    else:
+        for tenant, revision in await connection.execute(last.group_by(table.c.tenant)):
+            known = held.get(tenant)
+            if known is None or known.revision != revision:
+                of_tenant = (table.c.tenant == tenant) & (table.c.revision == revision)
+                row = (await connection.execute(_REVISIONS.where(of_tenant))).one()
+                known = from_row(SetRevision, row)
+            found[tenant] = known
     owners = await connection.execute(select(tenants).where(tenants.c.deleted.is_(None)))
     # Sorted here: databases differ in how they order text.
     by_id = sorted(owners, key=lambda owner: str(owner.id))
     return {owner.id: found.get(owner.id) or _before_first(owner) for owner in by_id}
 
 
-async def history(connection: AsyncConnection, tenant: str, *, limit: int) -> list[SetRevision]:
-    """The revisions of a tenant's set, newest first."""
+async def history(
+    connection: AsyncConnection, tenant: str, *, limit: int, before: int | None = None
+) -> list[SetRevision]:
+    """The revisions of a tenant's set, newest first, older than `before`."""
     table = set_revisions
     query = _REVISIONS.where(table.c.tenant == tenant).order_by(table.c.revision.desc())
-    return [from_row(SetRevision, row) for row in await connection.execute(query.limit(limit))]
+    if before is not None:
+        query = query.where(table.c.revision < before)
+    return [from_row(SetRevision, row) async for row in rows_of(connection, query.limit(limit))]
 
 
 async def revision_of(connection: AsyncConnection, tenant: str, revision: int) -> SetRevision:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.tenancy import keys as api_keys
 from server.tenancy import sets, tables
 from server.tenancy.records import Quota, SetRevision
-from server.tenancy.tables import from_row
+from server.tenancy.tables import from_row, rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +52,13 @@ async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
     change = await newest_change(connection)
     if held is not None and held.change == change:
         return held
-    live = await sets.newest_of_all(connection)
+    known = None if held is None else {name: state.set for name, state in held.tenants.items()}
+    live = await sets.newest_of_all(connection, known)
     rows = await connection.execute(select(tables.quotas))
     quotas = {row.tenant: from_row(Quota, row) for row in rows}
     table = tables.api_keys
     keys: dict[str, list[StoredKey]] = defaultdict(list)
-    for row in await connection.execute(select(table).where(table.c.revoked.is_(None))):
+    async for row in rows_of(connection, select(table).where(table.c.revoked.is_(None))):
         keys[row.prefix].append(from_row(StoredKey, row))
     return Snapshot(
         change=change,

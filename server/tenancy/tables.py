@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     ForeignKey,
@@ -18,10 +20,12 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Row,
+    Select,
     Table,
     Text,
     TypeDecorator,
     select,
+    true,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -133,6 +137,28 @@ async def find(connection: AsyncConnection, column: Column[str], value: str) -> 
         return None
     query = select(column.table).where(column == value)
     return (await connection.execute(query)).one_or_none()
+
+
+_BATCH = 16
+"""Rows that are made into objects at a time: a row may have a thousand adapters, and others want
+their turn of the event loop."""
+
+
+async def rows_of(connection: AsyncConnection, query: Select[Any]) -> AsyncIterator[Row[Any]]:
+    """The rows of a query, a few at a time."""
+    rows = await connection.stream(query.execution_options(yield_per=_BATCH))
+    async for some in rows.partitions(_BATCH):
+        for row in some:
+            yield row
+
+
+def after_item(column: Column[Any], row: Row[Any] | None, then: Column[Any]) -> ColumnElement[bool]:
+    """Whether a row comes behind `row`, in the order of `column` and, where that is the same, of
+    `then`. All do where there is none."""
+    if row is None:
+        return true()
+    here, there = getattr(row, column.key), getattr(row, then.key)
+    return (column > here) | ((column == here) & (then > there))
 
 
 def from_row(record: type[D], row: Row[Any]) -> D:

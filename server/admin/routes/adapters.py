@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from server.admin import schemas
 from server.admin.documentation import failures
 from server.admin.imports import describe_adapters, import_adapter
+from server.admin.pages import After, page
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import as_api_error
@@ -37,12 +38,24 @@ _IMPORTED: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/adapters", responses=failures())
-async def list_adapters(http: Request) -> schemas.Listed[schemas.Adapter]:
-    """Lists all imported adapters, oldest first."""
+@router.get(
+    "/adapters", response_model=schemas.Listed[schemas.Adapter], responses=failures(400, 404)
+)
+async def list_adapters(
+    http: Request,
+    limit: Annotated[
+        int, Query(ge=1, le=schemas.MAX_ADAPTER_PAGE, description="Items of the page.")
+    ] = schemas.MAX_ADAPTER_PAGE,
+    after: After = None,
+) -> Response:
+    """Lists imported adapters, oldest first; `after` of the next page is the last one's digest."""
     services = admin_services(http)
-    records = await services.directory.adapters()
-    return schemas.Listed(data=await describe_adapters(services, records))
+
+    async def items(most: int) -> list[schemas.Adapter]:
+        records = await services.directory.adapters(limit=most, after=after)
+        return await describe_adapters(services, records)
+
+    return await page(schemas.Adapter, limit, items)
 
 
 @router.post(

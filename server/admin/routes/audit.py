@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Query, Request, Response
 
 from server.admin import schemas
 from server.admin.documentation import failures
+from server.admin.pages import page
 from server.admin.routing import admin_router
 from server.admin.services import admin_services
 from server.tenancy.records import AuditRow
@@ -15,17 +16,19 @@ from server.tenancy.records import AuditRow
 router = admin_router()
 
 
-@router.get("/audit", responses=failures(400))
+@router.get("/audit", response_model=schemas.Listed[AuditRow], responses=failures(400))
 async def list_audit(
     http: Request,
     tenant: Annotated[
         schemas.Name | None, Query(description="Only this one's, deleted or not.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=schemas.MAX_PAGE)] = 100,
+    limit: Annotated[int, Query(ge=1, le=schemas.MAX_REVISIONS)] = 100,
     before: Annotated[
         int | None, Query(ge=1, lt=1 << 63, description="Only rows older than this id.")
     ] = None,
-) -> schemas.Listed[AuditRow]:
+) -> Response:
     """Lists the changes, newest first; `before` of the next page is the last one's id."""
-    rows = await admin_services(http).directory.audit(tenant=tenant, limit=limit, before=before)
-    return schemas.Listed(data=rows)
+    directory = admin_services(http).directory
+    return await page(
+        AuditRow, limit, lambda most: directory.audit(tenant=tenant, limit=most, before=before)
+    )

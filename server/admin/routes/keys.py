@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from server.admin import schemas
 from server.admin.documentation import failures
+from server.admin.pages import After, Limit, page
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
 from server.tenancy.errors import UnknownKeyError
@@ -16,10 +17,14 @@ from server.tenancy.records import KeyInfo, NewKey
 router = admin_router("/admin/v1/tenants/{tenant}")
 
 
-@router.get("/keys", responses=failures(404))
-async def list_keys(tenant: str, http: Request) -> schemas.Listed[KeyInfo]:
-    """Lists a tenant's keys without their secrets, oldest first, revoked ones too."""
-    return schemas.Listed(data=await admin_services(http).directory.keys(tenant))
+@router.get("/keys", response_model=schemas.Listed[KeyInfo], responses=failures(400, 404))
+async def list_keys(
+    tenant: str, http: Request, limit: Limit = schemas.MAX_PAGE, after: After = None
+) -> Response:
+    """Lists a tenant's keys without their secrets, oldest first, revoked ones too; `after` of the
+    next page is the last one's id."""
+    directory = admin_services(http).directory
+    return await page(KeyInfo, limit, lambda most: directory.keys(tenant, limit=most, after=after))
 
 
 @router.post("/keys", status_code=HTTPStatus.CREATED, responses=failures(404))

@@ -19,4 +19,4 @@ router = admin_router("")
 )
 async def get_metrics(http: Request) -> Response:
     """Prometheus text format."""
-    return Response(admin_services(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await admin_services(http).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -9,6 +9,7 @@ from fastapi import Query, Request, Response
 
 from server.admin import schemas
 from server.admin.documentation import failures, set_failures, with_etag
+from server.admin.pages import page
 from server.admin.preconditions import ExpectedRevision, etag
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
@@ -48,12 +49,22 @@ async def put_set(
     return schemas.Swap.model_validate(result)
 
 
-@router.get("/revisions", responses=failures(400, 404))
+@router.get("/revisions", response_model=schemas.Listed[SetRevision], responses=failures(400, 404))
 async def list_revisions(
-    tenant: str, http: Request, limit: Annotated[int, Query(ge=1, le=schemas.MAX_PAGE)] = 20
-) -> schemas.Listed[SetRevision]:
-    """Lists the revisions, newest first."""
-    return schemas.Listed(data=await admin_services(http).directory.revisions(tenant, limit=limit))
+    tenant: str,
+    http: Request,
+    limit: Annotated[int, Query(ge=1, le=schemas.MAX_REVISIONS)] = 20,
+    before: Annotated[
+        int | None, Query(ge=1, lt=1 << 31, description="Only revisions older than this one.")
+    ] = None,
+) -> Response:
+    """Lists the revisions, newest first; `before` of the next page is the last one's number."""
+    directory = admin_services(http).directory
+    return await page(
+        SetRevision,
+        limit,
+        lambda most: directory.revisions(tenant, limit=most, before=before),
+    )
 
 
 @router.post("/rollback", responses={200: with_etag("The diff."), **set_failures()})

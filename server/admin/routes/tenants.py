@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from server.admin import schemas
 from server.admin.documentation import failures
+from server.admin.pages import After, Limit, page
 from server.admin.routing import admin_router
 from server.admin.services import ACTOR, admin_services
 from server.tenancy.records import Quota, Tenant
@@ -15,10 +16,13 @@ from server.tenancy.records import Quota, Tenant
 router = admin_router()
 
 
-@router.get("/tenants", responses=failures())
-async def list_tenants(http: Request) -> schemas.Listed[Tenant]:
-    """Lists all tenants, by their ids."""
-    return schemas.Listed(data=await admin_services(http).directory.tenants())
+@router.get("/tenants", response_model=schemas.Listed[Tenant], responses=failures(400))
+async def list_tenants(
+    http: Request, limit: Limit = schemas.MAX_PAGE, after: After = None
+) -> Response:
+    """Lists tenants by their ids; `after` of the next page is the last one's id."""
+    directory = admin_services(http).directory
+    return await page(Tenant, limit, lambda most: directory.tenants(limit=most, after=after))
 
 
 @router.post("/tenants", status_code=HTTPStatus.CREATED, responses=failures(409, body=True))

@@ -13,6 +13,8 @@ from pydantic import (
     model_serializer,
 )
 
+from server.api.wire.written import WrittenList
+
 FinishedBy = Literal["stop", "length"]
 ChatFinishedBy = Literal["stop", "length", "tool_calls"]
 
@@ -30,7 +32,7 @@ class PromptLogprob(BaseModel):
     decoded_token: str
 
 
-PromptLogprobs = list[dict[int, PromptLogprob] | None]
+PromptLogprobs = WrittenList[dict[int, PromptLogprob] | None]
 
 
 class Usage(BaseModel):
@@ -47,10 +49,10 @@ class Usage(BaseModel):
 class CompletionLogprobs(BaseModel):
     """null stands at the first token of an echoed prompt, which nothing stands before."""
 
-    tokens: list[str] = []
-    token_logprobs: list[float | None] = []
-    top_logprobs: list[dict[str, float] | None] = []
-    text_offset: list[int] = []
+    tokens: WrittenList[str] = []
+    token_logprobs: WrittenList[float | None] = []
+    top_logprobs: WrittenList[dict[str, float] | None] = []
+    text_offset: WrittenList[int] = []
 
 
 class CompletionChoice(BaseModel):
@@ -88,7 +90,7 @@ class ChatTokenLogprob(TopLogprob):
 
 
 class ChatLogprobs(BaseModel):
-    content: list[ChatTokenLogprob]
+    content: WrittenList[ChatTokenLogprob]
     refusal: None = None
 
 

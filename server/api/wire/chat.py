@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -29,7 +30,7 @@ from server.api.wire.tools import (
     ToolChoice,
     Tools,
 )
-from server.http.fields import NumLogprobs, Text, invalid
+from server.http.fields import MAX_PARTS, NumLogprobs, Text, invalid
 
 _MAX_TEMPLATE_NAMES = 32
 _MAX_TEMPLATE_CHARS = 1 << 14
@@ -48,6 +49,8 @@ def _join_parts(value: Any) -> Any:
         return value
     if not value:
         raise invalid("expected at least one content part")
+    if len(value) > MAX_PARTS:
+        raise invalid(f"found {len(value)} content parts, expected at most {MAX_PARTS}")
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
             raise invalid("expected text, or parts of the form {type: text, text: …}")
@@ -121,7 +124,7 @@ class Message(BaseModel):
 
     role: Role
     # OpenAI's, before content, which is null beside some of them.
-    tool_calls: Annotated[list[PastCall] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_calls: Annotated[list[PastCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_call_id: Annotated[Text, Field(max_length=256)] | None = Field(None, validate_default=True)
     function_call: Absent = None
     refusal: Absent = None
@@ -225,7 +228,7 @@ class ChatPrompt(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
     tools: Tools = None
     tool_choice: ToolChoice = None
     reasoning_effort: Effort | None = None
@@ -235,8 +238,10 @@ class ChatPrompt(BaseModel):
     # vLLM's.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    documents: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(max_length=128, fail_fast=True)] | None = None
     chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None
+
+    _num_characters: int | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _take_effort(self) -> Self:
@@ -272,12 +277,21 @@ class ChatPrompt(BaseModel):
                 raise refused("tool_choice", f"Tool '{name}' not found in tools list")
         return self
 
+    @model_validator(mode="after")
+    def _count_characters(self) -> Self:
+        # Here, where large bodies are checked: much of it takes its time.
+        if self._num_characters is None:
+            tools = [tool.for_template() for tool in self.callable_tools]
+            shown = [*tools, *(self.documents or ())]
+            sizes = (len(json.dumps(item, ensure_ascii=False)) for item in shown)
+            self._num_characters = sum(message.size for message in self.messages) + sum(sizes)
+        return self
+
     @property
     def num_characters(self) -> int:
         """Of all that the prompt has from the client."""
-        shown = [*(tool.for_template() for tool in self.callable_tools), *(self.documents or ())]
-        sizes = (len(json.dumps(item, ensure_ascii=False)) for item in shown)
-        return sum(message.size for message in self.messages) + sum(sizes)
+        assert self._num_characters is not None, "counted when it was checked"
+        return self._num_characters
 
     @property
     def _chosen_names(self) -> list[str]:

@@ -57,18 +57,20 @@ class GenerationBody(StructuredBody):
     top_k: Annotated[Whole, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    stop_token_ids: (
+        Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True)] | None
+    ) = None
     ignore_eos: bool | None = None
     min_tokens: CountFromZero | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
-    allowed_token_ids: Annotated[list[TokenId], Field(max_length=MAX_ALLOWED_TOKEN_IDS)] | None = (
-        None
-    )
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(max_length=MAX_ALLOWED_TOKEN_IDS, fail_fast=True)] | None
+    ) = None
     bad_words: (
         Annotated[
             list[Annotated[Text, Field(min_length=1, max_length=100)]],
-            Field(max_length=MAX_BAD_WORDS),
+            Field(max_length=MAX_BAD_WORDS, fail_fast=True),
         ]
         | None
     ) = None

@@ -9,9 +9,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, model_v
 from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.refusal import refused
 from server.api.wire.setting import Effort, Setting
+from server.api.wire.tools import MAX_TOOLS
 from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
-from server.http.fields import StopStrings, Text, TokenCount, invalid, without_nul
+from server.http.fields import MAX_PARTS, StopStrings, Text, TokenCount, invalid, without_nul
 
 OTHERS = OtherFields(
     passed_on=SAMPLING - {"top_k"},
@@ -56,7 +57,7 @@ def _as_blocks(value: Any) -> Any:
 TextOnly = Annotated[TextBlock, Kinds("content", {"text": "<text>"}).known]
 Texts = Annotated[
     list[TextOnly],
-    Field(max_length=4096),
+    Field(max_length=MAX_PARTS, fail_fast=True),
     BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextOnly]),
 ]
 """Text, or blocks of text."""
@@ -114,7 +115,7 @@ class Message(_Part):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[Block],
-        Field(max_length=4096),
+        Field(max_length=MAX_PARTS, fail_fast=True),
         BeforeValidator(_as_blocks, json_schema_input_type=str | list[Block]),
     ]
 
@@ -125,9 +126,11 @@ class Tool(_Part):
     description: Text | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
-    input_examples: Annotated[list[Any], Field(max_length=0)] | None = None
+    input_examples: Annotated[list[Any], Field(max_length=0, fail_fast=True)] | None = None
     defer_loading: Literal[False] | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    allowed_callers: (
+        Annotated[list[Literal["direct"]], Field(max_length=16, fail_fast=True)] | None
+    ) = None
 
 
 AnyTool = Annotated[Tool, Kinds("tools", {"custom": "<custom>"}, lambda _: "<custom>").known]
@@ -182,9 +185,9 @@ class CountTokensRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_MODEL_NAME)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
     system: Texts | None = None
-    tools: Annotated[list[AnyTool], Field(max_length=4096)] | None = None
+    tools: Annotated[list[AnyTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

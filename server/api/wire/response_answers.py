@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from server.api.wire.answers import ChatTokenLogprob
 from server.api.wire.responses import Format, FunctionTool, PlainFormat, ToolChoice
+from server.api.wire.written import WrittenList
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -16,7 +17,7 @@ class OutputText(BaseModel):
     type: Literal["output_text"] = "output_text"
     text: str
     annotations: list[Any] = []
-    logprobs: list[ChatTokenLogprob] = []
+    logprobs: WrittenList[ChatTokenLogprob] = []
 
 
 class OutputMessage(BaseModel):

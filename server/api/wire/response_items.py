@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag, TypeAdapter
 
 from server.api.wire.unions import Kinds
-from server.http.fields import Text, invalid, without_nul
+from server.http.fields import MAX_PARTS, Text, invalid, without_nul
 
 Id = Annotated[Text, Field(min_length=1, max_length=256)]
 
@@ -37,7 +37,7 @@ def _as_parts(value: Any) -> Any:
 
 Parts = Annotated[
     list[Content],
-    Field(min_length=1, max_length=4096),
+    Field(min_length=1, max_length=MAX_PARTS, fail_fast=True),
     BeforeValidator(_as_parts, json_schema_input_type=str | list[Content]),
 ]
 """Text, or parts of text."""
@@ -82,7 +82,9 @@ class ReasoningItem(_Item):
     type: Literal["reasoning"]
     encrypted_content: Unreadable = None
     summary: Unreadable = None
-    content: Annotated[list[ReasoningText], Field(max_length=4096)] | None = None
+    content: Annotated[list[ReasoningText], Field(max_length=MAX_PARTS, fail_fast=True)] | None = (
+        None
+    )
 
 
 class ItemReference(_Item):

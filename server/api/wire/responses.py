@@ -18,9 +18,10 @@ from remix_runtime.contracts import MAX_MODEL_NAME
 from server.api.wire.refusal import refused
 from server.api.wire.response_items import Id, InputItem
 from server.api.wire.setting import Effort, Setting
+from server.api.wire.tools import MAX_TOOLS
 from server.api.wire.translated import SAMPLING, OtherFields
 from server.api.wire.unions import Kinds
-from server.http.fields import MAX_LOGPROBS, Text, TokenCount, without_nul
+from server.http.fields import MAX_LOGPROBS, MAX_PARTS, Text, TokenCount, without_nul
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -77,7 +78,7 @@ class NamedFunction(Setting):
 class AllowedTools(Setting):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=4096)]
+    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 _CHOICES = Kinds("a choice", {"function": "<function>", "allowed_tools": "<allowed>"})
@@ -160,14 +161,14 @@ class ResponsesRequest(BaseModel):
     model: Annotated[Text, Field(min_length=1, max_length=MAX_MODEL_NAME)]
     input: Annotated[
         list[InputItem],
-        Field(min_length=1, max_length=4096),
+        Field(min_length=1, max_length=MAX_PARTS, fail_fast=True),
         BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
     ]
     instructions: Text | None = None
     previous_response_id: Id | None = None
     store: bool | None = None
 
-    tools: Annotated[list[Tool], Field(max_length=4096)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: TokenCount | None = None
@@ -182,7 +183,7 @@ class ResponsesRequest(BaseModel):
     include: (
         Annotated[
             list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
-            Field(max_length=64),
+            Field(max_length=64, fail_fast=True),
         ]
         | None
     ) = None

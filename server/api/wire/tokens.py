@@ -11,7 +11,7 @@ from server.api.wire.answers import IfAsked
 from server.api.wire.chat import ChatPrompt, Message
 from server.api.wire.others import check_others
 from server.api.wire.refusal import refused
-from server.http.fields import Text, TokenId
+from server.http.fields import MAX_PARTS, Text, TokenId
 
 MAX_TOKENS = 1 << 17
 """Token ids of one request."""
@@ -30,7 +30,9 @@ class TokenizeRequest(ChatPrompt):
     model: ModelName | None = None
     """All adapters have the base's tokenizer; one may have a chat template of its own."""
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(max_length=4096)] = Field(default_factory=list)
+    messages: Annotated[list[Message], Field(max_length=MAX_PARTS, fail_fast=True)] = Field(
+        default_factory=list
+    )
     add_special_tokens: bool | None = None
     """Whether the tokenizer adds its own; a prompt has them unless told otherwise, and a chat never
     has more than its template wrote."""
@@ -63,7 +65,7 @@ class DetokenizeRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: ModelName | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

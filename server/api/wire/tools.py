@@ -66,7 +66,10 @@ def _differ(tools: list[Tool] | None) -> list[Tool] | None:
     return tools
 
 
-Tools = Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS), AfterValidator(_differ)]
+Tools = Annotated[
+    Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None,
+    AfterValidator(_differ),
+]
 
 
 class FunctionName(BaseModel):
@@ -88,7 +91,7 @@ class AllowedTools(BaseModel):
     model_config = ConfigDict(strict=True)
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class AllowedChoice(BaseModel):

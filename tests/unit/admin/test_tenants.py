@@ -42,7 +42,7 @@ async def test_life_of_a_tenant(admin: Admin) -> None:
 )
 async def test_bad_tenants(admin: Admin, body: Any) -> None:
     check_error(await admin.client.post(f"{API}/tenants", json=body), 400)
-    assert (await admin.client.get(f"{API}/tenants")).json() == {"data": []}
+    assert (await admin.client.get(f"{API}/tenants")).json()["data"] == []
 
 
 async def test_bodies_are_read_by_the_letter(admin: Admin) -> None:
@@ -53,7 +53,7 @@ async def test_bodies_are_read_by_the_letter(admin: Admin) -> None:
     assert check_error(await post(b'{"id": '), 400)["code"] == "invalid_json"
     check_error(await post(b'{"id": "acme"}', "text/plain"), 415)
     check_error(await post(b" " * (4 << 20) + b'{"id": "acme"}'), 413)
-    assert (await admin.client.get(f"{API}/tenants")).json() == {"data": []}
+    assert (await admin.client.get(f"{API}/tenants")).json()["data"] == []
 
 
 async def test_keys_are_shown_once(admin: Admin) -> None:
