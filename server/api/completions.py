@@ -73,7 +73,9 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
     )
     echoes = [""] * len(admitted.requests)
     if body.echo:
-        echoes = await run_tokenizer(_echoes, engine.tokenizer, body, prompts, admitted.requests)
+        echoes = await run_tokenizer(
+            services, call.tenant, _echoes, engine.tokenizer, body, prompts, admitted.requests
+        )
     writer = CompletionWriter(
         answer_id=body.request_id or answer_id,
         target=call.target,
