@@ -46,16 +46,15 @@ def require_light(text: bytes) -> None:
 def require_small_objects(value: Any) -> None:
     """Raises `ApiError` for an object of too many members: each of them may be told as a mistake of
     its own."""
-    todo = [value] if isinstance(value, dict | list) else []
+    todo: list[Any] = [value] if isinstance(value, dict | list) else []
     while todo:
         item = todo.pop()
-        if isinstance(item, dict):
-            if len(item) > MAX_OWN_MEMBERS:
-                raise _too_complex(
-                    f"found an object of {len(item)} members, expected at most {MAX_OWN_MEMBERS}"
-                )
-            item = item.values()
-        todo += [each for each in item if isinstance(each, dict | list)]
+        if isinstance(item, dict) and len(item) > MAX_OWN_MEMBERS:
+            raise _too_complex(
+                f"found an object of {len(item)} members, expected at most {MAX_OWN_MEMBERS}"
+            )
+        inner = item.values() if isinstance(item, dict) else item
+        todo += [each for each in inner if isinstance(each, dict | list)]
 
 
 def _marks(text: bytes) -> tuple[int, int, int]:

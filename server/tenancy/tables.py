@@ -24,6 +24,8 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
+    or_,
     select,
     true,
 )
@@ -158,7 +160,7 @@ def after_item(column: Column[Any], row: Row[Any] | None, then: Column[Any]) -> 
     if row is None:
         return true()
     here, there = getattr(row, column.key), getattr(row, then.key)
-    return (column > here) | ((column == here) & (then > there))
+    return or_(column > here, and_(column == here, then > there))
 
 
 def from_row(record: type[D], row: Row[Any]) -> D:

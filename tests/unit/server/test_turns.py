@@ -169,7 +169,9 @@ async def test_the_backlog_of_a_slow_reader(app: FastAPI) -> None:
     async def work() -> None:
         reads, engine.has_told = asyncio.Event(), asyncio.Event()
         asked = asyncio.ensure_future(ask(app, CHAT, body, may_send=reads))
-        await engine.has_told.wait()
+        told = asyncio.ensure_future(engine.has_told.wait())
+        await asyncio.wait({asked, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
         reads.set()
         status, size = await asked
         assert status == 200

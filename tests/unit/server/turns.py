@@ -11,11 +11,9 @@ from typing import Any
 from fastapi import FastAPI
 
 from remix_runtime.contracts import PositionLogprobs, TokenLogprob
-from remix_runtime.engines.fake import FakeConfig, _Job
-from remix_runtime.engines.fake_model import ByteTokenizer
+from remix_runtime.engines.fake import FakeConfig, FakeEngine, _Job
 from server.runner import without_long_collections
 from tests.unit.server.harness import BASE
-from tests.unit.server.scripted import ScriptedEngine
 
 LONGEST_TURN = 0.05
 """Seconds of the process's CPU time that may pass until everybody had a turn."""
@@ -102,15 +100,14 @@ def as_body(**fields: Any) -> bytes:
     return json.dumps({"model": BASE, **fields}, ensure_ascii=False).encode()
 
 
-class TellingEngine(ScriptedEngine):
+class TellingEngine(FakeEngine):
     """Answers in letters to the last token, and tells as much of them as it is asked for, which
     costs it nothing."""
 
     def __init__(self) -> None:
-        super().__init__(ByteTokenizer())
+        super().__init__(FakeConfig(served_model_name=BASE, max_model_len=1 << 15, max_running=128))
         self.has_told = asyncio.Event()
         """Set when there is no request any more."""
-        self._config = FakeConfig(served_model_name=BASE, max_model_len=1 << 15, max_running=128)
 
     async def _run(self, job: _Job) -> None:
         params = job.request.params
