@@ -51,7 +51,7 @@ class NthCall:
 
 
 def of_stream(stream: TextStream, *_: Any, **__: Any) -> bool:
-    return MARK in stream._stop
+    return any(stop.text == MARK for stop in stream._stops)
 
 
 def of_new_stream(_self: Any, _speller: Any, _prompt: Any, stop: Any = (), **_: Any) -> bool:
