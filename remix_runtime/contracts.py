@@ -37,11 +37,8 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen and when to stop. Field meanings follow vLLM's.
-
-    The server validates ranges against the wire schema; the engine validates again what
-    depends on the model (token ids, context length) and raises `InvalidRequestError`.
-    """
+    """How the next token is chosen and when to stop; field meanings follow vLLM's. The server
+    validates ranges, the engine what depends on the model (`InvalidRequestError`)."""
 
     max_tokens: int
     """0 computes the prompt alone: one event without tokens, ended by its length."""
@@ -292,17 +289,14 @@ class Tokenizer(Protocol):
     @property
     def max_token_chars(self) -> int:
         """Characters of the longest token: a text has at least its length over this in tokens."""
-        ...
 
     @property
     def chat_template(self) -> str | None:
         """The template's source; None where the model has none."""
-        ...
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
         """The tokens that are left out of a text unless they are asked for, by their names."""
-        ...
 
     def encode(
         self,
@@ -314,19 +308,16 @@ class Tokenizer(Protocol):
     ) -> list[int]:
         """The tokens of a text. Where they are more than `at_most`, more than so many of them are
         enough: its first ones, or its last ones for `keep_end`."""
-        ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def token_text(self, token_id: int) -> str:
         """One token as text, special tokens included; for the `token` fields of logprobs."""
-        ...
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to the UTF-8 of a text; a special token's is its name. Joined, the
         bytes of tokens are their text, apart from a space that some tokenizers drop at its
         start."""
-        ...
 
     def apply_chat_template(
         self,
@@ -345,16 +336,12 @@ class Tokenizer(Protocol):
 
         Raises `InvalidRequestError` where the model has no template or the template refuses.
         """
-        ...
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """The whole border between server and runtime. All methods are called from one event loop.
-
-    A life: `start`, then any number of `load_adapter`, `generate`, `abort` and `unload_adapter`,
-    then `stop`.
-    """
+    """The whole border between server and runtime. All methods are called from one event loop:
+    `start`, any number of `load_adapter`, `generate`, `abort` and `unload_adapter`, then `stop`."""
 
     @property
     def model(self) -> ModelInfo: ...
@@ -364,12 +351,10 @@ class Engine(Protocol):
 
     async def start(self) -> None:
         """Loads the model and returns when the engine is ready. Raises `ConfigError`."""
-        ...
 
     async def stop(self, *, drain_seconds: float = 0.0) -> None:
         """Refuses new requests (`EngineBusyError`), lets running ones end for at most
         `drain_seconds`, aborts the rest and frees everything. Idempotent."""
-        ...
 
     async def load_adapter(self, folder: Path, digest: str | None = None) -> AdapterInfo:
         """Validates a checkpoint folder, replays its parity file and makes it servable. With
@@ -384,16 +369,13 @@ class Engine(Protocol):
         it, its digest is checked, and others' requests go on meanwhile. Loaded again from another
         folder, an adapter is read from that one.
         """
-        ...
 
     async def unload_adapter(self, digest: str) -> None:
         """Refuses new requests for the digest at once. Frees its memory, and returns, when the last
         request that uses it has ended. Unknown digests are a no-op."""
-        ...
 
     async def adapter_states(self) -> list[AdapterState]:
         """The state of every loaded adapter, in no order."""
-        ...
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """Token events of one request, ended by an event with a `finish_reason`.
@@ -407,12 +389,10 @@ class Engine(Protocol):
         of arrival inside a tenant; one whose adapter is not at hand lets others pass for a
         bounded time.
         """
-        ...
 
     async def abort(self, request_id: str) -> None:
         """Ends a request with `FinishReason.ABORT` and frees what it held at the next step.
         Unknown ids are a no-op."""
-        ...
 
     def health(self) -> Health: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -147,11 +148,13 @@ their turn of the event loop."""
 
 
 async def rows_of(connection: AsyncConnection, query: Select[Any]) -> AsyncIterator[Row[Any]]:
-    """The rows of a query, a few at a time."""
-    rows = await connection.stream(query.execution_options(yield_per=_BATCH))
-    async for some in rows.partitions(_BATCH):
+    """The rows of a query, a few at a time. All are there before the first: an open cursor would be
+    left behind in the database where its reader is cancelled."""
+    rows = await connection.execute(query)
+    for some in rows.partitions(_BATCH):
         for row in some:
             yield row
+        await asyncio.sleep(0)
 
 
 def after_item(column: Column[Any], row: Row[Any] | None, then: Column[Any]) -> ColumnElement[bool]:

@@ -17,9 +17,11 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
+from remix_runtime.adapter.checkpoint import Description, describe, reader, tensor_file
 from remix_runtime.adapter.checkpoint import folder as folder_module
-from remix_runtime.adapter.checkpoint import reader
+from remix_runtime.adapter.examination import ExaminationError, ExaminationLimits
 from server.live import adapters as live_adapters
+from server.store import rooms
 from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, PARITY_FILE
 from tests.unit.admin.harness import API, Admin, administering
 from tests.unit.server.harness import eventually
@@ -148,14 +150,15 @@ async def test_it_is_imported_again(served: Served, damage: str, engine_has_it: 
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Of adapters, by whoever reads them: the engine here, examinations in another process."""
     reads: Counter[str] = Counter()
-    read = reader.read_all
+    for module, name in ((reader, "read_tensors"), (rooms, "examine")):
 
-    def counting(*args: Any) -> bytes:
-        reads["tensors"] += 1
-        return read(*args)
+        def counting(*args: Any, read: Any = getattr(module, name), name: str = name) -> Any:
+            reads[name] += 1
+            return read(*args)
 
-    monkeypatch.setattr(reader, "read_all", counting)
+        monkeypatch.setattr(module, name, counting)
     return reads
 
 
@@ -174,7 +177,7 @@ async def test_without_a_source_it_is_refused_without_reading_and_healed_by_an_i
     for _ in range(ASKS):
         refused(await served.ask(), served.digest)
         refused(await served.ask(stream=True), served.digest)
-    assert reads["tensors"] == 0
+    assert not reads
     assert (await served.ask("haiku")).status_code == 200
     assert (await served.failing(), served.gauge()) == (["adapters"], 1)
     assert len(await served.quarantined()) == (damage in DAMAGES)
@@ -221,11 +224,15 @@ async def test_a_disk_that_gives_nothing_is_damage_and_want_of_descriptors_is_no
             stream = Broken(code)  # type: ignore[assignment]
         return read(stream, size, name)
 
-    for module in (folder_module, reader.read_header.__globals__):
-        if isinstance(module, dict):
-            monkeypatch.setitem(module, "read_exactly", failing)
-        else:
-            monkeypatch.setattr(module, "read_exactly", failing)
+    def examine_here(folder: Path, _: ExaminationLimits) -> Description:
+        try:
+            return describe(reader.read_adapter(folder)[0])
+        except OSError as error:
+            raise ExaminationError(str(error)) from error
+
+    monkeypatch.setattr(rooms, "examine", examine_here)
+    for module in (folder_module, tensor_file):
+        monkeypatch.setattr(module, "read_exactly", failing)
     refused(await served.ask(), served.digest)
     await served.admin.services.adapters.settle()
     assert len(await served.quarantined()) == (code == errno.EIO)

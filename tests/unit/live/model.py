@@ -125,7 +125,7 @@ class Model:
             raise UnknownModelError
         adapter = server.live[tenant].adapters[name]
         if not self._can_load(server, adapter):
-            raise AdapterUnavailableError
+            raise AdapterUnavailableError("as the model says")
         server.running[number] = adapter
         return adapter
 

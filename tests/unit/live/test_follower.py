@@ -77,9 +77,9 @@ async def test_a_change_is_read_once(
     def count(module: ModuleType, name: str) -> None:
         function = getattr(module, name)
 
-        async def counted(connection: AsyncConnection) -> Any:
+        async def counted(connection: AsyncConnection, *args: Any, **kwargs: Any) -> Any:
             called[name] += 1
-            return await function(connection)
+            return await function(connection, *args, **kwargs)
 
         monkeypatch.setattr(module, name, counted)
 
@@ -168,7 +168,7 @@ async def test_a_load_that_fails_as_it_is_given_up_is_not_tried_again(
         wanted = replace(before, revision=1, adapters={"x": bad})
         tries = 0
 
-        async def load(digest: str) -> AdapterInfo:
+        async def load(digest: str, tenant: str) -> AdapterInfo:
             nonlocal tries
             tries += 1
             two.follower.make_live(replace(wanted, revision=2, adapters={}))

@@ -298,13 +298,13 @@ class Collector:
         self.how = "well"
         self.at_once = self.most_at_once = self.collected = 0
         self.may_go_on = asyncio.Event()
-        directory: Any = SimpleNamespace(adapters=self._adapters)
+        directory: Any = SimpleNamespace(digests=self._digests)
         store: Any = SimpleNamespace(collect_garbage=self._collect)
         adapters: Any = SimpleNamespace(digests=set())
         self.collector = GarbageCollector(directory, store, adapters)
 
-    async def _adapters(self) -> list[Any]:
-        return []
+    async def _digests(self) -> set[str]:
+        return set()
 
     async def _collect(self, keep: set[str], *, min_age_seconds: float) -> list[str]:
         assert min_age_seconds == garbage.MIN_AGE_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from remix_runtime.engines.fake import FakeConfig
 from remix_runtime.engines.fake_model import ByteTokenizer
 from remix_runtime.errors import AdapterUnavailableError, CapacityError, RemixError
-from server.api import calls, tokenizing
+from remix_runtime.fairness.shares import Shares
 from server.http.errors import as_api_error
+from server.live.access import SINGLE_USER
 from tests.unit.server.harness import Server, eventually, serving
 from tests.unit.server.test_bad_input import check_error
 
@@ -120,12 +122,17 @@ async def test_a_panic_of_the_tokenizer_is_a_500_of_its_request(
 async def test_a_full_tokenizer_queue_is_a_503(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizing, "MAX_PENDING", 0)
-    monkeypatch.setattr(calls, "_SHORT_BODY_BYTES", 0)
-    for answer in (await server.complete(), await server.chat()):
-        assert check_error(answer, 503)["code"] == "busy"
-        assert answer.headers["retry-after"]
-    monkeypatch.undo()
+    tokenizing, go_on = server.services.tokenizing, threading.Event()
+    monkeypatch.setattr(tokenizing, "_shares", Shares(1))
+    holding = asyncio.create_task(tokenizing.run(SINGLE_USER, go_on.wait))
+    await asyncio.sleep(0)
+    try:
+        for answer in (await server.complete(), await server.chat()):
+            assert check_error(answer, 503)["code"] == "busy"
+            assert answer.headers["retry-after"]
+    finally:
+        go_on.set()
+    await holding
     await server.expect_good_request()
 
 

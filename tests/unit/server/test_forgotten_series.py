@@ -46,8 +46,8 @@ class Told:
                     found.add((sample.labels["tenant"], sample.labels["adapter"]))
         return found
 
-    def scrape(self) -> set[tuple[str, str]]:
-        self.metrics.text()
+    async def scrape(self) -> set[tuple[str, str]]:
+        await self.metrics.text()
         return self.pairs
 
 
@@ -59,22 +59,22 @@ async def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 async def test_what_left_the_sets_is_told_for_a_while_and_then_forgotten(told: Told) -> None:
     told.serve("acme", "pirate")
     all_of_it = {("acme", name) for name in ("base", "pirate", "haiku")}
-    assert told.scrape() == all_of_it
+    assert (await told.scrape()) == all_of_it
     told.sets["acme"] = LiveSet(2, {"haiku": "1" * 64})
     told.now += 100
-    assert told.scrape() == all_of_it
+    assert (await told.scrape()) == all_of_it
     told.now += FORGET_SECONDS - 1
-    assert told.scrape() == all_of_it
+    assert (await told.scrape()) == all_of_it
     told.now += 61
-    assert told.scrape() == {("acme", "base"), ("acme", "haiku")}
+    assert (await told.scrape()) == {("acme", "base"), ("acme", "haiku")}
     told.now += 10 * FORGET_SECONDS
-    assert told.scrape() == {("acme", "base"), ("acme", "haiku")}
+    assert (await told.scrape()) == {("acme", "base"), ("acme", "haiku")}
     told.serve("acme", OTHER)
-    assert ("acme", OTHER) in told.scrape()
+    assert ("acme", OTHER) in (await told.scrape())
     del told.sets["acme"]
     for _ in range(2):
         told.now += FORGET_SECONDS + 1
-        told.metrics.text()
+        await told.metrics.text()
     assert told.pairs == set()
 
 
@@ -82,17 +82,17 @@ async def test_what_comes_back_in_time_is_not_forgotten(told: Told) -> None:
     told.serve("acme", "pirate")
     told.sets["acme"] = LiveSet(2, {})
     told.now += FORGET_SECONDS / 2
-    told.metrics.text()
+    await told.metrics.text()
     told.sets["acme"] = LiveSet(3, FIRST)
     told.now += FORGET_SECONDS
-    told.metrics.text()
+    await told.metrics.text()
     told.sets["acme"] = LiveSet(4, {})
     told.now += FORGET_SECONDS / 2
-    assert ("acme", "pirate") in told.scrape()
+    assert ("acme", "pirate") in (await told.scrape())
 
 
 async def test_places_of_the_forgotten_go_to_others_without_a_scrape(told: Told) -> None:
-    told.scrape()
+    await told.scrape()
     told.sets["acme"] = LiveSet(2, {})
     told.sets["beta"] = LiveSet(1, {"x": "2" * 64, "y": "3" * 64})
     told.serve("beta", "x")

@@ -70,7 +70,7 @@ async def test_while_its_adapter_is_loaded(tmp_path: Path, monkeypatch: pytest.M
 
 
 def sleep_then(error: Exception | None = None) -> Any:
-    async def load(digest: str) -> None:
+    async def load(digest: str, tenant: str) -> None:
         await asyncio.sleep(0.05)
         if error is not None:
             raise error

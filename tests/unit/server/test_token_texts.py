@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -63,16 +64,16 @@ def test_spaces_are_part_of_the_tokens() -> None:
     positions = [position(WORLD), position(SPACE), position(HELLO), position(MARK)]
     placed = Placement(TEXTS, request()).push(" world  Hello!", positions, ended=True)
     logprobs = completion_logprobs(TEXTS, placed)
-    assert "".join(logprobs.tokens) == " world  Hello!"
-    assert logprobs.text_offset == [0, 6, 7, 13]
+    assert "".join(map(json.loads, logprobs.tokens)) == " world  Hello!"
+    assert list(map(int, logprobs.text_offset)) == [0, 6, 7, 13]
 
 
 def test_tokens_that_look_alike_stay_apart() -> None:
     top = (SPACE_BYTE, SPACE, PADDING, GLOBE_1, GLOBE_2)
     placed = Placement(TEXTS, request()).push(" ", [position(SPACE, *top)], ended=True)
     logprobs = completion_logprobs(TEXTS, placed)
-    assert logprobs.tokens == [" "]
-    assert logprobs.top_logprobs[0] == {
+    assert list(map(json.loads, logprobs.tokens)) == [" "]
+    assert json.loads(logprobs.top_logprobs[0]) == {
         f"token_id:{SPACE_BYTE}": -0.5 - SPACE_BYTE,
         " ": -0.5 - SPACE,
         f"token_id:{PADDING}": -0.5 - PADDING,
@@ -144,9 +145,9 @@ def test_a_space_that_the_text_does_not_have() -> None:
     placement = Placement(TEXTS, request([BOS]))
     placed = placement.push("world Hello", positions, ended=True)
     logprobs = completion_logprobs(TEXTS, placed)
-    assert logprobs.tokens == ["world", " Hello"]
-    assert logprobs.text_offset == [0, 5]
-    assert logprobs.top_logprobs[0] == {"world": -0.5 - WORLD, "!": -0.5 - MARK}
-    content = chat_logprobs(TEXTS, placement, placed).content
-    assert b"".join(bytes(entry.bytes) for entry in content) == b"world Hello"
-    assert [entry.token for entry in content] == ["world", " Hello"]
+    assert list(map(json.loads, logprobs.tokens)) == ["world", " Hello"]
+    assert list(map(int, logprobs.text_offset)) == [0, 5]
+    assert json.loads(logprobs.top_logprobs[0]) == {"world": -0.5 - WORLD, "!": -0.5 - MARK}
+    content = [json.loads(entry) for entry in chat_logprobs(TEXTS, placement, placed)]
+    assert b"".join(bytes(entry["bytes"]) for entry in content) == b"world Hello"
+    assert [entry["token"] for entry in content] == ["world", " Hello"]

@@ -111,8 +111,8 @@ async def test_what_another_server_repaired_is_not_taken_for_damaged(
     (store.folder(digests[0]) / "adapter_config.json").write_text("{")
     look, loop = other._damage, asyncio.get_running_loop()
 
-    def look_and_be_late(folder: Path) -> CheckpointError | None:
-        found = look(folder)
+    def look_and_be_late(folder: Path, is_served: bool) -> CheckpointError | None:
+        found = look(folder, is_served)
         repaired = store.import_from(str(root.parent / "seed0"))
         assert asyncio.run_coroutine_threadsafe(repaired, loop).result(60).created
         return found
