@@ -64,11 +64,10 @@ class ExaminationLimits:
         return self.tensor_bytes + self.tensor_bytes // 2 + _SLACK_BYTES
 
     def cpu_seconds(self, folder: Path) -> int:
-        """Seconds of CPU for the files in `folder`, which may be none: that is found out there."""
+        """Seconds of CPU for the files in `folder`. That it is none is found out there."""
         num_bytes = 0
-        with suppress(NotADirectoryError, FileNotFoundError), os.scandir(folder) as entries:
-            for entry in entries:
-                num_bytes += entry.stat().st_size
+        with suppress(NotADirectoryError), os.scandir(folder) as entries:
+            num_bytes = sum(entry.stat().st_size for entry in entries)
         return math.ceil(self.seconds + num_bytes / _BYTES_PER_SECOND)
 
 

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
-from remix_runtime.adapter.checkpoint import Description, describe, reader, tensor_file
 from remix_runtime.adapter.checkpoint import folder as folder_module
-from remix_runtime.adapter.examination import ExaminationError, ExaminationLimits
+from remix_runtime.adapter.checkpoint import reader, tensor_file
 from server.live import adapters as live_adapters
 from server.store import rooms
+from tests.examination import examine_here
 from tests.unit.adapter.checkpoint.adapters import CONFIG_FILE, PARITY_FILE
 from tests.unit.admin.harness import API, Admin, administering
 from tests.unit.server.harness import eventually
@@ -223,12 +223,6 @@ async def test_a_disk_that_gives_nothing_is_damage_and_want_of_descriptors_is_no
         if here == str(broken) and name == TENSOR_FILE:
             stream = Broken(code)  # type: ignore[assignment]
         return read(stream, size, name)
-
-    def examine_here(folder: Path, _: ExaminationLimits) -> Description:
-        try:
-            return describe(reader.read_adapter(folder)[0])
-        except OSError as error:
-            raise ExaminationError(str(error)) from error
 
     monkeypatch.setattr(rooms, "examine", examine_here)
     for module in (folder_module, tensor_file):

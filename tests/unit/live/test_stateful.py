@@ -30,7 +30,9 @@ from remix_runtime import watch
 from remix_runtime.errors import RemixError
 from server.live import adapters as live_adapters
 from server.live.swap import BadSetError
+from server.store import rooms
 from server.tenancy.errors import UnknownAdapterError
+from tests.examination import examine_here
 from tests.postgres import memory_folder
 from tests.unit.adapter.checkpoint.adapters import TENSOR_FILE
 from tests.unit.live.model import BAD, BASE, DAMAGED, GOOD, UNKNOWN, Model
@@ -374,6 +376,7 @@ def told(error: RemixError) -> object:
 
 def test_the_servers_are_as_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_adapters, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(rooms, "examine", examine_here)
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.003)
     monkeypatch.setattr(watch, "LAST_PAUSE_SECONDS", 0.003)
     adapters = {UNKNOWN: (tmp_path, "0" * 64)}
