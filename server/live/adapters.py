@@ -246,6 +246,8 @@ class LiveAdapters:
         await self._tasks.settle()
 
     async def _load(self, digest: str, entry: _Entry, tenant: str) -> AdapterInfo:
+        if entry.repair is not None:  # a few that waited for it in their turn would hold up all
+            await asyncio.wait({entry.repair})
         async with self._turns.turn(tenant), entry.turn:
             if entry.info is not None:
                 return entry.info

@@ -172,6 +172,33 @@ async def test_tenants_take_turns_with_cold_adapters(
         assert set(engine.loads.values()) == {1}
 
 
+async def test_those_who_wait_for_repairs_hold_up_no_load(
+    adapters: LiveAdapters, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = [shelf.put(f"damaged-{i}") for i in range(live_adapters.LOADS_AT_ONCE)]
+    sound, go_on = shelf.put("sound"), asyncio.Event()
+
+    async def repair(digest: str) -> bool:
+        await go_on.wait()
+        return False
+
+    monkeypatch.setattr(shelf, "repair", repair)
+    shelf.lost.update(damaged)
+    waiting = []
+    with adapters.pinned([*damaged, sound]):
+        for _ in range(2):  # the first ones find the damage, the second ones its repair
+            waiting += [asyncio.create_task(adapters.load(digest)) for digest in damaged]
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        try:
+            assert (await asyncio.wait_for(adapters.load(sound), 60)).digest == sound
+        finally:
+            go_on.set()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in found} == {CheckpointFormatError}
+
+
 async def test_what_nobody_waits_for_any_more_is_not_loaded(
     adapters: LiveAdapters, engine: WatchedEngine, shelf: Shelf
 ) -> None:
