@@ -184,9 +184,9 @@ def fit(parts: Sequence[Part], limit: int, source: str) -> list[Part]:
     most the limit. Raises `ConfigError`."""
     if sum(part.num_bytes for part in parts) <= limit:
         return list(parts)
-    least = [part if part.least is None else replace(part, value=part.least) for part in parts]
-    total = sum(part.num_bytes for part in least)
+    total = sum(part.least_bytes for part in parts)
     if total > limit:
+        least = [part if part.least is None else replace(part, value=part.least) for part in parts]
         raise ConfigError(
             f"memory: found {-(-total // _MIB)} MiB ({', '.join(map(str, least))}), expected at "
             f"most {limit // _MIB}, {source}; give smaller numbers, or REMIX_MEMORY_BYTES if there "

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from time import monotonic
 
 from remix_runtime.contracts import AdapterState
 from server.admin import schemas
 from server.admin.services import ACTOR, AdminServices
+from server.http.turn import Turn
 from server.store import Progress
 from server.tenancy.records import AdapterRecord, now
-
-_TURN_SECONDS = 0.005
 
 
 async def import_adapter(
@@ -53,13 +50,11 @@ async def describe_adapters(
 async def _users(services: AdminServices, digests: set[str]) -> Mapping[str, list[str]]:
     """The tenants whose sets name each of the adapters, by this server's copy of the directory."""
     users: Mapping[str, list[str]] = {digest: [] for digest in digests}
-    began = monotonic()
+    turn = Turn()
     for tenant, state in services.follower.snapshot.tenants.items():
         for digest in digests.intersection(state.set.adapters.values()):
             users[digest].append(tenant)
-        if monotonic() - began > _TURN_SECONDS:
-            await asyncio.sleep(0)
-            began = monotonic()
+        await turn.end_if_long()
     return users
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from time import monotonic
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Response
 from pydantic import TypeAdapter
 
 from server.admin import schemas
+from server.http.turn import Turn
 
 Item = TypeVar("Item")
-
-_TURN_SECONDS = 0.005
 
 Limit = Annotated[int, Query(ge=1, le=schemas.MAX_PAGE, description="Items of the page.")]
 After = Annotated[
@@ -37,13 +34,10 @@ async def page(
     found = await items(limit + 1)
     adapter = _adapter(kind)
     written: list[bytes] = []
-    began = monotonic()
+    turn = Turn()
     for item in found[:limit]:
-        # A revision may have a thousand adapters, and others want their turn of the event loop.
         written.append(adapter.dump_json(item))
-        if monotonic() - began > _TURN_SECONDS:
-            await asyncio.sleep(0)
-            began = monotonic()
+        await turn.end_if_long()  # a revision may have a thousand adapters
     more = b"true" if len(found) > limit else b"false"
     body = b'{"data":[' + b",".join(written) + b'],"has_more":' + more + b"}"
     return Response(body, media_type="application/json")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from starlette.types import Send
 
-from server.api.generation import TURN_SECONDS
 from server.api.writer import Event
 from server.http.slices import in_slices
+from server.http.turn import Turn
 from server.live.quotas import Admission
 
 _HEADERS = [
@@ -59,12 +58,10 @@ class EventStream:
 
     async def write(self, events: Iterable[Event]) -> None:
         written: list[bytes] = []
-        began = monotonic()
+        turn = Turn()
         for event in events:
             written.append(event.encode())
-            if monotonic() - began > TURN_SECONDS:
-                await asyncio.sleep(0)
-                began = monotonic()
+            await turn.end_if_long()
         await self.write_bytes(b"".join(written))
 
     async def end(self) -> None:

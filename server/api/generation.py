@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +22,7 @@ from remix_runtime.errors import EngineBusyError, InvalidRequestError
 from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
 from server.api.wire.generation import GenerationBody
+from server.http.turn import Turn
 from server.metrics import SequenceWatch
 
 MAX_LOGPROB_ENTRIES = 1 << 19
@@ -30,9 +30,6 @@ MAX_LOGPROB_ENTRIES = 1 << 19
 
 MAX_ALLOWED_OF_ALL = 1 << 19
 """Allowed tokens of all sequences of a request, each of which has its own check of them."""
-
-TURN_SECONDS = 0.005
-"""A request that has kept the event loop for this long lets others have a turn."""
 
 
 def _sampling_params(
@@ -307,16 +304,14 @@ class Fanout:
         first thing that is seen.
         """
         unfinished = len(self._requests)
-        began = monotonic()
+        turn = Turn()
         while unfinished:
             if self._queue.empty():
                 index, item = await self._queue.get()
-                began = monotonic()
+                turn.begin()
             else:  # a reader that was slow has many: they are not all written in one turn
                 index, item = self._queue.get_nowait()
-                if monotonic() - began > TURN_SECONDS:
-                    await asyncio.sleep(0)
-                    began = monotonic()
+                await turn.end_if_long()
             if isinstance(item, Exception):
                 raise item
             self._watches[index].see(item)

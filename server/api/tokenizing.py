@@ -3,7 +3,6 @@ tenants, and no further than what fits the context and the tenant's quota. Short
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -11,7 +10,6 @@ from typing import ParamSpec, TypeVar
 from remix_runtime.contracts import Engine
 from remix_runtime.errors import InvalidRequestError
 from server.http.request import RequestState
-from server.live.quotas import TOKENIZED_SHARE
 from server.services import Services
 
 P = ParamSpec("P")
@@ -72,7 +70,7 @@ async def count_tokens(
     engine, admission = services.engine, state.admission
     assert admission is not None, "the route is no CountedRoute"
     least = require_short(engine, characters, param)
-    admission.reserve_tokens(math.ceil(least * TOKENIZED_SHARE))
+    admission.reserve_tokenizing(least)
     at_most = COUNTED_CONTEXTS * engine.model.max_model_len
     ids = await run_tokenizer(services, state.tenant, tokenize, at_most)
     admission.tokenized(len(ids))

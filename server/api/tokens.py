@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
@@ -24,7 +23,6 @@ from server.api.wire.tokens import (
     Version,
 )
 from server.http.request import state_of
-from server.live.quotas import TOKENIZED_SHARE
 from server.live.sets import Target
 from server.services import services_of
 
@@ -78,7 +76,7 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> Detokenized:
     _target(http, body.model)
     engine.model.require_known(body.tokens, param="tokens")
     assert state.admission is not None
-    state.admission.reserve_tokens(math.ceil(len(body.tokens) * TOKENIZED_SHARE))
+    state.admission.reserve_tokenizing(len(body.tokens))
     text = await run_tokenizer(
         services, state.tenant, engine.tokenizer.decode, body.tokens, skip_special_tokens=False
     )

@@ -108,6 +108,11 @@ class Admission:
         else:
             self._reserved.grow(more)
 
+    def reserve_tokenizing(self, tokens: int) -> None:
+        """Reserves what it costs to turn so many tokens into text, or text into them. Raises
+        `RateLimitedError`."""
+        self.reserve_tokens(_tokenizing(tokens))
+
     def tokenized(self, tokens: int) -> None:
         """Notes tokens that text was turned into, or that were turned into text."""
         self._tokenized += tokens
@@ -115,7 +120,7 @@ class Admission:
     def settle(self, used: int) -> None:
         """Gives back what was reserved and not used."""
         if self._tokens is not None and self._reserved is not None:
-            used = max(used, math.ceil(self._tokenized * TOKENIZED_SHARE))
+            used = max(used, _tokenizing(self._tokenized))
             self._tokens.close(self._reserved, used, self._clock())
             self._reserved = None
 
@@ -155,6 +160,10 @@ class Admission:
         self._places = 0
         if self._reserved is not None:
             self.settle(self._reserved.amount)
+
+
+def _tokenizing(tokens: int) -> int:
+    return math.ceil(tokens * TOKENIZED_SHARE)
 
 
 class _Usage:
