@@ -1,0 +1,49 @@
+"""The numbers of memory in the shipped files add up within the limits there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from server import budget
+from server.options import engine_options
+from tests.unit.test_deployment import SINGLE, TENANTS, Served, compose, pod
+
+
+def in_bytes(text: str) -> int:
+    """As `6Gi` or `4g` say it."""
+    ((number, unit),) = re.findall(r"^(\d+)([GM])i?$", text.upper().replace("I", ""))
+    return int(number) << {"G": 30, "M": 20}[unit]
+
+
+def memory_of(name: str) -> int:
+    """The limit that a container is shipped with, less what its file systems in memory may take."""
+    if name.startswith("kubernetes"):
+        _, container = pod(name)
+        return in_bytes(container["resources"]["limits"]["memory"])
+    services = [compose(file)["services"]["remix"] for file in ("compose.yaml", name)]
+    limit = [in_bytes(service["mem_limit"]) for service in services if "mem_limit" in service][-1]
+    tmpfs = re.findall(r"size=(\w+)", " ".join(services[0]["tmpfs"]))
+    assert tmpfs
+    return limit - sum(map(in_bytes, tmpfs))
+
+
+@pytest.mark.parametrize(
+    ("served", "name"),
+    [
+        (SINGLE[0], "compose.yaml"),
+        (SINGLE[1], "kubernetes.yaml"),
+        (TENANTS[0], "compose.tenants.yaml"),
+        (TENANTS[1], "kubernetes-tenants.yaml"),
+    ],
+)
+def test_shipped_numbers_add_up_within_the_shipped_limit(
+    served: Served, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the demo's base, and without a number that would be made smaller."""
+    monkeypatch.setattr(budget, "_num_parameters", lambda base: 134_515_008)
+    options = {field: served.options[field] for field in engine_options()}
+    parts = budget.parts_of("embedded", "base", options, served.settings(monkeypatch))
+    assert all(part.least is None for part in parts)
+    assert sum(part.num_bytes for part in parts) <= memory_of(name)
