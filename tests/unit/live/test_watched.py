@@ -165,7 +165,8 @@ async def test_the_follower_comes_back(
         kill("Follower._follow")
         await eventually(lambda: following is not None and following._task is None)
     else:
-        broken = Trouble(monkeypatch, here.directory, "snapshot", trouble)
+        async with here.follower._turn:  # no snapshot is being read that could have the key
+            broken = Trouble(monkeypatch, here.directory, "snapshot", trouble)
         key = await here.directory.create_key(TENANT, actor="test")
         await eventually(lambda: broken.calls > 0)
         since = clock.now
