@@ -140,14 +140,15 @@ def test_the_document_has_a_line_for_each_call_and_its_reason(
     monkeypatch.setattr(report, "CLIENTS", (CLIENT,))
     report.remember(CLIENT, "one", [Row("chat", "failed", "old")])
     report.remember(CLIENT, "one", [Row("chat", "ok", ""), Row("known", "failed", "x")])
-    report.remember(CLIENT, "two", [Row("chat", "refused", "n: <too> many")])
+    two = [Row("chat", "refused", "n: <too> many"), Row("late", "ok", ""), Row("known", "ok", "")]
+    report.remember(CLIENT, "two", two)
     introduction = kept / "introduction.md"
     introduction.write_text("# Clients\n")
     report.write_document(introduction)
     text = report.DOCUMENT.read_text()
-    assert "| A client | 1 of 2 work, 1 failed | 0 of 1 work, 1 refused |" in text
+    assert ("| A client | 1 of 2 work, 1 failed | 2 of 3 work, 1 refused | 3 of 3 work |") in text
     assert "| chat | works | refused | n: &lt;too> many |" in text
-    assert "| known | **fails** |  | for a reason \\| of its own |" in text
+    assert "| known | **fails** | works | for a reason \\| of its own |" in text
     assert "old" not in text
     assert report.fine(CLIENT, Row("known", "failed", ""))
     assert not report.fine(CLIENT, Row("chat", "refused", "n: too many"))
