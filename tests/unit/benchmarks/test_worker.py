@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.speed.systems.protocol import Workload
@@ -66,7 +67,11 @@ def test_idle_cpu_tells_a_spinning_system_from_a_sleeping_one(start: Start) -> N
     spinning = start(seconds_per_token=1.0, spin=True)
     for worker in (sleeping, spinning):
         worker.run(_workload())
-    time.sleep(1.1)
+    begun, process = time.monotonic(), psutil.Process(spinning._process.pid)
+    used = process.cpu_times().user
+    # Others may have the cores, and then it spins for a part of the time only.
+    while time.monotonic() - begun < 1.1 or process.cpu_times().user - used < 0.2:
+        time.sleep(0.1)
     for worker in (sleeping, spinning):
         worker.run(_workload())
-    assert sleeping.idle_cpu_share < 0.05 < spinning.idle_cpu_share
+    assert sleeping.idle_cpu_share < spinning.idle_cpu_share / 5
