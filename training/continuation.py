@@ -90,6 +90,7 @@ def _drafts(
     if ids[: len(prompt.bare)] == prompt.bare:
         yield True, ids[len(prompt.bare) :]
     yield False, _encode(tokenizer, text)
+    yield False, _encode(tokenizer, " " + text)  # the first space of a text may be dropped
     for anchor in _ANCHORS:
         before, ids = _encode(tokenizer, anchor), _encode(tokenizer, anchor + text)
         if ids[: len(before)] == before:

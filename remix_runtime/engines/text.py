@@ -12,8 +12,8 @@ from typing import Protocol
 
 _INCOMPLETE = "\ufffd"
 _PROMPT_CONTEXT = 4
-"""So many prompt tokens are read before the first generated one: some tokenizers drop a space at
-the start of a text, and the prompt may end inside a character, which takes at most four tokens."""
+"""So many prompt tokens are read before the first generated one: the prompt may end inside a
+character, which takes at most four tokens."""
 
 _new_decoder = getincrementaldecoder("utf-8")
 
@@ -101,21 +101,22 @@ class TextStream:
         self._stops = tuple(map(_StopString, stop))
         self._include_stop = include_stop
         self._tokens_before_stop = min_tokens
-        self._skip = frozenset(speller.special_tokens.values()) if skip_special_tokens else ()
+        special = frozenset(speller.special_tokens.values())
+        self._skip = special if skip_special_tokens else frozenset()
         self._held = ""
         self._no_stop_before = 0
         """No stop string may end before this place of `_held`."""
         self._decoder = _new_decoder("replace")
         context = prompt_token_ids[-_PROMPT_CONTEXT:]
         self._decoder.decode(b"".join(map(self._bytes, context)))
-        self._is_start = not speller.decode(context, skip_special_tokens=skip_special_tokens)
-        """Nothing stands before the next token."""
+        # By its tokens: the prompt's own first space is one that some decoders drop.
+        self._is_start = all(token in special for token in prompt_token_ids)
+        """The text begins with the next token, and some decoders drop a space of that one."""
 
     def push(self, token_id: int) -> str:
         text = self._decoder.decode(self._bytes(token_id))
         if token_id not in self._skip and self._is_start:
             self._is_start = False
-            # Some decoders drop a space of the first token.
             alone = self._speller.decode([token_id], skip_special_tokens=False)
             if _INCOMPLETE not in alone:
                 text = alone

@@ -186,6 +186,8 @@ def test_a_space_that_a_tokenizer_drops_at_the_start_of_a_text_is_kept() -> None
     assert "".join(out.push(token) for token in b" you") == " you"
     first = TextStream(Stripping(), [])
     assert "".join(first.push(token) for token in b" you  too") == "you  too"
+    behind = TextStream(Stripping(), list(b" "))
+    assert "".join(behind.push(token) for token in b" you") == " you"
 
 
 _TEXTS = [
@@ -219,6 +221,21 @@ def test_a_streamed_text_is_that_of_all_its_tokens(family: str) -> None:
             out = TextStream(spelling, [], skip_special_tokens=skip)
             pieces = [*map(out.push, ids), out.flush()]
             assert "".join(pieces) == spelling.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize("before", ["", " ", "  ", "the", "the "])
+def test_a_prompt_of_blanks_or_of_special_tokens_ends_as_a_text_does(
+    family: str, before: str
+) -> None:
+    spelling = Spelling(tokenizer_of(family, bos=True))
+    begin = spelling._tokenizer.bos_token_id
+    ids = spelling._tokenizer.encode(before, add_special_tokens=False)
+    whole = [*ids, *spelling._tokenizer.encode(" cat", add_special_tokens=False)]
+    for start in ([], [begin], [begin] * 8):
+        said = text_after(spelling, start + ids, whole[len(ids) :])
+        shown = [spelling.decode(start + some) for some in (ids, whole)]
+        assert said == shown[1].removeprefix(shown[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -42,6 +42,19 @@ def test_a_raw_row_is_what_the_server_sees_and_says(
         assert base.said(context, answer) == completion
 
 
+@pytest.mark.parametrize("family", EXACT)
+@pytest.mark.parametrize("prompt", ["", " ", "\n"])
+@pytest.mark.parametrize("completion", ["cat", " cat", "  cat", " ", "  "])
+def test_a_completion_that_begins_a_text_keeps_its_spaces(
+    family: str, prompt: str, completion: str
+) -> None:
+    """Some tokenizers add a space to a text's start, and their decoders drop one."""
+    base = served(family, bos=True)
+    ((context, answer),) = answers(base.encode({"prompt": prompt, "completion": completion}))
+    assert list(context) == base.server.encode(prompt, add_special_tokens=True)
+    assert base.said(context, answer) == completion
+
+
 TEXT = st.text(
     st.characters(codec="utf-8", exclude_characters="\0▁\ufffd", exclude_categories=["Cs"])
     | st.sampled_from(" \n\t(a1é🙂\u0301"),
