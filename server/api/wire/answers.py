@@ -224,11 +224,11 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models at once: nobody needs to ask for more."""
+    """All models, or a page of them."""
 
     object: Literal["list"] = "list"
     data: list[Model]
-    has_more: Literal[False] = False
+    has_more: bool
 
     @computed_field
     def first_id(self) -> str | None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from remix_runtime.engines.fake import FakeConfig
-from tests.unit.server.harness import BASE, Server, greedy_text, serving
+from tests.unit.server.harness import ADAPTERS, BASE, Server, greedy_text, serving
 from tests.unit.server.named_events import message_events
 from tests.unit.server.scripted import scripted
 from tests.unit.server.tenants import tenant_serving
@@ -277,3 +277,42 @@ async def test_models_for_anthropics_clients(server: Server) -> None:
         info = wire.ModelInfo.model_validate(model)
         assert (info.display_name, info.type) == (info.id, "model")
         assert int(info.created_at.timestamp()) == model["created"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown", "more"),
+    [
+        ({}, [BASE, *ADAPTERS], False),
+        ({"limit": 1}, [BASE], True),
+        ({"limit": 1000}, [BASE, *ADAPTERS], False),
+        ({"after_id": BASE}, [*ADAPTERS], False),
+        ({"after_id": BASE, "limit": 1}, [ADAPTERS[0]], len(ADAPTERS) > 1),
+        ({"after_id": ADAPTERS[-1]}, [], False),
+        ({"before_id": ADAPTERS[-1], "limit": 1}, [[BASE, *ADAPTERS][-2]], True),
+        ({"before_id": ADAPTERS[0], "limit": 1}, [BASE], False),
+        ({"before_id": BASE}, [], False),
+    ],
+)
+async def test_pages_of_models(
+    server: Server, asked: dict[str, str | int], shown: list[str], more: bool
+) -> None:
+    listed = (await server.client.get("/v1/models", params=asked)).json()
+    assert ([model["id"] for model in listed["data"]], listed["has_more"]) == (shown, more)
+    assert listed["last_id"] == (shown[-1] if shown else None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"limit": "0"}, "limit"),
+        ({"limit": "1001"}, "limit"),
+        ({"limit": "all"}, "limit"),
+        ({"after_id": "nobody"}, "after_id"),
+        ({"before_id": ""}, "before_id"),
+        ({"after_id": BASE, "before_id": BASE}, "before_id"),
+    ],
+)
+async def test_a_page_that_is_not_there(server: Server, asked: dict[str, str], param: str) -> None:
+    answer = await server.client.get("/v1/models", params=asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
