@@ -1,10 +1,10 @@
 """Who runs in the next step, and with how many tokens: pure Python, no tensors.
 
 Every running job with nothing but its newest token to compute decodes; what is left of the
-step's token budget goes to prompts, in order of admission, in chunks. A job is admitted only
-when all the KV pages it can ever need and its adapter's slot are there, so nothing is preempted.
-Between tenants admission is fair (`fairness/queue.py`); which adapter gets a slot is decided in
-`admission.py`.
+step's token budget goes to prompts, in chunks: in equal parts to the tenants that have some, in
+order of admission inside a tenant. A job is admitted only when all the KV pages it can ever need
+and its adapter's slot are there, so nothing is preempted. Between tenants admission is fair
+(`fairness/queue.py`); which adapter gets a slot is decided in `admission.py`.
 """
 
 from __future__ import annotations
@@ -107,20 +107,33 @@ class Scheduler:
         if not self.running and len(self.queue):
             self._lose_patience(job for _, job in self.queue)
             self._admit()
-        budget, scored = self._max_tokens, MAX_SCORED_TOKENS
-        chunks = []
         # Decodes first: the budget is at least max_running, so each of them always fits.
-        for job in sorted(self.running, key=_remaining_is_prompt):
-            count = min(len(job.tokens) - job.num_computed, budget)
-            if job.scores_prompt:
-                count = min(count, scored)
-                scored -= count
-            if count > 0:
-                chunks.append(Chunk(job, job.num_computed, count))
-                budget -= count
+        chunks = _chunks([job for job in self.running if not _is_prompt(job)], self._max_tokens)
+        chunks += self._prompt_chunks(self._max_tokens - len(chunks))
         for chunk in chunks:
             self._charge(chunk)
         chunks.sort(key=lambda chunk: chunk.job.slot)
+        return chunks
+
+    def _prompt_chunks(self, budget: int) -> list[Chunk]:
+        """Shares the budget between the tenants, so that one's long prompts delay those of others
+        by no more than its part. What one does not need is the others'."""
+        prompts: dict[str, list[Job]] = {}
+        for job in self.running:
+            if _is_prompt(job):
+                prompts.setdefault(job.request.tenant, []).append(job)
+        scoring = {job.request.tenant for job in self.running if job.scores_prompt}
+        scored = max(1, MAX_SCORED_TOKENS // max(1, len(scoring)))
+        # Who wants least comes first, and leaves its rest to those behind it.
+        wanted = {
+            tenant: sum(chunk.count for chunk in _chunks(jobs, budget, scored))
+            for tenant, jobs in prompts.items()
+        }
+        chunks: list[Chunk] = []
+        for number, tenant in enumerate(sorted(prompts, key=wanted.__getitem__)):
+            share = _chunks(prompts[tenant], budget // (len(prompts) - number), scored)
+            budget -= sum(chunk.count for chunk in share)
+            chunks += share
         return chunks
 
     def take_refused(self) -> list[tuple[Job, Exception]]:
@@ -213,5 +226,20 @@ class Scheduler:
                 del self._wanted[digest]
 
 
-def _remaining_is_prompt(job: Job) -> bool:
+def _is_prompt(job: Job) -> bool:
     return len(job.tokens) - job.num_computed > 1
+
+
+def _chunks(jobs: Iterable[Job], budget: int, scored: int = 0) -> list[Chunk]:
+    """The next tokens of the jobs, one job after the other; `scored` of them with log-probabilities
+    of the prompt."""
+    chunks = []
+    for job in jobs:
+        count = min(len(job.tokens) - job.num_computed, budget)
+        if job.scores_prompt:
+            count = min(count, scored)
+            scored -= count
+        if count > 0:
+            chunks.append(Chunk(job, job.num_computed, count))
+            budget -= count
+    return chunks

@@ -65,6 +65,54 @@ def test_few_prompt_tokens_are_scored_in_a_step_and_others_go_on_beside() -> Non
     assert seen == {"one": long, "two": long, "plain": 1}
 
 
+def test_long_prompts_of_one_tenant_leave_another_its_part_of_each_step() -> None:
+    s, _ = scheduler(pages=1000, budget=16)
+    for number in range(3):
+        s.add(job_of(200, 1, name=f"long{number}", tenant="f"))
+    advance(s)
+    s.add(job_of(20, 1, name="short", tenant="g"))
+    assert [dict(advance(s)) for _ in range(3)] == [
+        {"long0": 8, "short": 8},
+        {"long0": 8, "short": 8},
+        {"long0": 12, "short": 4},  # what it does not need is the other's
+    ]
+    assert dict(advance(s)) == {"long0": 16}
+
+
+wanted_prompts = st.lists(
+    st.tuples(st.sampled_from("fgh"), st.integers(1, 60), st.sampled_from([None, 0])), min_size=1
+)
+
+
+@given(wanted_prompts, st.integers(16, 40))
+def test_the_parts_of_a_step_are_equal_and_nothing_is_left(
+    wanted: list[tuple[str, int, int | None]], budget: int
+) -> None:
+    s, _ = scheduler(pages=10_000, running=16, budget=budget)
+    for number, (tenant, prompt, scored) in enumerate(wanted):
+        s.add(job_of(prompt, 2, name=str(number), tenant=tenant, prompt_logprobs=scored))
+    while s.has_work:
+        chunks = s.schedule()
+        decodes = [chunk for chunk in chunks if len(chunk.job.tokens) - chunk.start == 1]
+        assert len(decodes) == sum(len(j.tokens) - j.num_computed == 1 for j in s.running)
+        want, got = dict.fromkeys("fgh", 0), dict.fromkeys("fgh", 0)
+        for job in s.running:
+            left = len(job.tokens) - job.num_computed
+            want[job.request.tenant] += left if left > 1 else 0
+        for chunk in chunks:
+            got[chunk.job.request.tenant] += chunk.count if chunk not in decodes else 0
+        rest = budget - len(decodes)
+        assert sum(got.values()) == min(rest, sum(want.values()))
+        waiting = [tenant for tenant in want if want[tenant]]
+        assert all(got[t] >= min(want[t], rest // len(waiting)) for t in waiting)
+        for chunk in chunks:
+            chunk.job.num_computed += chunk.count
+            if chunk.samples:
+                chunk.job.append(0)
+                if chunk.job.num_generated == chunk.job.params.max_tokens:
+                    s.finish(chunk.job)
+
+
 def test_decodes_come_before_prompts_that_arrived_earlier() -> None:
     s, _ = scheduler(budget=8)
     s.add(job_of(100, 1, name="long"))
