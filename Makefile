@@ -81,10 +81,11 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Less of it by KILLS=100 LOADS=64 (2,000 and 1,024).
+# Less of it by KILLS=100 LOADS=64 (2,000 and 1,024). Part of it by K=catalogue, as pytest's -k.
 test-hostile: install
 	$(TEST_ENV) REMIX_HOSTILE_KILLS=$(or $(KILLS),2000) REMIX_HOSTILE_LOADS=$(or $(LOADS),1024) \
-		$(BIN)/python -m pytest -m hostile tests/hostile
+		REMIX_HOSTILE_SECONDS=$(or $(SECONDS),5) REMIX_HOSTILE_ROUNDS=$(or $(ROUNDS),2) REMIX_HOSTILE_BOUNDS=$(or $(BOUNDS),3) \
+		$(BIN)/python -m pytest -m hostile tests/hostile $(if $(K),-k '$(K)')
 
 # vLLM's CPU build. Its own requirements bring torchvision and the like, built for CUDA, and vLLM
 # dies of them at import.

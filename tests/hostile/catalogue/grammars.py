@@ -1,0 +1,195 @@
+"""Grammars that explode, and tools in hundreds. Each try sends another one: none is remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.hostile.acts import (
+    CHAT,
+    COMPLETIONS,
+    LEFT,
+    MESSAGES,
+    MINE,
+    RESPONSES,
+    Entry,
+    as_json,
+    chat,
+    completion,
+    leave,
+    post,
+)
+
+TREE = {
+    "$ref": "#/$defs/node",
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+            "required": ["next"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+def regex(text: str) -> Callable[[int], bytes]:
+    return lambda number: completion(structured_outputs={"regex": f"(?:{text})|n{number}"})
+
+
+def schema(value: dict[str, Any], max_tokens: int = 1) -> Callable[[int], bytes]:
+    def make(number: int) -> bytes:
+        named = {"name": "x", "schema": {**value, "description": str(number)}}
+        wanted = {"type": "json_schema", "json_schema": named}
+        return chat(response_format=wanted, max_tokens=max_tokens)
+
+    return make
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        value = {"type": "object", "properties": {"a": value}, "required": ["a"]}
+    return value
+
+
+def function(number: int, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": f"f{number}", "parameters": parameters}}
+
+
+def entries() -> Iterator[Entry]:
+    yield from regexes()
+    yield from schemas()
+    yield from other_notations()
+    yield from tools()
+
+
+def regexes() -> Iterator[Entry]:
+    refused = "400 at structured_outputs"
+    for name, text, end in (
+        ("repeats of repeats", "((a{1,1000}){1,1000}){1,1000}", refused),
+        ("alternatives that overlap", "(a|aa|aaa|a+)+b", "200"),
+        ("a distance of 300", "(a|b)*a(a|b){300}", "200"),
+        ("a hundred thousand characters", "[a-z]" * 20_000, refused),
+        ("classes of all letters, repeated", r"(\p{L}{1,500}\p{N}{1,500}){1,50}", refused),
+        ("what looks back", r"(a*)\1+", refused),
+        ("what matches nothing", "[^\\s\\S]", "200"),
+        ("300 kB", "x" * 300_000, refused),
+    ):
+        yield Entry(f"a regex: {name}", post(COMPLETIONS, regex(text)), end, ("200", refused))
+
+
+def schemas() -> Iterator[Entry]:
+    refused = "400 at response_format"
+    without_end = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    texts = {f"k{number}": {"type": "string"} for number in range(3000)}
+    chosen = [{"type": "object", "properties": {f"k{n}": {"const": n}}} for n in range(400)]
+    ranges = [{"type": "object", "patternProperties": {f"^a{n}": {}}} for n in range(30)]
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("that requires itself", without_end, refused),
+        ("of a list without an end", TREE, "200"),
+        ("of 3,000 properties", {"type": "object", "properties": texts}, "200"),
+        ("of 20,000 texts", {"enum": [f"text {n}" for n in range(12_000)]}, "200"),
+        ("300 deep", nested(60), "200"),
+        ("of 400 alternatives", {"anyOf": chosen}, "200"),
+        ("of 30 that all hold", {"allOf": ranges}, refused),
+        (
+            "of 10,000 items",
+            {"type": "array", "minItems": 10_000, "items": {"type": "integer"}},
+            "200",
+        ),
+        (
+            "with a pattern that explodes",
+            {"type": "string", "pattern": "^(a{1,500}){1,500}$"},
+            refused,
+        ),
+        ("of numbers between two", {"type": "number", "minimum": 1e-300, "maximum": 1e300}, "200"),
+        ("that refers to a file", {"$ref": "file:///etc/passwd"}, refused),
+        ("that refers to the web", {"$ref": "http://169.254.169.254/"}, refused),
+        ("that refers to nothing", {"$ref": "#/$defs/none"}, refused),
+        ("of 16,000 lists in each other", {}, "400 invalid_json"),
+    ]
+    for name, value, end in cases:
+        body: Any = schema(value)
+        if end == "400 invalid_json":
+            body = (
+                b'{"model":"mine","prompt":"x","guided_json":'
+                + b'{"a":' * 2600
+                + b"1"
+                + b"}" * 2601
+            )
+        yield Entry(f"a schema {name}", post(CHAT, body), end, ("200", refused))
+    followed = schema(TREE, max_tokens=200)
+    yield Entry("200 tokens by a schema without an end", post(CHAT, followed), "200")
+    yield Entry(
+        "a schema, and away while it is compiled", leave(CHAT, schema({"properties": texts})), LEFT
+    )
+
+
+def other_notations() -> Iterator[Entry]:
+    refused = "400 at structured_outputs"
+
+    def grammar(text: str) -> Callable[[int], bytes]:
+        return lambda number: completion(structured_outputs={"grammar": f"{text}\n// {number}\n"})
+
+    rules = "\n".join(f'r{n}: r{n + 1} r{n + 1} | "a"' for n in range(2000))
+    for name, text in {
+        "ambiguous": 'start: start start start | start start | "a"',
+        "of 2,000 rules": f'start: r0\n{rules}\nr2000: "a"',
+        "that never ends": 'start: "a" start',
+        "of no sense": "start: ((((",
+        "left recursive": 'start: start "a" | "a"',
+    }.items():
+        yield Entry(
+            f"a grammar {name}", post(COMPLETIONS, grammar(text)), refused, ("200", refused)
+        )
+
+    def words(number: int) -> bytes:
+        choice = [f"{number} {n} " + "x" * 40 for n in range(3000)]
+        return completion(structured_outputs={"choice": choice})
+
+    yield Entry("3,000 choices", post(COMPLETIONS, words), "200", (refused,))
+
+
+def tools() -> Iterator[Entry]:
+    text = {"type": "object", "properties": {"a": {"type": "string"}}}
+    many = [function(number, text) for number in range(3000)]
+    user = [{"role": "user", "content": "x"}]
+    flat = [{"type": "function", "name": f"f{n}", "parameters": text} for n in range(3000)]
+    theirs = [{"name": f"f{n}", "input_schema": text} for n in range(3000)]
+    for path, body, end in (
+        (CHAT, chat(tools=many), "400 too_long at tools"),
+        (RESPONSES, as_json(model=MINE, input="x", tools=flat), "400 too_long at tools"),
+        (
+            MESSAGES,
+            as_json(model=MINE, messages=user, max_tokens=1, tools=theirs),
+            "400 invalid_request_error",
+        ),
+    ):
+        yield Entry(f"3,000 functions to {path}", post(path, body), end)
+    some = {"type": "object", "properties": {"a": {"enum": list(range(10))}}}
+
+    def required(number: int) -> bytes:
+        made = [function(128 * number + n, some) for n in range(16)]
+        return chat(tools=made, tool_choice="required", max_tokens=8)
+
+    yield Entry(
+        "16 functions, one of which must be called", post(CHAT, required), "200", ("400 at tools",)
+    )
+    long = {"type": "object", "properties": {"a": {"enum": ["x" * 2000] * 16}}}
+    heavy = [function(number, long) for number in range(128)]
+    yield Entry(
+        "128 functions of 2 kB",
+        post(CHAT, chat(tools=heavy)),
+        "400 context_length_exceeded at messages",
+        ("400 invalid_value at tools",),
+    )
+    arguments = json.dumps({"a": "[" * 100_000})
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    yield Entry(
+        "a call with arguments of 100 kB",
+        post(CHAT, chat(messages=[*user, called])),
+        "400 context_length_exceeded at messages",
+    )
