@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import sys
 import time
 from collections import Counter
@@ -49,6 +50,8 @@ async def attack(entry: Entry, hostile: Hostile, seconds: float) -> Counter[str]
 
 def main() -> None:
     os.nice(19)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     hostile = Hostile(port=int(sys.argv[1]), key=sys.argv[2])
     for line in sys.stdin:
         asked = json.loads(line)

@@ -18,9 +18,9 @@ from tests.hostile.wire import connected, request
 PROBE_SECONDS = 0.25
 _QUESTION = (
     "A traveller walks from one town to the next in three days. On the first day it rains, on "
-    "the second the road is closed, and on the third a farmer takes the traveller along. Number {} asks "
-    "you: what would you tell the traveller about the weather, the road and the farmer, in a few "
-    "sentences, so that the next journey takes only two days and nobody gets wet on the way?"
+    "the second the road is closed, and on the third a farmer takes the traveller along. Number "
+    "{} asks you: what would you tell the traveller about the weather, the road and the farmer, "
+    "so that the next journey takes only two days and nobody gets wet on the way?"
 )
 
 

@@ -26,7 +26,9 @@ def request(
 ) -> bytes:
     """A whole request. `headers`: more of them, each with its line's end. `path` may have what no
     path has."""
-    lines = [f"{method} {path} HTTP/{version}\r\nhost: localhost\r\n".encode("latin-1"), headers]
+    lines = [f"{method} {path} HTTP/{version}\r\n".encode("latin-1"), headers]
+    if b"host:" not in headers:
+        lines.append(b"host: localhost\r\n")
     if key is not None:
         lines.append(b"authorization: Bearer " + key.encode() + b"\r\n")
     if body is not None:
@@ -106,6 +108,7 @@ async def connected(port: int, *, receive_bytes: int | None = None) -> AsyncIter
 def outcome(answer: bytes) -> str:
     """How a request ended: `200`, `400 invalid_json`, `400 invalid_value at stop`, `closed` where
     no answer came, `200, cut` where it broke off, `200, error busy` where a stream said so."""
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
     parts = head.split(b" ", 2)
     if len(parts) < 2 or not parts[1].isdigit():

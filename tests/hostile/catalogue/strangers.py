@@ -40,7 +40,7 @@ def keys() -> Iterator[Entry]:
     yield Entry("a hundred keys at once", guess(several_keys, 20), NO_KEY)
     yield Entry("keys in another header", guess(lambda n: b"x-api-key: rk-%064x" % n, 500), NO_KEY)
     yield Entry("no key, 1,000 requests", guess(lambda n: b"a: %d" % n, 1000), NO_KEY)
-    yield Entry("wrong keys with bodies of 4 MiB", raw(WITH_A_BODY), NO_KEY, ("401, cut",))
+    yield Entry("wrong keys with bodies of 4 MiB", raw(WITH_A_BODY), NO_KEY, ("401, cut", "closed"))
     yield Entry("a key in the query", get("/v1/models?api_key=rk-{}", with_key=False), NO_KEY)
 
 
@@ -88,19 +88,23 @@ def names() -> Iterator[Entry]:
         yield Entry(
             f"the path {path[:40]}",
             get(path),
-            "404",
+            "404 invalid_request_error",
             (
                 "404 model_not_found at model",
                 "404 previous_response_not_found at previous_response_id",
                 "404 previous_response_not_found",
             ),
         )
-    yield Entry("another path each time", get("/v1/x{}"), "404")
-    yield Entry("the admin API, at this port", post("/admin/v1/tenants", b'{"id":"x"}'), "404")
+    yield Entry("another path each time", get("/v1/x{}"), "404 invalid_request_error")
+    yield Entry(
+        "the admin API, at this port",
+        post("/admin/v1/tenants", b'{"id":"x"}'),
+        "404 invalid_request_error",
+    )
 
 
 def floods() -> Iterator[Entry]:
-    yield Entry("the metrics, at this port", get("/metrics"), "404")
+    yield Entry("the metrics, at this port", get("/metrics"), "404 invalid_request_error")
     yield Entry("/health without a pause", get("/health", with_key=False), "200", clients=16)
     yield Entry("/ready without a pause", get("/ready", with_key=False), "200", clients=16)
     yield Entry("the OpenAPI document without a pause", get("/openapi.json"), "200")
@@ -110,7 +114,7 @@ def floods() -> Iterator[Entry]:
         "preflights of another origin",
         get(CHAT, with_key=False, headers=asked, method="OPTIONS"),
         NO_KEY,
-        ("405",),
+        ("405 invalid_request_error",),
     )
     tracked = b"x-request-id: " + b"x" * 60_000 + b"\r\n"
     yield Entry("a request id of 60 kB", get("/v1/models", headers=tracked), "200")
@@ -123,4 +127,6 @@ def floods() -> Iterator[Entry]:
             "404 previous_response_not_found at response_id",
         ),
     )
-    yield Entry("bodies with DELETE", post("/v1/models", BODY, method="DELETE"), "405")
+    yield Entry(
+        "bodies with DELETE", post("/v1/models", BODY, method="DELETE"), "405 invalid_request_error"
+    )
