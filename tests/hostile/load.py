@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,22 +33,42 @@ class Window:
     end: float
 
 
+Span = tuple[float, float]
+"""When something began, and the seconds it took."""
+
+
 @dataclass(slots=True)
 class Measured:
-    first: list[tuple[float, float]] = field(default_factory=list)
-    """Moments at which requests were sent, and the seconds to their first token."""
-    between: list[tuple[float, float]] = field(default_factory=list)
-    """Moments of tokens, and the seconds to the next one."""
-    health: list[tuple[float, float]] = field(default_factory=list)
-    """Moments of probes, and their seconds."""
+    first: list[Span] = field(default_factory=list)
+    """From a request to its first token."""
+    between: list[Span] = field(default_factory=list)
+    """From a token to the next one."""
+    health: list[Span] = field(default_factory=list)
+    """Of probes."""
     failed: list[str] = field(default_factory=list)
 
 
-def within(found: Sequence[tuple[float, float]], windows: Sequence[Window]) -> list[float]:
-    """The seconds of what began in one of the windows."""
-    return [
-        seconds for at, seconds in found if any(each.start <= at < each.end for each in windows)
-    ]
+def beside(found: Sequence[Span], windows: Sequence[Window]) -> list[float]:
+    """The seconds of what went on in one of the windows, if only for a moment. Windows do not
+    overlap and are in order, here and below."""
+    starts = [each.start for each in windows]
+    chosen = []
+    for at, seconds in found:
+        last = bisect_left(starts, at + seconds) - 1  # that began before the end of it
+        if last >= 0 and at < windows[last].end:
+            chosen.append(seconds)
+    return chosen
+
+
+def inside(found: Sequence[Span], windows: Sequence[Window], *, slack: float) -> list[float]:
+    """The seconds of what began in one of the windows and ended there, or `slack` behind it."""
+    starts = [each.start for each in windows]
+    chosen = []
+    for at, seconds in found:
+        last = bisect_right(starts, at) - 1
+        if last >= 0 and at < windows[last].end > at + seconds - slack:
+            chosen.append(seconds)
+    return chosen
 
 
 class Load:

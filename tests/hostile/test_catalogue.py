@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from remix_runtime.demo_model import demo_model
 from tests.hostile.catalogue import GROUPS
 from tests.hostile.load import Load, Measured
 from tests.hostile.served import Served, serving
-from tests.hostile.trial import MOST_RATIO, Beside, Felt, Run, attacking, beside, run_entry
+from tests.hostile.trial import MOST_RATIO, PAUSE, Compared, Felt, Run, Trial, attacking
 
 SECONDS = float(os.environ.get("REMIX_HOSTILE_SECONDS", "5"))
 """Of each hostile client, which may take longer to end."""
@@ -30,7 +31,6 @@ ONLY = os.environ.get("REMIX_HOSTILE_ONLY", "")
 """A group, or a part of entries' names."""
 OUT = os.environ.get("REMIX_HOSTILE_OUT")
 """Where the result is written, without its ending."""
-TRIES = 3
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOADED = {"acme": "pirate", "beta": "json"}
@@ -48,7 +48,6 @@ OPTIONS = (
 """One thread of the model: the other core is for the clients, which a server does not have beside
 it, and for what is not the model's."""
 LOOPS, MAX_TOKENS = 2, 24
-HEALTH_SECONDS = 1.0
 GROWTH_BYTES = 64 << 20
 """From the end of the first round to that of the last."""
 
@@ -69,43 +68,21 @@ async def test_catalogue(tmp_path: Path) -> None:
         keys = {tenant: server.keys[tenant] for tenant in LOADED}
         load = Load(server.port, keys, model="mine", loops=LOOPS, max_tokens=MAX_TOKENS)
         async with load.running(), attacking(server, HOSTILE) as attacker:
+            trial = Trial(server, attacker, load.measured)
             await asyncio.sleep(2 * SECONDS)
-            entries = {entry.name: entry for found in GROUPS.values() for entry in found}
-            runs: list[Run] = []
             resident = []
             for _ in range(ROUNDS):
                 for group, name in chosen():
-                    runs.append(await run_entry(entries[name], group, server, attacker, SECONDS))
-                    print(name, dict(runs[-1].ended), flush=True)
+                    await trial.run(group, name, SECONDS)
                 resident.append(server.resident_bytes)
-            hard = []
-            for group, name in chosen():
-                tries = [run for run in runs if run.entry.name == name]
-                solo = [run for run in runs if run.group == group]
-                for _ in range(TRIES):
-                    if any(beside(load.measured, [run], solo).is_bearable for run in tries):
-                        break
-                    again = await run_entry(entries[name], group, server, attacker, 2 * SECONDS)
-                    tries, runs, solo = [*tries, again], [*runs, again], [*solo, again]
-                else:
-                    hard.append(name)
+            hard = [name for group, name in chosen() if not await trial.bears(group, name)]
+            await asyncio.sleep(PAUSE)
         await all_is_free(server)
-        report(load.measured, runs, resident, server.stated_bytes)
-        faults = [fault for run in runs for fault in run.faults]
-        faults += [f"{name}: more than {MOST_RATIO} times, {TRIES} times again" for name in hard]
-        faults += load.measured.failed
-        for group in {run.group for run in runs}:
-            found = beside(load.measured, [run for run in runs if run.group == group])
-            if not found.is_bearable:
-                faults.append(f"{group}: {found.first:.2f}, {found.between:.2f} times")
+        report(trial, resident)
+        faults = [*trial.faults, *load.measured.failed]
+        faults += [f"{name}: more than {MOST_RATIO} times, each time" for name in hard]
         if resident[-1] > resident[0] + GROWTH_BYTES:
             faults.append(f"memory: {[found >> 20 for found in resident]} MiB after the rounds")
-        most = max(run.most_resident_bytes for run in runs)
-        if most > server.stated_bytes:
-            faults.append(f"memory: {most >> 20} of {server.stated_bytes >> 20} MiB")
-        slowest = max(seconds for _, seconds in load.measured.health)
-        if slowest > HEALTH_SECONDS:
-            faults.append(f"/health took {slowest:.2f} s")
         assert faults == []
 
 
@@ -121,15 +98,16 @@ async def all_is_free(server: Served) -> None:
     raise AssertionError(dict(zip(names, found, strict=True)))
 
 
-def report(measured: Measured, runs: list[Run], resident: list[int], stated: int) -> None:
+def report(trial: Trial, resident: list[int]) -> None:
+    runs, measured, stated = trial.runs, trial.measured, trial.server.stated_bytes
     groups = [group for group in GROUPS if any(run.group == group for run in runs)]
     rows = [row(group, measured, [run for run in runs if run.group == group]) for group in groups]
     rows.append(row("all", measured, runs))
     each = []
     for group, name in chosen():
         found = [run for run in runs if run.entry.name == name]
-        felt = beside(measured, found, [run for run in runs if run.group == group])
-        ended = sum((run.ended for run in found), start=found[0].ended.__class__())
+        felt = Compared.of(measured, found, [run for run in runs if run.group == group])
+        ended: Counter[str] = sum((run.ended for run in found), start=Counter())
         told = ", ".join(f"{count:,} x {end}" for end, count in ended.most_common())
         memory = (
             f"{found[-1].resident_bytes >> 20}, {max(r.most_resident_bytes for r in found) >> 20}"
@@ -170,7 +148,7 @@ def report(measured: Measured, runs: list[Run], resident: list[int], stated: int
 
 
 def row(name: str, measured: Measured, runs: list[Run]) -> list[object]:
-    found = beside(measured, runs)
+    found = Compared.of(measured, runs)
     tries = sum(run.ended.total() for run in runs)
     first = shown(found, "first")
     between = shown(found, "between")
@@ -186,7 +164,7 @@ def row(name: str, measured: Measured, runs: list[Run]) -> list[object]:
     ]
 
 
-def shown(found: Beside, what: str) -> list[str]:
+def shown(found: Compared, what: str) -> list[str]:
     """The p50 and the p99, without and beside."""
 
     def times(felt: Felt) -> list[float]:
