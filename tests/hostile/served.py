@@ -114,4 +114,4 @@ def serving(
             yield Served(process, ports[0], admin, log)
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()

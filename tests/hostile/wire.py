@@ -118,6 +118,7 @@ def outcome(answer: bytes) -> str:
         length = int(lower.split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
         if len(body) < min(length, _KEPT):
             return f"{status}, cut"
+        body = body[:length]
     elif b"\r\ntransfer-encoding: chunked" in lower and not body.endswith(b"0\r\n\r\n"):
         return f"{status}, cut"
     if status == "200":

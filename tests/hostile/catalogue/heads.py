@@ -74,7 +74,7 @@ def too_much() -> Iterator[Entry]:
     yield Entry(
         "headers after a body in chunks", raw(*trailers), TOO_LARGE, ("400 missing at model",)
     )
-    extension = chunks(b"2;", *[b"x" * 16_384] * 10)
+    extension = chunks(b"2;", *[b"x" * 16_384] * 100)
     yield Entry("an endless extension of a chunk", raw(*extension), TOO_LARGE)
 
 
@@ -120,31 +120,24 @@ def other_than_http() -> Iterator[Entry]:
         raw(*chunks(b"1\r\n{\r\n" * 20_000 + b"0\r\n\r\n")),
         "400 invalid_json",
     )
-    upgrade = b"connection: upgrade\r\nupgrade: %s\r\nsec-websocket-version: 13\r\n"
+    upgrade = b"connection: upgrade, close\r\nupgrade: %s\r\nsec-websocket-version: 13\r\n"
     for kind in (b"websocket", b"h2c"):
-        asked = request(
-            "GET", "/v1/models", headers=upgrade % kind + b"sec-websocket-key: eA==\r\n"
-        )
-        yield Entry(f"an upgrade to {kind.decode()}", raw(asked, 0.2, CLOSE), "401 invalid_api_key")
+        more = upgrade % kind + b"sec-websocket-key: eA==\r\n"
+        asked = request("GET", "/v1/models", headers=more)
+        yield Entry(f"an upgrade to {kind.decode()}", raw(asked), "401 invalid_api_key")
     yield Entry("HTTP/1.0 without a host", raw(b"GET /health HTTP/1.0\r\n\r\n"), "200")
     yield Entry(
         "an absolute URL of another host",
         raw(b"GET http://169.254.169.254/latest HTTP/1.0\r\n\r\n"),
         "401 invalid_api_key",
     )
-    yield Entry(
-        "CONNECT to another host",
-        raw(b"CONNECT a.b:443 HTTP/1.1\r\nhost: a.b\r\n\r\n", 0.2, CLOSE),
-        "401 invalid_api_key",
-    )
+    tunnel = b"CONNECT a.b:443 HTTP/1.1\r\nhost: a.b\r\n\r\n"
+    yield Entry("CONNECT to another host", raw(tunnel), "closed")
     yield Entry("another Host", get("/v1/models", headers=b"host: evil.example\r\n"), "200")
     yield Entry("TRACE", get("/v1/models", method="TRACE"), "405 invalid_request_error")
-
-
-CLOSE = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 
 def behind_each_other() -> Iterator[Entry]:
     yield Entry("200 requests in one go", pipeline(models, times=200), "201 answers")
     yield Entry("20 answers in one go", pipeline(one_answer, times=20), "21 answers")
-    yield Entry("2,000 connections, one after the other", reconnect(2000), "left", clients=4)
+    yield Entry("500 connections, one after the other", reconnect(500), "left", clients=8)
