@@ -17,6 +17,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 COUNT, TOKENIZE, DETOKENIZE = "/v1/messages/count_tokens", "/tokenize", "/detokenize"
 
+CLOSE = b"connection: close\r\n"
 LEFT = "left"
 """The client went away itself."""
 UNREAD_SECONDS = 36.0
@@ -85,7 +86,7 @@ def post(path: str, body: Body, *, headers: bytes = b"", method: str = "POST") -
 
     async def act(hostile: Hostile, number: int) -> str:
         sent = body if isinstance(body, bytes) else body(number)
-        more = headers + b"connection: close\r\n"
+        more = headers + CLOSE
         whole = request(method, path, key=hostile.key, body=sent, headers=more)
         async with connected(hostile.port) as connection:
             return outcome(await connection.exchange(whole))
@@ -98,7 +99,7 @@ def get(path: str, *, with_key: bool = True, headers: bytes = b"", method: str =
 
     async def act(hostile: Hostile, number: int) -> str:
         key = hostile.key if with_key else None
-        more = headers + b"connection: close\r\n"
+        more = headers + CLOSE
         where = path.replace("{}", str(number))
         async with connected(hostile.port) as connection:
             await connection.send(request(method, where, key=key, headers=more))
@@ -151,7 +152,8 @@ def leave(path: str, body: Body, *, after: int = 0, seconds: float = 0.0) -> Act
     async def act(hostile: Hostile, number: int) -> str:
         sent = body if isinstance(body, bytes) else body(number)
         async with connected(hostile.port) as connection:
-            await connection.send(request("POST", path, key=hostile.key, body=sent))
+            whole = request("POST", path, key=hostile.key, body=sent, headers=CLOSE)
+            await connection.send(whole)
             await asyncio.sleep(seconds)
             await connection.read_some(number % 2000 if after < 0 else after)
             connection.reset()
@@ -178,7 +180,7 @@ def unread(path: str, body: bytes) -> Act:
     a client may be all of the answer."""
 
     async def act(hostile: Hostile, number: int) -> str:
-        whole = request("POST", path, key=hostile.key, body=body, headers=b"connection: close\r\n")
+        whole = request("POST", path, key=hostile.key, body=body, headers=CLOSE)
         async with connected(hostile.port, receive_bytes=4096) as connection:
             await connection.send(whole)
             await asyncio.sleep(UNREAD_SECONDS)
@@ -191,7 +193,7 @@ def slowly(path: str, body: bytes, *, every: float, size: int, most: int) -> Act
     """Reads a little now and then, `most` bytes in all, and goes away."""
 
     async def act(hostile: Hostile, number: int) -> str:
-        whole = request("POST", path, key=hostile.key, body=body)
+        whole = request("POST", path, key=hostile.key, body=body, headers=CLOSE)
         async with connected(hostile.port, receive_bytes=4096) as connection:
             await connection.send(whole)
             for _ in range(most // size):
@@ -208,7 +210,7 @@ def pipeline(*requests: Callable[[Hostile], bytes], times: int) -> Act:
 
     async def act(hostile: Hostile, number: int) -> str:
         made = [make(hostile) for make in requests]
-        last = request("GET", "/health", headers=b"connection: close\r\n")
+        last = request("GET", "/health", headers=CLOSE)
         async with connected(hostile.port) as connection:
             reading = asyncio.ensure_future(connection.read_all())
             await connection.send(b"".join(made * times) + last)
