@@ -189,6 +189,19 @@ def unread(path: str, body: bytes) -> Act:
     return act
 
 
+def unread_pipeline(make: Callable[[Hostile], bytes], *, times: int) -> Act:
+    """Asks for more than the kernel holds for a client, and does not read it."""
+
+    async def act(hostile: Hostile, number: int) -> str:
+        async with connected(hostile.port, receive_bytes=4096) as connection:
+            await connection.send(make(hostile) * times)
+            await asyncio.sleep(UNREAD_SECONDS)
+            answers = (await connection.read_all()).count(b"HTTP/1.1 200 ")
+        return "cut" if answers < times else "all"
+
+    return act
+
+
 def slowly(path: str, body: bytes, *, every: float, size: int, most: int) -> Act:
     """Reads a little now and then, `most` bytes in all, and goes away."""
 

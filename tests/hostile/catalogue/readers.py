@@ -19,14 +19,15 @@ from tests.hostile.acts import (
     pipeline,
     slowly,
     unread,
+    unread_pipeline,
 )
 from tests.hostile.wire import request
 
 TOLD = {"logprobs": True, "top_logprobs": 20, "ignore_eos": True}
 STREAM = chat(max_tokens=300, n=4, stream=True, **TOLD)
 WHOLE = chat(max_tokens=300, n=4, **TOLD)
-CUT = ("200, cut", "closed", "200")
-"""What the kernel holds for a client may be all of its answer."""
+CUT = ("200, cut", "closed")
+"""Where the kernel does not hold all of the answer for its client."""
 
 
 def document(hostile: Hostile) -> bytes:
@@ -34,13 +35,13 @@ def document(hostile: Hostile) -> bytes:
 
 
 def entries() -> Iterator[Entry]:
-    yield Entry("a stream that nobody reads", unread(CHAT, STREAM), CUT[0], CUT, clients=1)
-    yield Entry("a whole answer that nobody reads", unread(CHAT, WHOLE), CUT[0], CUT, clients=1)
+    yield Entry("a stream that nobody reads", unread(CHAT, STREAM), "200", CUT, clients=1)
+    yield Entry("a whole answer that nobody reads", unread(CHAT, WHOLE), "200", CUT, clients=1)
     text = as_json(tokens=[*range(3, 40_000)] * 3)
-    yield Entry("a text of 1 MB that nobody reads", unread(DETOKENIZE, text), CUT[0], CUT)
+    yield Entry("a text of 1 MB that nobody reads", unread(DETOKENIZE, text), "200", CUT)
     told = completion("x " * 900, prompt_logprobs=20)
     yield Entry(
-        "a prompt's log-probabilities that nobody reads", unread(COMPLETIONS, told), CUT[0], CUT
+        "a prompt's log-probabilities that nobody reads", unread(COMPLETIONS, told), "200", CUT
     )
     plain = chat(max_tokens=300, stream=True, ignore_eos=True)
     yield Entry(
@@ -59,3 +60,6 @@ def entries() -> Iterator[Entry]:
         LEFT,
     )
     yield Entry("200 documents of 300 kB in one go", pipeline(document, times=200), "201 answers")
+    yield Entry(
+        "200 documents of 300 kB that nobody reads", unread_pipeline(document, times=200), "cut"
+    )
