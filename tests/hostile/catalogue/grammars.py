@@ -163,19 +163,16 @@ def tools() -> Iterator[Entry]:
     some = {"type": "object", "properties": {"a": {"enum": list(range(10))}}}
 
     def required(number: int) -> bytes:
-        made = [function(128 * number + n, some) for n in range(16)]
+        made = [function(128 * number + n, some) for n in range(8)]
         return chat(tools=made, tool_choice="required", max_tokens=8)
 
-    yield Entry(
-        "16 functions, one of which must be called", post(CHAT, required), "200", ("400 at tools",)
-    )
-    long = {"type": "object", "properties": {"a": {"enum": ["x" * 2000] * 16}}}
+    yield Entry("8 functions, one of which must be called", post(CHAT, required), "200")
+    long = {"type": "object", "properties": {"a": {"enum": ["x" * 1900]}}}
     heavy = [function(number, long) for number in range(128)]
     yield Entry(
         "128 functions of 2 kB",
         post(CHAT, chat(tools=heavy)),
         "400 context_length_exceeded at messages",
-        ("400 invalid_value at tools",),
     )
     arguments = json.dumps({"a": "[" * 100_000})
     call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
