@@ -182,9 +182,10 @@ class Grammars:
                     loop.call_soon_threadsafe(self._keep, key, future)
 
             future.add_done_callback(done)
-        waiting = asyncio.shield(asyncio.wrap_future(future))
+        compiling = asyncio.wrap_future(future)
+        compiling.add_done_callback(_heard)
         try:
-            return await asyncio.wait_for(waiting, COMPILE_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(compiling), COMPILE_SECONDS)
         except TimeoutError:
             if future.running():
                 raise _wrong(f"it takes longer than {COMPILE_SECONDS:g} s to compile") from None
@@ -212,6 +213,12 @@ class Grammars:
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
         return compiled(grammar, self._tokenizer)
+
+
+def _heard(done: asyncio.Future[LLMatcher]) -> None:
+    """Takes note of an error, which asyncio logs where whoever asked has left."""
+    if not done.cancelled():
+        done.exception()
 
 
 def compiled(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
 import threading
@@ -274,6 +275,21 @@ async def test_the_event_loop_goes_on_and_a_caller_may_leave(worker: Worker) -> 
     worker.gate.set()
     assert (await worker.grammars.matcher(regex("a+"))).allows(97)
     assert worker.compiled == [regex("a+")]
+
+
+async def test_a_caller_who_left_gets_no_line_in_the_log_for_a_wrong_grammar(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = asyncio.create_task(worker.grammars.matcher(regex("(")))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    worker.gate.set()
+    with pytest.raises(InvalidRequestError):  # which is behind it
+        await worker.grammars.matcher(regex("(("))
+    gc.collect()
+    assert caplog.messages == []
 
 
 async def test_a_bounded_number_waits(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
