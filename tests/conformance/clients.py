@@ -83,7 +83,12 @@ CLIENTS = (
         ("openai==3.57.0",),
         {"embeddings": NO_EMBEDDINGS},
     ),
-    Client("openai (Node)", "openai_node.mjs", (NODE, "openai@7.59.0", "zod@4.6.7")),
+    Client(
+        "openai (Node)",
+        "openai_node.mjs",
+        (NODE, "openai@7.59.0", "zod@4.6.7"),
+        {"runTools": CALLS_ON},
+    ),
     Client("anthropic (Python)", "anthropic_python.py", ("anthropic==2.14.0",)),
     Client(
         "LangChain",
@@ -109,7 +114,12 @@ CLIENTS = (
         ("pydantic-ai-slim[openai]==2.68.0",),
         {"prompted output": ANY_OBJECT, "tools": CALLS_ON, "responses, tools": CALLS_ON},
     ),
-    Client("openai-agents", "openai_agents_client.py", ("openai-agents==0.24.0",)),
+    Client(
+        "openai-agents",
+        "openai_agents_client.py",
+        ("openai-agents==0.24.0",),
+        {"responses, tools": CALLS_ON, "chat, tools": CALLS_ON},
+    ),
     Client(
         "ai (Vercel)",
         "ai_sdk.mjs",
@@ -121,7 +131,15 @@ CLIENTS = (
             "zod@4.6.7",
         ),
     ),
-    Client("llm", "llm_client.py", ("llm==0.36",)),
+    Client(
+        "llm",
+        "llm_client.py",
+        ("llm==0.36",),
+        {
+            "a tool": CALLS_ON,
+            "--schema": "its schema allows keys that it does not name, and this model adds one",
+        },
+    ),
     Client("inspect-ai", "inspect_client.py", ("inspect-ai==0.3.285", "openai==3.57.0")),
     Client("guidellm", "guidellm_client.py", ("guidellm==0.8.1", TORCH)),
     Client("aiperf", "aiperf_client.py", ("aiperf==0.13.0",)),
