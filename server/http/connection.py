@@ -329,10 +329,14 @@ class BoundedConnection(HttpToolsProtocol):
         if not is_next:
             self.transport.close()
             return
-        self.transport.write(_as_http(error))
+        answer = _as_http(error)
         if self._phase is _Phase.BODY:
+            if self.scope["method"] == "HEAD":
+                answer = answer[: answer.index(b"\r\n\r\n") + 4]
             cycle.disconnected = True
+            cycle.waiting_for_100_continue = False  # or uvicorn would write that behind our end
             cycle.message_event.set()
+        self.transport.write(answer)
         # Closed at once with bytes unread, the kernel would throw away the answer, too.
         self._is_refused, self._unread = True, 0
         self.flow.resume_reading()

@@ -39,6 +39,8 @@ class App:
         self.may_read = asyncio.Event()
         self.may_read.set()
         self.begun = asyncio.Event()
+        self.left = asyncio.Event()
+        """Set where the client is told to have gone."""
         self.asked: list[tuple[str, list[bytes]]] = []
         """Paths, and the names of the headers as they are when the body is whole."""
 
@@ -49,6 +51,7 @@ class App:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                self.left.set()
                 return
             length += len(message.get("body", b""))
             more = message.get("more_body", False)
@@ -281,6 +284,27 @@ async def test_half_a_head_is_refused_after_its_time(sent: bytes) -> None:
             assert await client.answer() == (200, b"0")
             await client.send(sent)  # a second one has its time, too
             assert await client.refusal() == (408, "request_timeout")
+
+
+async def test_who_is_refused_is_not_told_to_go_on() -> None:
+    app = App()
+    head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(head + b"what?\r\n")
+        assert await client.refusal() == (400, "invalid_http")
+        async with asyncio.timeout(PATIENCE):
+            await app.left.wait()
+
+
+async def test_the_refusal_of_a_head_request_has_no_body() -> None:
+    app = App()
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(b"HEAD / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        await app.begun.wait()
+        await client.send(b"what?\r\n")
+        told = await client.end()
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert told.endswith(b"\r\n\r\n")
 
 
 async def test_who_asks_nothing_is_not_told_anything() -> None:
