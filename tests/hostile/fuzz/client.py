@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h11
 
@@ -80,13 +80,16 @@ class _Talk:
                 fault = "hangs: neither an answer nor an end"
                 break
         seconds = time.monotonic() - self._began
-        asked = [Asked(**vars(item)) for item in self._connection.asked]
-        answers, no_http = _answers_of(bytes(self._came), asked)
+        asked, (answers, no_http) = self._now()
         with suppress(OSError):  # the server may have closed
             self._client.shutdown(socket.SHUT_WR)
         if not fault and not self._ends():
             fault = "hangs: goes on when its client has left"
         return Outcome(answers, asked, seconds, fault or no_http)
+
+    def _now(self) -> tuple[list[Asked], tuple[list[Answer], str | None]]:
+        asked = [replace(item) for item in self._connection.asked]
+        return asked, _answers_of(bytes(self._came), asked)
 
     def _send(self, piece: bytes) -> int:
         """How much the server took."""
@@ -134,9 +137,14 @@ class _Talk:
                 while data := self._client.recv(1 << 18):
                     self._came += data
                 self._is_closed = True
-            if len(self._came) == came:
+            # What a socket was given may be a moment on its way.
+            if len(self._came) == came and (self._is_closed or self._is_answered()):
                 return True
         return False
+
+    def _is_answered(self) -> bool:
+        asked, (answers, _) = self._now()
+        return len(answers) == sum(not item.waits for item in asked)
 
     def _ends(self) -> bool:
         connection, patience = self._connection, _Patience()
@@ -150,7 +158,8 @@ class _Talk:
 def _answers_of(came: bytes, asked: Sequence[Asked]) -> tuple[list[Answer], str | None]:
     """The answers, one for each request that is over, and one of the connection itself."""
     reader = h11.Connection(h11.CLIENT)
-    reader.receive_data(came)
+    if came:  # nothing would mean the end to it
+        reader.receive_data(came)
     answers: list[Answer] = []
     methods = [item.method for item in asked if not item.waits]
     try:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +36,8 @@ request whose last byte came, the one behind an answered one."""
 
 Ends = tuple[int, int]
 """The ports of a connection: the server's and the client's."""
+_ENDS = "fuzz.ends"
+"""In the scope, whose own client is the one that X-Forwarded-For tells of."""
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Connection:
     is_lost: bool = False
     asked: list[Asked] = field(default_factory=list)
     changes: int = 0
-    """Grows with whatever happens."""
+    """Grows before whatever may let it come to a stand: another thread looks at it."""
 
     @property
     def is_still(self) -> bool:
@@ -78,10 +79,10 @@ class Record:
     def __init__(self) -> None:
         self.generating = 0
         """Requests that the server counts."""
-        self._connections: dict[Ends, Connection] = defaultdict(Connection)
+        self._connections: dict[Ends, Connection] = {}
 
     def of(self, ends: Ends) -> Connection:
-        return self._connections[ends]
+        return self._connections.setdefault(ends, Connection())
 
     def forget(self, ends: Ends) -> None:
         self._connections.pop(ends, None)
@@ -97,7 +98,7 @@ class Watching:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        connection = self._record.of((scope["server"][1], scope["client"][1]))
+        connection = self._record.of(scope[_ENDS])
         ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
         asked = Asked(
             scope["method"],
@@ -121,24 +122,30 @@ class Watching:
         try:
             await self._app(scope, watched_receive, send)
         finally:
-            asked.is_over = True
             connection.changes += 1
+            asked.is_over = True
 
 
 def watched_connection(record: Record) -> type[BoundedConnection]:
     class WatchedConnection(BoundedConnection):
-        def data_received(self, data: bytes) -> None:
+        @property
+        def ends(self) -> Ends:
             assert self.server is not None
             assert self.client is not None
-            connection = record.of((self.server[1] or 0, self.client[1]))
-            connection.received += len(data)
+            return self.server[1] or 0, self.client[1]
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope[_ENDS] = self.ends  # type: ignore[typeddict-unknown-key]
+
+        def data_received(self, data: bytes) -> None:
+            connection = record.of(self.ends)
             connection.changes += 1
+            connection.received += len(data)
             super().data_received(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            assert self.server is not None
-            assert self.client is not None
-            record.of((self.server[1] or 0, self.client[1])).is_lost = True
+            record.of(self.ends).is_lost = True
             super().connection_lost(exc)
 
     return WatchedConnection
@@ -223,7 +230,7 @@ async def serving(
                 httpx.AsyncClient(
                     base_url=f"{url_of(listener)}/admin/v1",
                     headers={"Authorization": f"Bearer {ADMIN_KEY}"},
-                    timeout=120,
+                    timeout=600,
                 ) as admin,
             ):
                 made = await _make_tenants(admin, server_settings.max_choices)
