@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from server.http.anthropic import is_anthropic
+from tests.hostile.fuzz.bodies import Operation
 from tests.hostile.fuzz.client import Answer, Outcome
 from tests.hostile.fuzz.requests import Case
 from tests.hostile.fuzz.smuggling import SMUGGLED
@@ -48,10 +49,8 @@ def _faults_of_counts(case: Case, outcome: Outcome, over: list[Asked]) -> list[s
         faults.append(f"{len(answers)} answers to {len(over)} requests")
     if len(answers) == len(over) + 1 and not is_of_the_connection(answers[-1]):
         faults.append("an answer that nobody asked for")
-    if case.operation is not None and len(answers) != 1:
-        faults.append(f"{len(answers)} answers to one request")
-    elif case.operation is not None and f"{answers[0].status}" not in case.operation.statuses:
-        faults.append(f"the document of {case.operation.path} has no {answers[0].status}")
+    if case.operation is not None:
+        faults += _faults_of_operation(case.operation, answers)
     for answer, item in zip(answers, over, strict=False):
         given = answer.headers.get("x-request-id")
         sent = item.request_id or ""
@@ -62,6 +61,15 @@ def _faults_of_counts(case: Case, outcome: Outcome, over: list[Asked]) -> list[s
         if ids != case.expects:
             faults.append(f"answers to {ids}, expected {case.expects}")
     return faults
+
+
+def _faults_of_operation(operation: Operation, answers: list[Answer]) -> list[str]:
+    if len(answers) != 1:
+        return [f"{len(answers)} answers to one request"]
+    status = f"{answers[0].status}"
+    if operation.has_body and status not in operation.statuses:
+        return [f"the document of {operation.path} has no {status}"]
+    return []
 
 
 def _is_usable(request_id: str) -> bool:

@@ -100,7 +100,7 @@ class Requests:
             "tenant": ["victim", "victim", "other-7"],
             "digest": [*self._target.digests, "0" * 64],
             "key_id": [self._target.key_id],
-            "model_id": [*NAMES, self._target.base],
+            "model": [*NAMES, self._target.base],
         }
         path = operation.path
         for part in operation.path.split("{")[1:]:
