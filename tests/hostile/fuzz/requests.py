@@ -12,7 +12,7 @@ from tests.hostile.fuzz import bodies
 from tests.hostile.fuzz.bodies import Drawn, Operation
 from tests.hostile.fuzz.target import ADMIN, ADMIN_KEY, DATA, NAMES, Target
 
-_MOST_DRAWN = 60
+_MOST_DRAWN = 30
 """Right and wrong bodies of each operation that schemathesis makes; each costs as much as some
 requests."""
 
@@ -42,7 +42,7 @@ class Requests:
         document = target.documents[server]
         self._operations = bodies.operations_of(document)
         self._names = bodies.names_of(document)
-        self._drawn = bodies.draw(document, seed, max(4, min(_MOST_DRAWN, count // 100)))
+        self._drawn = bodies.draw(document, seed, max(4, min(_MOST_DRAWN, count // 200)))
 
     def cases(self) -> Iterator[Case]:
         return (self.case(number) for number in range(self._count))
