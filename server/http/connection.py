@@ -7,6 +7,7 @@ uvicorn has a time limit for connections that are idle between two requests, and
 from __future__ import annotations
 
 import asyncio
+from array import array
 from asyncio import TimerHandle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class _Parser(httptools.HttpRequestParser):
         super().__init__(connection)
         self._connection = connection
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
         while data:
             try:
                 super().feed_data(data)
