@@ -142,7 +142,7 @@ async def never(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
 
 
 async def late(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.7)
     await app(scope, receive, send)
 
 
@@ -182,7 +182,7 @@ async def test_faults_are_found(
     if plant == "hanging":
         monkeypatch.setattr(client, "PATIENCE", 0.5)
     if plant == "slowness":
-        monkeypatch.setattr(judge, "SLOW", 0.2)
+        monkeypatch.setattr(judge, "SLOW", 0.5)
     settings = {}
     if plant == "leak":
         settings = {"max_body_bytes": 8 << 10, "bodies_bytes": 16 << 10}

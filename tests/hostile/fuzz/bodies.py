@@ -232,6 +232,10 @@ def known(operation: Operation, digests: list[str]) -> list[Any]:
         "/admin/v1/adapters": [
             {"source": text}
             for text in ("adapter-0", "../adapter-0", "nowhere", "http://127.0.0.1/x", "/etc")
+        ]
+        + [
+            {"source": text}
+            for text in ("file:///a%00b", "file://[", "https://a:99999", "https://..", "file:///a")
         ],
         "/v1/load_lora_adapter": [
             {"lora_name": "z", "lora_path": "adapter-1", "load_inplace": True},
