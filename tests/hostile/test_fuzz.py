@@ -36,6 +36,7 @@ COUNT = int(os.environ.get("REMIX_HOSTILE_FUZZ", "50000"))
 """Of all tests here together."""
 SEED = int(os.environ.get("REMIX_HOSTILE_FUZZ_SEED") or secrets.randbits(32))
 OF_CONTROLS = 400
+DRAWN = max(2, min(30, COUNT // 1000))
 
 pytestmark = pytest.mark.timeout(24 * 3600)
 
@@ -61,30 +62,35 @@ def nothing(faults: list[str]) -> bool:
 
 
 async def test_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = share(0.4)
+    def cases() -> Iterable[Case]:
+        return Requests(target, DATA, SEED, drawn=DRAWN).cases(share(0.4))
+
     async with serving(tmp_path, fake_engine(), write_adapter, monkeypatch) as target:
-        assert nothing(await found(target, lambda: Requests(target, DATA, SEED, count).cases()))
+        assert nothing(await found(target, cases))
 
 
 async def test_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = share(0.25)
+    def cases() -> Iterable[Case]:
+        requests = Requests(target, DATA, SEED, drawn=DRAWN)
+        return RawRequests(requests).cases(share(0.25))
+
     async with serving(tmp_path, fake_engine(), write_adapter, monkeypatch) as target:
-        assert nothing(await found(target, lambda: RawRequests(target, DATA, SEED, count).cases()))
+        assert nothing(await found(target, cases))
 
 
 async def test_no_request_is_smuggled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = share(0.1)
     async with serving(tmp_path, fake_engine(), write_adapter, monkeypatch) as target:
-        assert nothing(await found(target, lambda: Smuggling(target, SEED).cases(count)))
+        assert nothing(await found(target, lambda: Smuggling(target, SEED).cases(share(0.1))))
 
 
 async def test_admin_api(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cases(target: Target) -> Iterable[Case]:
-        yield from Requests(target, ADMIN, SEED, share(0.055)).cases()
-        yield from RawRequests(target, ADMIN, SEED, share(0.02)).cases()
+    def cases() -> Iterable[Case]:
+        requests = Requests(target, ADMIN, SEED, drawn=DRAWN)
+        yield from requests.cases(share(0.055))
+        yield from RawRequests(requests).cases(share(0.02))
 
     async with serving(tmp_path, fake_engine(), write_adapter, monkeypatch, database=url) as target:
-        assert nothing(await found(target, lambda: cases(target)))
+        assert nothing(await found(target, cases))
 
 
 async def test_embedded_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +98,10 @@ async def test_embedded_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         made = random_checkpoint(model, seed=seed)
         write_checkpoint(folder, made.config, made.layers, readme="")
 
-    def cases(target: Target) -> Iterable[Case]:
-        yield from Requests(target, DATA, SEED, share(0.08)).cases()
-        yield from RawRequests(target, DATA, SEED, share(0.02)).cases()
+    def cases() -> Iterable[Case]:
+        requests = Requests(target, DATA, SEED, drawn=DRAWN)
+        yield from requests.cases(share(0.08))
+        yield from RawRequests(requests).cases(share(0.02))
 
     base = save_tiny_base(tmp_path / "base", "llama-32")
     model = tiny_model("llama-32")
@@ -108,7 +115,7 @@ async def test_embedded_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         )
     )
     async with serving(tmp_path, engine, write, monkeypatch, max_choices=16) as target:
-        assert nothing(await found(target, lambda: cases(target)))
+        assert nothing(await found(target, cases))
 
 
 # -- faults that are made on purpose --------------------------------------------------------------
@@ -197,7 +204,7 @@ async def test_faults_are_found(
         def cases() -> Iterable[Case]:
             if plant == "smuggling":
                 yield from Smuggling(target, SEED).cases(OF_CONTROLS)
-            yield from Requests(target, DATA, SEED, OF_CONTROLS).cases()
+            yield from Requests(target, DATA, SEED, drawn=2).cases(OF_CONTROLS)
 
         faults = await found(target, cases)
     where = "/tokenize" if plant in treatments else ""

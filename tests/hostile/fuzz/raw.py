@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterator
 
 from tests.hostile.fuzz.requests import Case, Request, Requests
-from tests.hostile.fuzz.target import Target
 
 Change = Callable[[random.Random, bytes], bytes]
 
@@ -173,14 +172,14 @@ ODD = (
 class RawRequests:
     """Makes them of a server's requests, each from a number, which is below 0."""
 
-    def __init__(self, target: Target, server: str, seed: int, count: int) -> None:
-        self._requests = Requests(target, server, seed, count)
-        self._server, self._count = server, count
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
 
-    def cases(self) -> Iterator[Case]:
-        for number in range(-self._count, 0):
+    def cases(self, count: int) -> Iterator[Case]:
+        for number in range(-count, 0):
             chance = self._requests.chance(number)
-            yield Case(number, self._server, tuple(_in_pieces(chance, self._bytes(chance))))
+            pieces = tuple(_in_pieces(chance, self._bytes(chance)))
+            yield Case(number, self._requests.server, pieces)
 
     def _bytes(self, chance: random.Random) -> bytes:
         kind = chance.random()

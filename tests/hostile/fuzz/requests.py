@@ -12,10 +12,6 @@ from tests.hostile.fuzz import bodies
 from tests.hostile.fuzz.bodies import Drawn, Operation
 from tests.hostile.fuzz.target import ADMIN, ADMIN_KEY, DATA, NAMES, Target
 
-_MOST_DRAWN = 30
-"""Right and wrong bodies of each operation that schemathesis makes; each costs as much as some
-requests."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -37,24 +33,27 @@ class Case:
 class Requests:
     """Makes them for one of the target's servers, each from a number."""
 
-    def __init__(self, target: Target, server: str, seed: int, count: int) -> None:
-        self._target, self._server, self._seed, self._count = target, server, seed, count
+    def __init__(self, target: Target, server: str, seed: int, *, drawn: int) -> None:
+        """`drawn`: right and wrong bodies of each operation that schemathesis makes; one takes as
+        long as some requests."""
+        self.server = server
+        self._target, self._seed = target, seed
         document = target.documents[server]
         self._operations = bodies.operations_of(document)
         self._names = bodies.names_of(document)
-        self._drawn = bodies.draw(document, seed, max(4, min(_MOST_DRAWN, count // 200)))
+        self._drawn = bodies.draw(document, seed, drawn)
 
-    def cases(self) -> Iterator[Case]:
-        return (self.case(number) for number in range(self._count))
+    def cases(self, count: int) -> Iterator[Case]:
+        return (self.case(number) for number in range(count))
 
     def case(self, number: int) -> Case:
         chance = self.chance(number)
         operation = self._choose(chance)
         request = self.request(chance, operation)
-        return Case(number, self._server, (request.whole(),), request.operation)
+        return Case(number, self.server, (request.whole(),), request.operation)
 
     def chance(self, number: int) -> random.Random:
-        return random.Random(f"{self._seed}/{self._server}/{number}")
+        return random.Random(f"{self._seed}/{self.server}/{number}")
 
     def _choose(self, chance: random.Random) -> Operation:
         with_body = [operation for operation in self._operations if operation.has_body]
@@ -81,14 +80,14 @@ class Requests:
     def _body(self, chance: random.Random, operation: Operation, drawn: list[Drawn]) -> bytes:
         known = bodies.known(operation, self._target.digests)
         given = [item.body for item in drawn]
-        body = chance.choice(known if known and chance.random() < 0.6 else given or known or [{}])
+        body = chance.choice(known if known and chance.random() < 0.75 else given or known or [{}])
         if isinstance(body, dict):
             body = dict(body)
             if known and body not in known and chance.random() < 0.5:
                 body = {**body, **chance.choice(known)}
-            if self._server == DATA and chance.random() < 0.9:
+            if self.server == DATA and chance.random() < 0.9:
                 body["model"] = chance.choice((self._target.base, *NAMES))
-        for _ in range(chance.choice((0, 1, 1, 1, 2, 4))):
+        for _ in range(chance.choice((0, 0, 1, 1, 1, 1, 2, 4))):
             body = bodies.change(chance, body, self._names)
         return bodies.write(body)
 
@@ -119,11 +118,11 @@ class Requests:
         return path
 
     def _key(self, chance: random.Random) -> list[tuple[bytes, bytes]]:
-        good = ADMIN_KEY if self._server == ADMIN else self._target.key
+        good = ADMIN_KEY if self.server == ADMIN else self._target.key
         bearer = (b"Authorization", b"Bearer " + good.encode())
         kind = chance.random()
-        if kind < 0.85:
-            anthropic = self._server == DATA and chance.random() < 0.1
+        if kind < 0.92:
+            anthropic = self.server == DATA and chance.random() < 0.1
             return [(b"x-api-key", good.encode())] if anthropic else [bearer]
         small, revoked = self._target.small_key.encode(), self._target.revoked_key.encode()
         return chance.choice(
