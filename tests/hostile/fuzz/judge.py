@@ -107,7 +107,7 @@ def _faults_of_answer(answer: Answer, asked: Asked | None) -> list[str]:
             faults.append(f"an error in another shape: {shown}")
     elif not 200 <= answer.status < 300:
         faults.append(f"neither an answer nor an error: {shown}")
-    else:
+    elif answer.status != 204:  # no content
         faults += _faults_of_success(answer)
     return faults
 
