@@ -82,9 +82,11 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # Less of it by KILLS=100 LOADS=64 (2,000 and 1,024). Part of it by K=catalogue, as pytest's -k.
+# FUZZ=500 (50,000) for K=fuzz; the seed of a failure as REMIX_HOSTILE_FUZZ_SEED.
 test-hostile: install
 	$(TEST_ENV) REMIX_HOSTILE_KILLS=$(or $(KILLS),2000) REMIX_HOSTILE_LOADS=$(or $(LOADS),1024) \
 		REMIX_HOSTILE_SECONDS=$(or $(SECONDS),5) REMIX_HOSTILE_ROUNDS=$(or $(ROUNDS),2) REMIX_HOSTILE_BOUNDS=$(or $(BOUNDS),3) \
+		REMIX_HOSTILE_FUZZ=$(or $(FUZZ),50000) \
 		$(BIN)/python -m pytest -m hostile tests/hostile $(if $(K),-k '$(K)')
 
 # vLLM's CPU build. Its own requirements bring torchvision and the like, built for CUDA, and vLLM

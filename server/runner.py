@@ -154,6 +154,7 @@ def _config(app: FastAPI, settings: ServerSettings, limits: _Limits) -> uvicorn.
     return uvicorn.Config(
         app,
         http=protocol,
+        ws="none",  # there are none, whatever libraries are installed
         backlog=limits.backlog,
         lifespan="off",  # entered by `run`, so that its errors reach the command line
         log_config=None,  # its lines look like ours

@@ -7,12 +7,16 @@ uvicorn has a time limit for connections that are idle between two requests, and
 from __future__ import annotations
 
 import asyncio
+from array import array
 from asyncio import TimerHandle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -63,6 +67,28 @@ class _RefusedError(Exception):
     """Ends the parser's work; the reason is the connection's."""
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Reads on where a request asks for another protocol, as if it did not: there is none.
+
+    httptools takes such a request for ended with its headers. What came with them it throws away,
+    and what comes later it takes for a request, were it the body that the headers tell of.
+    """
+
+    def __init__(self, connection: BoundedConnection) -> None:
+        super().__init__(connection)
+        self._connection = connection
+
+    def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
+        while data:
+            try:
+                super().feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                with self._connection.same_request() as framing:
+                    super().feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+
+
 class BoundedConnection(HttpToolsProtocol):
     """uvicorn's protocol within the limits of a `Door`."""
 
@@ -76,6 +102,9 @@ class BoundedConnection(HttpToolsProtocol):
         door: Door,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.parser = _Parser(self)
+        # As uvicorn: the request before the one that is too many is still answered.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._door = door
         self._limits = door.limits
         self._phase = _Phase.HEAD
@@ -86,6 +115,10 @@ class BoundedConnection(HttpToolsProtocol):
         """Bytes that came since the parser last had something whole."""
         self._head_bytes = 0
         self._num_headers = 0
+        self._framing = b""
+        """The headers that tell where the body ends."""
+        self._is_same_request = False
+        """What is parsed is no request of its own, but brings the parser to a request's body."""
         self._body_bytes = 0
         self._refusal: ApiError | None = None
         self._unsent = 0
@@ -170,21 +203,41 @@ class BoundedConnection(HttpToolsProtocol):
 
     # -- the parser's calls ---------------------------------------------------------------------
 
+    @contextmanager
+    def same_request(self) -> Iterator[bytes]:
+        """While this is open, a head with the headers that it yields stands for the newest one."""
+        self._is_same_request = True
+        try:
+            yield self._framing
+        finally:
+            self._is_same_request = False
+
     def on_message_begin(self) -> None:
+        if self._is_same_request:
+            return
         self._phase = _Phase.HEAD
         self._head_bytes = self._num_headers = 0
+        self._framing = b""
         self._door.waiting.setdefault(self, None)
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._is_same_request:
+            return
         self._count_head(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Those after a body in chunks come here too.
+        if self._is_same_request:
+            return
         self._num_headers += 1
         self._count_head(len(name) + len(value))
-        super().on_header(name, value)
+        # Those after a body in chunks come here too, and are no headers of the request: a proxy
+        # that took a key or a host out of these, or put its own in, has not seen them.
+        if self._phase is _Phase.HEAD:
+            if name.lower() in (b"content-length", b"transfer-encoding"):
+                self._framing += name + b": " + value + b"\r\n"
+            super().on_header(name, value)
 
     def _count_head(self, count: int) -> None:
         self._head_bytes += count
@@ -196,10 +249,12 @@ class BoundedConnection(HttpToolsProtocol):
             raise _RefusedError
 
     def on_headers_complete(self) -> None:
+        if self._is_same_request:
+            return
+        super().on_headers_complete()  # fails where the target is none: then there is no request
         self._phase = _Phase.BODY
         self._unread = self._body_bytes = 0
         self._door.waiting.pop(self, None)
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -207,6 +262,8 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # its body comes yet
         self._phase = _Phase.BETWEEN
         self._unread = 0
         super().on_message_complete()
@@ -273,10 +330,14 @@ class BoundedConnection(HttpToolsProtocol):
         if not is_next:
             self.transport.close()
             return
-        self.transport.write(_as_http(error))
+        answer = _as_http(error)
         if self._phase is _Phase.BODY:
+            if self.scope["method"] == "HEAD":
+                answer = answer[: answer.index(b"\r\n\r\n") + 4]
             cycle.disconnected = True
+            cycle.waiting_for_100_continue = False  # or uvicorn would write that behind our end
             cycle.message_event.set()
+        self.transport.write(answer)
         # Closed at once with bytes unread, the kernel would throw away the answer, too.
         self._is_refused, self._unread = True, 0
         self.flow.resume_reading()

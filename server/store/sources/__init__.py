@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -84,27 +85,42 @@ def is_of_the_web(text: str) -> bool:
 def _local_folder(text: str) -> Path | None:
     """The folder that a path or a `file://` URL names; None for a source elsewhere.
     Raises `SourceError` for what is no source at all."""
-    if not text or not text.isprintable():  # also NUL and line ends, which no log should hold
-        raise SourceError(f"source: found {text[:100]!r}, expected a path or URL")
+    _check_printable(text)
     protocol, is_url, rest = text.partition("://")
     if not is_url:
         return Path(text)
     return _path_of(text) if protocol == "file" and rest else None
 
 
+def _check_printable(text: str) -> None:
+    if not text or not text.isprintable():  # also NUL and line ends, which no log should hold
+        raise SourceError(f"source: found {text[:100]!r}, expected a path or URL")
+
+
 def _path_of(url: str) -> Path:
-    parts = urlsplit(url)
+    with _refusing_no_url():
+        parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         raise SourceError(f"source: found {url[:200]!r}, expected file:///ABSOLUTE/PATH")
-    return Path(unquote(parts.path))
+    path = unquote(parts.path)
+    _check_printable(path)
+    return Path(path)
+
+
+@contextmanager
+def _refusing_no_url() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise SourceError(f"source: not a URL ({error})") from None
 
 
 def _check_web_address(url: str) -> None:
-    try:
+    with _refusing_no_url():
         parts = urlsplit(url)
         host = parts.hostname
-    except ValueError as error:
-        raise SourceError(f"source: not a URL ({error})") from None
+        # What is no port or name fails later as if the server were away.
+        _ = parts.port, (host or "").encode("idna")
     # The address is written down and logged: no place for a password or a signed query.
     if not host or "@" in parts.netloc or "?" in url or "#" in url:
         raise SourceError(

@@ -39,6 +39,10 @@ class App:
         self.may_read = asyncio.Event()
         self.may_read.set()
         self.begun = asyncio.Event()
+        self.left = asyncio.Event()
+        """Set where the client is told to have gone."""
+        self.asked: list[tuple[str, list[bytes]]] = []
+        """Paths, and the names of the headers as they are when the body is whole."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.begun.set()
@@ -47,9 +51,11 @@ class App:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
+                self.left.set()
                 return
             length += len(message.get("body", b""))
             more = message.get("more_body", False)
+        self.asked.append((scope["path"], [name for name, _ in scope["headers"]]))
         await self.may_answer.wait()
         body = str(length).encode()
         headers = [(b"content-length", b"%d" % len(body))]
@@ -63,7 +69,12 @@ async def served(app: App, **limits: Any) -> AsyncIterator[tuple[int, Door]]:
     door = Door(ConnectionLimits(**given))
     protocol: Any = partial(BoundedConnection, door=door)
     config = uvicorn.Config(
-        app, http=protocol, lifespan="off", log_level="critical", timeout_keep_alive=int(NEVER)
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_level="critical",
+        timeout_keep_alive=int(NEVER),
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(config)
@@ -188,6 +199,74 @@ async def test_what_is_not_http_is_refused_in_the_shape_of_the_api() -> None:
         assert await client.refusal() == (400, "invalid_http")
 
 
+NO_TARGETS = [b"GET http://x", b"GET http://x:99999/", b"CONNECT x:80", b"GET /\xff"]
+
+
+@pytest.mark.parametrize("line", NO_TARGETS)
+async def test_a_target_without_a_path_is_refused(line: bytes) -> None:
+    app = App()
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(line + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert await client.refusal() == (400, "invalid_http")
+    assert app.asked == []
+
+
+@pytest.mark.parametrize("line", NO_TARGETS)
+async def test_a_refusal_is_never_another_requests_answer(line: bytes) -> None:
+    bad = line + b" HTTP/1.1\r\nhost: x\r\n\r\n"
+    app = App()
+    app.may_answer.clear()
+    async with served(app) as (port, _):
+        async with connected(port) as client:
+            await client.send(GET + bad)
+            await app.begun.wait()
+            assert await client.end() == b""
+        app.may_answer.set()
+        async with connected(port) as client:
+            await client.send(GET)
+            assert await client.answer() == (200, b"0")
+            await client.send(bad)
+            assert await client.refusal() == (400, "invalid_http")
+
+
+FRAMED = [(b"", b""), (b"content-length: 0\r\n", b""), (b"content-length: %d\r\n" % len(GET), GET)]
+FRAMED += [(b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(GET), GET))]
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"x"])
+@pytest.mark.parametrize(("framing", "body"), FRAMED)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_asks_for_another_protocol_is_answered_in_this_one(
+    protocol: bytes, framing: bytes, body: bytes, at_once: bool
+) -> None:
+    """Whatever the body looks like: a proxy that reads its length has not seen a request in it."""
+    upgrade = b"connection: upgrade\r\nupgrade: %b\r\n" % protocol
+    head = b"POST / HTTP/1.1\r\nhost: x\r\n" + framing + upgrade + b"\r\n"
+    expected = (200, b"%d" % len(GET if body else b""))
+    app = App()
+    async with served(app) as (port, _), connected(port) as client:
+        for _ in range(2):
+            app.begun.clear()
+            await client.send(head + body if at_once else head)
+            await app.begun.wait()
+            await client.send(b"" if at_once else body)
+            assert await client.answer() == expected
+        await client.send(head + body + GET)
+        assert await client.answer() == expected
+        assert await client.answer() == (200, b"0")
+    assert len(app.asked) == 4
+
+
+async def test_what_follows_a_body_in_chunks_is_no_header() -> None:
+    app = App()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    trailers = b"authorization: Bearer abcd\r\nhost: y\r\nexpect: 100-continue\r\n"
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(head + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n")
+        assert await client.answer() == (200, b"3")
+    assert app.asked == [("/", [b"host", b"transfer-encoding"])]
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -205,6 +284,27 @@ async def test_half_a_head_is_refused_after_its_time(sent: bytes) -> None:
             assert await client.answer() == (200, b"0")
             await client.send(sent)  # a second one has its time, too
             assert await client.refusal() == (408, "request_timeout")
+
+
+async def test_who_is_refused_is_not_told_to_go_on() -> None:
+    app = App()
+    head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(head + b"what?\r\n")
+        assert await client.refusal() == (400, "invalid_http")
+        async with asyncio.timeout(PATIENCE):
+            await app.left.wait()
+
+
+async def test_the_refusal_of_a_head_request_has_no_body() -> None:
+    app = App()
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(b"HEAD / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        await app.begun.wait()
+        await client.send(b"what?\r\n")
+        told = await client.end()
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert told.endswith(b"\r\n\r\n")
 
 
 async def test_who_asks_nothing_is_not_told_anything() -> None:

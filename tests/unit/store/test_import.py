@@ -333,6 +333,13 @@ def test_only_digests_lead_to_folders(store: AdapterStore, digest: str) -> None:
         "http:///a",
         "http://[::1/a",
         "file://otherhost/a",
+        "file://[::1/a",
+        "file:///a%00b",
+        "file:///a%0Ab",
+        "http://host:99999/a",
+        "http://host:x/a",
+        "https://a..b/c",
+        "https://" + "a" * 64 + "/b",
     ],
 )
 async def test_other_addresses_are_refused(store: AdapterStore, source: str) -> None:
