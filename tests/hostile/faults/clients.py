@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.hostile.faults.judge import NOBODY, UNKNOWN_KEY, Asked
-from tests.hostile.faults.shapes import shapes, wrong_shapes
+from tests.hostile.faults.shapes import GOOD, WRONG
 from tests.hostile.faults.wire import ClosedError, CutError, HungError, MalformedError, Wire
 
 if TYPE_CHECKING:
     from tests.hostile.faults.trial import Trial
 
-_GOOD, _WRONG = shapes(), wrong_shapes()
 _RESET, _CLOSE, _HALF, _STALL = "reset", "close", "half", "stall"
 
 
@@ -63,7 +62,7 @@ class Client:
         if tenant == "a":
             names.append(trial.base)
         name = NOBODY if chance.random() < 0.03 else chance.choice(names)
-        shape = chance.choice(_WRONG if name != NOBODY and chance.random() < 0.04 else _GOOD)
+        shape = chance.choice(WRONG if name != NOBODY and chance.random() < 0.04 else GOOD)
         key = UNKNOWN_KEY if chance.random() < 0.03 else chance.choice(trial.keys[tenant])
         return Asked.make(trial, tenant, key, name, shape)
 

@@ -63,25 +63,23 @@ class Shape:
         return json.dumps(fields | self.more).encode()
 
 
-def shapes() -> list[Shape]:
+def _good() -> Iterator[Shape]:
     prompts = ("Once", "the cat in the rain", "Zahlen: 1, 2")
-    made = []
     for index, (path, prompt) in enumerate((path, text) for path in ENDPOINTS for text in prompts):
         for stream in (False, True):
             tokens = (1, 5, 12)[(index + stream) % 3]
             n = 2 if path in (COMPLETIONS, CHAT) and index % 3 == 1 else 1
-            made.append(Shape(path, prompt, tokens, stream, n))
-    made.append(Shape(COMPLETIONS, prompts[1], 6, more={"logprobs": 2, "echo": True}))
-    made.append(Shape(CHAT, prompts[0], 6, more={"logprobs": True, "top_logprobs": 2}))
-    made.append(Shape(RESPONSES, prompts[2], 4, more={"store": False}))
-    return made
+            yield Shape(path, prompt, tokens, stream, n)
+    yield Shape(COMPLETIONS, prompts[1], 6, more={"logprobs": 2, "echo": True})
+    yield Shape(CHAT, prompts[0], 6, more={"logprobs": True, "top_logprobs": 2})
+    yield Shape(RESPONSES, prompts[2], 4, more={"store": False})
 
 
-def wrong_shapes() -> list[Shape]:
-    return [
-        *(Shape(path, "x", 2, more={"temperature": 99}, is_wrong=True) for path in ENDPOINTS),
-        *(Shape(path, "x" * 3000, 2, stream=True, is_wrong=True) for path in (COMPLETIONS, CHAT)),
-    ]
+GOOD = tuple(_good())
+WRONG = (
+    *(Shape(path, "x", 2, more={"temperature": 99}, is_wrong=True) for path in ENDPOINTS),
+    *(Shape(path, "x" * 3000, 2, stream=True, is_wrong=True) for path in (COMPLETIONS, CHAT)),
+)
 
 
 @dataclass(frozen=True, slots=True)

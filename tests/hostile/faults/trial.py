@@ -20,7 +20,7 @@ from tests.hostile.faults.injected import FAULTS, bound_pages
 from tests.hostile.faults.judge import Asked, Judge
 from tests.hostile.faults.operating import Operator
 from tests.hostile.faults.served import Served, add_tenant
-from tests.hostile.faults.shapes import Shape, shapes
+from tests.hostile.faults.shapes import GOOD, Shape
 from tests.hostile.faults.wire import HungError
 from tests.unit.server.tenants import TenantServer
 
@@ -194,7 +194,7 @@ class Trial:
         self.keys[JUDGE] = [await add_tenant(self.served, JUDGE, may_use_base=True)]
         await self._judge_has_all()
         await self.until(lambda: self.knows(JUDGE), "its keys are known")
-        for shape, name in itertools.product(shapes(), (*self.digests, self.base)):
+        for shape, name in itertools.product(GOOD, (*self.digests, self.base)):
             await self.ask(JUDGE, name[:8] if name != self.base else name, shape)
         await self.server.put(JUDGE, {})
 
@@ -269,16 +269,16 @@ class Trial:
 
     async def _until_served(self, tenant: str, name: str) -> None:
         begun = self._ticks
-        while await self.ask(tenant, name, shapes()[0]) != "complete":
+        while await self.ask(tenant, name, GOOD[0]) != "complete":
             assert self._ticks - begun < HUNG_TICKS, f"seed {self.seed}: {tenant}/{name} is lost"
             await asyncio.sleep(0.02)
 
     async def _ask_all(self) -> None:
         """The next good requests of every tenant, for each of its names, and of every adapter."""
         await self.until(lambda: not self.server.services.failing, "all tasks work")
-        asks = [(t, n, s) for t, names in SETS.items() for n in names for s in shapes()]
+        asks = [(t, n, s) for t, names in SETS.items() for n in names for s in GOOD]
         await self._judge_has_all()
-        asks += [(JUDGE, digest[:8], shape) for digest in self.digests for shape in shapes()]
+        asks += [(JUDGE, digest[:8], shape) for digest in self.digests for shape in GOOD]
         for tenant, name, shape in asks:
             if (outcome := await self.ask(tenant, name, shape)) != "complete":
                 self.judge.find("afterwards", f"{tenant}/{name} is answered with {outcome}")
