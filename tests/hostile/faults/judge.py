@@ -55,8 +55,10 @@ class Asked:
     @classmethod
     def make(cls, trial: Trial, tenant: str, key: str, name: str, shape: Shape) -> Asked:
         moment = trial.moment()
+        asked = cls(f"r-{trial.seed}-{moment}", tenant, key, name, shape, moment)
         trial.judge.asked += 1
-        return cls(f"r-{trial.seed}-{moment}", tenant, key, name, shape, moment)
+        trial.judge.open.add(asked)
+        return asked
 
     @property
     def is_good(self) -> bool:
@@ -68,6 +70,7 @@ class Judge:
         self._trial = trial
         self._books = books
         self.asked = 0
+        self.open: set[Asked] = set()
         self.outcomes: Counter[str] = Counter()
         self._ids: set[str] = set()
         """Of all complete answers."""
@@ -152,10 +155,10 @@ class Judge:
         trial = self._trial
         if reason in ("no end", "two ends", "malformed"):
             return True  # told already
+        if asked.key == UNKNOWN_KEY:
+            return status == 401 or reason == DIRECTORY
         if reason == DIRECTORY:
             return trial.is_excused(DIRECTORY, asked.since)
-        if asked.key == UNKNOWN_KEY:
-            return status == 401
         match reason:
             case "rate_limit_exceeded" | "rate_limit_error":
                 return asked.tenant == "c"
@@ -179,6 +182,7 @@ class Judge:
         else:
             self.outcomes[outcome] += 1
         asked.outcome = outcome
+        self.open.discard(asked)
 
 
 def reason_of(failure: Failure) -> str:

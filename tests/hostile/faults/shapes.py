@@ -206,9 +206,8 @@ def _streamed(shape: Shape, events: list[Any], last: Any) -> Whole:
         raise ValueError(f"events of several answers: {common}")
     for event in events:
         for choice in event["choices"]:
-            texts[choice["index"]] += choice.get("text") or choice.get("delta", {}).get(
-                "content", ""
-            )
+            said = choice["text"] if "text" in choice else choice["delta"].get("content")
+            texts[choice["index"]] += said or ""
             if choice.get("finish_reason"):
                 if choice["index"] in ends:
                     raise TwoEndsError(f"choice {choice['index']}")

@@ -260,9 +260,16 @@ class Trial:
             source = {"source": self.sources[digest]}
             answer = await self.server.admin.post("/admin/v1/adapters", json=source)
             assert answer.is_success, f"seed {self.seed}: {answer.text}"
+        now = self.moment()
+        await self.until(lambda: all(a.since > now for a in self.judge.open), "what was asked ends")
         for tenant, name in [(t, n) for t, names in SETS.items() for n in names]:
             if healed:
                 await self._until_served(tenant, name)
+        entries = self.server.services.adapters._entries
+        await self.until(
+            lambda: not any(e.is_in_repair or e.refused_seconds for e in entries.values()),
+            "no adapter is refused",
+        )
         for digest in healed:
             self._excuses[digest] = 0
             self._excused_until[digest] = self.moment()
