@@ -16,8 +16,9 @@ import pytest
 from remix_runtime import watch
 from server import runner
 from server.http.connection import ConnectionLimits, Door
-from server.live import adapters, follower
+from server.live import access, adapters, follower
 from server.store import rooms
+from server.tenancy import database
 from tests.examination import examine_here
 from tests.hostile.faults.books import LIMIT, Books, Counted
 from tests.unit.server.harness import listen
@@ -25,6 +26,10 @@ from tests.unit.server.tenants import ADMIN_KEY, TenantServer, make_tenant_apps
 
 SLOW_SECONDS = 2.0
 """What a client may take for a request's head, or for a part of its body."""
+
+_CALLS = ("READ", "WRITE", "ANSWER")
+_DATABASE_SECONDS = 120.0
+"""What a call may take that meets no fault: no machine is so busy. Faults are told at once."""
 
 WriteAdapter = Callable[[Path, int], object]
 
@@ -48,12 +53,14 @@ async def serving(root: Path, engine: Any, write_adapter: WriteAdapter) -> Async
         doors.append(Door(replace(limits, **short)))
         return doors[-1]
 
-    database = root / "database" / "remix.db"
+    file = root / "database" / "remix.db"
     folder = root / "sources"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "Door", make_door)
         patch.setattr(rooms, "examine", examine_here)
         for module, name, seconds in (
+            *((database, f"{what}_SECONDS", _DATABASE_SECONDS) for what in _CALLS),
+            (access, "_LOOK_UP_SECONDS", _DATABASE_SECONDS),
             (adapters, "RETRY_SECONDS", 0.05),
             (adapters, "LAST_RETRY_SECONDS", 0.4),
             (watch, "FIRST_PAUSE_SECONDS", 0.05),
@@ -61,7 +68,7 @@ async def serving(root: Path, engine: Any, write_adapter: WriteAdapter) -> Async
         ):
             patch.setattr(module, name, seconds)
         apps, settings = make_tenant_apps(
-            engine, root, folder, database_url=f"sqlite:///{database}", access_log=False
+            engine, root, folder, database_url=f"sqlite:///{file}", access_log=False
         )
         apps.data.add_middleware(Counted, books=books)
         async with AsyncExitStack() as stack:
@@ -71,7 +78,7 @@ async def serving(root: Path, engine: Any, write_adapter: WriteAdapter) -> Async
             server.services.quotas._clock = lambda: 0.0  # a minute that does not pass
             books.watch(engine)
             address = (str(url.hostname), url.port or 0)
-            yield Served(server, address, doors[0], books, database, write_adapter)
+            yield Served(server, address, doors[0], books, file, write_adapter)
 
 
 async def add_tenant(served: Served, name: str, **quota: Any) -> str:
