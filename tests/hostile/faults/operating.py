@@ -79,6 +79,7 @@ class Operator:
             DIRECTORY: is_full or trial.is_excused(DIRECTORY, since),
             DISK: is_full,
             "bad_set": is_damaged,
+            "import_stopped": is_damaged,
             "model_unavailable": is_damaged,
         }.get(code, False)
         if not is_right:

@@ -258,13 +258,12 @@ class Trial:
         healed, self.damaged = sorted(self.damaged), set()
         for digest in healed:
             source = {"source": self.sources[digest]}
-            answer = await self.server.admin.post("/admin/v1/adapters", json=source)
-            assert answer.is_success, f"seed {self.seed}: {answer.text}"
+            await self._until(lambda s=source: self._imports(s), f"{source} is imported again")
         now = self.moment()
         await self.until(lambda: all(a.since > now for a in self.judge.open), "what was asked ends")
         for tenant, name in [(t, n) for t, names in SETS.items() for n in names]:
             if healed:
-                await self._until_served(tenant, name)
+                await self._until(lambda t=tenant, n=name: self._serves(t, n), f"{tenant}/{name}")
         entries = self.server.services.adapters._entries
         await self.until(
             lambda: not any(e.is_in_repair or e.refused_seconds for e in entries.values()),
@@ -274,10 +273,17 @@ class Trial:
             self._excuses[digest] = 0
             self._excused_until[digest] = self.moment()
 
-    async def _until_served(self, tenant: str, name: str) -> None:
+    async def _imports(self, source: dict[str, str]) -> bool:
+        answer = await self.server.admin.post("/admin/v1/adapters", json=source)
+        return answer.is_success  # or a repair at the same time has moved it
+
+    async def _serves(self, tenant: str, name: str) -> bool:
+        return await self.ask(tenant, name, GOOD[0]) == "complete"
+
+    async def _until(self, attempt: Callable[[], Awaitable[bool]], what: str) -> None:
         begun = self._ticks
-        while await self.ask(tenant, name, GOOD[0]) != "complete":
-            assert self._ticks - begun < HUNG_TICKS, f"seed {self.seed}: {tenant}/{name} is lost"
+        while not await attempt():
+            assert self._ticks - begun < HUNG_TICKS, f"seed {self.seed}: not yet: {what}"
             await asyncio.sleep(0.02)
 
     async def _ask_all(self) -> None:
