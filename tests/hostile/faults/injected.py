@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
 
 from remix_runtime.engines.embedded import EmbeddedEngine
 from remix_runtime.engines.text import TextStream
@@ -129,9 +130,10 @@ def _folder(trial: Trial) -> Steps:
 
     async def take() -> None:
         folder.rename(away)
-        await trial.directory._database.engine.dispose()
+        trial.database_is_away = True
 
     async def give_back() -> None:
+        trial.database_is_away = False
         away.rename(folder)
 
     return take, give_back
@@ -165,13 +167,20 @@ async def full_disk(trial: Trial, chance: random.Random) -> AsyncIterator[None]:
         trial.disk_is_full = False
 
 
-def bound_pages(trial: Trial) -> None:
-    """Has SQLite's own limit stop the database from growing while the disk is full."""
+def prepare_database(trial: Trial) -> None:
+    """Has SQLite's own limit stop the database from growing while the disk is full, and open
+    connections break while it is away."""
+    engine = trial.directory._database.engine.sync_engine
 
-    @event.listens_for(trial.directory._database.engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
         pages = 1 if trial.disk_is_full else 1 << 30
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    @event.listens_for(engine, "checkout")
+    def checkout(*_: object) -> None:
+        if trial.database_is_away:
+            raise DisconnectionError("injected")
 
 
 @asynccontextmanager

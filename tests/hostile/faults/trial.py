@@ -16,7 +16,7 @@ from server.live.access import TenantAccess
 from server.store import AdapterStore
 from server.tenancy import Directory
 from tests.hostile.faults.clients import Client
-from tests.hostile.faults.injected import FAULTS, bound_pages
+from tests.hostile.faults.injected import FAULTS, prepare_database
 from tests.hostile.faults.judge import Asked, Judge
 from tests.hostile.faults.operating import Operator
 from tests.hostile.faults.served import Served, add_tenant
@@ -55,7 +55,7 @@ class Trial:
         admin = served.server.apps.admin.state.services
         self.store: AdapterStore = admin.store
         self.directory: Directory = admin.directory
-        self.disk_is_full = False
+        self.disk_is_full = self.database_is_away = False
         self.injected = 0
         """Sequences that were made to fail."""
         self.damaged: set[str] = set()
@@ -156,6 +156,7 @@ class Trial:
                 found.append(f"lost: {self.judge.asked} asked, {self.judge.outcomes.total()} ended")
             if self.judge.outcomes["internal_error"] > self.injected:
                 found.append(f"unexpected: more internal errors than {self.injected} faults")
+            found += self._of_database()
             if more := _tasks() - tasks:
                 found.append(f"held: tasks {dict(more)}")
             if (now := len(os.listdir("/proc/self/fd"))) > files + 64:
@@ -177,7 +178,7 @@ class Trial:
 
     async def _prepare(self) -> None:
         """Imports the adapters and has each answer everything once."""
-        bound_pages(self)
+        prepare_database(self)
         for seed in range(ADAPTERS):
             self.served.write_adapter(self.server.folder / f"adapter-{seed}", seed)
             source = {"source": f"adapter-{seed}"}
@@ -295,6 +296,14 @@ class Trial:
         for tenant, name, shape in asks:
             if (outcome := await self.ask(tenant, name, shape)) != "complete":
                 self.judge.find("afterwards", f"{tenant}/{name} is answered with {outcome}")
+
+    def _of_database(self) -> list[str]:
+        database = self.directory._database
+        threads = sum(thread.is_alive() for thread in database._threads)
+        pool: Any = database.engine.sync_engine.pool
+        if threads <= (connections := pool.checkedin() + pool.checkedout()):
+            return []
+        return [f"held: {threads} threads for {connections} connections of the database"]
 
     async def _of_store(self) -> list[str]:
         damage = {digest: await self.store.set_aside(digest) for digest in self.sources}
