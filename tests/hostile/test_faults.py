@@ -132,7 +132,7 @@ WRONGS: dict[str, tuple[Any, Any, str, Callable[[Any], Any]]] = {
     "quota": (fake, Admission, "settle", once(lambda m: lambda a, used: m(a, used + 5000))),
     "lost": (fake, ChoicesWriter, "closing", once(lambda _: lambda *_: ())),
     "doubled": (fake, EventStream, "end", two_ends),
-    "another's": (fake, request_module, "_request_id", once(lambda _: lambda _: "r-1")),
+    "another's": (fake, request_module, "_request_id", once(lambda _: lambda _: "r-1", 60)),
     "wrong bits": (
         fake,
         TextStream,

@@ -157,8 +157,8 @@ class Trial:
             if self.judge.outcomes["internal_error"] > self.injected:
                 found.append(f"unexpected: more internal errors than {self.injected} faults")
             found += self._of_database()
-            if more := _tasks() - tasks:
-                found.append(f"held: tasks {dict(more)}")
+            if more := await self._more_than(tasks):
+                found.append(f"held: tasks {more}")
             if (now := len(os.listdir("/proc/self/fd"))) > files + 64:
                 found.append(f"held: {now} files, {files} before")
             return found
@@ -296,6 +296,14 @@ class Trial:
         for tenant, name, shape in asks:
             if (outcome := await self.ask(tenant, name, shape)) != "complete":
                 self.judge.find("afterwards", f"{tenant}/{name} is answered with {outcome}")
+
+    async def _more_than(self, before: Counter[str]) -> dict[str, int]:
+        """Tasks that stay: others come and go all the time."""
+        begun, more = self._ticks, _tasks() - before
+        while more and self._ticks - begun < 2 * self.served.books.patience:
+            await asyncio.sleep(0.01)
+            more &= _tasks() - before
+        return dict(more)
 
     def _of_database(self) -> list[str]:
         database = self.directory._database
