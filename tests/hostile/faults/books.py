@@ -132,8 +132,10 @@ class Books:
             assert usage.requests is not None
             assert usage.tokens is not None
             used = LIMIT - usage.requests.level
-            most = by_status[tenant].total()
-            if not most - by_status[tenant]["429"] <= used <= most:
+            most, refused = by_status[tenant].total(), by_status[tenant]["429"]
+            if refused:  # and some of those that left before they were told so
+                refused += by_status[tenant]["disconnected"]
+            if not most - refused <= used <= most:
                 yield f"quota: {tenant} used {used:g} requests of {dict(by_status[tenant])}"
             used = LIMIT - usage.tokens.level
             computed = sum(meter.tokens for meter in self.meters[tenant])
