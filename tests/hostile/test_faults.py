@@ -92,6 +92,7 @@ async def test_every_request_has_one_outcome_and_the_books_agree(
     async with make(tmp_path, total) as trial:
         found = await trial.run()
         print(f"\n{engine}, seed {SEED}: {dict(trial.judge.outcomes.most_common())}")
+        print(*found, sep="\n")
     assert found == [], f"REMIX_HOSTILE_SEED={SEED}"
 
 
