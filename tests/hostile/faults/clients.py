@@ -149,6 +149,8 @@ class Client:
             del left[0]
             if answer.closes:
                 raise ClosedError
+        if plan.sent is not None:  # answered early: the rest of it must not be taken for a request
+            raise CutError
         wire.left = None
 
     def _hang_up(self) -> None:
