@@ -2,7 +2,7 @@
 # make run       serve the sample adapters         make lint   style, types, import rules, images
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
-# make test-hostile   kills at random, loads from many threads, leaks, hostile clients: hours; see tests/hostile
+# make test-hostile   kills at random, loads from many threads, leaks, hostile clients, faults: hours; see tests/hostile
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
 # make stop      end the server that `make run` left in the background
 # make lock      what the images install, again from the newest versions
@@ -81,10 +81,11 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Less of it by KILLS=100 LOADS=64 (2,000 and 1,024). Part of it by K=catalogue, as pytest's -k.
-# FUZZ=500 (50,000) for K=fuzz; the seed of a failure as REMIX_HOSTILE_FUZZ_SEED.
+# Less of it by KILLS=100 LOADS=64 FAULTS=1000 FUZZ=500 (2,000, 1,024, 100,000, 50,000). Part of it
+# by K=catalogue, as pytest's -k. The seed of a failure as REMIX_HOSTILE_SEED, REMIX_HOSTILE_FUZZ_SEED.
 test-hostile: install
 	$(TEST_ENV) REMIX_HOSTILE_KILLS=$(or $(KILLS),2000) REMIX_HOSTILE_LOADS=$(or $(LOADS),1024) \
+		REMIX_HOSTILE_FAULTS=$(or $(FAULTS),100000) \
 		REMIX_HOSTILE_SECONDS=$(or $(SECONDS),5) REMIX_HOSTILE_ROUNDS=$(or $(ROUNDS),2) REMIX_HOSTILE_BOUNDS=$(or $(BOUNDS),3) \
 		REMIX_HOSTILE_FUZZ=$(or $(FUZZ),50000) \
 		$(BIN)/python -m pytest -m hostile tests/hostile $(if $(K),-k '$(K)')

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import shutil
 import stat
@@ -45,7 +46,7 @@ class Quarantine:
         not take that. Raises `OSError`."""
         now = time.time_ns()
         entry = Quarantined(
-            id=f"{now:020}-{secrets.token_hex(4)}",  # sorts by time
+            id=f"{self._after_all(now):020}-{secrets.token_hex(4)}",
             at=datetime.fromtimestamp(now / 1e9, UTC).isoformat(timespec="seconds"),
             source=source,
             error=type(error).__name__,
@@ -58,6 +59,12 @@ class Quarantine:
         files.rename(self._root / entry.id)
         self._trim()
         return entry
+
+    def _after_all(self, now: int) -> int:
+        """A time that sorts behind all that is here, also where the clock was put back: what is
+        put last must not be the first to leave."""
+        begins = [name[:20] for name in os.listdir(self._root)]
+        return max([now, *(int(begin) + 1 for begin in begins if begin.isdecimal())])
 
     def entries(self) -> list[Quarantined]:
         """Lists what is here, newest first."""

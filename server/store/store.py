@@ -179,7 +179,7 @@ class AdapterStore:
         `min_age_seconds`, and unfinished imports of that age that no process works on.
 
         Returns the digests that were removed. The age covers the time between an import and its
-        first reference: who puts an old digest to use again imports it again.
+        first reference: who puts an old digest to use again imports it again. Raises `StoreError`.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
@@ -301,6 +301,10 @@ class AdapterStore:
         return None
 
     def _collect_garbage(self, keep: Set[str], min_age_seconds: float) -> list[str]:
+        with _of_our_disk():
+            return self._collect_on_disk(keep, min_age_seconds)
+
+    def _collect_on_disk(self, keep: Set[str], min_age_seconds: float) -> list[str]:
         removed = []
         for digest in self.digests():
             if digest in keep:

@@ -124,7 +124,7 @@ async def delete_adapter(digest: str, http: Request) -> None:
     await admin_services(http).directory.delete_adapter(digest, actor=ACTOR)
 
 
-@router.post("/adapters/collect-garbage", responses=failures(400))
+@router.post("/adapters/collect-garbage", responses=failures(400, 507))
 async def collect_adapter_garbage(
     http: Request,
     min_age_seconds: Annotated[

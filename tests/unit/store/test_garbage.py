@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from remix_runtime.errors import CheckpointError
-from server.store import AdapterStore, UnknownDigestError
+from server.store import AdapterStore, StoreFullError, UnknownDigestError
 from server.store.incoming import Incoming
 from server.store.sources import SourceFile
 from tests.unit.store.conftest import contents, leftovers, write_adapter
@@ -50,6 +51,20 @@ async def test_only_old_adapters_that_nobody_keeps_go(
     assert leftovers(root) == []
     assert await store.collect_garbage(set(digests), min_age_seconds=0) == []
     assert await store.collect_garbage({kept}, min_age_seconds=0) == [fresh]
+
+
+async def test_a_full_disk_is_told_as_one_and_nothing_goes(
+    store: AdapterStore, digests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _target: Path) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        with pytest.raises(StoreFullError, match="No space left"):
+            await store.collect_garbage(set(), min_age_seconds=0)
+    assert store.digests() == sorted(digests)
+    assert await store.collect_garbage(set(), min_age_seconds=0) == sorted(digests)
 
 
 async def test_importing_again_makes_an_adapter_fresh(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,6 +237,21 @@ async def test_quarantine_is_bounded_and_keeps_the_newest(
     ids = []
     for index in range(5):
         edit_config(adapter, {"peft_type": f"LORA{index}"})
+        with pytest.raises(RejectedAdapterError) as caught:
+            await store.import_from(str(adapter))
+        ids.append(caught.value.quarantine_id)
+    assert [entry.id for entry in store.quarantined()] == ids[:1:-1]
+    assert sorted(os.listdir(root / "quarantine")) == ids[2:]
+
+
+async def test_quarantine_keeps_the_newest_also_when_the_clock_is_put_back(
+    store: AdapterStore, root: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, years = time.time_ns(), 10**18
+    ids = []
+    for ahead in (years, 0, 1, -years, 2):
+        monkeypatch.setattr(time, "time_ns", lambda ahead=ahead: now + ahead)
+        edit_config(adapter, {"peft_type": f"LORA{ahead}"})
         with pytest.raises(RejectedAdapterError) as caught:
             await store.import_from(str(adapter))
         ids.append(caught.value.quarantine_id)
