@@ -3,6 +3,7 @@
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
 # make test-hostile   kills at random, loads from many threads, leaks, hostile clients, faults: hours; see tests/hostile
+# make test-mutants   changes the code and looks whether a test fails: writes docs/results/mutants.md, an hour
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
 # make stop      end the server that `make run` left in the background
 # make lock      what the images install, again from the newest versions
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-hostile test-gpu test-vllm test-conformance lint format bench samples lock clean
+.PHONY: help install run stop test test-slow test-hostile test-mutants test-gpu test-vllm test-conformance lint format bench samples lock clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -90,6 +91,20 @@ test-hostile: install
 		REMIX_HOSTILE_FUZZ=$(or $(FUZZ),50000) \
 		$(BIN)/python -m pytest -m hostile tests/hostile $(if $(K),-k '$(K)')
 
+# The tool has an environment of its own over the tests' one, whose versions it keeps. Some of it by
+# MODULES=server/live/quotas.py; all of it anew without .mutants/.
+MUTANTS_VENV := .venv-mutants
+SITE = $(1)/bin/python -c 'import site; print(site.getsitepackages()[0])'
+$(MUTANTS_VENV)/.installed: $(VENV)/.installed-dev
+	@$(BIN)/python -m venv --clear --without-pip $(MUTANTS_VENV)
+	@$(call SITE,$(VENV)) > "$$($(call SITE,$(MUTANTS_VENV)))/below.pth"
+	@$(uv_settings); $(BIN)/uv pip install --quiet --python $(MUTANTS_VENV)/bin/python \
+		--constraint <($(BIN)/uv pip freeze --exclude-editable --python $(BIN)/python) mutmut==3.8.1
+	@touch $@
+
+test-mutants: $(MUTANTS_VENV)/.installed
+	$(TEST_ENV) REMIX_MUTANT_WORKERS=$(WORKERS) $(BIN)/python -m tests.mutants $(MODULES)
+
 # vLLM's CPU build. Its own requirements bring torchvision and the like, built for CUDA, and vLLM
 # dies of them at import.
 VLLM_VENV ?= .venv-vllm
@@ -143,5 +158,5 @@ lock: $(VENV)/.installed-demo
 	$(LOCK) --upgrade --python-version=3.12 --extra=vllm --output-file=docker/requirements-gpu.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .conformance
+	rm -rf $(VENV) $(VLLM_VENV) $(MUTANTS_VENV) .mutants build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .conformance
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,16 @@ from server.live.adapters import LiveAdapters
 from server.live.metrics import LiveMetrics
 
 
+class StoppedClock:
+    """Moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class WatchedEngine(FakeEngine):
     """Counts loads and unloads by digest, and can be made to take its time over loads."""
 

@@ -62,3 +62,41 @@ async def test_an_older_revision_never_comes_back(
     assert sets.live("a").revision == 2
     await adapters.settle()
     assert adapters.digests == {new}
+
+
+async def test_a_flip_tells_whether_the_revision_is_newer(sets: LiveSets, shelf: Shelf) -> None:
+    digest = shelf.put("pirate")
+    assert not sets.flip("a", 0, {}), "the empty set that a new tenant has"
+    assert list(sets.all) == ["a"]
+    assert sets.flip("a", 1, {"x": digest})
+    for older in (1, 0):
+        assert not sets.flip("a", older, {})
+    assert sets.flip("b", 3, {})
+    assert {tenant: live.revision for tenant, live in sets.all.items()} == {"a": 1, "b": 3}
+
+
+async def test_what_is_not_there_can_be_dropped(sets: LiveSets, adapters: LiveAdapters) -> None:
+    sets.drop("nobody")
+    assert adapters.digests == set()
+    assert sets.all == {}
+
+
+async def test_a_long_name_is_cut_in_the_refusal(sets: LiveSets) -> None:
+    with pytest.raises(UnknownModelError) as raised:
+        sets.resolve("a", "x" * 150, may_use_base=True)
+    assert str(raised.value) == (
+        f"The model '{'x' * 100}' does not exist or you do not have access to it."
+    )
+
+
+async def test_the_fingerprint_is_the_digest_or_the_bases_name(
+    adapters: LiveAdapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1234.5)
+    sets = LiveSets("base", adapters)
+    assert sets.started == 1234
+    assert Target("pirate", "abc").fingerprint == "abc"
+    assert Target("base", None).fingerprint == "base-base"
+    sets.flip("a", 1, {})
+    assert sets.live("a").since == 1234
+    assert sets.live("nobody").since == 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from remix_runtime.contracts import AdapterInfo
 from remix_runtime.watch import Watch
+from server.live import swap as live_swap
 from server.live.adapters import LiveAdapters
 from server.live.follower import Follower
 from server.live.metrics import LiveMetrics
@@ -17,6 +20,7 @@ from server.live.sets import LiveSets
 from server.live.swap import BadSetError, Swaps
 from server.tenancy.directory import Directory
 from server.tenancy.errors import (
+    AdapterNotFoundError,
     InvalidValueError,
     StaleRevisionError,
     UnknownAdapterError,
@@ -24,7 +28,8 @@ from server.tenancy.errors import (
     UnknownTenantError,
 )
 from server.tenancy.records import AdapterRecord
-from tests.unit.live.conftest import Shelf, WatchedEngine
+from tests.unit.live.conftest import Shelf, StoppedClock, WatchedEngine
+from tests.unit.server.harness import eventually
 
 
 @pytest.fixture
@@ -212,3 +217,120 @@ async def test_an_adapter_that_is_deleted_while_it_loads_is_refused(
     await adapters.settle()
     assert engine.loaded == set()
     assert sets.live("acme").adapters == {}
+
+
+async def test_an_adapter_that_nobody_imported_is_refused_and_not_loaded(
+    swaps: Swaps, engine: WatchedEngine, shelf: Shelf, digests: list[str]
+) -> None:
+    unknown = shelf.put("never imported")
+    wanted = {"x": unknown, "y": digests[0], "z": unknown}
+    with pytest.raises(BadSetError) as raised:
+        await swaps.put("acme", wanted, expected=None, actor="test")
+    told = str(AdapterNotFoundError(unknown))
+    assert raised.value.reasons == {"x": told, "z": told}
+    assert engine.loads == {digests[0]: 1}, "the others are tried, so that all reasons are told"
+
+
+@pytest.mark.parametrize(("number", "more"), [(4, ""), (5, ""), (6, "; and 1 more")])
+def test_a_refusal_names_five_adapters_and_counts_the_others(number: int, more: str) -> None:
+    error = BadSetError({f"a{i}": f"r{i}" for i in range(number)})
+    some = "; ".join(f"a{i}: r{i}" for i in range(min(number, 5)))
+    assert str(error) == f"the set was not changed: {some}{more}"
+    assert len(error.reasons) == number
+
+
+async def test_a_stale_swap_is_told_what_there_is_and_loads_nothing(
+    swaps: Swaps, engine: WatchedEngine, registry: CollectorRegistry, digests: list[str]
+) -> None:
+    a, b, _, _ = digests
+    await swaps.put("acme", {"x": a}, expected=0, actor="test")
+    await swaps.put("acme", {"x": b}, expected=1, actor="test")
+    engine.loads.clear()
+    for call in (
+        swaps.put("acme", {"x": a}, expected=1, actor="test"),
+        swaps.put("acme", {"x": a}, expected=3, actor="test", dry_run=True),
+        swaps.rollback("acme", 1, expected=1, actor="test"),
+    ):
+        with pytest.raises(StaleRevisionError, match="acme") as raised:
+            await call
+        assert raised.value.found == 2
+        assert raised.value.expected in (1, 3)
+        assert str(raised.value.expected) in str(raised.value)
+    assert engine.loads == {}
+    assert outcomes(registry) == {"applied": 2, "stale": 3}
+
+
+async def test_a_rollback_that_is_overtaken_while_it_loads_is_stale(
+    swaps: Swaps,
+    sets: LiveSets,
+    adapters: LiveAdapters,
+    engine: WatchedEngine,
+    digests: list[str],
+) -> None:
+    a, b, _, _ = digests
+    await swaps.put("acme", {"x": a}, expected=0, actor="test")
+    await swaps.put("acme", {"x": b}, expected=1, actor="test")
+    await adapters.settle()
+    engine.may_load.clear()
+    back = asyncio.create_task(swaps.rollback("acme", 1, expected=2, actor="test"))
+    await eventually(lambda: adapters.pins(a) == 1)
+    await swaps.put("acme", {}, expected=2, actor="test")
+    engine.may_load.set()
+    with pytest.raises(StaleRevisionError):
+        await back
+    assert (sets.live("acme").revision, sets.live("acme").adapters) == (3, {})
+
+
+async def test_a_failure_of_the_server_changes_nothing_and_is_counted(
+    swaps: Swaps,
+    sets: LiveSets,
+    adapters: LiveAdapters,
+    engine: WatchedEngine,
+    registry: CollectorRegistry,
+    digests: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: object) -> AdapterInfo:
+        raise ZeroDivisionError
+
+    a, b, _, _ = digests
+    await swaps.put("acme", {"x": a}, expected=None, actor="test")
+    monkeypatch.setattr(engine, "load_adapter", fail)
+    with pytest.raises(ZeroDivisionError):
+        await swaps.put("acme", {"x": a, "y": b}, expected=None, actor="test")
+    await adapters.settle()
+    assert (sets.live("acme").adapters, engine.loaded) == ({"x": a}, {a})
+    assert adapters.digests == {a}
+    assert outcomes(registry) == {"applied": 1, "failed": 1}
+
+
+async def test_what_a_swap_took_and_who_did_it(
+    swaps: Swaps,
+    adapters: LiveAdapters,
+    engine: WatchedEngine,
+    registry: CollectorRegistry,
+    digests: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = StoppedClock()
+    monkeypatch.setattr(live_swap, "time", SimpleNamespace(monotonic=clock))
+    tenants = set()
+    load = adapters.load
+
+    async def slow(digest: str, tenant: str = "") -> AdapterInfo:
+        clock.now += 2
+        tenants.add(tenant)
+        return await load(digest, tenant)
+
+    monkeypatch.setattr(adapters, "load", slow)
+    dry = await swaps.put("acme", {"x": digests[0]}, expected=0, actor="me", dry_run=True)
+    assert (dry.dry_run, dry.seconds) == (True, 2)
+    assert (dry.before.adapters, dry.after.adapters) == ({}, {"x": digests[0]})
+    assert dry.before.revision == dry.after.revision == 0
+    wet = await swaps.put("acme", {"x": digests[0], "y": digests[1]}, expected=0, actor="me")
+    assert (wet.dry_run, wet.seconds) == (False, 4)
+    assert (wet.before.revision, wet.after.revision, wet.after.actor) == (0, 1, "me")
+    back = await swaps.rollback("acme", 0, expected=1, actor="you")
+    assert (back.dry_run, back.seconds, back.after.actor) == (False, 0, "you")
+    assert registry.get_sample_value("remix_set_swap_seconds_sum") == 6
+    assert tenants == {"acme"}

@@ -1,0 +1,1 @@
+"""Whether the tests see changes of the code: `make test-mutants`."""
