@@ -34,7 +34,7 @@ class Found:
 
     mutants: int
     hung: int
-    """Killed since their tests took too long."""
+    """Killed by a signal, since their tests took too long."""
     survivors: tuple[Survivor, ...]
 
     @property
@@ -55,7 +55,8 @@ class Found:
         told = json.loads(path.read_text())
         survivors = [Survivor(**each) for each in told["survivors"]]
         ended: Mapping[str, int] = told["ended"]
-        return cls(sum(ended.values()), ended.get("timeout", 0), in_order(survivors))
+        hung = ended.get("timeout", 0) + ended.get("segfault", 0)
+        return cls(sum(ended.values()), hung, in_order(survivors))
 
 
 def in_order(survivors: Iterable[Survivor]) -> tuple[Survivor, ...]:
@@ -91,7 +92,7 @@ def recall() -> dict[str, Found]:
 
 def write_document() -> None:
     found = recall()
-    lines = [INTRODUCTION.read_text()]
+    lines = [INTRODUCTION.read_text().rstrip(), ""]
     lines += ["| module | mutants | killed | of them by a time limit | survive | score |"]
     lines += ["|---|---|---|---|---|---|"]
     for module in MODULES:

@@ -82,8 +82,9 @@ def change(name: str, path: Path) -> dict[str, str]:
     was, becomes = (
         " ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+"
     )
-    function = name.rpartition(".")[2].removeprefix("x").partition("__mutmut_")[0]
-    return {"function": function.strip("_ǁ").replace("ǁ", "."), "was": was, "becomes": becomes}
+    function = name.rpartition(".")[2].partition("__mutmut_")[0]
+    function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return {"function": function, "was": was, "becomes": becomes}
 
 
 def ended() -> Iterator[tuple[str, Path, str]]:
@@ -91,11 +92,14 @@ def ended() -> Iterator[tuple[str, Path, str]]:
         data = SourceFileMutationData(path=path)
         data.load()
         for name, exit_code in data.exit_code_by_key.items():
-            yield name, path, status_by_exit_code[exit_code]
+            # mutmut takes it for a timeout, but it is pytest that could not begin.
+            yield name, path, "failed" if exit_code == 255 else status_by_exit_code[exit_code]
 
 
-def forget_survivors() -> None:
-    """What an earlier run found to survive or to hang is tried again: tests may have been added."""
+def forget() -> None:
+    """What an earlier run did not see killed is tried again, and which tests call what is found
+    again: tests may have been added."""
+    Path("mutants/mutmut-stats.json").unlink(missing_ok=True)
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
@@ -114,7 +118,7 @@ def main() -> None:
     os.environ["TRITON_INTERPRET"] = "1"  # read when it is imported; tests/conftest.py says why
     for name in SHARED:
         importlib.import_module(name)
-    forget_survivors()
+    forget()
     mutmut._run([], int(workers))
     found = list(ended())
     lived = [change(name, path) for name, path, status in found if status not in CAUGHT]

@@ -329,7 +329,10 @@ async def test_what_could_not_be_read_is_refused_for_a_pause_that_grows(
         assert await pause(adapters, engine) == expected
         adapters.unreadable("x")  # another request tells of the same
         assert await pause(adapters, engine) == expected
-        clock.now += expected
+        clock.now += expected - 0.5
+        assert adapters.num_unavailable == 1
+        clock.now += 0.5
+        assert adapters.num_unavailable == 0
         await adapters.load_for_request("x")
         assert len(folders.repairs) == number
     assert engine.loads["x"] == 1
