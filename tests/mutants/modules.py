@@ -20,7 +20,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
         *(f"--deselect={SERVER}/test_quotas.py::{name}" for name in DRAWN),
     ),
     "server/http/body.py": (f"{SERVER}/test_body.py",),
-    "server/live/adapters.py": (f"{LIVE}/test_adapters.py", f"{LIVE}/test_unavailable.py"),
+    "server/live/adapters.py": (f"{LIVE}/test_adapters.py", f"{LIVE}/loads"),
     "server/live/sets.py": (f"{LIVE}/test_sets.py",),
     "server/live/swap.py": (f"{LIVE}/test_swap.py",),
 }

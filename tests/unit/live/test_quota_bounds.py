@@ -186,7 +186,7 @@ def test_a_reservation_that_grew_can_come_back_whole(quotas: Quotas) -> None:
 
 
 def test_idle_tenants_are_forgotten_once_a_minute(quotas: Quotas, clock: StoppedClock) -> None:
-    quota = Quota(requests_per_minute=60)
+    quota = Quota(requests_per_minute=1)
     for seconds, tenant, known in (
         (0, "a", {"a"}),
         (59, "b", {"a", "b"}),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from server.live import sets as live_sets
 from server.live.adapters import LiveAdapters
 from server.live.sets import LiveSets, Target, UnknownModelError
 from tests.unit.live.conftest import Shelf
@@ -92,7 +95,7 @@ async def test_a_long_name_is_cut_in_the_refusal(sets: LiveSets) -> None:
 async def test_the_fingerprint_is_the_digest_or_the_bases_name(
     adapters: LiveAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.time", lambda: 1234.5)
+    monkeypatch.setattr(live_sets, "time", SimpleNamespace(time=lambda: 1234.5))
     sets = LiveSets("base", adapters)
     assert sets.started == 1234
     assert Target("pirate", "abc").fingerprint == "abc"

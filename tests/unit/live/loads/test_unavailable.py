@@ -1,133 +1,29 @@
 """Adapters that cannot be loaded or read: for how long requests for them are refused, what is
-repaired, and what is told of it. The engine and the folders do what a test says."""
+repaired, and what is told of it."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from remix_runtime.contracts import AdapterDefaults, AdapterInfo
-from remix_runtime.errors import (
-    AdapterUnavailableError,
-    CapacityError,
-    CheckpointError,
-    EngineBusyError,
-)
-from server.live import adapters as live_adapters
-from server.live.adapters import LAST_RETRY_SECONDS, LOADS_AT_ONCE, RETRY_SECONDS, LiveAdapters
-from server.live.metrics import LiveMetrics
+from remix_runtime.contracts import AdapterDefaults
+from remix_runtime.errors import AdapterUnavailableError, CheckpointError
+from server.live.adapters import LAST_RETRY_SECONDS, RETRY_SECONDS, LiveAdapters
 from tests.unit.live.conftest import StoppedClock
-
-DEFAULTS = AdapterDefaults(temperature=0.5)
-DAMAGED, TOO_LARGE = CheckpointError("it is damaged"), CapacityError("it is too large")
-OURS, BUG = OSError("no descriptors are left"), ZeroDivisionError("a mistake of ours")
-
-
-class Engine:
-    """Loads in no time of its clock but `seconds`, fails with what `errors` has for a digest, and
-    waits while a digest is `held`."""
-
-    model = SimpleNamespace(max_requests=2 * LOADS_AT_ONCE)
-
-    def __init__(self, clock: StoppedClock) -> None:
-        self._clock = clock
-        self.seconds = 0.0
-        self.errors: dict[str, Exception] = {}
-        self.held: dict[str, asyncio.Event] = {}
-        self.loads: Counter[str] = Counter()
-        self.loaded: set[str] = set()
-
-    async def load_adapter(self, folder: Path, digest: str) -> AdapterInfo:
-        assert folder.name == digest
-        await self._wait(digest)
-        self.loads[digest] += 1
-        self._clock.now += self.seconds
-        if digest in self.errors:
-            raise self.errors[digest]
-        self.loaded.add(digest)
-        return info_of(digest)
-
-    async def unload_adapter(self, digest: str) -> None:
-        await self._wait(digest)
-        self.loaded.remove(digest)
-
-    async def _wait(self, digest: str) -> None:
-        if digest in self.held:
-            await self.held[digest].wait()
-
-
-class Folders:
-    """`repaired`: what a repair finds, or the error that it ends with."""
-
-    def __init__(self, root: Path, engine: Engine) -> None:
-        self._root = root
-        self._engine = engine
-        self.repaired: bool | Exception = False
-        self.repairs: list[str] = []
-        self.may_repair = asyncio.Event()
-        self.may_repair.set()
-        self.error: Exception | None = None
-
-    async def __call__(self, digest: str) -> Path:
-        if self.error is not None:
-            raise self.error
-        return self._root / digest
-
-    async def repair(self, digest: str) -> bool:
-        self.repairs.append(digest)
-        await self.may_repair.wait()
-        if isinstance(self.repaired, Exception):
-            raise self.repaired
-        if self.repaired:
-            del self._engine.errors[digest]
-        return self.repaired
-
-
-def info_of(digest: str) -> AdapterInfo:
-    return AdapterInfo(
-        digest=digest, num_layers=1, num_experts=2, top_k=1, r=1, num_bytes=1, defaults=DEFAULTS
-    )
-
-
-async def moments() -> None:
-    """Lets tasks go on until they wait for something that only the test can bring about."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
-    clock = StoppedClock()
-    monkeypatch.setattr(live_adapters, "time", SimpleNamespace(monotonic=clock))
-    return clock
-
-
-@pytest.fixture
-def engine(clock: StoppedClock) -> Engine:
-    return Engine(clock)
-
-
-@pytest.fixture
-def folders(tmp_path: Path, engine: Engine) -> Folders:
-    return Folders(tmp_path, engine)
-
-
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
-
-
-@pytest.fixture
-def adapters(engine: Engine, folders: Folders, registry: CollectorRegistry) -> LiveAdapters:
-    adapters = LiveAdapters(engine, folders, LiveMetrics(registry))  # type: ignore[arg-type]
-    adapters.pin("x")
-    return adapters
+from tests.unit.live.loads.conftest import (
+    BUG,
+    DAMAGED,
+    DEFAULTS,
+    OURS,
+    TOO_LARGE,
+    Engine,
+    Folders,
+    info_of,
+    moments,
+)
 
 
 async def refused(adapters: LiveAdapters) -> AdapterUnavailableError:
@@ -377,118 +273,3 @@ async def test_defaults_that_cannot_be_read_are_a_failure_of_the_adapter(
         await adapters.defaults("unpinned")
     assert raised.value.digest == "unpinned"
     assert folders.repairs == repairs * 2
-
-
-async def test_what_a_load_took_is_told(
-    adapters: LiveAdapters, engine: Engine, registry: CollectorRegistry
-) -> None:
-    engine.seconds = 3.0
-    assert adapters.load_seconds("x") is adapters.load_seconds("unknown") is None
-    await adapters.load("x")
-    assert adapters.load_seconds("x") == 3
-    assert registry.get_sample_value("remix_adapter_load_seconds_sum") == 3
-
-
-async def test_pins_and_what_is_loaded(adapters: LiveAdapters) -> None:
-    assert (adapters.pins("x"), adapters.pins("unknown")) == (1, 0)
-    adapters.pin("x")
-    assert adapters.pins("x") == 2
-    assert adapters.loaded([])
-    await adapters.load("x")
-    adapters.pin("cold")
-    assert adapters.loaded(["x"])
-    assert not adapters.loaded(["x", "cold"])
-    assert not adapters.loaded(["x", "unknown"])
-    adapters.unpin("cold")
-    with pytest.raises(AssertionError, match="unpinned more often"):
-        adapters.unpin("cold")
-    await adapters.settle()
-
-
-async def test_what_the_engine_has_already_is_not_loaded(
-    adapters: LiveAdapters, engine: Engine
-) -> None:
-    adapters.adopt(info_of("x"))
-    adapters.adopt(info_of("given"))
-    assert (adapters.pins("x"), adapters.pins("given")) == (1, 0)
-    assert await adapters.load("given") == info_of("given")
-    await adapters.load_for_request("x")
-    assert engine.loads == {}
-    assert adapters.digests == {"x", "given"}
-
-
-async def test_pinned_again_while_it_is_unloaded_it_is_loaded_again(
-    adapters: LiveAdapters, engine: Engine
-) -> None:
-    await adapters.load("x")
-    engine.held["x"] = asyncio.Event()
-    adapters.unpin("x")
-    await moments()
-    adapters.pin("x")
-    loading = asyncio.create_task(adapters.load("x"))
-    await asyncio.sleep(0)
-    engine.held["x"].set()
-    assert await loading == info_of("x")
-    await adapters.settle()
-    assert (engine.loads["x"], engine.loaded, adapters.pins("x")) == (2, {"x"}, 1)
-
-
-async def test_many_calls_take_one_turn(adapters: LiveAdapters, engine: Engine) -> None:
-    """Those who wait for one adapter leave the other turns to those who want another."""
-    engine.held["x"] = asyncio.Event()
-    waiting = [asyncio.create_task(adapters.load("x", "a")) for _ in range(2 * LOADS_AT_ONCE)]
-    await moments()
-    with adapters.pinned(["y"]):
-        assert await asyncio.wait_for(adapters.load("y", "a"), 20) == info_of("y")
-        engine.held["x"].set()
-        assert await asyncio.gather(*waiting) == [info_of("x")] * len(waiting)
-    await adapters.settle()
-    assert engine.loads == {"x": 1, "y": 1}
-
-
-@pytest.mark.parametrize("kind", ["load", "load_for_request"])
-async def test_tenants_take_turns_whatever_they_load_for(
-    adapters: LiveAdapters, engine: Engine, kind: str
-) -> None:
-    digests = [f"loud-{i}" for i in range(2 * LOADS_AT_ONCE)]
-    load = getattr(adapters, kind)
-    with adapters.pinned([*digests, "quiet"]):
-        engine.held = {digest: asyncio.Event() for digest in digests[:LOADS_AT_ONCE]}
-        loads = [asyncio.create_task(load(digest, "loud")) for digest in digests]
-        await moments()
-        loads.append(asyncio.create_task(load("quiet", "quiet")))
-        await moments()
-        for event in engine.held.values():
-            event.set()
-        await asyncio.gather(*loads)
-    await adapters.settle()
-    assert list(engine.loads).index("quiet") <= LOADS_AT_ONCE
-
-
-async def test_requests_that_wait_are_told_how_many_they_are(
-    adapters: LiveAdapters, engine: Engine
-) -> None:
-    engine.held["x"] = asyncio.Event()
-    waiting = [asyncio.create_task(adapters.load_for_request("x", "a")) for _ in range(8)]
-    await asyncio.sleep(0)
-    with pytest.raises(EngineBusyError) as raised:
-        await adapters.load_for_request("x", "a")
-    assert str(raised.value) == "8 of your requests wait for adapters that are not loaded yet"
-    engine.held["x"].set()
-    await asyncio.gather(*waiting)
-
-
-async def test_a_load_that_fails_when_nobody_waits_any_more_is_logged(
-    adapters: LiveAdapters, engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine.held["x"], engine.errors["x"] = asyncio.Event(), TOO_LARGE
-    loading = asyncio.create_task(adapters.load("x"))
-    await moments()
-    loading.cancel()
-    await asyncio.gather(loading, return_exceptions=True)
-    with caplog.at_level(logging.INFO, "server.live.adapters"):
-        engine.held["x"].set()
-        await adapters.settle()
-    assert [record.message for record in caplog.records] == [
-        "loading, repairing or unloading an adapter failed: it is too large"
-    ]
