@@ -62,28 +62,28 @@ class Body(BaseModel):
     text: str = ""
 
 
-router = APIRouter(route_class=StrictRoute)
-
-
-@router.post("/checked")
-async def checked(body: Body, http: Request) -> dict[str, Any]:
-    held: Bodies = http.app.state.services.bodies
-    where = await run_if_large(http, told, body.model, numbers=body.numbers)
-    return {"where": where, "held": dict(held._held)}
-
-
 def told(model: str, *, numbers: list[float]) -> list[Any]:
     return [in_turn(model), numbers]
 
 
-@router.post("/raw")
-async def raw(http: Request) -> Any:
-    return {"body": await http.json()}
+def routes() -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
 
+    @router.post("/checked")
+    async def checked(body: Body, http: Request) -> dict[str, Any]:
+        held: Bodies = http.app.state.services.bodies
+        where = await run_if_large(http, told, body.model, numbers=body.numbers)
+        return {"where": where, "held": dict(held._held)}
 
-@router.post("/fails")
-async def fails(body: Body) -> None:
-    raise ZeroDivisionError
+    @router.post("/raw")
+    async def raw(http: Request) -> Any:
+        return {"body": await http.json()}
+
+    @router.post("/fails")
+    async def fails(body: Body) -> None:
+        raise ZeroDivisionError
+
+    return router
 
 
 class Outside:
@@ -130,7 +130,7 @@ async def server() -> AsyncIterator[Server]:
     bodies = Bodies(10 * LIMIT)
     settings = SimpleNamespace(max_body_bytes=LIMIT)
     app.state.services = SimpleNamespace(settings=settings, bodies=bodies, worker=WORKER)
-    app.include_router(router)
+    app.include_router(routes())
     errors.install(app)
     outside = Outside(app)
     transport = httpx.ASGITransport(outside, raise_app_exceptions=False)
