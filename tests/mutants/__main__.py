@@ -29,10 +29,13 @@ SETTINGS = """
 [tool.mutmut]
 source_paths = ["server"]
 only_mutate = ["{module}"]
-also_copy = ["remix_runtime", "benchmarks"]
+also_copy = ["remix_runtime"]
 do_not_mutate_patterns = ['^\\s*log\\.']
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["--hypothesis-seed=0", "-p", "no:cacheprovider", "-p", "no:xdist"]
+pytest_add_cli_args = [
+    "--hypothesis-seed=0", "-p", "no:cacheprovider", "-p", "no:xdist",
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",  # plugins' packages are imported before
+]
 process_isolation = "forkserver"
 timeout_multiplier = 4
 timeout_constant = {seconds}
@@ -44,7 +47,7 @@ def prepare(module: str) -> Path:
     """A folder in which mutmut finds the project, and what to do with it."""
     folder = KEPT / Path(module).with_suffix("").name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("server", "remix_runtime", "benchmarks", "tests"):
+    for name in ("server", "remix_runtime", "tests"):
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(ROOT / name)
     settings = SETTINGS.format(

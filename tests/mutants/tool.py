@@ -31,7 +31,7 @@ from mutmut.utils.file_utils import walk_mutatable_files
 SHARED = (
     *("torch", "transformers", "safetensors.torch", "fastapi", "uvicorn", "httpx", "aiohttp"),
     *("sqlalchemy.ext.asyncio", "aiosqlite", "alembic.command", "prometheus_client", "fsspec"),
-    *("pydantic_settings", "huggingface_hub", "llguidance", "hypothesis", "pytest"),
+    *("pydantic_settings", "huggingface_hub", "llguidance"),
 )
 """What is imported once for all processes: the packages of others that the tests import."""
 CALLED_AS = ("property", "contextmanager")
