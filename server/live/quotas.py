@@ -204,7 +204,7 @@ class _Bucket:
         self._updated = now
         self._open: dict[_Reservation, None] = {}
 
-    def take(self, amount: int, now: float, *, later: int = 0) -> bool:
+    def take(self, amount: int, now: float, *, later: int) -> bool:
         """Takes all, or nothing where it is not there together with what is taken `later`."""
         self.refill(now)
         if amount + later > self.level:
