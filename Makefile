@@ -3,7 +3,7 @@
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
 # make test-hostile   kills at random, loads from many threads, leaks, hostile clients, faults: hours; see tests/hostile
-# make test-mutants   changes the code and looks whether a test fails: writes docs/results/mutants.md, an hour
+# make test-mutants   changes the code and looks whether a test fails: writes docs/results/mutants.md
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
 # make stop      end the server that `make run` left in the background
 # make lock      what the images install, again from the newest versions
