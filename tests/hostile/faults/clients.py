@@ -122,8 +122,10 @@ class Client:
                 else:
                     self._judge.lost(item, repr(error))
         if self._wire is not None and (unasked := wire.unasked()) is not None:
-            kind = "doubled" if unasked else "lost"
-            self._judge.find(kind, f"after an answer came {unasked!r}", asked[-1])
+            # What is answered before its body has come is given no more time than others.
+            if unasked or len(plan.pieces) == 1:
+                kind = "doubled" if unasked else "lost"
+                self._judge.find(kind, f"after an answer came {unasked!r}", asked[-1])
             self._hang_up()
 
     async def _talk(self, wire: Wire, left: list[Asked], plan: Plan) -> None:
