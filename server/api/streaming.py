@@ -54,8 +54,6 @@ class GenerationResponse(Response):
             raise self._as_api_error(error) from error
 
     def _as_api_error(self, error: Exception) -> ApiError:
-        if isinstance(error, AdapterUnavailableError) and (digest := self._call.target.digest):
-            self._services.adapters.unreadable(digest)
         api_error = as_api_error(error)
         api_error.param = self._admitted.fields.get(api_error.param or "", api_error.param)
         return api_error
@@ -73,10 +71,10 @@ class GenerationResponse(Response):
     @asynccontextmanager
     async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:
         """The sequences on the engine, their adapter at hand. Tells what they took."""
+        digest = self._call.target.digest
         try:
-            target = self._call.target
-            if target.digest is not None:
-                await self._services.adapters.load_for_request(target.digest, self._call.tenant)
+            if digest is not None:
+                await self._services.adapters.load_for_request(digest, self._call.tenant)
             watches = self._watches()
             async with Fanout(
                 self._services.engine,
@@ -86,6 +84,10 @@ class GenerationResponse(Response):
             ) as fanout:
                 try:
                     yield fanout
+                except AdapterUnavailableError:  # the engine's own: others are no news of it
+                    if digest is not None:
+                        self._services.adapters.unreadable(digest)
+                    raise
                 finally:
                     state.generated_tokens = sum(choice.num_tokens for choice in fanout.choices)
                     waited = [watch.queue_seconds for watch in watches]

@@ -161,6 +161,24 @@ async def test_adapter_that_the_engine_lost(server: Server) -> None:
     await server.expect_good_request()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_is_refused_is_no_news_of_its_adapter(
+    server: Server, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """By the time that its error is written the adapter may be whole again: it would be refused for
+    twice as long, and that again and again under load."""
+    adapters = server.services.adapters
+
+    async def in_repair(digest: str, tenant: str = "") -> None:
+        raise AdapterUnavailableError("is being repaired", digest=digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "load_for_request", in_repair)
+        check_error(await server.complete(model="pirate", stream=stream), 503)
+    assert adapters.num_unavailable == 0
+    await server.expect_good_request()
+
+
 async def test_one_request_that_fails_is_alone(tmp_path: Path) -> None:
     async with serving(tmp_path, FakeConfig(token_seconds=0.002)) as server:
         server.engine.fail_next_after = 5
