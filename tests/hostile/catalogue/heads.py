@@ -23,6 +23,8 @@ TOO_LARGE, NOT_HTTP, TOO_SLOW = (
     "400 invalid_http",
     "408 request_timeout",
 )
+SENT_ON = ("closed",)
+"""Who sends another MiB behind the refusal is cut off, and may not have read it."""
 MIB = 1 << 20
 LINE = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 
@@ -69,13 +71,13 @@ def too_much() -> Iterator[Entry]:
         "a query of 70,000 bytes": (b"GET /health?" + b"x=1&" * 17_500 + b" HTTP/1.1\r\n\r\n",),
     }
     for name, sent in parts.items():
-        yield Entry(name, raw(*sent), TOO_LARGE, clients=8)
+        yield Entry(name, raw(*sent), TOO_LARGE, SENT_ON, clients=8)
     trailers = chunks(b"2\r\n{}\r\n0\r\n", *[b"a: " + b"x" * 8000 + b"\r\n"] * 20)
     yield Entry(
         "headers after a body in chunks", raw(*trailers), TOO_LARGE, ("400 missing at model",)
     )
     extension = chunks(b"2;", *[b"x" * 16_384] * 100)
-    yield Entry("an endless extension of a chunk", raw(*extension), TOO_LARGE)
+    yield Entry("an endless extension of a chunk", raw(*extension), TOO_LARGE, SENT_ON)
 
 
 def too_slow() -> Iterator[Entry]:
@@ -132,7 +134,7 @@ def other_than_http() -> Iterator[Entry]:
         "401 invalid_api_key",
     )
     tunnel = b"CONNECT a.b:443 HTTP/1.1\r\nhost: a.b\r\n\r\n"
-    yield Entry("CONNECT to another host", raw(tunnel), "closed")
+    yield Entry("CONNECT to another host", raw(tunnel), NOT_HTTP)
     yield Entry("another Host", get("/v1/models", headers=b"host: evil.example\r\n"), "200")
     yield Entry("TRACE", get("/v1/models", method="TRACE"), "405 invalid_request_error")
 
