@@ -35,6 +35,14 @@ def text_after(speller: Speller, context: Sequence[int], token_ids: Sequence[int
     return "".join(map(stream.push, token_ids)) + stream.flush()
 
 
+def is_beginning(speller: Speller, prompt_token_ids: Sequence[int]) -> bool:
+    """Whether a text begins behind the prompt, and some decoders drop a space of its first token.
+
+    By the prompt's tokens: its own first space is one of those that are dropped."""
+    special = frozenset(speller.special_tokens.values())
+    return all(token in special for token in prompt_token_ids)
+
+
 class _StopString:
     """Looks for one string in a text that comes in pieces, by Knuth, Morris and Pratt: each
     character is looked at twice at most, however long the string and the text are."""
@@ -101,17 +109,14 @@ class TextStream:
         self._stops = tuple(map(_StopString, stop))
         self._include_stop = include_stop
         self._tokens_before_stop = min_tokens
-        special = frozenset(speller.special_tokens.values())
-        self._skip = special if skip_special_tokens else frozenset()
+        self._skip = frozenset(speller.special_tokens.values()) if skip_special_tokens else ()
         self._held = ""
         self._no_stop_before = 0
         """No stop string may end before this place of `_held`."""
         self._decoder = _new_decoder("replace")
         context = prompt_token_ids[-_PROMPT_CONTEXT:]
         self._decoder.decode(b"".join(map(self._bytes, context)))
-        # By its tokens: the prompt's own first space is one that some decoders drop.
-        self._is_start = all(token in special for token in prompt_token_ids)
-        """The text begins with the next token, and some decoders drop a space of that one."""
+        self._is_start = is_beginning(speller, prompt_token_ids)
 
     def push(self, token_id: int) -> str:
         text = self._decoder.decode(self._bytes(token_id))

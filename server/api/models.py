@@ -29,7 +29,7 @@ BeforeId = Annotated[
 ]
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses={400: {"model": ErrorBody}})
 async def list_models(
     http: Request, limit: Limit = None, after_id: AfterId = None, before_id: BeforeId = None
 ) -> ModelList:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, Tokenizer
+from remix_runtime.engines.text import is_beginning
 
 _CHARACTER = 4
 """The most tokens of a character that is spelled in bytes."""
@@ -75,8 +76,9 @@ class TokenTexts:
         """What the token adds to a text without special tokens."""
         return b"" if token_id in self._special else self.spelled(token_id)
 
-    def says_nothing(self, token_ids: Sequence[int], *, skips_special: bool) -> bool:
-        return not self._tokenizer.decode(token_ids, skip_special_tokens=skips_special)
+    def is_beginning(self, prompt_token_ids: Sequence[int]) -> bool:
+        """Whether a text begins behind the prompt."""
+        return is_beginning(self._tokenizer, prompt_token_ids)
 
     def said_at_beginning(self, token_id: int) -> bytes | None:
         """What a token says at the beginning of a text, where that is something else."""
@@ -142,7 +144,7 @@ class Placement:
         for token_id in before:
             self._cursor.pass_over(self._bytes_of(token_id))
         self._cursor.at = start
-        self._is_beginning = texts.says_nothing(before, skips_special=skips)
+        self._is_beginning = texts.is_beginning(request.prompt_token_ids)
 
     def push(
         self, text: str, positions: Sequence[PositionLogprobs] | None, *, ended: bool

@@ -39,8 +39,9 @@ def read(token: str) -> bytes:
 
 
 TEXTS = st.text(st.sampled_from("the cat  sat\n.é🌍ß東")) | st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0▁"), max_size=20
 )
+"""Without the letter that SentencePiece writes for a space, and cannot tell from one."""
 
 
 @pytest.mark.parametrize("bos", [False, True])
