@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from server.api.streaming import until_disconnect
 from server.http.connection import BoundedConnection, ConnectionLimits, Door
-from tests.unit.server.test_connection import GET, PATIENCE, App, connected, served
+from tests.unit.server.connections import GET, PATIENCE, App, connected, served
 
 
 class EndlessApp(App):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,45 +228,6 @@ async def test_what_fails_validation_goes_to_quarantine_with_the_reason(
     assert json.loads(kept.pop("reason.json"))["reason"] == entry.reason
     assert kept == contents(adapter)
     assert (store.digests(), leftovers(root)) == ([], [])
-
-
-async def test_quarantine_is_bounded_and_keeps_the_newest(
-    store: AdapterStore, root: Path, adapter: Path
-) -> None:
-    ids = []
-    for index in range(5):
-        edit_config(adapter, {"peft_type": f"LORA{index}"})
-        with pytest.raises(RejectedAdapterError) as caught:
-            await store.import_from(str(adapter))
-        ids.append(caught.value.quarantine_id)
-    assert [entry.id for entry in store.quarantined()] == ids[:1:-1]
-    assert sorted(os.listdir(root / "quarantine")) == ids[2:]
-
-
-async def test_quarantine_keeps_the_newest_also_when_the_clock_is_put_back(
-    store: AdapterStore, root: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, years = time.time_ns(), 10**18
-    ids = []
-    for ahead in (years, 0, 1, -years, 2):
-        monkeypatch.setattr(time, "time_ns", lambda ahead=ahead: now + ahead)
-        edit_config(adapter, {"peft_type": f"LORA{ahead}"})
-        with pytest.raises(RejectedAdapterError) as caught:
-            await store.import_from(str(adapter))
-        ids.append(caught.value.quarantine_id)
-    assert [entry.id for entry in store.quarantined()] == ids[:1:-1]
-    assert sorted(os.listdir(root / "quarantine")) == ids[2:]
-
-
-async def test_quarantine_is_bounded_in_bytes(tmp_path: Path, adapter: Path) -> None:
-    size = sum(map(len, contents(adapter).values()))
-    store = AdapterStore(tmp_path / "store", quarantine_bytes=3 * size)
-    edit_config(adapter, {"peft_type": "LORA"})
-    for _ in range(5):
-        with pytest.raises(RejectedAdapterError):
-            await store.import_from(str(adapter))
-    assert len(store.quarantined()) == 2  # the reason adds to an adapter's size
-    store.close()
 
 
 async def test_imports_of_the_same_content_at_once_all_succeed(
