@@ -45,16 +45,6 @@ class Served:
             for name in names
         ]
 
-    def tokens_of(self, tenant: str) -> tuple[int, int]:
-        """Of prompts and generated, as the metrics count them."""
-        text = self.admin.get("/metrics").raise_for_status().text
-        found = [
-            re.findall(rf'^remix_{kind}_tokens_total{{.*tenant="{tenant}".*}} (\S+)$', text, re.M)
-            for kind in ("prompt", "generated")
-        ]
-        prompts, generated = (int(sum(map(float, values))) for values in found)
-        return prompts, generated
-
     @property
     def resident_bytes(self) -> int:
         return self._status("VmRSS")
