@@ -115,6 +115,7 @@ class BoundedConnection(HttpToolsProtocol):
         """Bytes that came since the parser last had something whole."""
         self._head_bytes = 0
         self._num_headers = 0
+        self._num_hosts = 0
         self._framing = b""
         """The headers that tell where the body ends."""
         self._is_same_request = False
@@ -216,7 +217,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_same_request:
             return
         self._phase = _Phase.HEAD
-        self._head_bytes = self._num_headers = 0
+        self._head_bytes = self._num_headers = self._num_hosts = 0
         self._framing = b""
         self._door.waiting.setdefault(self, None)
         super().on_message_begin()
@@ -235,8 +236,10 @@ class BoundedConnection(HttpToolsProtocol):
         # Those after a body in chunks come here too, and are no headers of the request: a proxy
         # that took a key or a host out of these, or put its own in, has not seen them.
         if self._phase is _Phase.HEAD:
-            if name.lower() in (b"content-length", b"transfer-encoding"):
+            lower = name.lower()
+            if lower in (b"content-length", b"transfer-encoding"):
                 self._framing += name + b": " + value + b"\r\n"
+            self._num_hosts += lower == b"host"
             super().on_header(name, value)
 
     def _count_head(self, count: int) -> None:
@@ -251,6 +254,12 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._is_same_request:
             return
+        # RFC 9112, section 3.2: of two, a proxy and we might each believe another one.
+        least = 0 if self.parser.get_http_version() in ("0.9", "1.0") else 1
+        if not least <= self._num_hosts <= 1:
+            message = f"found {self._num_hosts} Host headers, expected one"
+            self._refusal = ApiError(HTTPStatus.BAD_REQUEST, message, code="invalid_http")
+            raise _RefusedError
         super().on_headers_complete()  # fails where the target is none: then there is no request
         self._phase = _Phase.BODY
         self._unread = self._body_bytes = 0

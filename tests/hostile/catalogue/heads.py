@@ -104,6 +104,8 @@ def other_than_http() -> Iterator[Entry]:
         "NUL in a header": LINE + b"a: b\x00c\r\n\r\n",
         "a line that ends without a return": b"GET /health HTTP/1.1\nhost : x\n\n",
         "an unknown method": b"BREAK /health HTTP/1.1\r\nhost: x\r\n\r\n",
+        "no Host": b"GET /health HTTP/1.1\r\n\r\n",
+        "two Hosts": LINE + b"host: y\r\n\r\n",
         "two lengths": b"POST / HTTP/1.1\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\n",
         "a length below zero": b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
         "a length of 40 digits": b"POST / HTTP/1.1\r\ncontent-length: " + b"9" * 40 + b"\r\n\r\n",

@@ -24,23 +24,24 @@ HEADS = [
     pytest.param([b"GET / HTTP/1.1\r\n", *[b"x" * 500] * 9], id="an endless name"),
     pytest.param([b"GET /", *[b"x" * 500] * 9], id="an endless path"),
 ]
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 AFTER_BODIES = [
     pytest.param(
         [
-            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n",
+            CHUNKED + b"3\r\nabc\r\n0\r\n",
             *[b"abcd: " + b"x" * 500 + b"\r\n"] * 9,
         ],
         id="headers after the body",
     ),
     pytest.param(
         [
-            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nabcd: ",
+            CHUNKED + b"3\r\nabc\r\n0\r\nabcd: ",
             *[b"x" * 500] * 9,
         ],
         id="an endless value after the body",
     ),
     pytest.param(
-        [b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3;", *[b"x" * 500] * 9],
+        [CHUNKED + b"3;", *[b"x" * 500] * 9],
         id="an endless extension of a chunk",
     ),
 ]
@@ -68,7 +69,7 @@ async def test_a_head_has_bounds(head: list[bytes], at_once: bool) -> None:
 
 
 async def test_heads_within_the_bounds_are_taken_one_after_the_other() -> None:
-    head = b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 19 + b"\r\n"
+    head = b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 19 + b"\r\n"
     async with served(App(), headers=20, head_bytes=200) as (port, _), connected(port) as client:
         for _ in range(9):
             await client.send(head)
@@ -82,6 +83,31 @@ async def test_what_is_not_http_is_refused_in_the_shape_of_the_api() -> None:
     async with served(App()) as (port, _), connected(port) as client:
         await client.send(b"\x16\x03\x01 hello\r\n\r\n")
         assert await client.refusal() == (400, "invalid_http")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="none"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: x\r\nHost: x\r\n\r\n", id="the same twice"),
+        pytest.param(b"GET / HTTP/1.0\r\nhost: x\r\nhost: y\r\n\r\n", id="two in HTTP/1.0"),
+    ],
+)
+async def test_a_request_without_one_host_is_refused(sent: bytes) -> None:
+    app = App()
+    async with served(app) as (port, _), connected(port) as client:
+        await client.send(GET)
+        assert await client.answer() == (200, b"0")
+        await client.send(sent)
+        assert await client.refusal() == (400, "invalid_http")
+    assert len(app.asked) == 1
+
+
+@pytest.mark.parametrize("head", [b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nhost:\r\n\r\n"])
+async def test_who_need_not_name_a_host_is_answered(head: bytes) -> None:
+    async with served(App()) as (port, _), connected(port) as client:
+        await client.send(head)
+        assert await client.answer() == (200, b"0")
 
 
 NO_TARGETS = [b"GET http://x", b"GET http://x:99999/", b"CONNECT x:80", b"GET /\xff"]
@@ -144,10 +170,9 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one(
 
 async def test_what_follows_a_body_in_chunks_is_no_header() -> None:
     app = App()
-    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     trailers = b"authorization: Bearer abcd\r\nhost: y\r\nexpect: 100-continue\r\n"
     async with served(app) as (port, _), connected(port) as client:
-        await client.send(head + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n")
+        await client.send(CHUNKED + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n")
         assert await client.answer() == (200, b"3")
     assert app.asked == [("/", [b"host", b"transfer-encoding"])]
 
@@ -173,7 +198,7 @@ async def test_half_a_head_is_refused_after_its_time(sent: bytes) -> None:
 
 async def test_who_is_refused_is_not_told_to_go_on() -> None:
     app = App()
-    head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = CHUNKED.removesuffix(b"\r\n") + b"expect: 100-continue\r\n\r\n"
     async with served(app) as (port, _), connected(port) as client:
         await client.send(head + b"what?\r\n")
         assert await client.refusal() == (400, "invalid_http")
