@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -59,8 +58,6 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
     except InvalidRequestError as error:
         raise form.refusal(error) from error
 
-    loop = asyncio.get_running_loop()
-
     def remember(answer: ResponseObject) -> None:
         if answer.store:
             remembered = Remembered(
@@ -69,8 +66,7 @@ async def create_response(body: ResponsesRequest, http: Request) -> Response:
                 context=[*before, *(item.model_dump_json(exclude_none=True) for item in items)],
                 output=[(item.id, write_json(item)) for item in answer.output],
             )
-            # Long answers are written in another thread.
-            loop.call_soon_threadsafe(services.memory.keep, tenant, remembered)
+            services.memory.keep(tenant, remembered)
 
     writer = ResponseWriter(
         answer_id=answer_id,

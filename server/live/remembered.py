@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import RLock
 
 MAX_ANSWERS = 1000
 """The most answers that are remembered for one tenant."""
@@ -54,7 +55,9 @@ class _Shelf:
 class Memory:
     """Bounded in answers and bytes for each tenant, and in bytes for all. Over its bound a tenant
     forgets its oldest answer; over the common one, the tenant that has most forgets its oldest. The
-    context of an answer counts whole, also where the answer before it holds the same."""
+    context of an answer counts whole, also where the answer before it holds the same.
+
+    May be used from any thread: long answers are written in one of their own."""
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Memory:
         self._max_bytes = max_bytes
         self._shelves: dict[str, _Shelf] = {}
         self._num_bytes = 0
+        self._lock = RLock()
 
     @property
     def num_bytes(self) -> int:
@@ -75,15 +79,18 @@ class Memory:
 
     def keep(self, tenant: str, answer: Remembered) -> None:
         """Remembers an answer; one that is larger than the bounds is forgotten at once."""
-        shelf, num_bytes = self._shelves.setdefault(tenant, _Shelf()), answer.num_bytes
-        shelf.answers[answer.id] = (answer, num_bytes)
-        shelf.items.update(answer.output)
-        shelf.num_bytes += num_bytes
-        self._num_bytes += num_bytes
-        while len(shelf.answers) > self.max_answers or shelf.num_bytes > self._max_tenant_bytes:
-            self._forget_oldest(tenant)
-        while self._num_bytes > self._max_bytes:
-            self._forget_oldest(max(self._shelves, key=lambda name: self._shelves[name].num_bytes))
+        num_bytes = answer.num_bytes
+        with self._lock:
+            shelf = self._shelves.setdefault(tenant, _Shelf())
+            shelf.answers[answer.id] = (answer, num_bytes)
+            shelf.items.update(answer.output)
+            shelf.num_bytes += num_bytes
+            self._num_bytes += num_bytes
+            while len(shelf.answers) > self.max_answers or shelf.num_bytes > self._max_tenant_bytes:
+                self._forget_oldest(tenant)
+            while self._num_bytes > self._max_bytes:
+                sizes = {name: shelf.num_bytes for name, shelf in self._shelves.items()}
+                self._forget_oldest(max(sizes, key=sizes.__getitem__))
 
     def find(self, tenant: str, answer_id: str) -> Remembered | None:
         shelf = self._shelves.get(tenant)
@@ -97,15 +104,16 @@ class Memory:
 
     def forget(self, tenant: str, answer_id: str) -> bool:
         """Returns whether there was such an answer."""
-        if self.find(tenant, answer_id) is None:
-            return False
-        shelf = self._shelves[tenant]
-        before = shelf.num_bytes
-        shelf.remove(answer_id)
-        self._num_bytes -= before - shelf.num_bytes
-        if not shelf.answers:
-            del self._shelves[tenant]
-        return True
+        with self._lock:
+            if self.find(tenant, answer_id) is None:
+                return False
+            shelf = self._shelves[tenant]
+            before = shelf.num_bytes
+            shelf.remove(answer_id)
+            self._num_bytes -= before - shelf.num_bytes
+            if not shelf.answers:
+                del self._shelves[tenant]
+            return True
 
     def _forget_oldest(self, tenant: str) -> None:
         self.forget(tenant, next(iter(self._shelves[tenant].answers)))
