@@ -6,7 +6,7 @@ an *expert* is one LoRA of a layer; a *route* is the set of experts a token acti
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -377,7 +377,7 @@ class Engine(Protocol):
     async def adapter_states(self) -> list[AdapterState]:
         """The state of every loaded adapter, in no order."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """Token events of one request, ended by an event with a `finish_reason`.
 
         Raises on the first `anext`: `InvalidRequestError`, `AdapterNotLoadedError`,

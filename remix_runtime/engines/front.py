@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -37,6 +37,7 @@ from remix_runtime.errors import (
     InvalidRequestError,
 )
 from remix_runtime.fairness.shares import Shares
+from remix_runtime.turn import Turn
 
 STALL_SECONDS = 60.0
 """A step that takes longer than this counts as a hung device."""
@@ -175,7 +176,7 @@ class EngineFront(ABC, Generic[S]):
 
     # -- requests -------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self._admit(request)
         prepared = await self._prepare(request)
         stream = self._streams[request.request_id] = self._open(request, prepared)
@@ -191,8 +192,9 @@ class EngineFront(ABC, Generic[S]):
                 self._close(stream)
             raise
         try:
+            turn = Turn()
             while True:
-                event = await stream.events.get()
+                event = await turn.take(stream.events)
                 if isinstance(event, Exception):
                     raise event
                 yield event

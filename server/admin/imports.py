@@ -7,9 +7,9 @@ from dataclasses import asdict
 from datetime import timedelta
 
 from remix_runtime.contracts import AdapterState
+from remix_runtime.turn import Turn
 from server.admin import schemas
 from server.admin.services import ACTOR, AdminServices
-from server.http.turn import Turn
 from server.store import Progress
 from server.tenancy.records import AdapterRecord, now
 

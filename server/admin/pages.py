@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Query, Response
 from pydantic import TypeAdapter
 
+from remix_runtime.turn import Turn
 from server.admin import schemas
-from server.http.turn import Turn
 
 Item = TypeVar("Item")
 

@@ -9,9 +9,9 @@ from typing import Self
 
 from starlette.types import Send
 
+from remix_runtime.turn import Turn
 from server.api.writer import Event
 from server.http.slices import in_slices
-from server.http.turn import Turn
 from server.live.quotas import Admission
 
 _HEADERS = [
@@ -36,11 +36,14 @@ class EventStream:
         self._silence = silence
         self._written = asyncio.get_running_loop().time()
         self._one_at_a_time = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        """Until the comments begin: most streams end before."""
         self._comments: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         if self._silence:
-            self._comments = asyncio.create_task(self._comment())
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._silence, self._start_comments)
         return self
 
     async def __aexit__(
@@ -80,6 +83,9 @@ class EventStream:
                 self._written = asyncio.get_running_loop().time()
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
+    def _start_comments(self) -> None:
+        self._comments = asyncio.create_task(self._comment())
+
     async def _comment(self) -> None:
         while True:
             wait = self._written + self._silence - asyncio.get_running_loop().time()
@@ -89,6 +95,8 @@ class EventStream:
                 await self.write_bytes(_COMMENT)
 
     async def _stop_comments(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._comments is not None:
             self._comments.cancel()
             await asyncio.gather(self._comments, return_exceptions=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
@@ -19,10 +20,10 @@ from remix_runtime.contracts import (
     TokenEvent,
 )
 from remix_runtime.errors import EngineBusyError, InvalidRequestError
+from remix_runtime.turn import Turn
 from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
 from server.api.wire.generation import GenerationBody
-from server.http.turn import Turn
 from server.metrics import SequenceWatch
 
 MAX_LOGPROB_ENTRIES = 1 << 19
@@ -272,18 +273,18 @@ class Fanout:
         keeps_logprobs: bool,
     ) -> None:
         self.choices = [Choice() for _ in requests]
-        self._engine = engine
-        self._requests = requests
         self._watches = watches
         self._keeps_logprobs = keeps_logprobs
+        self._sequences = [_events(engine, request) for request in requests]
         self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._tasks = [
-            asyncio.create_task(self._pump(index, request))
-            for index, request in enumerate(self._requests)
-        ]
+        if len(self._sequences) > 1:
+            self._tasks = [
+                asyncio.create_task(self._pump(index, events))
+                for index, events in enumerate(self._sequences)
+            ]
         return self
 
     async def __aexit__(
@@ -293,9 +294,13 @@ class Fanout:
         traceback: TracebackType | None,
     ) -> None:
         # The last ones first: those that wait must not get the places of those that run.
-        for task in reversed(self._tasks):
+        running = [task for task in reversed(self._tasks) if not task.done()]
+        for task in running:
             task.cancel()  # inside the engine's iterator, which closes and aborts
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if running:
+            await asyncio.wait(running)
+        for events in self._sequences:
+            await events.aclose()
 
     async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
         """(choice, event) until every choice has finished. Raises the first failure of any.
@@ -303,29 +308,43 @@ class Fanout:
         All sequences are handed over before the first token can come, so a refusal is the
         first thing that is seen.
         """
-        unfinished = len(self._requests)
+        merged = self._merged() if self._tasks else self._only()
+        async for index, event in merged:
+            self._watches[index].see(event)
+            self.choices[index].add(event, keeps_logprobs=self._keeps_logprobs)
+            yield index, event
+
+    async def _only(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """Of a single sequence: no task stands between the engine and who reads."""
+        (events,) = self._sequences
+        async for event in events:
+            yield 0, event
+
+    async def _merged(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        unfinished = len(self._sequences)
         turn = Turn()
         while unfinished:
-            if self._queue.empty():
-                index, item = await self._queue.get()
-                turn.begin()
-            else:  # a reader that was slow has many: they are not all written in one turn
-                index, item = self._queue.get_nowait()
-                await turn.end_if_long()
+            index, item = await turn.take(self._queue)
             if isinstance(item, Exception):
                 raise item
-            self._watches[index].see(item)
-            self.choices[index].add(item, keeps_logprobs=self._keeps_logprobs)
             unfinished -= item.finish_reason is not None
             yield index, item
 
-    async def _pump(self, index: int, request: GenerationRequest) -> None:
+    async def _pump(self, index: int, events: AsyncIterator[TokenEvent]) -> None:
         try:
-            async for event in self._engine.generate(request):
+            async for event in events:
                 self._queue.put_nowait((index, event))
         except Exception as error:
             self._queue.put_nowait((index, error))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # a panic of a tokenizer in Rust
-            self._queue.put_nowait((index, RuntimeError(repr(error))))
+
+
+async def _events(engine: Engine, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+    """What the engine generates; where a tokenizer in Rust panics, an `Exception`."""
+    try:
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                yield event
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(repr(error)) from error

@@ -176,20 +176,21 @@ def _see_first(state: RequestState, event: TokenEvent) -> None:
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
     """Awaits `work`, or cancels it when the client goes away first. Returns whether it was done."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(receive))
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        limit.reschedule(0.0)  # is over
+
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-            return True
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.ensure_future(watch())
+            try:
+                await work
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not limit.expired():
+            raise
         return False
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    return True

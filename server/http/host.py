@@ -4,6 +4,7 @@ here (DNS rebinding) could otherwise ask a server without keys, and read its ans
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 
@@ -66,6 +67,7 @@ def _is_port(text: str) -> bool:
     return not text or (text[0] == ":" and (text[1:].isdecimal() or not text[1:]))
 
 
+@lru_cache(maxsize=16)
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback

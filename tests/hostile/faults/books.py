@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +78,9 @@ class Books:
         """Has the engine's requests written down."""
         generate = engine.generate
 
-        def noted(request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        def noted(request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
             self.meters[request.tenant].append(request.meter)
-            events: AsyncIterator[TokenEvent] = generate(request)
+            events: AsyncGenerator[TokenEvent, None] = generate(request)
             return events
 
         engine.generate = noted

@@ -158,12 +158,13 @@ async def test_large_answers(app: FastAPI, name: str) -> None:
     assert await longest_turn(work) <= LONGEST_TURN
 
 
-async def test_the_backlog_of_a_slow_reader(app: FastAPI) -> None:
+@pytest.mark.parametrize(("n", "max_tokens"), [(16, 300), (1, 3000)])
+async def test_the_backlog_of_a_slow_reader(app: FastAPI, n: int, max_tokens: int) -> None:
     services: Services = app.state.services
     engine = services.engine
     assert isinstance(engine, TellingEngine)
     body = as_body(
-        messages=[TURN], n=16, max_tokens=300, logprobs=True, top_logprobs=20, stream=True
+        messages=[TURN], n=n, max_tokens=max_tokens, logprobs=True, top_logprobs=20, stream=True
     )
 
     async def work() -> None:
@@ -175,7 +176,7 @@ async def test_the_backlog_of_a_slow_reader(app: FastAPI) -> None:
         reads.set()
         status, size = await asked
         assert status == 200
-        assert size > 16 * 300 * 1000
+        assert size > n * max_tokens * 1000
 
     assert await longest_turn(work) <= LONGEST_TURN
 
