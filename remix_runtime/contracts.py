@@ -6,7 +6,7 @@ an *expert* is one LoRA of a layer; a *route* is the set of experts a token acti
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -167,7 +167,7 @@ class ModelInfo:
                 code="context_length_exceeded",
             )
 
-    def require_known(self, token_ids: Sequence[int], *, param: str) -> None:
+    def require_known(self, token_ids: Collection[int], *, param: str) -> None:
         """Raises `InvalidRequestError` for a token that the model does not have."""
         # Prompts are long: looked at one by one in C, and in Python only for the error.
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:

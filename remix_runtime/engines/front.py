@@ -29,7 +29,7 @@ from remix_runtime.contracts import (
 from remix_runtime.engines.bad_words import BadWords, bad_word_ids
 from remix_runtime.engines.grammar import Grammars, Matcher
 from remix_runtime.engines.served import ServedAdapters
-from remix_runtime.engines.validate import validate_request
+from remix_runtime.engines.validate import Validation
 from remix_runtime.errors import (
     AdapterNotLoadedError,
     EngineBusyError,
@@ -69,6 +69,7 @@ class EngineFront(ABC, Generic[S]):
     def __init__(self, adapters: ServedAdapters[Any], *, max_requests: int) -> None:
         self._served = adapters
         self._grammars = Grammars(self._grammar_tokenizer)
+        self._validation = Validation()
         # A free place counts as one in the queue, so that an idle engine takes a full batch.
         self._shares = Shares(max_requests)
         self._streams: dict[str, S] = {}
@@ -222,7 +223,7 @@ class EngineFront(ABC, Generic[S]):
             raise InvalidRequestError(f"request id {request.request_id!r} is in use")
         if request.digest is not None and request.digest not in self._served:
             raise AdapterNotLoadedError(f"adapter {request.digest} is not loaded")
-        validate_request(request, self.model)
+        self._validation.require_valid(request, self.model)
         if not self._shares.has_place(request.tenant):
             held = self._shares.held(request.tenant)
             raise EngineBusyError(f"the queue is full ({held} of your sequences run or wait)")

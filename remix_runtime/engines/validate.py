@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from remix_runtime.contracts import GenerationRequest, ModelInfo, SamplingParams
 from remix_runtime.errors import InvalidRequestError
 
 
-def validate_request(request: GenerationRequest, model: ModelInfo) -> None:
-    """Raises `InvalidRequestError` with the API's name of the field."""
-    prompt, params = request.prompt_token_ids, request.params
-    if not prompt:
-        raise InvalidRequestError("the prompt is empty, expected a token or more", param="prompt")
-    model.require_known(prompt, param="prompt")
-    model.require_known(params.stop_token_ids, param="stop_token_ids")
-    model.require_known(tuple(params.logit_bias), param="logit_bias")
-    model.require_known(params.allowed_token_ids, param="allowed_token_ids")
+class Validation:
+    """Looks at token ids once where requests share them: the n sequences of one prompt come in one
+    turn of the event loop."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Collection[int]] = {}
+        """The ids of each field that were last found known. Held, so that none gets their place in
+        memory."""
+
+    def require_valid(self, request: GenerationRequest, model: ModelInfo) -> None:
+        """Raises `InvalidRequestError` with the API's name of the field."""
+        params = request.params
+        if not request.prompt_token_ids:
+            raise InvalidRequestError(
+                "the prompt is empty, expected a token or more", param="prompt"
+            )
+        for param, token_ids in (
+            ("prompt", request.prompt_token_ids),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+            ("allowed_token_ids", params.allowed_token_ids),
+        ):
+            if token_ids and token_ids is not self._known.get(param):
+                model.require_known(token_ids, param=param)
+                self._known[param] = token_ids
+        _check_params(params)
+        model.require_room(len(request.prompt_token_ids), params.max_tokens)
+
+
+def _check_params(params: SamplingParams) -> None:
     if "" in params.stop:
         raise InvalidRequestError("stop: found an empty string, expected text", param="stop")
     if params.max_tokens < 0:
@@ -29,7 +52,6 @@ def validate_request(request: GenerationRequest, model: ModelInfo) -> None:
         )
     if params.grammar is not None:
         _check_alone(params)
-    model.require_room(len(prompt), params.max_tokens)
 
 
 def _check_alone(params: SamplingParams) -> None:
