@@ -60,6 +60,16 @@ class Connection:
                     last = data
         return bytes(first) + last
 
+    async def count(self, mark: bytes) -> int:
+        """How often `mark` is in what comes until the server closes."""
+        found, end = 0, b""
+        with suppress(ConnectionError):
+            while data := await self.reader.read(1 << 18):
+                text = end + data
+                found += text.count(mark)
+                end = text[1 - len(mark) :]
+        return found
+
     async def exchange(self, data: bytes) -> bytes:
         """Sends and reads at the same time: what is refused early is answered before it is sent."""
         reading = asyncio.ensure_future(self.read_all())
