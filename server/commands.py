@@ -73,7 +73,7 @@ def serve(
 
         from server.app import create_app, create_tenant_apps
         from server.live.single_user import parse_adapters
-        from server.runner import bind, run, url_of, without_long_collections
+        from server.runner import bind, run, url_of, with_short_waits, without_long_collections
 
         folders = parse_adapters(adapter or ())
         listener = stack.enter_context(bind(settings.host, settings.port))
@@ -95,6 +95,7 @@ def serve(
         if admin is not None:
             admin[0].openapi()
         settle = stack.enter_context(without_long_collections())
+        stack.enter_context(with_short_waits())
 
         def announce(services: Services, url: str) -> None:
             settle()

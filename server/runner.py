@@ -13,6 +13,7 @@ import logging
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,11 @@ _OPEN_FILES = 65_536
 _OTHER_FILES = 128
 """Of the files that may be open, those that are not a client's connection."""
 
-_MOST_BACKLOG = 1024
+_AT_ONCE = 16
+"""Connections that are taken in one turn of the event loop."""
+
+_WAITING = 1024
+"""Connections that the system holds until they are taken."""
 
 _CLOSE_SECONDS = 2
 """Seconds for connections that do not close by themselves after the drain."""
@@ -132,20 +137,31 @@ def without_long_collections() -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
+@contextlib.contextmanager
+def with_short_waits() -> Iterator[None]:
+    """A thread that computes in Python lets another one go on after half a millisecond, not five.
+    The engine and the event loop ask for that many times in a step, and wait as long each time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     connections: int
-    backlog: int
-    """Connections that are taken in one turn of the event loop: so many may be open beyond those
-    that may stay."""
+    at_once: int
+    """So many may be open beyond those that may stay."""
 
 
 def _limits(settings: ServerSettings, open_files: int, *, servers: int) -> _Limits:
     """Of each server of the process: they share what may be open."""
     share = open_files // servers
-    backlog = min(_MOST_BACKLOG, share // 4)
-    left = share - _OTHER_FILES - backlog
-    return _Limits(max(1, min(settings.max_connections, left)), backlog)
+    at_once = min(_AT_ONCE, share // 4)
+    left = share - _OTHER_FILES - at_once
+    return _Limits(max(1, min(settings.max_connections, left)), at_once)
 
 
 def _config(app: FastAPI, settings: ServerSettings, limits: _Limits) -> uvicorn.Config:
@@ -155,7 +171,7 @@ def _config(app: FastAPI, settings: ServerSettings, limits: _Limits) -> uvicorn.
         app,
         http=protocol,
         ws="none",  # there are none, whatever libraries are installed
-        backlog=limits.backlog,
+        backlog=limits.at_once,  # what asyncio takes in a turn; see `_Server`
         lifespan="off",  # entered by `run`, so that its errors reach the command line
         log_config=None,  # its lines look like ours
         log_level=settings.log_level,
@@ -227,7 +243,17 @@ class AdminServer:
             raise TaskError("it ended")
 
 
-class _SilentServer(uvicorn.Server):
+class _Server(uvicorn.Server):
+    """A uvicorn server that many may connect to at once: asyncio lets the system hold as many as it
+    takes in one turn of the event loop, and those should be few."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAITING)
+
+
+class _SilentServer(_Server):
     """A uvicorn server that leaves signals to the one it stands beside."""
 
     @contextlib.contextmanager
@@ -235,7 +261,7 @@ class _SilentServer(uvicorn.Server):
         yield
 
 
-class _DrainingServer(uvicorn.Server):
+class _DrainingServer(_Server):
     """A uvicorn server that keeps answering while it drains."""
 
     def __init__(

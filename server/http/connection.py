@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from http import HTTPStatus
+from socket import SO_ERROR, SOL_SOCKET
 from typing import Any
 
 import httptools
@@ -132,6 +133,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if _has_failed(transport):  # where many come and go, most go before it is their turn
+            transport.abort()
+            return
         self._door.open.add(self)
         waiting = self._door.waiting
         if len(self._door.open) > self._limits.connections:
@@ -352,6 +356,13 @@ class BoundedConnection(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGERING_SECONDS, self.transport.abort)
+
+
+def _has_failed(transport: asyncio.Transport) -> bool:
+    """Whether the client has reset its connection. What it sent is still there, and costs what a
+    request costs."""
+    connection = transport.get_extra_info("socket")
+    return connection is not None and connection.getsockopt(SOL_SOCKET, SO_ERROR) != 0
 
 
 def _as_http(error: ApiError) -> bytes:

@@ -4,6 +4,8 @@ that a test need not wait; no outcome depends on how fast anything is."""
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -342,7 +344,7 @@ async def test_one_more_takes_the_place_of_the_one_that_waited_longest() -> None
 def test_all_connections_together_are_fewer_than_files(open_files: int, servers: int) -> None:
     limits = runner._limits(ServerSettings(max_connections=10**6), open_files, servers=servers)
     assert limits.connections >= 1
-    assert servers * (limits.connections + limits.backlog) < open_files
+    assert servers * (limits.connections + limits.at_once) < open_files
 
 
 async def test_where_all_are_answered_one_more_is_told_to_come_later() -> None:
@@ -363,3 +365,17 @@ async def test_where_all_are_answered_one_more_is_told_to_come_later() -> None:
             await four.send(GET)
             assert await four.answer() == (200, b"0")
     assert not door.waiting
+
+
+async def test_who_has_gone_before_the_turn_costs_nothing() -> None:
+    app = App()
+    async with served(app) as (port, door):
+        # Nothing of this awaits: when the server looks at it, it is over.
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(GET)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with connected(port) as client_after:
+            await client_after.send(post(3) + b"abc")
+            assert await client_after.answer() == (200, b"3")
+        assert len(app.asked) == 1
+        assert len(door.open) <= 1

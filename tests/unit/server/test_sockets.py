@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from typer.testing import CliRunner
 
 from remix_runtime.cli import build_app
 from remix_runtime.engines.fake import FakeConfig
-from server.runner import without_long_collections
+from server.http.connection import BoundedConnection
+from server.runner import with_short_waits, without_long_collections
 from tests.unit.server.harness import BASE, Server, eventually, listening
 
+PATIENCE = 60
+"""Seconds, of the tests."""
 SLOW = FakeConfig(max_running=1, max_waiting=4, prefill_seconds=0.0, token_seconds=0.01)
 SLOW_PREFILL = FakeConfig(max_running=1, max_waiting=4, prefill_seconds=30.0)
 
@@ -183,6 +187,13 @@ def test_what_was_loaded_is_collected_no_more_while_it_serves() -> None:
     assert gc.get_freeze_count() == 0
 
 
+def test_threads_let_others_go_on_soon_while_it_serves() -> None:
+    before = sys.getswitchinterval()
+    with with_short_waits():
+        assert sys.getswitchinterval() < before / 5
+    assert sys.getswitchinterval() == before
+
+
 async def start_process(*options: str, **environment: str) -> asyncio.subprocess.Process:
     code = "from remix_runtime.cli import main; main()"
     return await asyncio.create_subprocess_exec(
@@ -273,3 +284,40 @@ def test_port_in_use_is_known_before_the_model_is_loaded() -> None:
         result = CliRunner().invoke(app, ["serve", "--base", "/nowhere", "--port", port])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: cannot listen on 127.0.0.1:{port}")
+
+
+async def test_many_who_connect_at_once_are_taken_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, few = 300, 20
+    turn, taken = 0, Counter[int]()
+    connection_made = BoundedConnection.connection_made
+
+    def counted(connection: BoundedConnection, transport: asyncio.Transport) -> None:
+        taken[turn] += 1
+        connection_made(connection, transport)
+
+    monkeypatch.setattr(BoundedConnection, "connection_made", counted)
+    async with listening(tmp_path) as server:
+        url = httpx.URL(server.url)
+        # All at once: nothing of this awaits.
+        clients = [socket.create_connection((url.host, url.port), PATIENCE) for _ in range(many)]
+        for client in clients:
+            client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            client.setblocking(False)
+
+        async def answer(client: socket.socket) -> bytes:
+            reader, writer = await asyncio.open_connection(sock=client)
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+        async with asyncio.timeout(PATIENCE):
+            answers = asyncio.gather(*map(answer, clients))
+            while not answers.done():
+                turn += 1
+                await asyncio.sleep(0)
+    assert all(told.startswith(b"HTTP/1.1 200 ") for told in answers.result())
+    assert max(taken.values()) <= few
+    assert taken.total() == many
