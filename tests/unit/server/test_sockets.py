@@ -23,10 +23,9 @@ from remix_runtime.cli import build_app
 from remix_runtime.engines.fake import FakeConfig
 from server.http.connection import BoundedConnection
 from server.runner import with_short_waits, without_long_collections
+from tests.unit.server.connections import PATIENCE
 from tests.unit.server.harness import BASE, Server, eventually, listening
 
-PATIENCE = 60
-"""Seconds, of the tests."""
 SLOW = FakeConfig(max_running=1, max_waiting=4, prefill_seconds=0.0, token_seconds=0.01)
 SLOW_PREFILL = FakeConfig(max_running=1, max_waiting=4, prefill_seconds=30.0)
 

@@ -13,15 +13,18 @@ from tests.unit.adapter.checkpoint.adapters import edit_config
 from tests.unit.store.conftest import contents
 
 
+async def rejected(store: AdapterStore, adapter: Path, peft_type: str) -> str:
+    """The adapter with another type goes to quarantine; under what id."""
+    edit_config(adapter, {"peft_type": peft_type})
+    with pytest.raises(RejectedAdapterError) as caught:
+        await store.import_from(str(adapter))
+    return caught.value.quarantine_id
+
+
 async def test_quarantine_is_bounded_and_keeps_the_newest(
     store: AdapterStore, root: Path, adapter: Path
 ) -> None:
-    ids = []
-    for index in range(5):
-        edit_config(adapter, {"peft_type": f"LORA{index}"})
-        with pytest.raises(RejectedAdapterError) as caught:
-            await store.import_from(str(adapter))
-        ids.append(caught.value.quarantine_id)
+    ids = [await rejected(store, adapter, f"LORA{index}") for index in range(5)]
     assert [entry.id for entry in store.quarantined()] == ids[:1:-1]
     assert sorted(os.listdir(root / "quarantine")) == ids[2:]
 
@@ -33,10 +36,7 @@ async def test_quarantine_keeps_the_newest_also_when_the_clock_is_put_back(
     ids = []
     for ahead in (years, 0, 1, -years, 2):
         monkeypatch.setattr(time, "time_ns", lambda ahead=ahead: now + ahead)
-        edit_config(adapter, {"peft_type": f"LORA{ahead}"})
-        with pytest.raises(RejectedAdapterError) as caught:
-            await store.import_from(str(adapter))
-        ids.append(caught.value.quarantine_id)
+        ids.append(await rejected(store, adapter, f"LORA{ahead}"))
     assert [entry.id for entry in store.quarantined()] == ids[:1:-1]
     assert sorted(os.listdir(root / "quarantine")) == ids[2:]
 
@@ -44,9 +44,7 @@ async def test_quarantine_keeps_the_newest_also_when_the_clock_is_put_back(
 async def test_quarantine_is_bounded_in_bytes(tmp_path: Path, adapter: Path) -> None:
     size = sum(map(len, contents(adapter).values()))
     store = AdapterStore(tmp_path / "store", quarantine_bytes=3 * size)
-    edit_config(adapter, {"peft_type": "LORA"})
     for _ in range(5):
-        with pytest.raises(RejectedAdapterError):
-            await store.import_from(str(adapter))
+        await rejected(store, adapter, "LORA")
     assert len(store.quarantined()) == 2  # the reason adds to an adapter's size
     store.close()
