@@ -180,7 +180,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        limit.reschedule(0.0)  # is over
+        limit.reschedule(0.0)  # which has passed: the work is cancelled
 
     try:
         async with asyncio.timeout(None) as limit:

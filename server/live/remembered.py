@@ -89,8 +89,8 @@ class Memory:
             while len(shelf.answers) > self.max_answers or shelf.num_bytes > self._max_tenant_bytes:
                 self._forget_oldest(tenant)
             while self._num_bytes > self._max_bytes:
-                sizes = {name: shelf.num_bytes for name, shelf in self._shelves.items()}
-                self._forget_oldest(max(sizes, key=sizes.__getitem__))
+                most, _ = max(self._shelves.items(), key=lambda shelf: shelf[1].num_bytes)
+                self._forget_oldest(most)
 
     def find(self, tenant: str, answer_id: str) -> Remembered | None:
         shelf = self._shelves.get(tenant)
