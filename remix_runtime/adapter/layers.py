@@ -8,7 +8,7 @@ k activated experts, r LoRA rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -39,7 +39,23 @@ class RouteTrace:
         self.selections.setdefault(name, []).append(selection_Tk)
 
 
-class RemixLinear(nn.Module):
+class Routed(nn.Module):
+    """A linear whose tokens select experts: by top-k, unless training replaces the rule."""
+
+    name: str
+    """The module's name in the model."""
+    select: SelectExperts = staticmethod(top_k_experts)
+    trace: RouteTrace | None = None
+
+    def choose(self, z_Tn: Tensor, k: int) -> Tensor:
+        """Expert indices [..., k] by the rule, noted in the trace if there is one."""
+        selection_Tk = self.select(z_Tn, k)
+        if self.trace is not None:
+            self.trace.record(self.name, z_Tn, selection_Tk)
+        return selection_Tk
+
+
+class RemixLinear(Routed):
     """y = W x + ω · sum over i in I of B_i A_i x, with I chosen per token (equations 4-6).
 
     `select` is the selection rule: the deterministic top-k unless training replaces it.
@@ -53,8 +69,6 @@ class RemixLinear(nn.Module):
         self.name = name
         self.top_k = config.top_k
         self.routing_weight = config.routing_weight
-        self.select: SelectExperts = top_k_experts
-        self.trace: RouteTrace | None = None
         self.a_nrD = nn.Parameter(torch.empty(n, r, base.in_features, device=device))
         self.b_nOr = nn.Parameter(torch.zeros(n, base.out_features, r, device=device))
         self.router_nD = nn.Parameter(torch.empty(n, base.in_features, device=device))
@@ -69,7 +83,7 @@ class RemixLinear(nn.Module):
 
     def router_logits(self, x_TD: Tensor) -> Tensor:
         """z = P x in float32. The input is detached: only the router receives this gradient."""
-        return F.linear(x_TD.detach().float(), self.router_nD)
+        return router_logits(x_TD.detach(), self.router_nD)
 
     def mixture(self, x_TD: Tensor, z_Tn: Tensor, selection_Tk: Tensor) -> Tensor:
         """ω · sum over the selected experts of B_i A_i x, float32 [..., O]."""
@@ -77,16 +91,14 @@ class RemixLinear(nn.Module):
         return self.weighted_experts(x_TD, gate_Tn)
 
     def weighted_experts(self, x_TD: Tensor, gate_Tn: Tensor) -> Tensor:
-        """Sum over experts of gate_i · B_i A_i x, float32 [..., O]."""
+        """Sum over experts of gate_i · B_i A_i x, float32 [..., O]. Training may do it in the type
+        of the base."""
         return weighted_experts(x_TD, self.a_nrD, self.b_nOr, gate_Tn)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         z_Tn = self.router_logits(x_TD)
-        selection_Tk = self.select(z_Tn, self.top_k)
-        if self.trace is not None:
-            self.trace.record(self.name, z_Tn, selection_Tk)
         y_TO: Tensor = self.base(x_TD)
-        return y_TO + self.mixture(x_TD, z_Tn, selection_Tk).to(y_TO.dtype)
+        return y_TO + self.mixture(x_TD, z_Tn, self.choose(z_Tn, self.top_k)).to(y_TO.dtype)
 
     def weights(self) -> LayerWeights:
         """The trained tensors, detached and on the CPU."""
@@ -94,11 +106,18 @@ class RemixLinear(nn.Module):
         return LayerWeights(a_nrD=a, b_nOr=b, router_nD=p)
 
 
+def router_logits(x_TD: Tensor, router_nD: Tensor) -> Tensor:
+    """P x in float32, within `torch.autocast` too: in a coarser type ties are common."""
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return F.linear(x_TD.float(), router_nD.float())
+
+
 def weighted_experts(x_TD: Tensor, a_nrD: Tensor, b_nOr: Tensor, gate_Tn: Tensor) -> Tensor:
-    """Sum over experts of gate_i · B_i A_i x, float32 [..., O]: two products and a gate between."""
+    """Sum over experts of gate_i · B_i A_i x, [..., O]: two products and a gate between, in the
+    type of the experts, which is float32 but in training."""
     n, r, _ = a_nrD.shape
-    h_Tm = F.linear(x_TD.float(), a_nrD.flatten(0, 1))
-    h_Tm = h_Tm * gate_Tn.repeat_interleave(r, dim=-1)
+    h_Tm = F.linear(x_TD.to(a_nrD.dtype), a_nrD.flatten(0, 1))
+    h_Tm = (h_Tm * gate_Tn.repeat_interleave(r, dim=-1)).to(a_nrD.dtype)
     b_Om = b_nOr.transpose(0, 1).reshape(-1, n * r)
     return F.linear(h_Tm, b_Om)
 
@@ -134,16 +153,22 @@ def attach(
 
 def attach_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> dict[str, RemixLinear]:
     """`attach`, with the tensors of a validated checkpoint."""
-    layers = attach(model, checkpoint.config)
-    if layers.keys() != checkpoint.layers.keys():
-        odd = sorted(layers.keys() ^ checkpoint.layers.keys())
+    return attach_weights(model, checkpoint.config, checkpoint.layers)
+
+
+def attach_weights(
+    model: nn.Module, config: AdapterConfig, weights: Mapping[str, LayerWeights]
+) -> dict[str, RemixLinear]:
+    """`attach`, with tensors by module name. Raises `CheckpointMismatchError` for other names."""
+    layers = attach(model, config)
+    if layers.keys() != weights.keys():
+        odd = sorted(layers.keys() ^ weights.keys())
         raise CheckpointMismatchError(f"adapter and base model differ in layer {odd[0]}")
     with torch.no_grad():
         for name, layer in layers.items():
-            weights = checkpoint.layers[name]
-            layer.a_nrD.copy_(weights.a_nrD)
-            layer.b_nOr.copy_(weights.b_nOr)
-            layer.router_nD.copy_(weights.router_nD)
+            layer.a_nrD.copy_(weights[name].a_nrD)
+            layer.b_nOr.copy_(weights[name].b_nOr)
+            layer.router_nD.copy_(weights[name].router_nD)
     return layers
 
 
@@ -155,7 +180,7 @@ def detach(model: nn.Module, layers: dict[str, RemixLinear]) -> None:
 
 
 @contextmanager
-def trace_routes(layers: dict[str, RemixLinear]) -> Iterator[RouteTrace]:
+def trace_routes(layers: Mapping[str, Routed]) -> Iterator[RouteTrace]:
     """Records every routing decision of `layers` while the context is open."""
     trace = RouteTrace()
     for layer in layers.values():

@@ -7,7 +7,8 @@ this module fails with `KeyError: 'REMIX'`; the files name no Python code.
 
 What PEFT's model computes is `layers.RemixLinear` with the deterministic top-k, in training mode
 too. So a plain PEFT training loop trains the experts, but not the router: the choice of experts is
-not differentiable, and its parameters keep `grad = None`. `remix train` trains both.
+not differentiable, and its parameters keep `grad = None`. `remix train` trains both, and so does a
+trainer with `training.mixin`.
 
 Shape suffixes: T tokens (any leading shape), D input width, O output width, n experts, r rank.
 """
@@ -20,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from peft import PeftConfig, PeftType, TaskType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import register_peft_method
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from remix_runtime.adapter.checkpoint.config import PEFT_TYPE, emit_config
 from remix_runtime.adapter.checkpoint.types import FORMAT_VERSION, AdapterConfig, routing_weight
-from remix_runtime.adapter.layers import weighted_experts
-from remix_runtime.adapter.routing import expert_mask, top_k_experts
+from remix_runtime.adapter.layers import Routed, router_logits, weighted_experts
+from remix_runtime.adapter.routing import expert_mask
 from remix_runtime.errors import CheckpointFormatError, ConfigError
 
 _FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
@@ -129,14 +129,17 @@ def _tensor(parts: nn.ModuleDict, adapter_name: str) -> Tensor:
     return module.weight
 
 
-class RemixLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class RemixLayer(Routed, BaseTunerLayer):  # type: ignore[misc]
     """A linear with any number of ReMix adapters; active ones add up. Weights are float32."""
 
     adapter_layer_names = ("remix_A", "remix_B", "remix_router")
     other_param_names = ("top_k", "routing_weight")
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: RemixConfig) -> None:
+    def __init__(
+        self, base_layer: nn.Linear, adapter_name: str, config: RemixConfig, *, name: str = ""
+    ) -> None:
         super().__init__()
+        self.name = name
         self.base_layer: nn.Linear = base_layer
         self.remix_A = nn.ModuleDict()
         self.remix_B = nn.ModuleDict()
@@ -187,8 +190,8 @@ class RemixLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             _tensor(parts, name).float()
             for parts in (self.remix_router, self.remix_A, self.remix_B)
         )
-        z_Tn = F.linear(x_TD.detach().float(), router_nD)
-        mask_Tn = expert_mask(top_k_experts(z_Tn, self.top_k[name]), z_Tn.shape[-1])
+        z_Tn = router_logits(x_TD.detach(), router_nD)
+        mask_Tn = expert_mask(self.choose(z_Tn, self.top_k[name]), z_Tn.shape[-1])
         gate_Tn = self.routing_weight[name] * mask_Tn
         return weighted_experts(x_TD, a_nrD, b_nOr, gate_Tn)
 
@@ -223,7 +226,7 @@ class RemixModel(BaseTuner):  # type: ignore[misc]
             raise ConfigError(
                 f"target_modules: {current_key} is a {type(target).__name__}, expected nn.Linear"
             )
-        layer = RemixLayer(target, adapter_name, peft_config)
+        layer = RemixLayer(target, adapter_name, peft_config, name=current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)

@@ -1,0 +1,65 @@
+"""The losses of completions, without all their logits in memory at once.
+
+Shape suffixes: B sequences, T positions, R positions with a loss in some row, C of them in a chunk,
+D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from training.data import Batch
+from training.losses import loss_shares, token_losses
+
+LOGITS = 1 << 26
+"""So many logits are in memory at a time: 256 MiB in float32, three times that with gradients."""
+
+
+def completion_shares(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Each token's share of its row's mean completion loss, [B, T] (see `loss_shares`).
+
+    The output head, the dearest product of a small model, runs only where a loss is needed. Where
+    its logits are more than `LOGITS`, it runs in chunks, and once more for their gradients.
+    """
+    positions_R = batch.loss_positions
+    labels_BR = batch.labels_BT[:, positions_R]
+    chunk = max(1, LOGITS // (len(labels_BR) * model.config.vocab_size))
+    if len(positions_R) <= chunk or model.base_model is model:
+        logits_BRV = model(
+            input_ids=batch.inputs_BT, use_cache=False, logits_to_keep=positions_R
+        ).logits
+        loss_BR = token_losses(logits_BRV, labels_BR)
+    else:
+        body = model.base_model(input_ids=batch.inputs_BT, use_cache=False)
+        hidden_BRD = body.last_hidden_state[:, positions_R]
+        run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        chunks = zip(*(torch.split(t, chunk, dim=1) for t in (hidden_BRD, labels_BR)), strict=True)
+        losses = [run(_head_losses, model, type(body), *chunk_of) for chunk_of in chunks]
+        loss_BR = torch.cat(losses, 1)
+    loss_BT = loss_BR.new_zeros(batch.labels_BT.shape).index_copy(1, positions_R, loss_BR)
+    return loss_shares(loss_BT, batch.labels_BT)
+
+
+def _head_losses(
+    model: PreTrainedModel, output: type[ModelOutput], hidden_BCD: Tensor, labels_BC: Tensor
+) -> Tensor:
+    """The losses [B, C] of hidden states that the model's body has made. What follows the body is
+    left to the model: some scale their logits, or cap them."""
+    body = model.base_model
+
+    def given(*_: Any, **__: Any) -> ModelOutput:
+        return output(last_hidden_state=hidden_BCD)
+
+    body.forward = given
+    try:
+        logits_BCV = model(use_cache=False).logits
+    finally:
+        del body.forward
+    return token_losses(logits_BCV, labels_BC)
