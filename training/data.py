@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, overload
 
 import torch
@@ -18,11 +19,13 @@ from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.errors import ConfigError, DataError
 from training.encoding import Example, encode_row
-from training.jsonl import JsonRows
 from training.losses import IGNORED
 from training.seeds import generator
+from training.shapes import renamed
+from training.sources import RowSource, open_rows
 
 TooLong = Literal["refuse", "truncate"]
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +114,26 @@ class BatchOrder:
 
 
 class Rows(Sequence[Sequence[Example]]):
-    """The rows of a file as sequences: encoded when they are first asked for, then kept, packed.
+    """The rows of a source as sequences: encoded when they are first asked for, then kept, packed.
 
     The first wrong row that is met raises `DataError` with file and line. `read_on` goes through
-    the file from its beginning, so that every row is met some time.
+    the source from its beginning, so that every row is met some time.
     """
 
     def __init__(
         self,
-        rows: JsonRows,
+        rows: RowSource,
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_length: int,
         too_long: TooLong = "refuse",
         end_ids: frozenset[int] = frozenset(),
+        columns: Mapping[str, str] = NO_COLUMNS,
     ) -> None:
         """A row of more than `max_length` tokens is wrong, unless `too_long` is "truncate": then it
         loses its end. A chat's answer is learned up to the first of `end_ids`, the tokens that end
-        it when it is served; the tokenizer's own end token is always one of them.
+        it when it is served; the tokenizer's own end token is always one of them. `columns` maps
+        the names of fields to those that they have in the file.
         """
         if tokenizer.eos_token_id is None:
             raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
@@ -138,6 +143,7 @@ class Rows(Sequence[Sequence[Example]]):
         self._tokenizer = tokenizer
         self._too_long = too_long
         self._end_ids = end_ids | {tokenizer.eos_token_id}
+        self._columns = columns
         self._kept: list[tuple[_Packed, ...] | None] = [None] * len(rows)
         self._met = 0
         self.truncated = 0
@@ -178,7 +184,8 @@ class Rows(Sequence[Sequence[Example]]):
     def _encoded(self, index: int) -> list[Example]:
         where = self._rows.where(index)
         try:
-            encoded = encode_row(self._rows[index], self._tokenizer, self._end_ids)
+            row = renamed(self._rows[index], self._columns)
+            encoded = encode_row(row, self._tokenizer, self._end_ids)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         fitting = [_fitting(each, self.max_length, self._too_long, where) for each in encoded]
@@ -222,11 +229,18 @@ def read_examples(
     max_length: int,
     too_long: TooLong = "refuse",
     end_ids: frozenset[int] = frozenset(),
+    columns: Mapping[str, str] = NO_COLUMNS,
+    split: str | None = None,
 ) -> tuple[list[Example], int]:
-    """The sequences of all rows of a JSONL file, and how many rows were truncated. Arguments and
-    errors are those of `Rows`."""
+    """The sequences of all rows of a source, and how many rows were truncated. Arguments and errors
+    are those of `open_rows` and `Rows`."""
     rows = Rows(
-        JsonRows(path), tokenizer, max_length=max_length, too_long=too_long, end_ids=end_ids
+        open_rows(path, split=split),
+        tokenizer,
+        max_length=max_length,
+        too_long=too_long,
+        end_ids=end_ids,
+        columns=columns,
     )
     rows.read_on(len(rows))
     return list(Sequences(rows)), rows.truncated

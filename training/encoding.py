@@ -1,9 +1,10 @@
 """One row of training data to the tokens of its sequences, with a loss on its completions.
 
-A row is either `{"prompt": ..., "completion": ...}` (raw text, the tokenizer's end token is
-appended to the completion) or `{"messages": [{"role": ..., "content": ...}, ...]}` (the base's
-chat template; loss on assistant turns up to their end token, unless their `weight` is 0).
-`fields.py` says which other keys may stand there.
+A row is `{"prompt": ..., "completion": ...}` (raw text, the tokenizer's end token is appended to
+the completion), `{"messages": [{"role": ..., "content": ...}, ...]}` (the base's chat template;
+loss on assistant turns up to their end token, unless their `weight` is 0), or `{"text": ...}` (all
+of it is learned, and its end). `shapes.py` says what else becomes one of these, `fields.py` which
+other keys may stand there.
 
 The tokens before a completion are, token for token, those that the server's model gets for that
 prompt; the tokens of the completion are those that make it say the completion's text.
@@ -22,6 +23,7 @@ from remix_runtime.errors import ChatTemplateError, DataError
 from training.answers import answer_text
 from training.continuation import Prompt, continuation, token_text
 from training.fields import Turn, check_row, checked_turns, text_of
+from training.shapes import in_our_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +54,41 @@ def encode_row(
     `end_ids` end an answer when it is served; the tokenizer's own end token is one of them. Raises
     `DataError` without file and line.
     """
-    if check_row(row):
-        answers = _chat_answers(row["messages"], tokenizer, end_ids)
-    else:
-        answers = iter([_raw_answer(row, tokenizer, end_ids)])
-    return _joined(answers)
+    ours = in_our_shape(row)
+    try:
+        return _encoded(ours, tokenizer, end_ids)
+    except DataError as error:
+        if ours is row:
+            raise
+        source = "conversations" if "conversations" in row else "prompt and completion"
+        raise DataError(f"{error} (messages are made of {source})") from None
+
+
+def _encoded(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
+) -> list[Example]:
+    match check_row(row):
+        case "chat":
+            return _joined(_chat_answers(row["messages"], tokenizer, end_ids))
+        case "raw":
+            return _joined([_raw_answer(row, tokenizer, end_ids)])
+        case "text":
+            return [_text(text_of(row, "text", "text"), tokenizer, end_ids)]
+
+
+def _text(text: str, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> Example:
+    """A text from its first token to an end. What begins with the tokenizer's own first token, as a
+    rendered template may, gets no second one."""
+    begin = tokenizer.bos_token
+    has_begin = begin is not None and text.startswith(begin)
+    ids = list(tokenizer.encode(text, add_special_tokens=not has_begin))
+    if tokenizer.unk_token_id in ids and tokenizer.unk_token_id not in end_ids:
+        raise DataError("text: found a part that the base's tokenizer has no tokens for")
+    if not ids or ids[-1] not in end_ids:
+        ids.append(tokenizer.eos_token_id)
+    if len(ids) < 2:
+        raise DataError("text: found no tokens, expected at least one")
+    return Example(tokens=tuple(ids), is_target=(False, *(True,) * (len(ids) - 1)), prompt_length=1)
 
 
 def _joined(answers: Iterable[_Answer]) -> list[Example]:

@@ -8,7 +8,7 @@ and the server gives it role, content and name, so any other is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from remix_runtime.errors import DataError
 
@@ -58,6 +58,10 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 """Values of a refused field that ask for nothing, besides null and whatever is empty."""
 
 
+Kind = Literal["raw", "chat", "text"]
+"""A row with prompt and completion, with messages, or with nothing but a text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One checked message."""
@@ -72,8 +76,8 @@ class Turn:
         return self.message["content"]
 
 
-def check_row(row: dict[str, Any]) -> bool:
-    """Whether a row is a chat; otherwise it has a prompt and a completion. Raises `DataError`."""
+def check_row(row: dict[str, Any]) -> Kind:
+    """What a row of our shape is. Raises `DataError` for a field that cannot be honoured."""
     for key, why in _REFUSED_IN_ROWS.items():
         if not _says_nothing(key, row.get(key)):
             raise DataError(f"{key}: found {kind_of(row[key])}, expected none; {why}")
@@ -82,10 +86,19 @@ def check_row(row: dict[str, Any]) -> bool:
     raw = any(row.get(key) is not None for key in ("prompt", "completion"))
     if raw and row.get("messages") is not None:
         raise DataError("expected prompt and completion, or messages; found both")
-    if not any(key in row for key in ("prompt", "completion", "messages")):
-        found = ", ".join(map(repr, list(row)[:8])) or "nothing"
-        raise DataError(f"found {found:.200}, expected prompt and completion, or messages")
-    return "messages" in row and not raw
+    if raw:
+        return "raw"
+    if row.get("messages") is not None:
+        return "chat"
+    if row.get("text") is not None:
+        return "text"
+    for kind, key in (("chat", "messages"), ("raw", "prompt"), ("raw", "completion")):
+        if key in row:  # as null, which is told of where it is used
+            return cast(Kind, kind)
+    found = ", ".join(map(repr, list(row)[:8])) or "nothing"
+    raise DataError(
+        f"found {found:.200}, expected prompt and completion, or messages, conversations or text"
+    )
 
 
 def checked_turns(messages: Any) -> list[Turn]:

@@ -1,4 +1,5 @@
-"""A JSONL file as rows that are found by their place in it and read when they are needed."""
+"""A JSON file as rows: lines, which are found by their place and read when they are needed, or an
+array."""
 
 from __future__ import annotations
 
@@ -104,6 +105,35 @@ class JsonRows:
             raise DataError(f"{self.path}: found text in {name}, expected UTF-8")
 
 
+class JsonList:
+    """The rows of a file that is one JSON array. It is in memory as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `DataError`."""
+        self.path = path
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        self.digest = sha256(raw).hexdigest()
+        self._rows = _decoded(raw.removeprefix(codecs.BOM_UTF8), str(path), "one JSON array")
+        if not self._rows:
+            raise DataError(f"{path}: found no rows, expected at least one JSON object")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _object(self._rows[index], self.where(index))
+
+    def where(self, index: int) -> str:
+        """File and place of a row, for errors."""
+        return f"{self.path}: [{index}]"
+
+    def require_unchanged(self) -> None:
+        """They were read when it was opened."""
+
+
 def _open(path: Path) -> int:
     try:
         # Not blocking: a pipe that nobody writes to would hold `open` up.
@@ -124,12 +154,19 @@ def _stamp(fd: int) -> tuple[int, int]:
 
 
 def _parsed(raw: bytes, where: str) -> dict[str, Any]:
+    return _object(_decoded(raw, where, "one JSON object"), where)
+
+
+def _decoded(raw: bytes, where: str, expected: str) -> Any:
     try:
-        row = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_doubles)
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_without_doubles)
     except UnicodeDecodeError:
         raise DataError(f"{where}: found bytes that are not UTF-8") from None
     except (ValueError, RecursionError) as error:  # of JSON, or a number of 5,000 digits
-        raise DataError(f"{where}: expected one JSON object, found {error}") from None
+        raise DataError(f"{where}: expected {expected}, found {error}") from None
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, found {kind_of(row)}")
     return row

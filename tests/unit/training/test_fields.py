@@ -149,12 +149,12 @@ def test_an_empty_answer_may_stand_in_a_history(tokenizer: PreTrainedTokenizerFa
     ("row", "message"),
     [
         ({}, "found nothing, expected prompt and completion, or messages"),
-        ({"text": "a"}, "found 'text', expected prompt and completion, or messages"),
-        ({"conversations": [], "id": 1}, "found 'conversations', 'id', expected prompt"),
+        ({"texts": "a"}, "found 'texts', expected prompt and completion, or messages"),
+        ({"conversation": [], "id": 1}, "found 'conversation', 'id', expected prompt"),
         ({"instruction": "a", "output": "b"}, "found 'instruction', 'output', expected prompt"),
         ({"messages": [USER, BOT], "completion": "b"}, "found both"),
         ({"messages": None}, "messages: found null, expected a list of turns"),
-        ({"prompt": [USER], "completion": [BOT]}, "prompt: found a list, expected a string"),
+        ({"prompt": {}, "completion": "b"}, "prompt: found an object, expected a string"),
         ({"messages": [USER, {**BOT, "content": []}]}, r"messages\[1\]\.content: found an empty"),
         (
             {"messages": [{**USER, "content": [{"type": "image_url"}]}, BOT]},
