@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from remix_runtime.base.config import read_config
 from remix_runtime.base.folder import find_base, wrong
 from remix_runtime.base.model import load_model
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.errors import ConfigError
+from training.config import BaseType
 
 
 def pick_device(name: str) -> torch.device:
@@ -21,18 +23,37 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_type(setting: BaseType, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The type that a base is trained in, by the setting `base_dtype` and the type of its file. By
+    itself float32 on the CPU, where other types are slow, and on CUDA bfloat16 for what is stored
+    in 16 bits: its numbers are those of the file, or near them for float16."""
+    if setting != "auto":
+        return torch.bfloat16 if setting == "bfloat16" else torch.float32
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if has_bfloat16 and stored in (torch.bfloat16, torch.float16):
+        return torch.bfloat16
+    return torch.float32
+
+
 def load_base(
-    base: str, device: torch.device | None = None, *, chat_template: str | None = None
+    base: str,
+    device: torch.device | None = None,
+    *,
+    chat_template: str | None = None,
+    dtype: BaseType = "float32",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads the base model on `device`, and its tokenizer, with an adapter's own chat template if
     there is one. Raises `ConfigError`."""
+    device = device or torch.device("cpu")
     folder = find_base(base, download=True)
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.eos_token_id is None:
         raise wrong(folder, "eos_token: the tokenizer has none, expected one to end an answer with")
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    return load_model(str(folder)).to(device or torch.device("cpu")), tokenizer
+    stored = getattr(read_config(folder).get_text_config(), "dtype", None)
+    model = load_model(str(folder), dtype=pick_type(dtype, stored, device))
+    return model.to(device), tokenizer
 
 
 def row_limit(config: PretrainedConfig, wanted: int | None, *, default: int) -> int:

@@ -38,6 +38,13 @@ def train(
             is_eager=True,
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing: say what a step takes, and show rows as they will be learned.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the last saved state, e.g. after a crash."),
@@ -46,7 +53,7 @@ def train(
         bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder first.")
     ] = False,
 ) -> None:
-    """Train a ReMix adapter (or a baseline) on a JSONL file.
+    """Train a ReMix adapter (or a baseline) on rows of text or chats.
 
     CONFIG is a YAML file. Three settings are needed, paths relative to the file:
 
@@ -56,9 +63,12 @@ def train(
     output: runs/my-adapter
 
     \b
-    Each row of the data is one JSON object, in one of two forms:
+    Data is JSONL, or Parquet, CSV, Arrow, a folder of them, a data set's
+    name on the hub. Each row has one of three forms, or TRL's or
+    ShareGPT's of them:
     {"prompt": "...", "completion": "..."}
     {"messages": [{"role": "user", "content": "..."}, ...]}
+    {"text": "..."}
 
     \b
     The adapter is written to OUTPUT/adapter, ready for `remix serve`.
@@ -74,10 +84,16 @@ def train(
 
     console = Console()
     with stage(console, "loading PyTorch and transformers"):
+        from training import dry_run as rehearsal
         from training.config import load_config
         from training.run import run_training
     run = load_config(config)
+    if dry_run:
+        rehearsal.dry_run(run, console)
+        return
     result = run_training(run, resume=resume, overwrite=overwrite, console=console)
+    if not result.rows:
+        return  # another process of the run writes, and tells what
     if result.adapter is None:
         console.print(
             f"trained; see {run.output} (a softmax mixture is a baseline: it is not servable, "
@@ -92,7 +108,9 @@ def train(
 
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, as `remix train` writes it.")],
-    data: Annotated[Path, typer.Argument(help="JSONL file in the form of the training data.")],
+    data: Annotated[
+        Path, typer.Argument(help="Rows, as the training data: a file, a folder, a hub name.")
+    ],
     base: Annotated[
         str | None,
         typer.Option(help="Base model, folder or hub id. Default: the one the adapter names."),
@@ -103,11 +121,17 @@ def evaluate(
         int | None,
         typer.Option(min=2, help="Longest row, in tokens. Default: 2048, or the base's context."),
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which part of the data, as test or test[:100].")
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="A file's own names, as in prompt=question,completion=answer.")
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and no table.")
     ] = False,
 ) -> None:
-    """Compare an adapter with its base model on a JSONL file.
+    """Compare an adapter with its base model on rows.
 
     \b
     Prints the mean completion loss (nats per token, lower is better)
@@ -129,6 +153,8 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
+        columns=_pairs(columns),
+        split=split,
     )
     if as_json:
         typer.echo(json.dumps({name: asdict(score) for name, score in scores.items()}))
@@ -137,3 +163,14 @@ def evaluate(
     for name, score in scores.items():
         table.add_row(name, f"{score.loss:.4f}", f"{score.exact_match:.1%}")
     Console().print(table)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping. Raises `ConfigError`."""
+    from remix_runtime.errors import ConfigError
+
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise ConfigError(f"columns: found {text!r}, expected pairs as in prompt=question")
+    return {name: value for name, _, value in pairs}

@@ -29,6 +29,8 @@ from remix_runtime.contracts import AdapterDefaults
 from remix_runtime.errors import CheckpointFormatError, ConfigError
 from remix_runtime.yaml_file import read_mapping
 from training.losses import Credit
+from training.sources import placed
+from training.targets import as_targets
 
 _SHORT = reprlib.Repr()
 """Of what was found: YAML's links make values that would fill the memory in full."""
@@ -65,7 +67,11 @@ Rate = Annotated[
 ]
 File = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
-Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+Column = Literal["prompt", "completion", "messages", "conversations", "system", "text"]
+BaseType = Literal["auto", "bfloat16", "float32"]
+Targets = Annotated[
+    tuple[Name, ...], Field(strict=False, min_length=1), BeforeValidator(as_targets)
+]
 Count = Annotated[int, Field(ge=1)]
 Defaults = Annotated[
     AdapterDefaults,
@@ -86,9 +92,19 @@ class TrainConfig(BaseModel):
     base_name: Annotated[str, Field(min_length=1)] | None = None
     """What the adapter calls its base in adapter_config.json. Default: `base`."""
     data: File
-    """JSONL: rows with `prompt` and `completion`, or with chat `messages`."""
+    """JSONL, or what `datasets` reads: Parquet, CSV, JSON, Arrow, folders of them, a name on the
+    hub. Rows have `prompt` and `completion`, chat `messages`, or `text` alone; TRL's and ShareGPT's
+    shapes of them too (`training/shapes.py`)."""
     eval_data: File | None = None
-    """Held-out JSONL in the same form; its loss is logged while training."""
+    """Held-out rows of the same form; their loss is logged while training."""
+    split: Name | None = None
+    """Which part of `data`, as `datasets` says it: `train`, `train[:90%]`. None: `train`."""
+    eval_split: Name | None = None
+    """Which part of `eval_data`, or of `data` where there is no `eval_data`."""
+    subset: Name | None = None
+    """Which of the data sets that a name on the hub stands for: `main`."""
+    columns: dict[Column, Name] = {}
+    """Names of a row's fields in the files, where they are others: `prompt: question`."""
     output: File
     """Folder of the run: state, logs, plots, and the trained adapter in `adapter/`."""
 
@@ -111,11 +127,14 @@ class TrainConfig(BaseModel):
     """LoRA rank of an expert."""
     scaling: Scaling = "rslora"
     """ω = 2/√(k·r) (`rslora`) or 2/(k·r) (`lora`)."""
-    target_modules: Names = ("gate_proj", "up_proj", "down_proj")
-    """Suffixes of module names, as in PEFT: `gate_proj` or `layers.20.mlp.gate_proj`."""
+    target_modules: Targets = ("gate_proj", "up_proj", "down_proj")
+    """Suffixes of module names, as in PEFT: `gate_proj` or `layers.20.mlp.gate_proj`. Or text:
+    `all-linear`, which leaves the output head out, or a pattern for whole names."""
 
     steps: Count = 300
     """Number of updates of the weights."""
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Times that the data are gone through, in the place of `steps`."""
     batch_size: Count = 4
     """Examples in one pass, which runs batch_size · selections sequences."""
     gradient_accumulation: Count = 1
@@ -144,11 +163,23 @@ class TrainConfig(BaseModel):
     """Seed of initial weights, data order and selections."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is CUDA where there is one."""
+    base_dtype: BaseType = "auto"
+    """Type of the frozen base and of the products with it and with the experts, whose sums are
+    float32 in any case, as are adapters, routers and optimizer. `auto` is float32 on the CPU. On
+    CUDA it is bfloat16, but for a base that is stored in float32."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of a block again for its gradients, rather than keep them: a third
+    more time, much less memory, the same bits."""
+    cache_trunk: bool = False
+    """Keep on disk what the blocks below the first adapted one compute for each row, in `trunk/` of
+    the output folder until the run ends: tokens · width · 2 or 4 bytes. Later epochs begin
+    there."""
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """CPU threads; runs are bit-identical at a fixed number. None: torch's own choice."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the tensors that are written; training is in float32. bfloat16 halves the file and
-    what the serving kernels read for each token. The parity file is recorded after the rounding."""
+    """Type of the tensors that are written; they are trained in float32. bfloat16 halves the file
+    and what the serving kernels read for each token. The parity file is recorded after the
+    rounding."""
     defaults: Defaults = AdapterDefaults()
     """What a request for the adapter has where it says nothing else, as `temperature` or `stop`;
     written beside it as `defaults.json`. With a `chat_template` rows are trained in that one."""
@@ -170,6 +201,8 @@ class TrainConfig(BaseModel):
                     f"{min(ignored)}: found with method {self.method}, "
                     "expected only with method remix"
                 )
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError("epochs: found beside steps, expected one of them")
         if self.expert_learning_rate == 0:
             raise ValueError("expert_learning_rate: found 0, expected a positive number")
         return self
@@ -194,9 +227,9 @@ def load_config(path: Path) -> TrainConfig:
     found = read_mapping(path, expected="settings")
     config = parse_config(found, where=f"{path}: ")
     here = path.parent
-    moved = {"data": here / config.data, "output": here / config.output}
+    moved = {"data": placed(here, config.data), "output": here / config.output}
     if config.eval_data is not None:
-        moved["eval_data"] = here / config.eval_data
+        moved["eval_data"] = placed(here, config.eval_data)
     base = here / config.base
     # Resolved: a run is the same one from whatever folder it is started.
     resolved = str(base.resolve()) if base.is_dir() else config.base

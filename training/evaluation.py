@@ -6,7 +6,7 @@ Loss is the training objective: the mean over rows of their mean completion-toke
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from remix_runtime.engines.spelling import spelling_of
 from remix_runtime.engines.text import TextStream
 from remix_runtime.errors import ConfigError, DataError
 from training.base import load_base, row_limit
-from training.data import collate, read_examples
+from training.completion_loss import completion_shares
+from training.data import NO_COLUMNS, collate, read_examples
 from training.encoding import Example
-from training.objective import completion_shares
+from training.sources import is_hub_name
 
 SPARE_TOKENS = 8
 """Tokens that an answer may take beyond its reference's, which it may spell differently."""
@@ -171,14 +172,16 @@ def compare_with_base(
     limit: int | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
+    columns: Mapping[str, str] = NO_COLUMNS,
+    split: str | None = None,
 ) -> dict[str, Score]:
-    """Scores of "base" and "adapter" on a JSONL file. `max_length` is by default 2,048 tokens, or
-    the context of the base where that is less.
+    """Scores of "base" and "adapter" on rows, whose fields may have other names, as `columns` says.
+    `max_length` is by default 2,048 tokens, or the context of the base where that is less.
 
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
     found = read_checkpoint(adapter)
-    if not data.is_file():  # known before a model is loaded
+    if not (data.exists() or is_hub_name(data)):  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
     model, tokenizer = load_base(
         _named_base(found.config) if base is None else base,
@@ -190,6 +193,8 @@ def compare_with_base(
         tokenizer,
         max_length=row_limit(model.config, max_length, default=2048),
         end_ids=end_token_ids(model, tokenizer.eos_token_id),
+        columns=columns,
+        split=split,
     )
     rows = examples[:limit]
     scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,10 @@ import yaml
 from transformers import PreTrainedModel
 
 from remix_runtime.adapter.checkpoint import write_checkpoint
+from remix_runtime.adapter.checkpoint.types import LayerWeights
+from remix_runtime.adapter.layers import attach_weights
 from remix_runtime.adapter.parity import record_parity
+from training.base import load_base
 from training.config import TrainConfig
 from training.data import sequences_of
 from training.encoding import Example
@@ -39,6 +42,9 @@ def export_adapter(
     assert config.method != "softmax", "a softmax mixture has no servable form"
     dtype = getattr(torch, config.dtype)
     _round(layers, dtype)
+    weights = {name: layer.weights() for name, layer in layers.items()}
+    if model.dtype != torch.float32:
+        model, layers = _in_float32(config, model.device, weights)
     stride = max(1, len(rows) // PARITY_PROMPTS)
     spread = range(0, len(rows), stride)[:PARITY_PROMPTS]
     examples = [sequences_of(rows[i])[-1] for i in spread]
@@ -46,12 +52,21 @@ def export_adapter(
     return write_checkpoint(
         folder,
         config.adapter,
-        {name: layer.weights() for name, layer in layers.items()},
+        weights,
         readme=model_card(config, log=log, num_rows=len(rows)),
         parity=record_parity(model, layers, prompts),
         defaults=config.defaults,
         dtype=dtype,
     )
+
+
+def _in_float32(
+    config: TrainConfig, device: torch.device, weights: Mapping[str, LayerWeights]
+) -> tuple[PreTrainedModel, Layers]:
+    """The adapter on the base in float32, which a parity file is recorded on: loaded again, since
+    the trained one may hold numbers that are not the file's."""
+    model, _ = load_base(config.base, device)
+    return model, attach_weights(model, config.adapter, weights)
 
 
 def _round(layers: Layers, dtype: torch.dtype) -> None:

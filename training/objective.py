@@ -1,26 +1,28 @@
 """One pass of a training step: forward with drawn selections, loss, routing statistics.
 
-Shape suffixes: B sequences, T positions, R positions with a loss, L adapted layers, n experts,
-k activated experts, D input width, O output width.
+Shape suffixes: B sequences, T positions, L adapted layers, n experts, k activated experts, D input
+width, O output width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from remix_runtime.adapter.layers import (
     RemixLinear,
+    Routed,
     RouteTrace,
     SelectExperts,
     attach,
+    router_logits,
     trace_routes,
+    weighted_experts,
 )
 from remix_runtime.adapter.routing import (
     effective_support_size,
@@ -28,28 +30,38 @@ from remix_runtime.adapter.routing import (
     sample_experts,
     top_k_experts,
 )
+from training.completion_loss import completion_shares
 from training.config import TrainConfig
 from training.data import Batch
 from training.losses import (
-    loss_shares,
+    Credit,
     remix_loss,
     route_log_probs,
     routing_entropy,
     supervised_loss,
-    token_losses,
 )
+from training.trunk import Trunk
 
 Layers = dict[str, RemixLinear]
 
 
-class SoftmaxLinear(RemixLinear):
+class TrainedLinear(RemixLinear):
+    """The layer as it is trained: experts in float32, their products in the type of the base, which
+    sums in float32. In a float32 base it is `RemixLinear`, bit for bit."""
+
+    def weighted_experts(self, x_TD: Tensor, gate_Tn: Tensor) -> Tensor:
+        a_nrD, b_nOr = self.a_nrD.to(x_TD.dtype), self.b_nOr.to(x_TD.dtype)
+        return weighted_experts(x_TD, a_nrD, b_nOr, gate_Tn)
+
+
+class SoftmaxLinear(TrainedLinear):
     """The baseline: top-k experts weighted by a softmax that learns by back-propagation.
 
     The weights of a token sum to ω·k, what ReMix's k equal weights sum to.
     """
 
     def router_logits(self, x_TD: Tensor) -> Tensor:
-        return F.linear(x_TD.float(), self.router_nD)
+        return router_logits(x_TD, self.router_nD)
 
     def mixture(self, x_TD: Tensor, z_Tn: Tensor, selection_Tk: Tensor) -> Tensor:
         total = self.routing_weight * self.top_k
@@ -66,7 +78,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> Layers:
     """Puts the method's trainable layers into `model`, initialised from the config's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        layer_type = SoftmaxLinear if config.method == "softmax" else RemixLinear
+        layer_type = SoftmaxLinear if config.method == "softmax" else TrainedLinear
         layers = attach(model, config.adapter, layer_type)
     for layer in layers.values():
         if config.method == "lora":  # one expert: nothing to route, and no logits to learn
@@ -77,7 +89,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> Layers:
 
 
 @contextmanager
-def selecting(layers: Layers, rule: SelectExperts) -> Iterator[None]:
+def selecting(layers: Mapping[str, Routed], rule: SelectExperts) -> Iterator[None]:
     """Makes every layer select by `rule` while the context is open, and by top-k afterwards."""
     for layer in layers.values():
         layer.select = rule
@@ -91,20 +103,6 @@ def selecting(layers: Layers, rule: SelectExperts) -> Iterator[None]:
 def sampling_rule(generator: torch.Generator) -> SelectExperts:
     """Draws from the routing distribution, as training does."""
     return lambda z_Tn, k: sample_experts(z_Tn, k, generator)
-
-
-def completion_shares(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Each token's share of its row's mean completion loss, [B, T] (see `loss_shares`).
-
-    The output head, the dearest product of a small model, runs only where a loss is needed.
-    """
-    positions_R = batch.loss_positions
-    logits_BRV = model(
-        input_ids=batch.inputs_BT, use_cache=False, logits_to_keep=positions_R
-    ).logits
-    loss_BR = token_losses(logits_BRV, batch.labels_BT[:, positions_R])
-    loss_BT = loss_BR.new_zeros(batch.labels_BT.shape).index_copy(1, positions_R, loss_BR)
-    return loss_shares(loss_BT, batch.labels_BT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +136,64 @@ def pass_loss(
     batch: Batch,
     config: TrainConfig,
     generator: torch.Generator,
+    trunk: Trunk | None = None,
 ) -> tuple[Tensor, dict[str, float], RoutingStats]:
-    """The loss of one pass, its metrics and the routing statistics.
+    """The loss of one pass by the config's method, its metrics and the routing statistics.
 
-    ReMix runs the M selections of every example as one batch and draws each from the routers;
-    the baselines see each example once and take the top-k.
+    The baselines see each example once and take the top-k. A `trunk` sees each example once at
+    most.
     """
-    if config.method != "remix":
-        with trace_routes(layers) as trace:
-            share_BT = completion_shares(model, batch)
-        loss, metrics = supervised_loss(share_BT)
-        stats = routing_stats(*stacked(trace), batch.mask_BT, softmax=config.method == "softmax")
-        return loss, metrics, stats
-    batch = batch.repeat(config.selections)
-    with selecting(layers, sampling_rule(generator)), trace_routes(layers) as trace:
+    if config.method == "remix":
+        return remix_pass(
+            model,
+            layers,
+            batch,
+            selections=config.selections,
+            credit=config.credit,
+            generator=generator,
+            trunk=trunk,
+        )
+    with _beyond(trunk, model, batch, times=1), trace_routes(layers) as trace:
         share_BT = completion_shares(model, batch)
-    logits_LBTn, selection_LBTk = stacked(trace)
-    log_q_BT = route_log_probs(logits_LBTn, selection_LBTk, batch.mask_BT)
-    loss, metrics = remix_loss(
-        share_BT, log_q_BT, selections=config.selections, credit=config.credit
-    )
-    stats = routing_stats(logits_LBTn, selection_LBTk, batch.mask_BT, softmax=False)
+    loss, metrics = supervised_loss(share_BT)
+    stats = routing_stats(*stacked(trace), batch.mask_BT, softmax=config.method == "softmax")
     return loss, metrics, stats
+
+
+def remix_pass(
+    model: PreTrainedModel,
+    layers: Mapping[str, Routed],
+    batch: Batch,
+    *,
+    selections: int,
+    credit: Credit,
+    generator: torch.Generator,
+    trunk: Trunk | None = None,
+) -> tuple[Tensor, dict[str, float], RoutingStats]:
+    """ReMix's `pass_loss`: the M selections of every example as one batch, each drawn from the
+    routers."""
+    repeated = batch.repeat(selections)
+    with (
+        _beyond(trunk, model, batch, times=selections),
+        selecting(layers, sampling_rule(generator)),
+        trace_routes(layers) as trace,
+    ):
+        share_BT = completion_shares(model, repeated)
+    logits_LBTn, selection_LBTk = stacked(trace)
+    log_q_BT = route_log_probs(logits_LBTn, selection_LBTk, repeated.mask_BT)
+    loss, metrics = remix_loss(share_BT, log_q_BT, selections=selections, credit=credit)
+    stats = routing_stats(logits_LBTn, selection_LBTk, repeated.mask_BT, softmax=False)
+    return loss, metrics, stats
+
+
+def _beyond(
+    trunk: Trunk | None, model: PreTrainedModel, batch: Batch, *, times: int
+) -> AbstractContextManager[None]:
+    """Runs the trunk, if there is one; inside, the rest of the model sees each row so many
+    times."""
+    if trunk is None:
+        return nullcontext()
+    return trunk.skipped(trunk.states(model, batch).repeat_interleave(times, dim=0))
 
 
 def stacked(trace: RouteTrace) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 output/
   adapter/               the trained adapter, servable (not for method softmax)
   state/                 training states to resume from
+  trunk/                 while it runs with `cache_trunk`: what lies below the adapter, for each row
   metrics.jsonl  tensorboard/
   learning_curve.png  expert_load.png
 """
@@ -10,34 +11,31 @@ output/
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from remix_runtime.adapter.checkpoint import tidy_place
 from remix_runtime.adapter.checkpoint.config import emit_config
-from remix_runtime.base.model import end_token_ids
 from remix_runtime.errors import CheckpointFormatError, ConfigError
-from training.base import load_base, pick_device, row_limit
+from training.base import pick_device
 from training.claim import claimed
 from training.config import TrainConfig
-from training.data import Rows, Sequences
+from training.data import Sequences
 from training.export import export_adapter
-from training.identity import base_contents
-from training.jsonl import JsonRows
 from training.log import METRICS, Row, RunLog
 from training.plots import plot_expert_load, plot_learning_curve
+from training.preparation import prepare
 from training.progress import stage
+from training.ranks import Ranks, join_ranks
 from training.reading import Reading
 from training.state import UNFINISHED, state_files
+from training.targets import are_names
 from training.trainer import StepReport, Trainer
 
-STATE, ADAPTER, BOARD = "state", "adapter", "tensorboard"
+STATE, TRUNK, ADAPTER, BOARD = "state", "trunk", "adapter", "tensorboard"
 CURVE, LOAD = "learning_curve.png", "expert_load.png"
-MAX_LENGTH = 512
-"""Tokens of a row where the settings say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,60 +60,66 @@ def run_training(
     already, unless `resume` goes on from its newest state or `overwrite` deletes that run's files;
     `DataError`, `TrainingError`.
     """
-    console = console or Console(quiet=True)
     if resume and overwrite:
         raise ConfigError("found --resume and --overwrite, expected at most one of them")
     _require_writable(config)
+    ranks = join_ranks(pick_device(config.device))
+    if console is None or not ranks.is_first:
+        console = Console(quiet=True)
+    try:
+        if ranks.is_first:
+            return _run_first(config, ranks, console, resume=resume, overwrite=overwrite)
+        return _run_beside(config, ranks, console, resume=resume)
+    finally:
+        ranks.leave()
+
+
+def _run_first(
+    config: TrainConfig, ranks: Ranks, console: Console, *, resume: bool, overwrite: bool
+) -> RunResult:
+    """The process that writes."""
     with claimed(config.output):
         if not (resume or overwrite):
             _require_free(config.output)
         _tidy(config.output)
-        trainer, reading = _prepare(config, console)
+        trainer, reading = _prepared(config, ranks, console)
         start = trainer.resume(config.output / STATE) if resume else 0
-        if start > config.steps:
+        if start > (steps := trainer.config.steps):
             raise ConfigError(
-                f"steps: found {config.steps}, expected at least {start}, the step of the saved "
-                "state"
+                f"steps: found {steps}, expected at least {start}, the step of the saved state"
             )
         reading.begin()
+        if not start:  # of another run perhaps, on another base
+            shutil.rmtree(config.output / TRUNK, ignore_errors=True)
         if overwrite:  # the new run can begin
             _clear(config.output)
+        ranks.wait()  # for the others to have what they resume from
         return _train(trainer, reading, start, console)
 
 
-def _prepare(config: TrainConfig, console: Console) -> tuple[Trainer, Reading]:
-    """Opens what the run is made from: its rows, before the slow base, and the base."""
-    files = {"data": config.data}
-    if config.eval_data is not None:
-        files["eval_data"] = config.eval_data
-    opened = {}
-    for name, path in files.items():
-        with stage(console, f"opening {path}") as move:
-            opened[name] = JsonRows(path, move=move)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    with stage(console, f"loading the base {config.base}"):
-        model, tokenizer = load_base(
-            config.base,
-            pick_device(config.device),
-            chat_template=config.defaults.chat_template,
-        )
-    limit = row_limit(model.config, config.max_length, default=MAX_LENGTH)
-    ends = end_token_ids(model, tokenizer.eos_token_id)
-    with stage(console, "hashing the base") as move:
-        contents = {**base_contents(config.base, move=move), "base end tokens": str(sorted(ends))}
-    rows = {
-        name: Rows(file, tokenizer, max_length=limit, too_long=config.too_long, end_ids=ends)
-        for name, file in opened.items()
-    }
+def _run_beside(config: TrainConfig, ranks: Ranks, console: Console, *, resume: bool) -> RunResult:
+    """Another one, which takes the same steps and writes nothing."""
+    trainer, _ = _prepared(config, ranks, console)
+    if resume:
+        trainer.resume(config.output / STATE)
+    ranks.wait()
+    trainer.run(on_step=lambda _: None)
+    ranks.wait()
+    return RunResult(rows=[], adapter=None, digest=None)
+
+
+def _prepared(config: TrainConfig, ranks: Ranks, console: Console) -> tuple[Trainer, Reading]:
+    made = prepare(config, console, processes=ranks.count)
     trainer = Trainer(
-        config.model_copy(update={"max_length": limit}),
-        model,
-        rows["data"],
-        Sequences(rows["eval_data"]) if "eval_data" in rows else (),
-        contents={**contents, **{name: file.digest for name, file in opened.items()}},
+        made.config,
+        made.model,
+        made.rows,
+        Sequences(made.held_out) if made.held_out else (),
+        contents=made.contents,
+        trunk_folder=config.output / TRUNK,
+        ranks=ranks,
     )
-    return trainer, Reading(list(rows.values()), console)
+    return trainer, Reading([rows for rows in (made.rows, made.held_out) if rows], console)
 
 
 def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> RunResult:
@@ -130,7 +134,9 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
             reading.go_on(seconds=report.seconds)  # at most half of the time goes into it
 
         trainer.run(state_folder=output / STATE, on_step=after_step)
+    trainer.ranks.wait()  # nobody needs the trunk any more
     reading.finish()
+    shutil.rmtree(output / TRUNK, ignore_errors=True)
     with stage(console, f"writing {output}"):
         plot_learning_curve(log.rows, output / CURVE)
         if log.last is not None:
@@ -151,8 +157,11 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
 def _require_writable(config: TrainConfig) -> None:
     """Raises `ConfigError`, before training, for settings that no adapter folder can hold."""
     if config.method != "softmax":
+        adapter = config.adapter
+        if not are_names(config.target_modules):  # which the base has, and so are valid
+            adapter = replace(adapter, target_modules=("any",))
         try:
-            emit_config(config.adapter)
+            emit_config(adapter)
         except CheckpointFormatError as error:
             raise ConfigError(f"the settings make no valid adapter: {error}") from None
 

@@ -29,6 +29,14 @@ KEPT = 2
 UNFINISHED = ".unfinished"
 """Ends the name of a file that is being written."""
 
+_BEFORE_A_CHOICE = {
+    "base_dtype": "float32",
+    "cache_trunk": "False",
+    "columns": "{}",
+    "processes": "1",
+}
+"""What a state goes on with that was written before there were these settings."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 Parameters = Mapping[str, nn.Parameter]
@@ -110,7 +118,8 @@ def load_state(
                     f"{path}: found a state of another version, which says nothing of the base's "
                     "content; start again with --overwrite, or go on with the version that wrote it"
                 )
-            _check_same_run(path, json.loads(header["run"]), run)
+            saved = {**_BEFORE_A_CHOICE, **json.loads(header["run"])}
+            _check_same_run(path, saved, run)
             step = int(header["step"])
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"weight/{name}"))

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from remix_runtime.errors import TrainingError
+from remix_runtime.errors import ConfigError, TrainingError
 from training.config import TrainConfig
 from training.data import BatchOrder, collate, sequences_of
 from training.encoding import Example
-from training.evaluation import held_out_loss
+from training.evaluation import held_out_losses
 from training.objective import RoutingStats, attach_method, pass_loss
+from training.ranks import ALONE, Ranks
+from training.recompute import recompute_blocks
 from training.seeds import generator
 from training.state import drop_states, load_state, save_state
+from training.trunk import Trunk
 
 # Settings that a resumed run may change: where things lie (what they hold may not change, see
 # `identity.py`), what is written at the end, how long and how fast. The bits of the end are those
@@ -32,14 +35,20 @@ NOT_THE_RUN = {
     "base",
     "data",
     "eval_data",
+    "split",  # what it is of has a digest, as the rest of the data
+    "eval_split",
+    "subset",
     "output",
     "base_name",
     "dtype",
     "device",
     "threads",
+    "gradient_checkpointing",
+    "base_dtype",  # stands there as the type that it came to
     "checkpoint_every",
     "eval_every",
     "steps",
+    "epochs",  # as the steps that they come to
     "expert_learning_rate",
     "router_learning_rate",
     "schedule",
@@ -89,14 +98,22 @@ class Trainer:
         held_out: Sequence[Example] = (),
         *,
         contents: Mapping[str, str] | None = None,
+        trunk_folder: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """A row may be several sequences, which are in a batch together. `contents` says what the
-        base and the files hold: a state is resumed on the same only."""
+        base and the files hold: a state is resumed on the same only. `trunk_folder` is where
+        `cache_trunk` keeps what it keeps. Raises `ConfigError` for a setting that the base is not
+        made for."""
         self.config = config
         self.model = model
         self.rows = rows
         self.held_out = held_out
+        self.ranks = ranks
         self.layers = attach_method(model, config)
+        self._trunk = self._find_trunk(trunk_folder)
+        if config.gradient_checkpointing:
+            recompute_blocks(model)
         self.step = 0
         self._order = BatchOrder(
             len(rows),
@@ -105,6 +122,8 @@ class Trainer:
             seed=config.seed,
         )
         settings = config.model_dump(mode="json", exclude=NOT_THE_RUN)
+        settings["base_dtype"] = str(model.dtype).removeprefix("torch.")
+        settings["processes"] = ranks.count
         self._identity = {**(contents or {}), **{k: str(value) for k, value in settings.items()}}
         self.parameters = {
             f"{name}.{kind}": parameter
@@ -150,7 +169,8 @@ class Trainer:
                 raise TrainingError(
                     f"step {self.step + 1}: found too little memory for batch_size = "
                     f"{config.batch_size} and selections = {config.selections}, expected enough; "
-                    "lower one of them (gradient_accumulation makes up for it) or max_length"
+                    "lower one of them (gradient_accumulation makes up for it) or max_length, or "
+                    "set gradient_checkpointing: true"
                 ) from None
             on_step(report)
             last = self.step == config.steps
@@ -163,18 +183,29 @@ class Trainer:
         total, spread, tokens = 0.0, 0.0, 0
         stats: list[RoutingStats] = []
         passes = config.gradient_accumulation
-        for index in range(self.step * passes, (self.step + 1) * passes):
+        for index in map(self.ranks.share, range(self.step * passes, (self.step + 1) * passes)):
             examples = [e for i in self._order[index] for e in sequences_of(self.rows[i])]
             batch = collate(examples, device=self.model.device)
             draws = generator(config.seed, "selections", index, device=self.model.device)
-            loss, metrics, routing = pass_loss(self.model, self.layers, batch, config, draws)
-            self._require_finite("loss", metrics["loss"])
+            loss, metrics, routing = pass_loss(
+                self.model, self.layers, batch, config, draws, self._trunk
+            )
+            if self.ranks.count == 1:  # with others, all stop together below
+                self._require_finite("loss", metrics["loss"])
             (loss / passes).backward()  # type: ignore[no-untyped-call]
             total += metrics["loss"] / passes
             spread += metrics.get("loss_spread", 0.0) / passes
             copies = config.selections if config.method == "remix" else 1
             tokens += int(batch.mask_BT.sum()) * copies
             stats.append(routing)
+        routing = RoutingStats(
+            entropy=sum(s.entropy for s in stats) / passes,
+            support=sum(s.support for s in stats) / passes,
+            load_Ln=torch.stack([s.load_Ln for s in stats]).mean(0),
+        )
+        self.ranks.average([p.grad for p in self.parameters.values() if p.grad is not None])
+        total, spread, tokens, routing = self._over_ranks(total, spread, tokens, routing)
+        self._require_finite("loss", total)
         limit = config.max_grad_norm or math.inf
         norms = [
             nn.utils.clip_grad_norm_(group, limit).item() if group else 0.0
@@ -182,6 +213,7 @@ class Trainer:
         ]
         self._require_finite("gradient of the experts", norms[0])
         self._require_finite("gradient of the routers", norms[1])
+        del self._good  # before there is another: both would be a third more than all the rest
         self._good = self._snapshot()
         factor = learning_rate_factor(self.step, config)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -197,19 +229,13 @@ class Trainer:
             step=self.step,
             loss=total,
             loss_spread=spread,
-            routing=RoutingStats(
-                entropy=sum(s.entropy for s in stats) / passes,
-                support=sum(s.support for s in stats) / passes,
-                load_Ln=torch.stack([s.load_Ln for s in stats]).mean(0),
-            ),
+            routing=routing,
             expert_norm=norms[0],
             router_norm=norms[1],
             learning_rate_factor=factor,
             tokens=tokens,
             seconds=seconds,
-            held_out_loss=held_out_loss(self.model, self.held_out)
-            if due and self.held_out
-            else None,
+            held_out_loss=self._held_out_loss() if due and self.held_out else None,
         )
 
     def save(self, folder: Path) -> Path:
@@ -232,6 +258,42 @@ class Trainer:
         )
         self._good = self._snapshot()
         return self.step
+
+    def _over_ranks(
+        self, loss: float, spread: float, tokens: int, routing: RoutingStats
+    ) -> tuple[float, float, int, RoutingStats]:
+        """What a step reports, of all processes: means, and the sum of the tokens."""
+        if self.ranks.count == 1:
+            return loss, spread, tokens, routing
+        shape = routing.load_Ln.shape
+        parts = [loss, spread, float(tokens), routing.entropy, routing.support]
+        scalars = torch.tensor(parts, dtype=torch.float64)
+        means = torch.cat([scalars, routing.load_Ln.flatten()]).to(self.model.device)
+        self.ranks.average([means])
+        loss, spread, tokens_each, entropy, support = means[:5].tolist()
+        load_Ln = means[5:].view(shape).float().cpu()
+        tokens = round(tokens_each * self.ranks.count)
+        return loss, spread, tokens, RoutingStats(entropy, support, load_Ln)
+
+    def _held_out_loss(self) -> float:
+        """The mean over all held-out rows, of which each process takes its part."""
+        own = self.held_out[self.ranks.rank :: self.ranks.count]
+        total = sum(held_out_losses(self.model, own)) if own else 0.0
+        sums = torch.tensor([total], dtype=torch.float64, device=self.model.device)
+        self.ranks.average([sums])
+        return sums.item() * self.ranks.count / len(self.held_out)
+
+    def _find_trunk(self, folder: Path | None) -> Trunk | None:
+        kept = folder if self.config.cache_trunk else None
+        if self.config.method != "remix" and kept is None:
+            return None  # every example is seen once in any case
+        trunk = Trunk.of(self.model, kept)
+        if trunk is None and kept is not None:
+            raise ConfigError(
+                "cache_trunk: found true where no block is below the adapter, expected "
+                "target_modules in upper blocks only, as layers.20.mlp.up_proj"
+            )
+        return trunk
 
     def _require_finite(self, what: str, value: float) -> None:
         if math.isfinite(value):

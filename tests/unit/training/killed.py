@@ -34,6 +34,22 @@ def train_until(recipe: str, point: str, times: int) -> None:
     run_training(load_config(Path(recipe)), resume=True)
 
 
+def train_rank(recipe: str, rank: int, count: int, port: int, resume: bool, until: int = 0) -> None:
+    """One of `count` processes of a run, as a launcher starts them. The first dies after `until`
+    steps, if that is not 0."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    if rank == 0 and until:
+        RunLog.write = _fatal(RunLog.write, until)  # type: ignore[method-assign]
+    run_training(load_config(Path(recipe)), resume=resume)
+
+
 def _fatal(function: Callable[..., Any], times: int) -> Callable[..., Any]:
     passed = 0
 

@@ -14,16 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from remix_runtime.adapter.layers import trace_routes
 from remix_runtime.adapter.routing import selection_log_prob, top_k_experts
 from remix_runtime.errors import TrainingError
-from tests.models import VOCAB_SIZE, tiny_model
+from tests.models import tiny_model
 from tests.unit.training.conftest import MakeConfig
+from tests.unit.training.passes import gradients, random_examples, set_up
 from training import losses
-from training.config import TrainConfig
+from training.completion_loss import completion_shares
 from training.data import Batch, collate, read_examples
-from training.encoding import Example
 from training.objective import (
     Layers,
-    attach_method,
-    completion_shares,
     pass_loss,
     sampling_rule,
     selecting,
@@ -36,51 +34,12 @@ from training.trainer import StepReport, Trainer, learning_rate_factor
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def random_examples(count: int = 2) -> list[Example]:
-    """Rows of unequal length with random targets."""
-    examples = []
-    for index in range(count):
-        length = 9 + 3 * index
-        target = torch.rand(length) < 0.5
-        target[-1] = True
-        examples.append(
-            Example(
-                tokens=tuple(torch.randint(0, VOCAB_SIZE, (length,)).tolist()),
-                is_target=tuple(target.tolist()),
-                prompt_length=4,
-            )
-        )
-    return examples
-
-
-def set_up(config: TrainConfig, *, family: str = "llama") -> tuple[PreTrainedModel, Layers]:
-    """A model with trainable layers whose B is not zero and whose routers have preferences."""
-    model = tiny_model(family)
-    layers = attach_method(model, config)
-    for layer in layers.values():
-        torch.nn.init.normal_(layer.b_nOr, std=0.5)
-        torch.nn.init.normal_(layer.router_nD, std=0.2)
-    return model, layers
-
-
 def drawn(model: PreTrainedModel, layers: Layers, batch: Batch, *, seed: int) -> Tensor:
     """The selections [L, B, T, k] that a pass with this generator seed draws."""
     rule = sampling_rule(torch.Generator().manual_seed(seed))
     with torch.no_grad(), selecting(layers, rule), trace_routes(layers) as trace:
         completion_shares(model, batch)
     return stacked(trace)[1]
-
-
-def gradients(layers: Layers) -> dict[str, Tensor]:
-    found = {
-        f"{name}.{kind}": p.grad.clone()
-        for name, layer in layers.items()
-        for kind, p in layer.named_parameters(recurse=False)
-        if p.grad is not None
-    }
-    for layer in layers.values():
-        layer.zero_grad()
-    return found
 
 
 @pytest.mark.parametrize("credit", ["sequence", "causal"])

@@ -59,7 +59,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"data": "."}, "found a folder"),
+        ({"data": "empty"}, "empty: cannot be read"),
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl: cannot be read: No such file"),
         ({"data": "rows.jsonl/rows"}, "Not a directory"),
         ({"data": "x" * 300}, "File name too long"),
@@ -67,7 +67,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ({"data": "/dev/null"}, "found a device"),
         ({"data": ["rows.jsonl"]}, "data: found ['rows.jsonl']"),
         ({"eval_data": "nowhere.jsonl"}, "nowhere.jsonl: cannot be read"),
-        ({"eval_data": "."}, "found a folder"),
+        ({"eval_data": "empty"}, "empty: cannot be read"),
         ({"output": "rows.jsonl"}, "output: "),
         ({"output": "rows.jsonl/out"}, "output: "),
         ({"output": "x" * 300}, "output: "),
@@ -103,6 +103,16 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ({3: 1}, "unknown setting 3"),
         ({"method": "lora", "credit": "causal"}, "credit: found with method lora"),
         ({"threads": 0}, "threads: found 0"),
+        ({"base_dtype": "int8"}, "base_dtype: found 'int8'"),
+        ({"gradient_checkpointing": "often"}, "gradient_checkpointing: found 'often'"),
+        ({"cache_trunk": True}, "cache_trunk: found true where no block is below the adapter"),
+        ({"columns": {"question": "prompt"}}, "columns.question"),
+        ({"columns": {"prompt": "question"}}, "rows.jsonl:1: columns: prompt: found"),
+        ({"split": "train"}, "split: found 'train' with"),
+        ({"eval_split": "test"}, "split: found 'test' with"),
+        ({"epochs": 1}, "epochs: found beside steps"),
+        ({"target_modules": "up_proj"}, "target_modules: found 'up_proj', expected a list"),
+        ({"target_modules": ".*head"}, "found the pattern '.*head', which matches no whole name"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else None,
 )
@@ -114,9 +124,10 @@ def test_a_wrong_recipe(
     named: str,
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "empty").mkdir()
     path = recipe(tmp_path, tiny_base, settings)
     assert named in refusal(capsys, "train", path)
-    left = {"recipe.yaml", "rows.jsonl", "out"}
+    left = {"recipe.yaml", "rows.jsonl", "empty", "out"}
     assert {entry.name for entry in tmp_path.iterdir()} <= left
 
 
