@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from remix_runtime.adapter.layers import Routed
 from remix_runtime.errors import ConfigError, DataError
-from training.blocks import routed_in
+from training.blocks import blocks_of, routed_in
 from training.data import Batch
 from training.losses import IGNORED, Credit, loss_shares, token_losses
 from training.objective import RoutingStats, remix_pass
@@ -45,6 +45,7 @@ class RemixTrainerMixin:
     _trunk: Trunk | None
     _routed: dict[str, Routed] | None = None
     _step = _pass = -1
+    _recomputes = False
     _stats: RoutingStats | None = None
 
     # Of the trainer.
@@ -69,10 +70,12 @@ class RemixTrainerMixin:
             self._routed = self._begin(inner)
         with self.accelerator.autocast():
             if return_outputs or not model.training:
-                outputs = model(input_ids=batch.inputs_BT, use_cache=False)
-                loss_BT = token_losses(outputs.logits, batch.labels_BT)
+                asked = {key: value for key, value in inputs.items() if key != "labels"}
+                outputs = model(**asked, use_cache=False)  # as long as the labels, for metrics
+                loss_BT = token_losses(outputs.logits[:, :-1], batch.labels_BT)
                 loss = loss_shares(loss_BT, batch.labels_BT).sum(-1).mean()
                 return (loss, outputs) if return_outputs else loss
+            self._keep_selections(inner)
             loss, _, self._stats = remix_pass(
                 inner,
                 self._routed,
@@ -105,10 +108,22 @@ class RemixTrainerMixin:
         if not layers:
             raise ConfigError("model: found no ReMix layer, expected a model with an adapter")
         self._trunk = Trunk.of(model)
-        # transformers 5.23 calls it activation checkpointing.
-        if getattr(self.args, "activation_checkpointing", None) or self.args.gradient_checkpointing:
-            _checkpoint_with_selections(model)
         return layers
+
+    def _keep_selections(self, model: PreTrainedModel) -> None:
+        """Puts our checkpointing in the place of the trainer's own, which would draw other experts
+        when it computes a block again. It is turned on when training begins, perhaps more than
+        once."""
+        blocks = blocks_of(model)
+        if not any(block.gradient_checkpointing for block in (*blocks.below, *blocks.above)):
+            return
+        if hasattr(model, "activation_checkpointing_disable"):  # its name from transformers 5.23 on
+            model.activation_checkpointing_disable()
+        else:
+            model.gradient_checkpointing_disable()
+        if not self._recomputes:
+            recompute_blocks(model)
+            self._recomputes = True
 
     def _draws(self, device: torch.device) -> torch.Generator:
         """Of the next pass: those of `remix train`."""
@@ -117,16 +132,6 @@ class RemixTrainerMixin:
         self._step = step
         index = step * self.args.gradient_accumulation_steps + self._pass
         return generator(self.args.seed, "selections", index, device=device)
-
-
-def _checkpoint_with_selections(model: PreTrainedModel) -> None:
-    """In the place of the trainer's own checkpointing, which would draw other experts when it
-    computes a block again."""
-    if hasattr(model, "activation_checkpointing_disable"):
-        model.activation_checkpointing_disable()
-    else:
-        model.gradient_checkpointing_disable()
-    recompute_blocks(model)
 
 
 def remix_optimizer(

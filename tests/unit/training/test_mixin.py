@@ -202,7 +202,7 @@ def test_it_learns_evaluates_and_writes_an_adapter(
     routers = {n: p.detach().clone() for n, p in model.named_parameters() if "router" in n}
     trainer = make_trainer(
         model, list(examples), tmp_path, max_steps=30, per_device_train_batch_size=6,
-        logging_steps=10,
+        logging_steps=10, activation_checkpointing=True,
     )  # fmt: skip
     before = trainer.evaluate()["eval_loss"]
     trainer.train()

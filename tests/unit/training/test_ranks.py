@@ -5,6 +5,10 @@ from __future__ import annotations
 import random
 import signal
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from training.state import state_files
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
+KILLS = 50
 UPPER = ["layers.1.mlp.up_proj", "layers.1.mlp.down_proj"]
 
 
@@ -35,8 +40,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def train_with(count: int, config: TrainConfig, *, resume: bool = False, until: int = 0) -> None:
-    """Runs `count` processes to their ends; the first dies after `until` steps."""
+@contextmanager
+def started(
+    count: int, config: TrainConfig, *, resume: bool = False, until: int = 0
+) -> Iterator[list[ForkServerProcess]]:
+    """The processes of a run, which end with the context."""
     recipe = config.output.with_suffix(".yaml")
     settings = config.model_dump(mode="json", exclude_defaults=True)
     recipe.write_text(yaml.safe_dump(settings))
@@ -48,16 +56,22 @@ def train_with(count: int, config: TrainConfig, *, resume: bool = False, until: 
     for process in ranks:
         process.start()
     try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
+def train_with(count: int, config: TrainConfig, *, resume: bool = False, until: int = 0) -> None:
+    """Runs `count` processes to their ends; the first dies after `until` steps."""
+    with started(count, config, resume=resume, until=until) as ranks:
         ranks[0].join(240)
         assert ranks[0].exitcode == (-signal.SIGKILL if until else 0)
         if not until:
             for process in ranks[1:]:
                 process.join(60)
                 assert process.exitcode == 0
-    finally:
-        for process in ranks:
-            process.kill()
-            process.join()
 
 
 def end_of(config: TrainConfig) -> dict[str, Tensor]:
@@ -106,6 +120,32 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     assert all(torch.equal(ends[0][key], value) for key, value in ends[1].items())
     with pytest.raises(TrainingError, match="was saved with processes = 2, found 1"):
         run_training(killed.model_copy(update={"steps": 12}), resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"target_modules": UPPER, "cache_trunk": True}])
+def test_killed_at_any_time_again_and_again_it_ends_with_the_same_bits(
+    make_config: MakeConfig, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    settings = {"steps": 400, "checkpoint_every": 2, **settings}
+    killed = make_config(output=str(tmp_path / "killed"), **settings)
+    whole = make_config(output=str(tmp_path / "whole"), **settings)
+    train_with(2, whole)
+    steps = []
+    for kill in range(KILLS):
+        with started(2, killed, resume=kill > 0) as ranks:
+            time.sleep(random.uniform(0.1, 4))
+            random.choice(ranks).kill()
+            time.sleep(random.choice([0, 0.1]))  # the other may notice, or not
+        states = state_files(killed.output / STATE)
+        steps.append(int(states[-1].stem.removeprefix("state-")) if states else 0)
+    assert steps == sorted(steps)
+    print(f"steps at the kills: {steps}")
+    train_with(2, killed, resume=True)
+    ends = end_of(killed), end_of(whole)
+    assert all(torch.equal(ends[0][key], value) for key, value in ends[1].items())
+    rows = read_metrics(killed.output)
+    assert [row["step"] for row in rows] == list(range(1, 401))
 
 
 def test_without_a_launcher_a_run_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
