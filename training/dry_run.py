@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import resource
+import sys
 
 import torch
 from rich.console import Console
@@ -89,4 +90,5 @@ def _most_memory(device: torch.device) -> int:
     """Bytes: of tensors on a GPU, of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
