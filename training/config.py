@@ -31,6 +31,7 @@ from remix_runtime.yaml_file import read_mapping
 from training.losses import Credit
 from training.sources import placed
 from training.targets import as_targets
+from training.trackers import TrackerName
 
 _SHORT = reprlib.Repr()
 """Of what was found: YAML's links make values that would fill the memory in full."""
@@ -183,6 +184,8 @@ class TrainConfig(BaseModel):
     defaults: Defaults = AdapterDefaults()
     """What a request for the adapter has where it says nothing else, as `temperature` or `stop`;
     written beside it as `defaults.json`. With a `chat_template` rows are trained in that one."""
+    report_to: Annotated[tuple[TrackerName, ...], Field(strict=False)] = ()
+    """Trackers that get the metrics too, each with its own settings from the environment."""
     checkpoint_every: Count = 100
     """Steps between saved training states."""
     eval_every: Count = 50

@@ -21,6 +21,7 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from training.state import UNFINISHED
+from training.trackers import Trackers
 from training.trainer import StepReport
 
 METRICS = "metrics.jsonl"
@@ -66,7 +67,15 @@ class RunLog:
     `start` is the step that a resumed run goes on from: rows after it are written again.
     """
 
-    def __init__(self, folder: Path, *, start: int, steps: int, console: Console) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: int,
+        steps: int,
+        console: Console,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.rows = [row for row in read_metrics(folder) if row["step"] <= start]
         self.last: StepReport | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +84,7 @@ class RunLog:
         kept.replace(folder / METRICS)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._trackers = trackers
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -106,11 +116,12 @@ class RunLog:
         self.rows.append(row)
         self.last = report
         self._put(row)
-        for key, value in row.items():
-            if isinstance(value, float):
-                self._board.add_scalar(key, value, report.step)
-        for expert, load in enumerate(row["expert_load"]):
-            self._board.add_scalar(f"expert_load/{expert}", load, report.step)
+        scalars = {key: value for key, value in row.items() if isinstance(value, float)}
+        scalars |= {f"expert_load/{i}": load for i, load in enumerate(row["expert_load"])}
+        for key, value in scalars.items():
+            self._board.add_scalar(key, value, report.step)
+        if self._trackers:
+            self._trackers.log(scalars, report.step)
         self._progress.update(self._task, completed=report.step, shown=_shown(row))
 
     def _put(self, row: Row) -> None:

@@ -32,6 +32,7 @@ from training.ranks import Ranks, join_ranks
 from training.reading import Reading
 from training.state import UNFINISHED, state_files
 from training.targets import are_names
+from training.trackers import Trackers
 from training.trainer import StepReport, Trainer
 
 STATE, TRUNK, ADAPTER, BOARD = "state", "trunk", "adapter", "tensorboard"
@@ -127,7 +128,10 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
     config, output = trainer.config, trainer.config.output
     begins = f"going on from step {start}" if start else "training begins"
     console.print(f"{begins}: {config.steps} steps, {len(trainer.rows)} rows")
-    with RunLog(output, start=start, steps=config.steps, console=console) as log:
+    with (
+        Trackers(config.report_to, output, config.model_dump(mode="json"), console) as trackers,
+        RunLog(output, start=start, steps=config.steps, console=console, trackers=trackers) as log,
+    ):
 
         def after_step(report: StepReport) -> None:
             log.write(report)

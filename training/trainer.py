@@ -45,6 +45,7 @@ NOT_THE_RUN = {
     "threads",
     "gradient_checkpointing",
     "base_dtype",  # stands there as the type that it came to
+    "report_to",
     "checkpoint_every",
     "eval_every",
     "steps",
