@@ -19,6 +19,7 @@ from training.data import sequences_of
 from training.encoding import Example
 from training.log import Row
 from training.objective import Layers
+from training.sources import is_hub_name
 
 PARITY_PROMPTS = 4
 PARITY_TOKENS = 64
@@ -77,6 +78,11 @@ def _round(layers: Layers, dtype: torch.dtype) -> None:
                 weight.copy_(weight.to(dtype))
 
 
+def _named(source: Path) -> str:
+    """A source without folders of this machine: a hub's name is all of it."""
+    return str(source) if is_hub_name(source) and not source.exists() else source.name
+
+
 def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str:
     """The model card in Markdown: the adapter, its data, its metrics, the command that made it."""
     adapter = config.adapter
@@ -90,8 +96,8 @@ def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str
     # File names only: a folder of the training machine means nothing to the reader.
     settings = config.model_dump(mode="json", exclude={"output", "threads", "base_name"})
     settings["base"] = adapter.base_model_name_or_path
-    settings["data"] = config.data.name
-    settings["eval_data"] = config.eval_data.name if config.eval_data else None
+    settings["data"] = _named(config.data)
+    settings["eval_data"] = _named(config.eval_data) if config.eval_data else None
     if config.method != "remix":
         for unused in ("credit", "router", "selections"):
             del settings[unused]
@@ -110,7 +116,7 @@ def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str
             "",
             "## Data",
             "",
-            f"`{config.data.name}`, {num_rows} rows; loss on completions only.",
+            f"`{_named(config.data)}`, {num_rows} rows; loss on completions only.",
             "",
             "## Metrics",
             "",

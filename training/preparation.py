@@ -14,7 +14,7 @@ from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base.model import end_token_ids
 from training.base import load_base, pick_device, row_limit
 from training.config import TrainConfig
-from training.data import Rows
+from training.data import BatchOrder, Rows
 from training.identity import base_contents
 from training.progress import stage
 from training.sources import open_rows
@@ -28,8 +28,9 @@ def steps_of(config: TrainConfig, rows: int, *, processes: int = 1) -> int:
     """The steps of a run. An epoch leaves out the rows that fill no batch."""
     if config.epochs is None:
         return config.steps
-    batches = rows // min(config.batch_size, rows)
-    return math.ceil(config.epochs * batches / (config.gradient_accumulation * processes))
+    order = BatchOrder(rows, lambda _: 0, batch_size=config.batch_size, seed=config.seed)
+    passes = config.epochs * order.batches_per_epoch
+    return math.ceil(passes / (config.gradient_accumulation * processes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
         "max_length": limit,
         "target_modules": resolved(config.target_modules, base_shapes(model)),
         "steps": steps_of(config, len(rows["data"]), processes=processes),
+        "epochs": None,  # or the model card would state both, which no recipe may
     }
     return Material(
         config=config.model_copy(update=known),

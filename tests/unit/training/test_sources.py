@@ -19,6 +19,7 @@ from remix_runtime.errors import ConfigError, DataError
 from tests.unit.training.conftest import ROWS, MakeConfig, write_rows
 from training.config import load_config
 from training.data import Rows, read_examples
+from training.export import model_card
 from training.jsonl import JsonList, JsonRows
 from training.run import run_training
 from training.sources import is_hub_name, open_rows, placed
@@ -197,7 +198,7 @@ def test_a_file_has_no_splits(tmp_path: Path) -> None:
         open_rows(tmp_path / "disk", split="test")
 
 
-def test_names_of_the_hub(tmp_path: Path) -> None:
+def test_names_of_the_hub(make_config: MakeConfig, tmp_path: Path) -> None:
     assert is_hub_name(Path("openai/gsm8k"))
     for name in (
         "rows",
@@ -213,6 +214,14 @@ def test_names_of_the_hub(tmp_path: Path) -> None:
     assert placed(tmp_path, Path("rows.jsonl")) == tmp_path / "rows.jsonl"
     (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
     assert placed(tmp_path, Path("openai/gsm8k")) == tmp_path / "openai" / "gsm8k"
+    card = model_card(
+        make_config(data="openai/gsm8k", subset="main", eval_data="/a/b/rows.jsonl"),
+        log=[],
+        num_rows=7,
+    )
+    assert "`openai/gsm8k`, 7 rows" in card
+    assert "data: openai/gsm8k" in card
+    assert "eval_data: rows.jsonl" in card
     with pytest.raises(DataError, match="remix-serve-tests/none: cannot be read: "):
         open_rows(Path("remix-serve-tests/none"))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.errors import ConfigError
 from tests.models import ATTENTION, MLP, tiny_model
 from tests.unit.training.conftest import ROWS, MakeConfig
+from training.config import TrainConfig
 from training.preparation import steps_of
 from training.run import run_training
 from training.targets import ALL, are_names, as_targets, resolved
@@ -95,7 +97,13 @@ def test_epochs_are_steps_that_meet_the_rows_so_often(make_config: MakeConfig) -
 
 def test_a_run_of_epochs_ends_with_them(make_config: MakeConfig) -> None:
     config = make_config().model_copy(update={"epochs": 2.0})
-    assert len(run_training(config).rows) == 8
+    result = run_training(config)
+    assert len(result.rows) == 8
+    # The recipe in its card is one that can be run.
+    assert result.adapter is not None
+    card = (result.adapter / "README.md").read_text()
+    settings = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+    assert TrainConfig.model_validate({**settings, "output": "x"}).steps == 8
     with pytest.raises(ConfigError, match="epochs: found beside steps, expected one of them"):
         make_config(epochs=1, steps=4)
     with pytest.raises(ConfigError, match="epochs: found 0, expected"):
