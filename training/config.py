@@ -211,6 +211,11 @@ class TrainConfig(BaseModel):
         return self
 
     @property
+    def copies(self) -> int:
+        """How often the model sees a row in a pass."""
+        return self.selections if self.method == "remix" else 1
+
+    @property
     def adapter(self) -> AdapterConfig:
         """The adapter's configuration, as `attach` builds it and the checkpoint states it. A plain
         LoRA is one expert that is always on."""

@@ -45,7 +45,6 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     reports: list[StepReport] = []
     with stage(console, "taking two steps on the longest rows"):
         trainer.run(on_step=reports.append)
-    copies = config.selections if config.method == "remix" else 1
     rows_a_step = config.batch_size * config.gradient_accumulation
     in_routers = sum(p.numel() for n, p in trainer.parameters.items() if n.endswith(".router_nD"))
     in_experts = sum(p.numel() for p in trainer.parameters.values()) - in_routers
@@ -61,8 +60,9 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         f"{max(lengths):,} tokens",
         "run": f"{made.config.steps:,} steps of {rows_a_step} rows, "
         f"{made.config.steps * rows_a_step / len(rows):.2f} epochs",
-        "tokens in a step": f"about {sum(lengths) / len(lengths) * rows_a_step * copies:,.0f}, the "
-        f"{copies} selections counted",
+        "tokens in a step": "about "
+        f"{sum(lengths) / len(lengths) * rows_a_step * config.copies:,.0f}, the {config.copies} "
+        "selections counted",
         "a step on the longest rows": f"{reports[-1].seconds:.1f} s, {reports[-1].tokens:,} tokens",
         "memory, at most": f"{_most_memory(made.model.device) / 1e9:.2f} GB in these two steps",
     }.items():

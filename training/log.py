@@ -108,6 +108,8 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        if self._trackers:
+            self._trackers.finish()
         self._board.close()
         self._file.close()
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from remix_runtime.adapter.layers import Routed
 from remix_runtime.errors import ConfigError, DataError
-from training.blocks import blocks_of, routed_in
+from training.blocks import Blocks, blocks_of, routed_in
 from training.data import Batch
 from training.losses import IGNORED, Credit, loss_shares, token_losses
 from training.objective import RoutingStats, remix_pass
@@ -43,6 +43,7 @@ class RemixTrainerMixin:
 
     loss_is_scaled_for_ga = False  # a mean over the rows of a batch
     _trunk: Trunk | None
+    _blocks: Blocks
     _routed: dict[str, Routed] | None = None
     _step = _pass = -1
     _recomputes = False
@@ -108,14 +109,15 @@ class RemixTrainerMixin:
         if not layers:
             raise ConfigError("model: found no ReMix layer, expected a model with an adapter")
         self._trunk = Trunk.of(model)
+        self._blocks = blocks_of(model)
         return layers
 
     def _keep_selections(self, model: PreTrainedModel) -> None:
         """Puts our checkpointing in the place of the trainer's own, which would draw other experts
         when it computes a block again. It is turned on when training begins, perhaps more than
         once."""
-        blocks = blocks_of(model)
-        if not any(block.gradient_checkpointing for block in (*blocks.below, *blocks.above)):
+        blocks = (*self._blocks.below, *self._blocks.above)
+        if not any(block.gradient_checkpointing for block in blocks):
             return
         if hasattr(model, "activation_checkpointing_disable"):  # its name from transformers 5.23 on
             model.activation_checkpointing_disable()

@@ -128,10 +128,8 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
     config, output = trainer.config, trainer.config.output
     begins = f"going on from step {start}" if start else "training begins"
     console.print(f"{begins}: {config.steps} steps, {len(trainer.rows)} rows")
-    with (
-        Trackers(config.report_to, output, config.model_dump(mode="json"), console) as trackers,
-        RunLog(output, start=start, steps=config.steps, console=console, trackers=trackers) as log,
-    ):
+    trackers = Trackers(config.report_to, output, config.model_dump(mode="json"), console)
+    with RunLog(output, start=start, steps=config.steps, console=console, trackers=trackers) as log:
 
         def after_step(report: StepReport) -> None:
             log.write(report)

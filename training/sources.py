@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+from remix_runtime.base.folder import one_line
 from remix_runtime.errors import ConfigError, DataError
 from remix_runtime.extras import require_extra
 from training.jsonl import JsonList, JsonRows
@@ -138,7 +139,7 @@ def _load(name: Path, split: str, subset: str | None) -> Any:
     except DataError:
         raise
     except Exception as error:  # which depends on the format, and on what is wrong
-        raise DataError(f"{name}: cannot be read: {_one_line(error)}") from None
+        raise DataError(f"{name}: cannot be read: {one_line(_cause(error))}") from None
 
 
 def _of_disk(name: Path, split: str) -> Any:
@@ -150,7 +151,7 @@ def _of_disk(name: Path, split: str) -> Any:
     try:
         return datasets.load_from_disk(str(name))
     except Exception as error:  # as above
-        raise DataError(f"{name}: cannot be read: {_one_line(error)}") from None
+        raise DataError(f"{name}: cannot be read: {one_line(_cause(error))}") from None
 
 
 def _asked(name: Path) -> str:
@@ -202,12 +203,11 @@ def _format_of(name: Path) -> str | None:
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _one_line(error: Exception) -> str:
-    """The innermost cause: the library's own errors say only that there was one."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return " ".join(str(cause).split())[:300] or type(cause).__name__
+def _cause(error: BaseException) -> BaseException:
+    """The innermost one: the library's own errors say only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from rich.console import Console
 
+from remix_runtime.base.folder import one_line
 from remix_runtime.errors import ConfigError
 
 TrackerName = Literal[
@@ -23,7 +23,7 @@ TrackerName = Literal[
 
 
 class Trackers:
-    """Context manager that hands a run's settings and metrics to trackers."""
+    """Hands a run's settings and metrics to trackers."""
 
     def __init__(
         self,
@@ -38,19 +38,11 @@ class Trackers:
         self._failed: set[str] = set()
         self._trackers = {name: _begun(name, folder, settings) for name in names}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._each("finish")
-
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._each("log", dict(values), step=step)
+
+    def finish(self) -> None:
+        self._each("finish")
 
     def _each(self, what: str, *args: Any, **kwargs: Any) -> None:
         for name, tracker in self._trackers.items():
@@ -59,8 +51,9 @@ class Trackers:
             except Exception as error:  # which depends on the service
                 if name not in self._failed:
                     self._failed.add(name)
-                    said = " ".join(str(error).split())[:200] or type(error).__name__
-                    self._console.print(f"{name} does not take the metrics: {said}", markup=False)
+                    self._console.print(
+                        f"{name} does not take the metrics: {one_line(error)}", markup=False
+                    )
 
 
 def _begun(name: TrackerName, folder: Path, settings: Mapping[str, Any]) -> Any:
@@ -77,6 +70,5 @@ def _begun(name: TrackerName, folder: Path, settings: Mapping[str, Any]) -> Any:
         tracker.start()
         tracker.store_init_configuration(dict(settings))
     except Exception as error:  # as above: no account, no network
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ConfigError(f"report_to: {name} does not begin: {said}") from None
+        raise ConfigError(f"report_to: {name} does not begin: {one_line(error)}") from None
     return tracker

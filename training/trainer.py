@@ -191,13 +191,10 @@ class Trainer:
             loss, metrics, routing = pass_loss(
                 self.model, self.layers, batch, config, draws, self._trunk
             )
-            if self.ranks.count == 1:  # with others, all stop together below
-                self._require_finite("loss", metrics["loss"])
             (loss / passes).backward()  # type: ignore[no-untyped-call]
             total += metrics["loss"] / passes
             spread += metrics.get("loss_spread", 0.0) / passes
-            copies = config.selections if config.method == "remix" else 1
-            tokens += int(batch.mask_BT.sum()) * copies
+            tokens += int(batch.mask_BT.sum()) * config.copies
             stats.append(routing)
         routing = RoutingStats(
             entropy=sum(s.entropy for s in stats) / passes,
@@ -206,7 +203,7 @@ class Trainer:
         )
         self.ranks.average([p.grad for p in self.parameters.values() if p.grad is not None])
         total, spread, tokens, routing = self._over_ranks(total, spread, tokens, routing)
-        self._require_finite("loss", total)
+        self._require_finite("loss", total)  # of all, so that all processes stop
         limit = config.max_grad_norm or math.inf
         norms = [
             nn.utils.clip_grad_norm_(group, limit).item() if group else 0.0

@@ -153,7 +153,7 @@ class _Sides:
         config = peft.LoraConfig(
             r=self._shape.k * self._shape.r,
             lora_alpha=2 * self._shape.k * self._shape.r,
-            target_modules=rf".*\.({'|'.join(t.replace('.', chr(92) + '.') for t in targets)})",
+            target_modules=list(targets),
         )
         model: Any = peft.get_peft_model(self._model(), config)
         inner: PreTrainedModel = model.get_base_model()
