@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -10,6 +12,19 @@ from tests.models import VOCAB_SIZE, tiny_model
 from training.config import TrainConfig
 from training.encoding import Example
 from training.objective import Layers, attach_method
+
+ROUNDING = 3e-5
+"""Of float32 in a gradient of some hundred terms, as a part of its largest element."""
+
+
+def assert_same_gradients(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """That sums of another order are the same sums: on any processor, an element near 0 is as far
+    off as the largest one."""
+    assert found.keys() == expected.keys()
+    for key, gradient in expected.items():
+        largest = gradient.abs().max().item()
+        assert largest > 0, key
+        torch.testing.assert_close(found[key], gradient, rtol=0, atol=ROUNDING * largest, msg=key)
 
 
 def random_examples(count: int = 2) -> list[Example]:

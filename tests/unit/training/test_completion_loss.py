@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.models import FAMILIES, VOCAB_SIZE
 from tests.unit.training.conftest import MakeConfig
-from tests.unit.training.passes import gradients, random_examples, set_up
+from tests.unit.training.passes import assert_same_gradients, gradients, random_examples, set_up
 from training import completion_loss
 from training.config import TrainConfig
 from training.data import collate
@@ -49,9 +49,7 @@ def test_a_loss_by_chunks_is_the_loss(
     assert max(sizes) == limit < whole[0]
     assert sum(sizes) == 2 * whole[0]  # once more for the gradients
     assert loss_by_chunks == pytest.approx(loss, rel=1e-6)
-    assert plain.keys() == by_chunks.keys()
-    for key, gradient in plain.items():
-        torch.testing.assert_close(by_chunks[key], gradient, rtol=1e-4, atol=1e-6, msg=key)
+    assert_same_gradients(by_chunks, plain)
 
 
 def test_one_position_is_the_least(

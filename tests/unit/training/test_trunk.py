@@ -19,7 +19,7 @@ from transformers import (
 from remix_runtime.errors import ConfigError, TrainingError
 from tests.models import FAMILIES, VOCAB_SIZE, tiny_model
 from tests.unit.training.conftest import ROWS, MakeConfig
-from tests.unit.training.passes import gradients, random_examples, set_up
+from tests.unit.training.passes import assert_same_gradients, gradients, random_examples, set_up
 from training import losses
 from training.config import TrainConfig
 from training.data import Batch, collate, read_examples
@@ -77,9 +77,7 @@ def test_a_shared_trunk_gives_the_same_gradients(
     # The first pass ends before the adapted block; in the second nothing is left of the trunk.
     assert below[0] == 3
     assert first == [3 * M]
-    for key, gradient in whole.items():
-        assert gradient.abs().max() > 0, key
-        torch.testing.assert_close(shared[key], gradient, rtol=1e-3, atol=2e-6, msg=key)
+    assert_same_gradients(shared, whole)
     again = trained(model, layers, batch, upper, None)
     assert all(torch.equal(again[key], gradient) for key, gradient in whole.items())
 
@@ -97,8 +95,7 @@ def test_blocks_that_hand_on_tuples(make_config: MakeConfig, batch: Batch) -> No
     trunk = Trunk.of(model)
     assert trunk is not None
     whole = trained(model, layers, batch, config, None)
-    for key, gradient in trained(model, layers, batch, config, trunk).items():
-        torch.testing.assert_close(gradient, whole[key], rtol=1e-3, atol=2e-6, msg=key)
+    assert_same_gradients(trained(model, layers, batch, config, trunk), whole)
 
 
 def test_there_is_no_trunk_below_the_first_block(make_config: MakeConfig) -> None:
