@@ -62,7 +62,7 @@ def score_table(scores: dict[str, Any]) -> str:
     lines = ["## Held-out rows", "", "| | loss | exact match |", "|---|---|---|"]
     for model in ("base", "adapter"):
         score = scores[model]
-        lines.append(f"| {model} | {score['loss']:.3f} | {score['exact_match']:.1%} |")
+        lines.append(f"| {model} | {score['loss']:.3f} | {score['accuracy']:.1%} |")
     rows = scores["base"]["rows"]
     return "\n".join(
         [*lines, "", f"{rows} rows of `heldout.jsonl`; greedy answers, exact text.", ""]
@@ -73,7 +73,7 @@ def update_readme(name: str, digest: str, scores: dict[str, Any]) -> None:
     """Replaces the sample's row in the table of `examples/README.md`."""
     readme = EXAMPLES / "README.md"
     loss = " → ".join(f"{scores[model]['loss']:.2f}" for model in ("base", "adapter"))
-    match = " → ".join(f"{scores[model]['exact_match']:.0%}" for model in ("base", "adapter"))
+    match = " → ".join(f"{scores[model]['accuracy']:.0%}" for model in ("base", "adapter"))
     row = f"| [{name}]({name}/recipe.yaml) | {loss} | {match} | `{digest}` |"
     text, count = re.subn(
         rf"^\| \[{name}\].*$", row, readme.read_text(encoding="utf-8"), flags=re.MULTILINE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,14 +48,21 @@ def load_base(
     there is one. Raises `ConfigError`."""
     device = device or torch.device("cpu")
     folder = find_base(base, download=True)
+    tokenizer = load_tokenizer_of(folder, chat_template=chat_template)
+    stored = getattr(read_config(folder).get_text_config(), "dtype", None)
+    model = load_model(str(folder), dtype=pick_type(dtype, stored, device))
+    return model.to(device), tokenizer
+
+
+def load_tokenizer_of(folder: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base's folder, with an adapter's own chat template if there is one. Raises
+    `ConfigError`."""
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.eos_token_id is None:
         raise wrong(folder, "eos_token: the tokenizer has none, expected one to end an answer with")
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    stored = getattr(read_config(folder).get_text_config(), "dtype", None)
-    model = load_model(str(folder), dtype=pick_type(dtype, stored, device))
-    return model.to(device), tokenizer
+    return tokenizer
 
 
 def row_limit(config: PretrainedConfig, wanted: int | None, *, default: int) -> int:

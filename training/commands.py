@@ -127,6 +127,25 @@ def evaluate(
     columns: Annotated[
         str, typer.Option(help="A file's own names, as in prompt=question,completion=answer.")
     ] = "",
+    score: Annotated[
+        str,
+        typer.Option(
+            help="When an answer is right: exact (the reference's text), number (its last number), "
+            "choice (its letter), tests (Python that ends well with the row's tests)."
+        ),
+    ] = "exact",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of an answer. Default: the reference's and 8; 256 for others."),
+    ] = None,
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code",
+            help="Let --score tests run what the model writes: here, with your rights, bounded in "
+            "time and memory but not isolated.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and no table.")
     ] = False,
@@ -135,9 +154,11 @@ def evaluate(
 
     \b
     Prints the mean completion loss (nats per token, lower is better)
-    and the share of rows whose greedy answer equals the reference.
+    and the share of rows whose greedy answer is right, both as the
+    serving engine has them.
     """
     import json
+    import sys
     from dataclasses import asdict
 
     from rich.console import Console
@@ -145,7 +166,10 @@ def evaluate(
     from rich.text import Text
 
     from training.evaluation import compare_with_base
+    from training.judges import JUDGES, as_judge
 
+    judge = as_judge(score, may_run_code=run_code)
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
     scores = compare_with_base(
         adapter,
         data,
@@ -155,13 +179,17 @@ def evaluate(
         max_length=max_length,
         columns=_pairs(columns),
         split=split,
+        judge=judge,
+        max_tokens=max_tokens,
+        console=console,
     )
     if as_json:
-        typer.echo(json.dumps({name: asdict(score) for name, score in scores.items()}))
+        typer.echo(json.dumps({name: asdict(found) for name, found in scores.items()}))
         return
-    table = Table("", "loss", "exact match", title=Text(f"{data.name}, {scores['base'].rows} rows"))
-    for name, score in scores.items():
-        table.add_row(name, f"{score.loss:.4f}", f"{score.exact_match:.1%}")
+    title = Text(f"{data.name}, {scores['base'].rows} rows")
+    table = Table("", "loss", JUDGES[judge], title=title)
+    for name, found in scores.items():
+        table.add_row(name, f"{found.loss:.4f}", f"{found.accuracy:.1%}")
     Console().print(table)
 
 

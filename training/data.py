@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class Rows(Sequence[Sequence[Example]]):
         self._rows = rows
         self._tokenizer = tokenizer
         self._too_long = too_long
-        self._end_ids = end_ids | {tokenizer.eos_token_id}
+        self.end_ids = end_ids | {tokenizer.eos_token_id}
         self._columns = columns
         self._kept: list[tuple[_Packed, ...] | None] = [None] * len(rows)
         self._met = 0
@@ -160,6 +160,14 @@ class Rows(Sequence[Sequence[Example]]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         return [packed.example() for packed in self.packed(index)]
+
+    def fields(self, index: int) -> dict[str, Any]:
+        """A row as it stands in the source, under our names."""
+        return renamed(self._rows[index], self._columns)
+
+    def where(self, index: int) -> str:
+        """What a row is called in errors."""
+        return self._rows.where(index)
 
     def packed(self, index: int) -> tuple[_Packed, ...]:
         """The sequences of a row as they are kept."""
@@ -182,10 +190,10 @@ class Rows(Sequence[Sequence[Example]]):
                 self._rows.require_unchanged()
 
     def _encoded(self, index: int) -> list[Example]:
-        where = self._rows.where(index)
+        where = self.where(index)
         try:
-            row = renamed(self._rows[index], self._columns)
-            encoded = encode_row(row, self._tokenizer, self._end_ids)
+            row = self.fields(index)
+            encoded = encode_row(row, self._tokenizer, self.end_ids)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         fitting = [_fitting(each, self.max_length, self._too_long, where) for each in encoded]

@@ -1,33 +1,40 @@
-"""Held-out loss and exact match of greedy answers, with the readable layers.
+"""`remix eval`: an adapter beside its base on rows, by loss and by their greedy answers.
 
-Loss is the training objective: the mean over rows of their mean completion-token loss, in nats.
+Both are asked of the serving engine, in the same batches: what is scored is what is served.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from remix_runtime.adapter.checkpoint import AdapterConfig, read_checkpoint
-from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
-from remix_runtime.base.model import end_token_ids
+from remix_runtime.base.config import read_config
+from remix_runtime.base.folder import find_base
+from remix_runtime.contracts import Engine, GenerationRequest, SamplingParams, TokenEvent
+from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.spelling import spelling_of
 from remix_runtime.engines.text import TextStream
 from remix_runtime.errors import ConfigError, DataError
-from training.base import load_base, row_limit
-from training.completion_loss import completion_shares
-from training.data import NO_COLUMNS, collate, read_examples
+from training.base import load_tokenizer_of, row_limit
+from training.data import NO_COLUMNS, Rows
 from training.encoding import Example
-from training.sources import is_hub_name
+from training.judges import Judge, JudgeName, judge_of
+from training.progress import Move, stage
+from training.sources import is_hub_name, open_rows
 
 SPARE_TOKENS = 8
 """Tokens that an answer may take beyond its reference's, which it may spell differently."""
+ANSWER_TOKENS = 256
+"""The most of an answer that need not be the reference's text."""
+MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,133 +42,21 @@ class Score:
     """Scores of a model on a data set."""
 
     loss: float
-    exact_match: float
-    """Share of rows whose greedy answer is the learned one, letter for letter."""
+    """Mean over rows of their mean completion-token loss, in nats: the training objective."""
+    accuracy: float
+    """Share of rows whose greedy answer is right, as the judge has it."""
     rows: int
     """The number of sequences: a row may be several, see `encoding.py`."""
 
 
-def _by_length(examples: Sequence[Example], batch_size: int) -> list[list[int]]:
-    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].tokens), i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One sequence that a model is scored on."""
 
-
-@torch.no_grad()
-def held_out_losses(
-    model: PreTrainedModel, examples: Sequence[Example], *, batch_size: int = 16
-) -> list[float]:
-    """The mean completion loss of each row, in the order of `examples`."""
-    losses = [0.0] * len(examples)
-    for indices in _by_length(examples, batch_size):
-        batch = collate([examples[i] for i in indices], device=model.device)
-        for index, loss in zip(
-            indices, completion_shares(model, batch).sum(-1).tolist(), strict=True
-        ):
-            losses[index] = loss
-    return losses
-
-
-def held_out_loss(
-    model: PreTrainedModel, examples: Sequence[Example], *, batch_size: int = 16
-) -> float:
-    losses = held_out_losses(model, examples, batch_size=batch_size)
-    return sum(losses) / len(losses)
-
-
-@contextmanager
-def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """A generation config with nothing but greedy search in it. `generate` would fill other fields
-    from the model's own file, a repetition penalty for example, and the server does not."""
-    defaults = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = defaults
-
-
-@torch.no_grad()
-def greedy_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 16,
-) -> list[str]:
-    """The model's greedy continuation of each row's prompt, as the server says it.
-
-    An answer is cut a little after its batch's longest reference: it can no longer match.
-    """
-    ends = end_token_ids(model, tokenizer.eos_token_id)
-    pad = tokenizer.pad_token_id
-    pad = tokenizer.eos_token_id if pad is None else pad
-    answers = [""] * len(examples)
-    for indices in _by_length(examples, batch_size):
-        prompts = [examples[i].tokens[: examples[i].prompt_length] for i in indices]
-        width = max(map(len, prompts))
-        longest = max(len(examples[i].tokens) - examples[i].prompt_length for i in indices)
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=longest + SPARE_TOKENS,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad,
-        )
-        inputs = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        with _without_defaults(model):
-            output = model.generate(
-                inputs.to(model.device),
-                attention_mask=attention.to(model.device),
-                generation_config=settings,
-            )
-        for index, row in zip(indices, output[:, width:].tolist(), strict=True):
-            context = examples[index].tokens[: examples[index].prompt_length]
-            answers[index] = said_after(tokenizer, context, row, ends)
-    return answers
-
-
-def said_after(
-    tokenizer: PreTrainedTokenizerBase,
-    context: Sequence[int],
-    token_ids: Sequence[int],
-    ends: frozenset[int],
-) -> str:
-    """The text that the server sends for generated tokens, up to the first that ends them."""
-    stream = TextStream(spelling_of(tokenizer), context)
-    answer = itertools.takewhile(lambda token: token not in ends, token_ids)
-    return "".join(map(stream.push, answer)) + stream.flush()
-
-
-def _is_match(
-    answer: str, example: Example, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]
-) -> bool:
-    """Whether an answer is what the row teaches. That of a row which lost its end may go on."""
-    context, learned = (
-        example.tokens[: example.prompt_length],
-        example.tokens[example.prompt_length :],
-    )
-    reference = said_after(tokenizer, context, learned, ends)
-    if learned and learned[-1] in ends:
-        return answer == reference
-    return answer.startswith(reference)
-
-
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 16,
-) -> Score:
-    """Loss and exact match of the model as it stands, with or without an adapter attached."""
-    answers = greedy_answers(model, tokenizer, examples, batch_size=batch_size)
-    ends = end_token_ids(model, tokenizer.eos_token_id)
-    hits = sum(_is_match(a, e, tokenizer, ends) for a, e in zip(answers, examples, strict=True))
-    return Score(
-        loss=held_out_loss(model, examples, batch_size=batch_size),
-        exact_match=hits / len(examples),
-        rows=len(examples),
-    )
+    example: Example
+    judge: Judge
+    max_tokens: int
+    """Of an answer."""
 
 
 def compare_with_base(
@@ -174,33 +69,149 @@ def compare_with_base(
     max_length: int | None = None,
     columns: Mapping[str, str] = NO_COLUMNS,
     split: str | None = None,
+    judge: JudgeName = "exact",
+    max_tokens: int | None = None,
+    console: Console | None = None,
 ) -> dict[str, Score]:
     """Scores of "base" and "adapter" on rows, whose fields may have other names, as `columns` says.
-    `max_length` is by default 2,048 tokens, or the context of the base where that is less.
+    `max_length` is by default 2,048 tokens, or the context of the base where that is less;
+    `max_tokens` of an answer is by default little more than its reference has, or 256 where it need
+    not be the same text.
 
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
+    console = console or Console(quiet=True)
     found = read_checkpoint(adapter)
     if not (data.exists() or is_hub_name(data)):  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
-    model, tokenizer = load_base(
-        _named_base(found.config) if base is None else base,
-        chat_template=found.defaults.chat_template,
-    )
-    checkpoint = read_checkpoint(adapter, base=base_shapes(model))
-    examples, _ = read_examples(
-        data,
-        tokenizer,
-        max_length=row_limit(model.config, max_length, default=2048),
-        end_ids=end_token_ids(model, tokenizer.eos_token_id),
-        columns=columns,
-        split=split,
-    )
-    rows = examples[:limit]
-    scores = {"base": score(model, tokenizer, rows, batch_size=batch_size)}
-    attach_checkpoint(model, checkpoint)
-    scores["adapter"] = score(model, tokenizer, rows, batch_size=batch_size)
-    return scores
+    folder = find_base(_named_base(found.config) if base is None else base, download=True)
+    tokenizer = load_tokenizer_of(folder, chat_template=found.defaults.chat_template)
+    longest = row_limit(read_config(folder), max_length, default=MAX_LENGTH)
+
+    async def compared() -> dict[str, Score]:
+        engine = EmbeddedEngine(EmbeddedConfig(model=str(folder), max_running=batch_size))
+        with stage(console, f"loading the base {folder}"):
+            await engine.start()
+        try:
+            digest = (await engine.load_adapter(adapter)).digest
+            rows = Rows(
+                open_rows(data, split=split),
+                tokenizer,
+                max_length=longest,
+                end_ids=frozenset(engine.model.eos_token_ids),
+                columns=columns,
+            )
+            every = questions_of(rows, tokenizer, judge, max_tokens=max_tokens)
+            questions = list(itertools.islice(every, limit))
+            with stage(console, f"asking {2 * len(questions)} questions") as move:
+                return await score(
+                    engine,
+                    {"base": None, "adapter": digest},
+                    questions,
+                    batch_size=batch_size,
+                    move=move,
+                )
+        finally:
+            await engine.stop()
+
+    return asyncio.run(compared())
+
+
+def questions_of(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: JudgeName,
+    *,
+    max_tokens: int | None = None,
+) -> Iterator[Question]:
+    """The sequences of rows with their judges. Raises `DataError` for a row that the judge cannot
+    use."""
+    for index, row in enumerate(rows):
+        for example in row:
+            context, learned = split_at_answer(example)
+            is_whole = learned[-1] in rows.end_ids
+            reference = said_after(tokenizer, context, learned, rows.end_ids)
+            try:
+                judging = judge_of(judge, reference, rows.fields(index), is_whole=is_whole)
+            except DataError as error:
+                raise DataError(f"{rows.where(index)}: {error}") from None
+            enough = len(learned) + SPARE_TOKENS if judge == "exact" else ANSWER_TOKENS
+            yield Question(example=example, judge=judging, max_tokens=max_tokens or enough)
+
+
+async def score(
+    engine: Engine,
+    models: Mapping[str, str | None],
+    questions: Sequence[Question],
+    *,
+    batch_size: int,
+    move: Move = lambda _: None,
+) -> dict[str, Score]:
+    """The scores of some models of an engine by their names: adapters by their digests, None is the
+    base. `batch_size` requests are asked at a time."""
+    places = asyncio.Semaphore(batch_size)
+    numbers = itertools.count(1)
+    total = 2 * len(models) * len(questions)
+
+    async def ask(prompt: Sequence[int], digest: str | None, **params: Any) -> list[TokenEvent]:
+        request = GenerationRequest(
+            request_id=f"eval-{next(numbers)}",
+            prompt_token_ids=tuple(prompt),
+            params=SamplingParams(temperature=0.0, **params),
+            digest=digest,
+        )
+        async with places:
+            events = [event async for event in engine.generate(request)]
+        move(next(ended) / total)
+        return events
+
+    async def answer(question: Question, digest: str | None) -> bool:
+        context, _ = split_at_answer(question.example)
+        room = engine.model.max_model_len - len(context)
+        events = await ask(context, digest, max_tokens=min(question.max_tokens, room))
+        said = "".join(event.text for event in events)
+        return await asyncio.to_thread(question.judge, said)  # which may run tests
+
+    async def loss(question: Question, digest: str | None) -> float:
+        events = await ask(question.example.tokens, digest, max_tokens=0, prompt_logprobs=0)
+        told = events[0].prompt_logprobs
+        assert told is not None
+        learned = [
+            -position.chosen.logprob
+            for position, is_target in zip(told, question.example.is_target, strict=True)
+            if is_target and position is not None
+        ]
+        return sum(learned) / len(learned)
+
+    async def scored(digest: str | None) -> Score:
+        right = asyncio.gather(*(answer(question, digest) for question in questions))
+        losses = await asyncio.gather(*(loss(question, digest) for question in questions))
+        return Score(
+            loss=sum(losses) / len(losses),
+            accuracy=sum(await right) / len(questions),
+            rows=len(questions),
+        )
+
+    ended = itertools.count(1)
+    found = await asyncio.gather(*map(scored, models.values()))
+    return dict(zip(models, found, strict=True))
+
+
+def split_at_answer(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens before the last completion, and its own."""
+    return example.tokens[: example.prompt_length], example.tokens[example.prompt_length :]
+
+
+def said_after(
+    tokenizer: PreTrainedTokenizerBase,
+    context: Sequence[int],
+    token_ids: Sequence[int],
+    ends: frozenset[int],
+) -> str:
+    """The text that the server sends for generated tokens, up to the first that ends them."""
+    stream = TextStream(spelling_of(tokenizer), context)
+    answer = itertools.takewhile(lambda token: token not in ends, token_ids)
+    return "".join(map(stream.push, answer)) + stream.flush()
 
 
 def _named_base(config: AdapterConfig) -> str:

@@ -7,7 +7,7 @@ width, O output width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ from training.losses import (
     routing_entropy,
     supervised_loss,
 )
-from training.trunk import Trunk
+from training.trunk import Trunk, beyond
 
 Layers = dict[str, RemixLinear]
 
@@ -153,7 +153,7 @@ def pass_loss(
             generator=generator,
             trunk=trunk,
         )
-    with _beyond(trunk, model, batch, times=1), trace_routes(layers) as trace:
+    with beyond(trunk, model, batch), trace_routes(layers) as trace:
         share_BT = completion_shares(model, batch)
     loss, metrics = supervised_loss(share_BT)
     stats = routing_stats(*stacked(trace), batch.mask_BT, softmax=config.method == "softmax")
@@ -174,7 +174,7 @@ def remix_pass(
     routers."""
     repeated = batch.repeat(selections)
     with (
-        _beyond(trunk, model, batch, times=selections),
+        beyond(trunk, model, batch, times=selections),
         selecting(layers, sampling_rule(generator)),
         trace_routes(layers) as trace,
     ):
@@ -184,16 +184,6 @@ def remix_pass(
     loss, metrics = remix_loss(share_BT, log_q_BT, selections=selections, credit=credit)
     stats = routing_stats(logits_LBTn, selection_LBTk, repeated.mask_BT, softmax=False)
     return loss, metrics, stats
-
-
-def _beyond(
-    trunk: Trunk | None, model: PreTrainedModel, batch: Batch, *, times: int
-) -> AbstractContextManager[None]:
-    """Runs the trunk, if there is one; inside, the rest of the model sees each row so many
-    times."""
-    if trunk is None:
-        return nullcontext()
-    return trunk.skipped(trunk.states(model, batch).repeat_interleave(times, dim=0))
 
 
 def stacked(trace: RouteTrace) -> tuple[Tensor, Tensor]:

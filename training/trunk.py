@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,16 @@ class Trunk:
         except (TypeError, AttributeError):  # hidden states go another way than from block to block
             return False
         return torch.equal(whole, rest)
+
+
+def beyond(
+    trunk: Trunk | None, model: PreTrainedModel, batch: Batch, *, times: int = 1
+) -> AbstractContextManager[None]:
+    """Runs the trunk, if there is one; inside, the rest of the model sees each row so many
+    times."""
+    if trunk is None:
+        return nullcontext()
+    return trunk.skipped(trunk.states(model, batch).repeat_interleave(times, dim=0))
 
 
 class _Reached(Exception):  # noqa: N818 - no error

@@ -38,7 +38,7 @@ from training.base import load_base
 from training.config import parse_config
 from training.data import read_examples
 from training.encoding import Example
-from training.evaluation import held_out_loss, held_out_losses
+from training.held_out import held_out_loss, held_out_losses
 from training.log import row_of
 from training.objective import sampling_rule, selecting
 from training.seeds import generator

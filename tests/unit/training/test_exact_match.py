@@ -3,19 +3,23 @@ template."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
+from remix_runtime.contracts import (
+    GenerationRequest,
+    PositionLogprobs,
+    TokenEvent,
+    TokenLogprob,
+)
 from tests.tokenizers import END, EOS, EXACT, FAMILIES, TEMPLATES, tokenizer_of
-from training import evaluation
 from training.encoding import Example, encode_row
-from training.evaluation import score
+from training.evaluation import questions_of, said_after, score
 
 Tokens = tuple[int, ...]
 
@@ -23,36 +27,52 @@ CONTENTS = ("sat", " the cat", "b (1)\n", "hello\nyou, so long and so on")
 
 
 class Oracle:
-    """A model that answers each known prompt with given tokens, and any other with nothing."""
+    """An engine that answers each known prompt with given tokens, in the words of the server."""
 
-    device = torch.device("cpu")
-    generation_config = None
+    model = SimpleNamespace(max_model_len=1 << 20)
 
-    def __init__(self, answers: Mapping[Tokens, Tokens], ends: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, answers: Mapping[Tokens, Tokens]) -> None:
+        self._tokenizer = tokenizer
         self._answers = answers
-        self.config = SimpleNamespace(eos_token_id=list(ends))
 
-    def generate(self, inputs: Tensor, *, attention_mask: Tensor, generation_config: Any) -> Tensor:
-        prompts = [
-            tuple(row[mask.bool()].tolist())
-            for row, mask in zip(inputs, attention_mask, strict=True)
-        ]
-        answers = [self._answers[prompt] for prompt in prompts]
-        width = min(max(map(len, answers)), generation_config.max_new_tokens)
-        pad = generation_config.pad_token_id
-        rows = [(list(answer) + [pad] * width)[:width] for answer in answers]
-        return torch.cat([inputs, torch.tensor(rows)], dim=1)
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        prompt, params = request.prompt_token_ids, request.params
+        if params.prompt_logprobs is not None:
+            sure = PositionLogprobs(chosen=TokenLogprob(token_id=0, logprob=-1.5), top=())
+            yield TokenEvent(
+                token_ids=(), text="", prompt_logprobs=(None, *[sure] * (len(prompt) - 1))
+            )
+            return
+        answer = self._answers[prompt][: params.max_tokens]
+        ends = frozenset(self._tokenizer.convert_tokens_to_ids([EOS, END]))
+        yield TokenEvent(token_ids=answer, text=said_after(self._tokenizer, prompt, answer, ends))
 
 
-def exact_match(
-    monkeypatch: pytest.MonkeyPatch,
-    tokenizer: Any,
-    examples: list[Example],
-    answers: Mapping[Tokens, Tokens],
-) -> float:
-    monkeypatch.setattr(evaluation, "held_out_loss", lambda *_args, **_settings: 0.0)
-    oracle: Any = Oracle(answers, tokenizer.convert_tokens_to_ids([EOS, END]))
-    return score(oracle, tokenizer, examples, batch_size=3).exact_match
+def exact_match(tokenizer: Any, examples: list[Example], answers: Mapping[Tokens, Tokens]) -> float:
+    rows: Any = KnownRows(examples, tokenizer)
+    engine: Any = Oracle(tokenizer, answers)
+    questions = list(questions_of(rows, tokenizer, "exact"))
+    found = asyncio.run(score(engine, {"only": None}, questions, batch_size=3))["only"]
+    assert found.loss == pytest.approx(1.5)  # of every learned token, and of no other
+    assert found.rows == len(examples)
+    return found.accuracy
+
+
+class KnownRows:
+    """Rows of one sequence each."""
+
+    def __init__(self, examples: Sequence[Example], tokenizer: Any) -> None:
+        self._examples = examples
+        self.end_ids = frozenset(tokenizer.convert_tokens_to_ids([EOS, END]))
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        return ([example] for example in self._examples)
+
+    def fields(self, index: int) -> dict[str, Any]:
+        return {}
+
+    def where(self, index: int) -> str:
+        return f"row {index}"
 
 
 def parts(example: Example) -> tuple[Tokens, Tokens]:
@@ -77,20 +97,16 @@ def encoded(tokenizer: Any, *contents: str) -> list[Example]:
 
 @pytest.mark.parametrize("template", [None, *TEMPLATES])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_perfectly_learned_row_is_a_match(
-    monkeypatch: pytest.MonkeyPatch, family: str, template: str | None
-) -> None:
+def test_a_perfectly_learned_row_is_a_match(family: str, template: str | None) -> None:
     tokenizer = tokenizer_of(family, None if template is None else TEMPLATES[template])
     examples = encoded(tokenizer, *CONTENTS)
-    assert exact_match(monkeypatch, tokenizer, examples, dict(map(parts, examples))) == 1.0
+    assert exact_match(tokenizer, examples, dict(map(parts, examples))) == 1.0
 
 
 @pytest.mark.parametrize("change", [" {}", "{} ", "\n{}", "{}\n", "{}.", ""])
 @pytest.mark.parametrize("template", [None, "plain", "dated"])
 @pytest.mark.parametrize("family", EXACT)
-def test_another_text_is_no_match(
-    monkeypatch: pytest.MonkeyPatch, family: str, template: str | None, change: str
-) -> None:
+def test_another_text_is_no_match(family: str, template: str | None, change: str) -> None:
     """White space at its ends makes another text, too; so does the end token at once."""
     tokenizer = tokenizer_of(family, None if template is None else TEMPLATES[template])
     right = encoded(tokenizer, "sat")[:1]
@@ -98,30 +114,26 @@ def test_another_text_is_no_match(
     context, answer = parts(wrong[0])
     assert context == parts(right[0])[0]
     answer = answer if change else answer[-1:]
-    assert exact_match(monkeypatch, tokenizer, right, {context: answer}) == 0.0
+    assert exact_match(tokenizer, right, {context: answer}) == 0.0
 
 
 @pytest.mark.parametrize(("family", "space"), [("gpt2", "Ġ"), ("llama 2", "▁"), ("mistral", "▁")])
-def test_another_spelling_of_the_text_is_a_match(
-    monkeypatch: pytest.MonkeyPatch, family: str, space: str
-) -> None:
+def test_another_spelling_of_the_text_is_a_match(family: str, space: str) -> None:
     tokenizer = tokenizer_of(family)
     examples = encoded(tokenizer, " the cat")[:1]
     context, answer = parts(examples[0])
     letters = tokenizer.convert_tokens_to_ids([space, *"the", space, *"cat"])
     spelled = (*letters, answer[-1])
     assert spelled != answer
-    assert exact_match(monkeypatch, tokenizer, examples, {context: spelled}) == 1.0
+    assert exact_match(tokenizer, examples, {context: spelled}) == 1.0
 
 
-def test_a_row_that_lost_its_end_is_a_match_as_far_as_it_goes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_row_that_lost_its_end_is_a_match_as_far_as_it_goes() -> None:
     tokenizer = tokenizer_of("gpt2")
     (whole,) = encoded(tokenizer, " the north is cold")
     cut = Example(
         tokens=whole.tokens[:-3], is_target=whole.is_target[:-3], prompt_length=whole.prompt_length
     )
     context, answer = parts(whole)
-    assert exact_match(monkeypatch, tokenizer, [cut], {context: answer}) == 1.0
-    assert exact_match(monkeypatch, tokenizer, [cut], {context: answer[1:]}) == 0.0
+    assert exact_match(tokenizer, [cut], {context: answer}) == 1.0
+    assert exact_match(tokenizer, [cut], {context: answer[1:]}) == 0.0

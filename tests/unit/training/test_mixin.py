@@ -23,7 +23,7 @@ from tests.unit.training.passes import gradients, random_examples
 from training.config import TrainConfig
 from training.data import collate, read_examples
 from training.encoding import Example
-from training.evaluation import held_out_loss
+from training.held_out import held_out_loss
 from training.losses import IGNORED
 from training.mixin import RemixTrainerMixin, remix_optimizer
 from training.objective import attach_method, pass_loss

@@ -25,7 +25,7 @@ from benchmarks.quality.skills import SKILLS, write_mixed_skills
 from remix_runtime.adapter.layers import base_shapes
 from tests.models import tiny_model
 from training.data import collate, read_examples
-from training.evaluation import held_out_losses
+from training.held_out import held_out_losses
 
 
 def test_the_model_without_its_lower_layers_gives_the_same_losses(
