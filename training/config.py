@@ -142,10 +142,11 @@ class TrainConfig(BaseModel):
     """Passes per step."""
     expert_learning_rate: Rate = 3e-3
     """AdamW's rate for A and B."""
-    router_learning_rate: Rate = 3e-2
-    """AdamW's rate for the routers. 3e-2 suits small widths. Where a layer's inputs are large, as
-    those of a real model's down projections, 1e-3 and less did better: the entropy of the routers
-    should not be near 0 after some tens of steps (docs/LOG.md, Training)."""
+    router_logits_per_step: Rate = 0.1
+    """How far a step may move a router's logits. Each router has the AdamW rate that this comes to
+    at the size of its layer's inputs, which the first step measures."""
+    router_learning_rate: Rate | None = None
+    """One AdamW rate for all routers, in the place of `router_logits_per_step`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How both rates fall after the warm-up, to 0 at the last step."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
@@ -206,6 +207,11 @@ class TrainConfig(BaseModel):
                 )
         if self.epochs is not None and "steps" in self.model_fields_set:
             raise ValueError("epochs: found beside steps, expected one of them")
+        both = {"router_logits_per_step", "router_learning_rate"} & self.model_fields_set
+        if len(both) == 2 and self.router_learning_rate is not None:
+            raise ValueError(
+                "router_learning_rate: found beside router_logits_per_step, expected one of them"
+            )
         if self.expert_learning_rate == 0:
             raise ValueError("expert_learning_rate: found 0, expected a positive number")
         return self

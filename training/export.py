@@ -98,6 +98,8 @@ def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str
     settings["base"] = adapter.base_model_name_or_path
     settings["data"] = _named(config.data)
     settings["eval_data"] = _named(config.eval_data) if config.eval_data else None
+    if config.router_learning_rate is not None:
+        del settings["router_logits_per_step"]
     if config.method != "remix":
         for unused in ("credit", "router", "selections"):
             del settings[unused]

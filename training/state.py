@@ -1,9 +1,9 @@
 """The state of a run on disk: one safetensors file per save, no pickle.
 
-A file holds trainable weights and both AdamW moments; its header holds the step, the settings and
-the digests of base and data. Random draws and data order are functions of seed and step
-(`seeds.py`), so nothing else is needed to go on exactly. A file is complete or absent: written
-under another name, synced, then renamed.
+A file holds trainable weights, both AdamW moments and the sizes of the layers' inputs; its header
+holds the step, the settings and the digests of base and data. Random draws and data order are
+functions of seed and step (`seeds.py`), so nothing else is needed to go on exactly. A file is
+complete or absent: written under another name, synced, then renamed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from remix_runtime.errors import TrainingError
+from training.router_rates import InputSizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_SIZES = "input_size"
+"""Of a state without them they are measured when it goes on."""
 FORMAT = "2"
 """Of the header: 1 had no digest of the base."""
 KEPT = 2
@@ -60,6 +63,7 @@ def save_state(
     step: int,
     parameters: Parameters,
     optimizer: torch.optim.Optimizer,
+    sizes: InputSizes,
     run: Mapping[str, str],
 ) -> Path:
     """Writes the state after `step` steps and removes all but the newest `KEPT` files.
@@ -73,6 +77,8 @@ def save_state(
             # A parameter that never had a gradient has no moments yet: zeros are the same.
             value = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
             tensors[f"{moment}/{name}"] = value.cpu().contiguous()
+    if sizes.median_L is not None:
+        tensors[_SIZES] = sizes.median_L
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"state-{step:07d}.safetensors"
     unfinished = path.with_suffix(UNFINISHED)
@@ -100,6 +106,7 @@ def load_state(
     *,
     parameters: Parameters,
     optimizer: torch.optim.Optimizer,
+    sizes: InputSizes,
     run: Mapping[str, str],
 ) -> int:
     """Puts the newest saved state into parameters and optimizer; returns its step, 0 if none.
@@ -121,6 +128,8 @@ def load_state(
             saved = {**_BEFORE_A_CHOICE, **json.loads(header["run"])}
             _check_same_run(path, saved, run)
             step = int(header["step"])
+            if _SIZES in file.keys():  # noqa: SIM118 - the file is no mapping
+                sizes.median_L = file.get_tensor(_SIZES)
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"weight/{name}"))
                 optimizer.state[parameter] = {

@@ -20,10 +20,11 @@ from remix_runtime.errors import ConfigError, TrainingError
 from training.config import TrainConfig
 from training.data import BatchOrder, collate, sequences_of
 from training.encoding import Example
-from training.evaluation import held_out_losses
+from training.held_out import held_out_losses
 from training.objective import RoutingStats, attach_method, pass_loss
 from training.ranks import ALONE, Ranks
 from training.recompute import recompute_blocks
+from training.router_rates import InputSizes
 from training.seeds import generator
 from training.state import drop_states, load_state, save_state
 from training.trunk import Trunk
@@ -51,6 +52,7 @@ NOT_THE_RUN = {
     "steps",
     "epochs",  # as the steps that they come to
     "expert_learning_rate",
+    "router_logits_per_step",
     "router_learning_rate",
     "schedule",
     "warmup_steps",
@@ -112,7 +114,8 @@ class Trainer:
         self.held_out = held_out
         self.ranks = ranks
         self.layers = attach_method(model, config)
-        self._trunk = self._find_trunk(trunk_folder)
+        self.trunk = self._find_trunk(trunk_folder)
+        """What lies below the adapter, if the run computes it apart."""
         if config.gradient_checkpointing:
             recompute_blocks(model)
         self.step = 0
@@ -135,10 +138,11 @@ class Trainer:
         routers = {name for name in self.parameters if name.endswith(".router_nD")}
         self._experts = [p for name, p in self.parameters.items() if name not in routers]
         self._routers = [p for name, p in self.parameters.items() if name in routers]
-        # Softmax routers learn by back-propagation like the experts, but at their own rate too.
-        self._rates = [config.expert_learning_rate, config.router_learning_rate]
+        is_scaled = self._routers and config.router_learning_rate is None
+        self._sizes = InputSizes(self.layers if is_scaled else {})
+        # Softmax routers learn by back-propagation like the experts, but at their own rates too.
         self.optimizer = torch.optim.AdamW(
-            [{"params": self._experts}, {"params": self._routers}],
+            [{"params": self._experts}, *({"params": [router]} for router in self._routers)],
             lr=config.expert_learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
@@ -188,9 +192,10 @@ class Trainer:
             examples = [e for i in self._order[index] for e in sequences_of(self.rows[i])]
             batch = collate(examples, device=self.model.device)
             draws = generator(config.seed, "selections", index, device=self.model.device)
-            loss, metrics, routing = pass_loss(
-                self.model, self.layers, batch, config, draws, self._trunk
-            )
+            with self._sizes.watching(batch.mask_BT):
+                loss, metrics, routing = pass_loss(
+                    self.model, self.layers, batch, config, draws, self.trunk
+                )
             (loss / passes).backward()  # type: ignore[no-untyped-call]
             total += metrics["loss"] / passes
             spread += metrics.get("loss_spread", 0.0) / passes
@@ -214,7 +219,7 @@ class Trainer:
         del self._good  # before there is another: both would be a third more than all the rest
         self._good = self._snapshot()
         factor = learning_rate_factor(self.step, config)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self._rates(), strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -242,6 +247,7 @@ class Trainer:
             step=self.step,
             parameters=self.parameters,
             optimizer=self.optimizer,
+            sizes=self._sizes,
             run=self._identity,
         )
 
@@ -252,10 +258,23 @@ class Trainer:
             folder,
             parameters=self.parameters,
             optimizer=self.optimizer,
+            sizes=self._sizes,
             run=self._identity,
         )
         self._good = self._snapshot()
         return self.step
+
+    def _rates(self) -> list[float]:
+        """AdamW's rate of each group of parameters: the experts, then every router."""
+        config = self.config
+        if not self._routers:
+            return [config.expert_learning_rate]
+        if config.router_learning_rate is None:
+            size_L = self._sizes.settle(self.ranks)
+            routers = (config.router_logits_per_step / size_L).tolist()
+        else:
+            routers = [config.router_learning_rate] * len(self._routers)
+        return [config.expert_learning_rate, *routers]
 
     def _over_ranks(
         self, loss: float, spread: float, tokens: int, routing: RoutingStats
@@ -276,7 +295,7 @@ class Trainer:
     def _held_out_loss(self) -> float:
         """The mean over all held-out rows, of which each process takes its part."""
         own = self.held_out[self.ranks.rank :: self.ranks.count]
-        total = sum(held_out_losses(self.model, own)) if own else 0.0
+        total = sum(held_out_losses(self.model, own, trunk=self.trunk)) if own else 0.0
         sums = torch.tensor([total], dtype=torch.float64, device=self.model.device)
         self.ranks.average([sums])
         return sums.item() * self.ranks.count / len(self.held_out)

@@ -20,7 +20,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert adapter.routing_weight == pytest.approx(2 / 32**0.5)
     assert adapter.target_modules == ("gate_proj", "up_proj", "down_proj")
     assert config.selections == 4
-    assert config.router_learning_rate == 10 * config.expert_learning_rate
+    assert config.router_learning_rate is None  # rates follow from router_logits_per_step
 
 
 def test_plain_lora_is_one_expert_of_the_activated_rank_with_the_same_weight() -> None:
@@ -69,6 +69,10 @@ def test_a_file_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
         ({"method": "softmax", "credit": "causal"}, "credit: found with method softmax"),
         ({"data": None}, "data: found None, expected"),
         ({"expert_learning_rate": True}, "expert_learning_rate: found True, expected a number"),
+        (
+            {"router_learning_rate": 1e-3, "router_logits_per_step": 0.1},
+            "router_learning_rate: found beside router_logits_per_step, expected one",
+        ),
         ({"seed": 1 << 64}, "seed: found 18446744073709551616, expected"),
         ({"threads": 1 << 40}, "threads: found 1099511627776, expected"),
     ],
