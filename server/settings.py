@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from remix_runtime.chats.families import ToolParserName
 from remix_runtime.errors import ConfigError
 from server.given_keys import USABLE_KEY, is_usable_key
 
-ToolParserName = Literal["auto", "hermes", "llama3", "mistral", "json"]
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*A-Z]+")
 

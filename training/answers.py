@@ -72,10 +72,17 @@ def answer_text(render: Render, turns: Sequence[Turn], index: int) -> tuple[str,
         text: str | None = whole[len(prompt) :]
     else:
         said = content.rpartition(block.closing)[2] if block else content
-        text = _rendered(whole, block.head if block else prompt, history, said)
+        asked = turns[index - 1].content.strip()
+        text = _rendered(whole, block.head if block else prompt, history, said, asked)
     if block is not None and text is not None:
         text = _with_thoughts(text, content, block, follows=follows)
     return (prompt, text) if text else None
+
+
+def said_after_thoughts(content: str) -> str:
+    """The content of an answer without its thoughts."""
+    *_, end = (0, *(found.end() for found in _CLOSING.finditer(content)))
+    return content[end:]
 
 
 def _block_of(prompt: str, content: str, at_end: re.Match[str] | None) -> _Block | None:
@@ -112,9 +119,11 @@ def _with_thoughts(text: str, content: str, block: _Block, *, follows: bool) -> 
     return line + block.closing + line * 2 + text
 
 
-def _rendered(whole: str, head: str, history: str, said: str) -> str | None:
+def _rendered(whole: str, head: str, history: str, said: str, asked: str) -> str | None:
     """What `whole` has after `head`, or, where the template writes the turns before in another way
-    once there is an answer, after the last header. None if `said` is not in it."""
+    once there is an answer, after the last header, or after `asked`, the turn before, with the
+    mark that ends it. None if `said` is not in it."""
+    tail = head[head.rindex(asked) :] if asked and asked in head else ""
     header = head[len(history) :] if head.startswith(history) else ""
     if whole.startswith(head):
         text = whole[len(head) :]
@@ -123,6 +132,8 @@ def _rendered(whole: str, head: str, history: str, said: str) -> str | None:
     elif head.strip() and whole.startswith(head.rstrip()):  # followed by another white space
         text = whole[len(head.rstrip()) :]
         text = text[text.index(said) :] if said in text else text.lstrip()
+    elif tail and tail.rstrip() != asked and tail in whole:
+        text = whole[whole.rindex(tail) + len(tail) :]
     else:
         return None
     return text if said.strip() in text else None

@@ -68,7 +68,7 @@ Rate = Annotated[
 ]
 File = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
-Column = Literal["prompt", "completion", "messages", "conversations", "system", "text"]
+Column = Literal["prompt", "completion", "messages", "conversations", "system", "text", "tools"]
 BaseType = Literal["auto", "bfloat16", "float32"]
 Targets = Annotated[
     tuple[Name, ...], Field(strict=False, min_length=1), BeforeValidator(as_targets)

@@ -2,9 +2,9 @@
 
 A row is `{"prompt": ..., "completion": ...}` (raw text, the tokenizer's end token is appended to
 the completion), `{"messages": [{"role": ..., "content": ...}, ...]}` (the base's chat template;
-loss on assistant turns up to their end token, unless their `weight` is 0), or `{"text": ...}` (all
-of it is learned, and its end). `shapes.py` says what else becomes one of these, `fields.py` which
-other keys may stand there.
+loss on assistant turns, with their calls of `tools`, up to their end token, unless their `weight`
+is 0), or `{"text": ...}` (all of it is learned, and its end). `shapes.py` says what else becomes
+one of these, `fields.py` which other keys may stand there, `calls.py` what tools and calls are.
 
 The tokens before a completion are, token for token, those that the server's model gets for that
 prompt; the tokens of the completion are those that make it say the completion's text.
@@ -12,18 +12,20 @@ prompt; the tokens of the completion are those that make it say the completion's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from remix_runtime.base.template import render
-from remix_runtime.errors import ChatTemplateError, DataError
+from remix_runtime.errors import DataError
 from training.answers import answer_text
+from training.calls import checked_tools
 from training.continuation import Prompt, continuation, token_text
-from training.fields import Turn, check_row, checked_turns, text_of
+from training.fields import check_row, checked_turns
+from training.rendering import Rendering
 from training.shapes import in_our_shape
+from training.values import text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ def _encoded(
 ) -> list[Example]:
     match check_row(row):
         case "chat":
-            return _joined(_chat_answers(row["messages"], tokenizer, end_ids))
+            return _joined(_chat_answers(row, tokenizer, end_ids))
         case "raw":
             return _joined([_raw_answer(row, tokenizer, end_ids)])
         case "text":
@@ -126,40 +128,36 @@ def _raw_answer(
 
 
 def _chat_answers(
-    messages: Any, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
 ) -> Iterator[_Answer]:
-    turns = checked_turns(messages)
-    if tokenizer.chat_template is None:
-        raise DataError("messages: the base has no chat template; use prompt and completion")
-
-    def rendered(some: Sequence[Turn], add_generation_prompt: bool) -> str:
-        try:
-            return render(
-                tokenizer,
-                [turn.message for turn in some],
-                add_generation_prompt=add_generation_prompt,
-            )
-        except ChatTemplateError as error:
-            raise DataError(f"messages: the chat template refuses them: {error}") from None
-
+    turns = checked_turns(row["messages"])
+    rendering = Rendering.of(tokenizer, checked_tools(row))
+    shown = False
     for index, turn in enumerate(turns):
         if not turn.learned:
             continue
         where = f"messages[{index}]"
-        found = answer_text(rendered, turns, index)
+        found = answer_text(rendering.text, turns, index)
+        rendering.require_calls(turns[: index + 1], found[1] if found else None, where)
         if found is None:
             raise DataError(
                 f"{where}: the chat template rewrites earlier turns or its generation prompt when "
                 "it renders this answer, expected its text to follow what the template asks with; "
                 "train on rows of prompt and completion that hold the template's text"
             )
+        shown = shown or rendering.shows_tools(turns[:index], found[0])
         prompt = Prompt.of(tokenizer, found[0], add_special_tokens=False)
         if not prompt.context:
             raise DataError(f"{where}: the chat template renders nothing before this answer")
         ids = _completion(tokenizer, prompt, found[1], end_ids, f"{where}.content")
-        if token_text(tokenizer, ids[-1]) in turn.content:
+        if token_text(tokenizer, ids[-1]) in turn.said:
             _refuse_end(tokenizer, ids[-1], f"{where}.content")
         yield _Answer(prompt.context, ids)
+    if not shown:
+        raise DataError(
+            "tools: the base's chat template shows them before none of these answers, expected "
+            "none, or another template"
+        )
 
 
 def _completion(

@@ -2,20 +2,32 @@
 
 A field that changes what a model is to learn must not be dropped in silence. Keys of a row that
 nobody here knows are the user's own notes. A message's are not: a chat template might read them,
-and the server gives it role, content and name, so any other is refused.
+and the server gives it role, content, name, calls and their ids, so any other is refused.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from remix_runtime.errors import DataError
+from training.calls import checked_calls, give_ids
+from training.values import kind_of, text_of
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 """What a role is called in a template, which does not know OpenAI's newer name of the first."""
 
-_TOOLS = "tool calls are not trained; write them into content as the model is to write them"
+_TOOLS = "text is learned as it stands; tools stand beside messages"
+_CALLS = "calls stand in messages of the assistant"
+_OLD = "it has its newer form: tools, and tool_calls in messages"
+_REQUEST = "it is a request's, and changes nothing that a model is shown"
 _TEMPLATE = "a row is rendered as the server renders it, with the template's defaults"
 _THOUGHTS = "write thoughts into content as the model is to write them: <think>…</think> …"
 _TEXT = "only text is trained"
@@ -24,8 +36,9 @@ _LOSS = "what is learned is set by weight, 0 or 1, on a message of the assistant
 _SYSTEM = "begin messages with a message of the role system, or the prompt with this text"
 
 _REFUSED_IN_ROWS = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "parallel_tool_calls"), _TOOLS),
-    **dict.fromkeys(("tool_choice", "function_call", "response_format"), _TOOLS),
+    **dict.fromkeys(("functions", "function_call"), _OLD),
+    "tool_calls": _CALLS,
+    **dict.fromkeys(("tool_choice", "parallel_tool_calls", "response_format"), _REQUEST),
     **dict.fromkeys(("documents", "chat_template", "chat_template_kwargs"), _TEMPLATE),
     **dict.fromkeys(("add_generation_prompt", "continue_final_message"), _TEMPLATE),
     **dict.fromkeys(("enable_thinking", "reasoning_effort"), _TEMPLATE),
@@ -40,7 +53,10 @@ _REFUSED_IN_ROWS = {
 """Known fields that change what a row means, and why they cannot be honoured."""
 
 _REFUSED_IN_MESSAGES = {
-    **dict.fromkeys(("tool_calls", "function_call", "tool_call_id", "tools"), _TOOLS),
+    "function_call": _OLD,
+    "tools": "they stand beside messages",
+    "tool_calls": "only an answer of the assistant has calls",
+    "tool_call_id": "only a result, a message of the role tool, has one",
     **dict.fromkeys(("thinking", "thought", "reasoning", "reasoning_content"), _THOUGHTS),
     **dict.fromkeys(("audio", "images", "image", "videos", "video"), _TEXT),
     **dict.fromkeys(("train", "mask", "loss", "loss_weight", "learn", "trainable"), _LOSS),
@@ -66,14 +82,26 @@ Kind = Literal["raw", "chat", "text"]
 class Turn:
     """One checked message."""
 
-    message: dict[str, str]
-    """Role, content and perhaps name, as the server gives them to a template."""
+    message: dict[str, Any]
+    """Role, content, perhaps name, calls and their ids, as the server gives them to a template."""
     learned: bool
     """Whether it is an answer with a loss on it."""
 
     @property
     def content(self) -> str:
-        return self.message["content"]
+        content: str = self.message["content"]
+        return content
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """Names and arguments of its calls."""
+        return [call["function"] for call in self.message.get("tool_calls", ())]
+
+    @property
+    def said(self) -> str:
+        """All text of the user's in it."""
+        called = (json.dumps(function, ensure_ascii=False) for function in self.functions)
+        return "\n".join((self.content, *called))
 
 
 def check_row(row: dict[str, Any]) -> Kind:
@@ -83,6 +111,13 @@ def check_row(row: dict[str, Any]) -> Kind:
             raise DataError(f"{key}: found {kind_of(row[key])}, expected none; {why}")
     if isinstance(row.get("label"), bool):  # another label is a note
         raise DataError(f"label: found a boolean, expected none; {_PREFERENCE}")
+    kind = _kind_of_row(row)
+    if kind != "chat" and not _says_nothing("tools", row.get("tools")):
+        raise DataError(f"tools: found {kind_of(row['tools'])}, expected none; {_TOOLS}")
+    return kind
+
+
+def _kind_of_row(row: dict[str, Any]) -> Kind:
     raw = any(row.get(key) is not None for key in ("prompt", "completion"))
     if raw and row.get("messages") is not None:
         raise DataError("expected prompt and completion, or messages; found both")
@@ -115,6 +150,7 @@ def checked_turns(messages: Any) -> list[Turn]:
             "messages[0]: found an answer, expected a message before it: a server is never asked "
             "for a first message; give it weight 0 to have it as context only"
         )
+    give_ids([turn.message for turn in turns])
     return turns
 
 
@@ -124,21 +160,29 @@ def _checked_turn(message: Any, where: str) -> Turn:
     role = text_of(message, "role", f"{where}.role")
     if role not in ROLES:
         raise DataError(
-            f"{where}.role: found {role!r:.100}, expected system, user or assistant (or developer)"
+            f"{where}.role: found {role!r:.100}, expected system, user, assistant or tool (or "
+            "developer)"
         )
+    of_role = {"assistant": "tool_calls", "tool": "tool_call_id"}.get(role)
     for key, value in message.items():
-        if key in ("role", "content", "name", "weight") or key in _NOTES:
+        if key in ("role", "content", "name", "weight", of_role) or key in _NOTES:
             continue
         if not _says_nothing(key, value):
             why = _REFUSED_IN_MESSAGES.get(key, "the chat template would not get it")
             raise DataError(f"{where}.{key:.100}: found {kind_of(value)}, expected none; {why}")
     learned = _weight(message, role, f"{where}.weight")
-    content = _content(message, f"{where}.content")
-    if learned and not content:
+    turn: dict[str, Any] = {"role": ROLES[role], "content": ""}
+    for key in ("name", "tool_call_id"):
+        if message.get(key) not in (None, ""):
+            turn[key] = text_of(message, key, f"{where}.{key}")
+    given = message.get("tool_calls")
+    calls = [] if given in (None, "", [], {}) else checked_calls(given, f"{where}.tool_calls")
+    if calls:
+        turn["tool_calls"] = calls
+    if not calls or message.get("content") is not None:
+        turn["content"] = _content(message, f"{where}.content")
+    if learned and not (turn["content"] or calls):
         raise DataError(f"{where}.content: found an empty string, expected an answer")
-    turn = {"role": ROLES[role], "content": content}
-    if message.get("name") not in (None, ""):
-        turn["name"] = text_of(message, "name", f"{where}.name")
     return Turn(turn, learned)
 
 
@@ -168,29 +212,7 @@ def _content(message: dict[str, Any], where: str) -> str:
     return "\n".join(text_of(part, "text", f"{where}[{i}].text") for i, part in enumerate(parts))
 
 
-def text_of(row: dict[str, Any], key: str, where: str) -> str:
-    """A field that holds text. Raises `DataError` that calls it `where`."""
-    if key not in row:
-        raise DataError(f"{where}: found nothing, expected a string")
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: found {kind_of(value)}, expected a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: found a lone surrogate, expected valid Unicode") from None
-    return value
-
-
 def _says_nothing(key: str, value: Any) -> bool:
     return value in (None, "", [], {}) or (
         not isinstance(value, bool) and value in _NOTHING.get(key, ())
     )
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is, for a message."""
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    if value is None:
-        return "null"
-    return kinds.get(type(value), "a number")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from remix_runtime.errors import DataError
-from training.fields import kind_of
 from training.progress import Move
+from training.values import kind_of
 
 _LINES = 4096
 """Lines between two moves of the bar."""

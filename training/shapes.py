@@ -3,10 +3,13 @@
 | row | becomes |
 |---|---|
 | `prompt` and `completion`, text | as it is |
-| `messages` | as it is |
-| `prompt` and `completion`, lists of messages (TRL) | `messages`; answers in the prompt have no
-loss | | `conversations` of `from` and `value`, perhaps with `system` (ShareGPT) | `messages` | |
-`text` and none of the others (language modelling) | as it is: all of it is learned |
+| `messages`, perhaps with `tools` | as it is |
+| `prompt` and `completion`, lists of messages (TRL) | `messages`; answers in the prompt: no loss |
+| `conversations` of `from` and `value`, perhaps with `system` and `tools` (ShareGPT) | `messages` |
+| `text` and none of the others (language modelling) | as it is: all of it is learned |
+
+ShareGPT's `function_call` is an answer with the calls that its text has as JSON, `observation` or
+`tool` a result; its tools may be functions alone.
 
 Nothing else of a row is changed; `fields.py` then looks at every field.
 """
@@ -17,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from remix_runtime.errors import DataError
-from training.fields import kind_of, text_of
+from training.values import json_of, kind_of, text_of
 
 _SHAREGPT = {
     "system": "system",
@@ -26,6 +29,9 @@ _SHAREGPT = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
 }
 
 
@@ -85,6 +91,9 @@ def _of_conversations(row: dict[str, Any]) -> dict[str, Any]:
             raise DataError("system: found one, and another as the first turn; expected one")
         messages.insert(0, {"role": "system", "content": text_of(rest, "system", "system")})
     rest.pop("system", None)
+    if rest.get("tools"):
+        tools = json_of(rest["tools"], "tools")
+        rest["tools"] = [*map(_of_function, tools)] if isinstance(tools, list) else tools
     return {**rest, "messages": messages}
 
 
@@ -98,8 +107,19 @@ def _of_turn(turn: Any, where: str) -> dict[str, Any]:
     sender = text_of(turn, "from", f"{where}.from")
     if sender not in _SHAREGPT:
         raise DataError(
-            f"{where}.from: found {sender!r:.100}, expected system, human or gpt; tool calls are "
-            "not trained"
+            f"{where}.from: found {sender!r:.100}, expected system, human, gpt, function_call or "
+            "observation"
         )
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    return {**rest, "role": _SHAREGPT[sender], "content": text_of(turn, "value", f"{where}.value")}
+    said = text_of(turn, "value", f"{where}.value")
+    if sender != "function_call":
+        return {**rest, "role": _SHAREGPT[sender], "content": said}
+    called = json_of(said, f"{where}.value")
+    calls = [*map(_of_function, called if isinstance(called, list) else [called])]
+    return {**rest, "role": "assistant", "tool_calls": calls}
+
+
+def _of_function(function: Any) -> Any:
+    """OpenAI's tool, or call, of one that is a function alone."""
+    alone = isinstance(function, dict) and "function" not in function
+    return {"type": "function", "function": function} if alone else function

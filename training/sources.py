@@ -102,8 +102,8 @@ class DatasetRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._rows[index]
-        return row
+        features = self._rows.features
+        return {key: _kept(value, features[key]) for key, value in self._rows[index].items()}
 
     def where(self, index: int) -> str:
         return f"{self.path}: {self._split}[{index}]"
@@ -140,6 +140,16 @@ def _load(name: Path, split: str, subset: str | None) -> Any:
         raise
     except Exception as error:  # which depends on the format, and on what is wrong
         raise DataError(f"{name}: cannot be read: {one_line(_cause(error))}") from None
+
+
+def _kept(value: Any, feature: Any) -> Any:
+    """A value without the keys that are null in its objects: Arrow gives an object the keys of all
+    others in its column. Columns of the library's type for JSON are as they were written."""
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: _kept(item, feature[key]) for key, item in value.items() if item is not None}
+    if isinstance(value, list) and hasattr(feature, "feature"):
+        return [_kept(item, feature.feature) for item in value]
+    return value
 
 
 def _of_disk(name: Path, split: str) -> Any:

@@ -11,6 +11,15 @@ from transformers import PreTrainedTokenizerBase
 from remix_runtime.errors import ChatTemplateError
 
 
+def template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The source of a tokenizer's chat template."""
+    # Some models have several templates by name; this is the one for chats with tools.
+    template: str | dict[str, str] | None = tokenizer.chat_template
+    if isinstance(template, dict):
+        return template.get("tool_use", template.get("default"))
+    return template
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from remix_runtime.base.template import render
+from remix_runtime.base.template import render, template_of
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.engines.spelling import Spelling
 from remix_runtime.engines.within import encode_within
@@ -26,11 +26,7 @@ class ModelTokenizer(Spelling):
 
     @property
     def chat_template(self) -> str | None:
-        # Some models have several templates by name; this is the one for chats with tools.
-        template: str | dict[str, str] | None = self._tokenizer.chat_template
-        if isinstance(template, dict):
-            return template.get("tool_use", template.get("default"))
-        return template
+        return template_of(self._tokenizer)
 
     @property
     def eos_token_id(self) -> int | None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from remix_runtime.chats.families import Family, Form
+from remix_runtime.chats.reads import END_OF_THOUGHT, THINK
 from remix_runtime.contracts import Grammar, GrammarKind
 from remix_runtime.engines.recursion import require_finite
 from remix_runtime.errors import InvalidRequestError
 from server.api.tools.call_text import EXACT_BEGINNING
-from server.api.tools.families import Family, Form
-from server.api.tools.thoughts import END_OF_THOUGHT, THINK
 from server.api.wire.tools import Function
 
 _SPACES = r"[ \n\t]{1,20}"

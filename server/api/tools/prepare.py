@@ -6,20 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from remix_runtime.chats.families import Family, ToolParserName
+from remix_runtime.chats.history import Message
+from remix_runtime.chats.prompt import ChatForm
+from remix_runtime.chats.reads import END_OF_THOUGHT, THINK, TemplateReads
 from remix_runtime.contracts import Grammar, Tokenizer
 from remix_runtime.errors import InvalidRequestError
 from server.api.parts import AnswerParser, PlainParser
-from server.api.tools import own_form
-from server.api.tools.families import HERMES, Family, family_of
 from server.api.tools.grammar import GrammarForm, Thought, require_usable
-from server.api.tools.history import Message, prepare_messages
 from server.api.tools.parser import CallParser
 from server.api.tools.roles import require_turns
 from server.api.tools.special import HidingParser
-from server.api.tools.template import TemplateReads, read_template
-from server.api.tools.thoughts import END_OF_THOUGHT, THINK, ThoughtParser
+from server.api.tools.thoughts import ThoughtParser
 from server.api.wire.chat import ChatPrompt, ChatRequest
-from server.settings import ToolParserName
 
 _END_OF_PROMPT = 16
 """So many tokens hold the end of a prompt in which a thought is begun."""
@@ -57,8 +56,8 @@ def prepare_chat(
 ) -> PreparedChat:
     """Renders a chat, in the tokenizer's thread, by `template` if it is not the model's own, and
     tokenizes it as far as `Tokenizer.encode` does. Raises `InvalidRequestError`."""
-    reads = read_template(template or tokenizer.chat_template or "")
-    family = _family(body, reads, setting)
+    form = _form(tokenizer, body, setting, template)
+    reads, family = form.reads, form.family
     prompt = render_prompt(tokenizer, body, setting, template, at_most=at_most, keep_end=keep_end)
     thought = _thought(tokenizer, body, reads, prompt)
     marks = {*(family.marks if body.callable_tools else ())}
@@ -78,10 +77,10 @@ def prepare_chat(
         return parser
 
     tokens = _single_tokens(tokenizer, [*family.marks, THINK, END_OF_THOUGHT])
-    form = GrammarForm(family=family, thought=thought, tokens=tokens)
+    grammar = _grammar(body, GrammarForm(family=family, thought=thought, tokens=tokens))
     return PreparedChat(
         prompt=prompt,
-        grammar=_grammar(body, form),
+        grammar=grammar,
         keeps_special_tokens=keeps,
         make_parser=make_parser,
     )
@@ -119,13 +118,11 @@ def _grammar(body: ChatRequest, form: GrammarForm) -> Grammar | None:
     return None
 
 
-def _tells(body: ChatPrompt, reads: TemplateReads) -> bool:
-    """Whether the model is told of the tools in our own form."""
-    return bool(body.callable_tools) and not reads.tools
-
-
-def _family(body: ChatPrompt, reads: TemplateReads, setting: ToolParserName) -> Family:
-    return HERMES if _tells(body, reads) else family_of(reads.source, setting)
+def _form(
+    tokenizer: Tokenizer, body: ChatPrompt, setting: ToolParserName, template: str | None
+) -> ChatForm:
+    tools = [tool.for_template() for tool in body.callable_tools]
+    return ChatForm.of(template or tokenizer.chat_template or "", tools, setting)
 
 
 def render_prompt(
@@ -138,15 +135,11 @@ def render_prompt(
     keep_end: bool = False,
 ) -> list[int]:
     """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
-    reads = read_template(template or tokenizer.chat_template or "")
-    family, tells = _family(body, reads, setting), _tells(body, reads)
-    variables = _variables(body, reads)
-    tools = [tool.for_template() for tool in body.callable_tools]
-    if tools and not tells:
-        variables["tools"] = tools
+    form = _form(tokenizer, body, setting, template)
+    variables = _variables(body, form.reads)
     goes_on = bool(body.continue_final_message)
 
-    def render(messages: Sequence[Message]) -> list[int]:
+    def render(messages: Sequence[Message], **tools: Any) -> list[int]:
         return tokenizer.apply_chat_template(
             messages,
             template=template,
@@ -155,32 +148,15 @@ def render_prompt(
             at_most=at_most,
             keep_end=keep_end,
             **variables,
+            **tools,
         )
 
-    def render_all(messages: Sequence[Message]) -> list[int]:
-        prepared = prepare_messages(messages, reads, family)
-        if tells:
-            return _render_own_form(render, prepared, own_form.tell_of_tools(tools))
-        return render(prepared)
-
     def show(messages: Sequence[Message]) -> str:
-        return tokenizer.decode(render_all(messages), skip_special_tokens=False)
+        return tokenizer.decode(form.render(render, messages), skip_special_tokens=False)
 
     messages = [message.for_template() for message in body.messages]
     require_turns(messages, show)
-    return render_all(messages)
-
-
-def _render_own_form(
-    render: Callable[[Sequence[Message]], list[int]], messages: Sequence[Message], text: str
-) -> list[int]:
-    try:
-        return render(own_form.into_system(messages, text))
-    except InvalidRequestError:
-        if messages[0]["role"] == "system":
-            raise
-        # Some templates refuse a system message, which the client did not write.
-        return render(own_form.into_user(messages, text))
+    return form.render(render, messages)
 
 
 def _variables(body: ChatPrompt, reads: TemplateReads) -> dict[str, Any]:

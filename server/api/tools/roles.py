@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from remix_runtime.chats.history import Message
 from remix_runtime.errors import InvalidRequestError
-from server.api.tools.history import Message
 from server.api.wire.chat import ROLES
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from remix_runtime.chats.reads import END_OF_THOUGHT, THINK
 from server.api.parts import AnswerParser, Delta, ReasoningDelta
-
-THINK, END_OF_THOUGHT = "<think>", "</think>"
 
 
 class ThoughtParser(AnswerParser):

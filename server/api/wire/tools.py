@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from remix_runtime.chats.prompt import TOOL_NAME, shown_tool
 from server.http.fields import Text, invalid
 
 MAX_TOOLS = 128
@@ -14,7 +15,7 @@ MAX_TOOLS = 128
 _MAX_SCHEMA_CHARS = 1 << 18
 """Of all parameters together: they are compiled, and shown to the model."""
 
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
+ToolName = Annotated[str, Field(pattern=TOOL_NAME)]
 
 
 def _describes_object(schema: dict[str, Any]) -> dict[str, Any]:
@@ -48,10 +49,8 @@ class Tool(BaseModel):
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        parameters = self.function.parameters or {"type": "object", "properties": {}}
-        described = {"description": self.function.description} if self.function.description else {}
-        function = {"name": self.function.name, **described, "parameters": parameters}
-        return {"type": "function", "function": function}
+        function = self.function
+        return shown_tool(function.name, function.description, function.parameters)
 
 
 def _differ(tools: list[Tool] | None) -> list[Tool] | None:

@@ -23,9 +23,8 @@ QWEN = """
 {{- '\n' + message.content if message.content }}
 {%- for tool_call in message.tool_calls %}
 {%- set call = tool_call.function %}
-<tool_call>
-{"name": "{{ call.name }}", "arguments": {{ call.arguments | tojson }}}
-</tool_call>
+{{- '\n<tool_call>\n{"name": "' + call.name + '", "arguments": ' }}
+{{- call.arguments | tojson + '}\n</tool_call>' }}
 {%- endfor %}<|im_end|>
 {% elif message.role == 'tool' %}
 {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}
@@ -89,9 +88,10 @@ LLAMA3 = """
 MISTRAL = """
 {{- bos_token }}
 {%- if not tools is defined %}{% set tools = none %}{% endif %}
+{%- set asked = messages | selectattr('role', 'equalto', 'user') | list %}
 {%- for message in messages %}
 {%- if message.role == 'user' %}
-{%- if tools is not none and loop.last %}
+{%- if tools is not none and message == asked[-1] %}
 {{- '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}
 {%- endif %}
 {{- '[INST] ' + message.content + '[/INST]' }}

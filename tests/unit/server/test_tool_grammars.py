@@ -10,10 +10,10 @@ import pytest
 from llguidance import LLMatcher
 from tokenizers import AddedToken
 
+from remix_runtime.chats.families import HERMES, JSON, LLAMA3, MISTRAL, MISTRAL_NAMED, Family
 from remix_runtime.contracts import Grammar, GrammarKind
 from remix_runtime.errors import InvalidRequestError
 from server.api.parts import parse_whole
-from server.api.tools.families import HERMES, JSON, LLAMA3, MISTRAL, MISTRAL_NAMED, Family
 from server.api.tools.grammar import GrammarForm, Thought, require_usable
 from server.api.tools.parser import CallParser
 from server.api.wire.tools import Function

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from remix_runtime.chats.families import HERMES, JSON, LLAMA3, MISTRAL, MISTRAL_NAMED, Family
 from server.api.parts import (
     Answer,
     AnswerParser,
@@ -19,7 +20,6 @@ from server.api.parts import (
     parse_whole,
 )
 from server.api.tools.call_text import MAX_UNDECIDED
-from server.api.tools.families import HERMES, JSON, LLAMA3, MISTRAL, MISTRAL_NAMED, Family
 from server.api.tools.parser import CallParser, new_call_id
 from server.api.tools.special import HidingParser
 from server.api.tools.thoughts import ThoughtParser

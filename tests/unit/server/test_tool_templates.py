@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from remix_runtime.chats.families import HERMES, JSON, LLAMA3, MISTRAL, MISTRAL_NAMED, family_of
+from remix_runtime.chats.reads import read_template
 from remix_runtime.errors import InvalidRequestError
 from server.api.parts import parse_whole
-from server.api.tools.families import HERMES, JSON, LLAMA3, MISTRAL, MISTRAL_NAMED, family_of
 from server.api.tools.prepare import PreparedChat, prepare_chat
-from server.api.tools.template import read_template
 from server.api.wire.chat import ChatRequest
 from tests.unit.server import chat_templates as templates
 from tests.unit.server.scripted import TemplateTokenizer

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.engines.text import TextStream
 from remix_runtime.engines.tokenizer import ModelTokenizer
+from server.api.tools.prepare import render_prompt
 from server.api.wire.chat import ChatRequest
 from tests.tokenizers import END, EOS, TEMPLATES, tokenizer_of
 from training.encoding import Example, encode_row
@@ -39,10 +40,10 @@ class Served:
         stream = TextStream(self.server, context)
         return "".join(map(stream.push, answer[:-1])) + stream.flush()
 
-    def prompt_of(self, messages: list[Row]) -> list[int]:
+    def prompt_of(self, messages: list[Row], **fields: Any) -> list[int]:
         """The tokens of a chat request, from its JSON on."""
-        body = ChatRequest.model_validate({"model": "m", "messages": messages})
-        return self.server.apply_chat_template([m.for_template() for m in body.messages])
+        body = ChatRequest.model_validate({"model": "m", "messages": messages, **fields})
+        return render_prompt(self.server, body)
 
 
 @cache

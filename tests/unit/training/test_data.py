@@ -175,8 +175,8 @@ USER, BOT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "
         ('{"messages": [7]}', r"messages\[0\]: found a number, expected an object"),
         (json.dumps({"messages": [USER]}), "messages: found no assistant turn"),
         (
-            json.dumps({"messages": [USER, {"role": "tool", "content": "x"}]}),
-            r"messages\[1\]\.role: found 'tool', expected system, user or assistant",
+            json.dumps({"messages": [USER, {"role": "robot", "content": "x"}]}),
+            r"messages\[1\]\.role: found 'robot', expected system, user, assistant",
         ),
         (
             json.dumps({"messages": [{"role": "user"}, BOT]}),

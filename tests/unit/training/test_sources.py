@@ -68,6 +68,32 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], object]] = {
 }
 
 
+def calling(name: str, arguments: Any) -> dict[str, Any]:
+    """A row of a call, whose keys differ from those of other rows."""
+    tool = {"name": name, "parameters": {"type": "object", "properties": {name: {"type": "null"}}}}
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+    messages = [ASK, {"role": "assistant", "tool_calls": calls}]
+    return {"messages": messages, "tools": [{"type": "function", "function": tool}]}
+
+
+CALLS = [calling("f", {"x": 1}), calling("g", {"y": {"z": [2]}}), calling("h", {})]
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz", "rows.arrow", "on_disk"])
+def test_calls_have_no_arguments_of_other_rows(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+) -> None:
+    """Arrow gives each object the keys of all, as null. JSON text keeps its own nulls."""
+    texts = [calling("f", '{"x": null}')] * 2
+    for number, rows in enumerate((CALLS, texts)):
+        (tmp_path / str(number)).mkdir()
+        WRITERS[name](tmp_path / str(number) / name, rows)
+        plain = write_rows(tmp_path / f"plain{number}.jsonl", rows)
+        found, _ = read_examples(tmp_path / str(number) / name, tokenizer, max_length=4096)
+        expected, _ = read_examples(plain, tokenizer, max_length=4096)
+        assert found == expected
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_format_gives_the_rows(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from jinja2 import Environment, TemplateSyntaxError, meta, nodes
 
-from server.api.tools.thoughts import END_OF_THOUGHT
+THINK, END_OF_THOUGHT = "<think>", "</think>"
 
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """transformers' own mark of what a model is trained on, which Jinja does not know."""

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.api.tools import own_form
-from server.api.tools.families import Family
-from server.api.tools.template import TemplateReads
+from remix_runtime.chats import own_form
+from remix_runtime.chats.families import Family
+from remix_runtime.chats.reads import TemplateReads
 
 Message = Mapping[str, Any]
 

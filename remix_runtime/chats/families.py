@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
-from server.settings import ToolParserName
+ToolParserName = Literal["auto", "hermes", "llama3", "mistral", "json"]
 
 
 class Form(StrEnum):
