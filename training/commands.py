@@ -52,6 +52,13 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier run in the output folder first.")
     ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload the adapter there at the end, in private."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that --push-to-hub makes is public.")
+    ] = False,
 ) -> None:
     """Train a ReMix adapter (or a baseline) on rows of text or chats.
 
@@ -86,11 +93,14 @@ def train(
     with stage(console, "loading PyTorch and transformers"):
         from training import dry_run as rehearsal
         from training.config import load_config
+        from training.push import make_repository, push
         from training.run import run_training
     run = load_config(config)
     if dry_run:
         rehearsal.dry_run(run, console)
         return
+    if push_to_hub is not None:
+        make_repository(push_to_hub, run, public=public)
     result = run_training(run, resume=resume, overwrite=overwrite, console=console)
     if not result.rows:
         return  # another process of the run writes, and tells what
@@ -104,6 +114,10 @@ def train(
         console.print(
             f"adapter {result.digest} written to {result.adapter}", markup=False, soft_wrap=True
         )
+        if push_to_hub is not None:
+            with stage(console, f"uploading it to {push_to_hub}"):
+                address = push(result.adapter, push_to_hub)
+            console.print(f"pushed: {address}", markup=False, soft_wrap=True)
 
 
 def evaluate(

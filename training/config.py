@@ -190,7 +190,11 @@ class TrainConfig(BaseModel):
     checkpoint_every: Count = 100
     """Steps between saved training states."""
     eval_every: Count = 50
-    """Steps between held-out losses, when `eval_data` is given."""
+    """Steps between held-out losses, when there are held-out rows."""
+    keep: Literal["last", "best"] = "last"
+    """Whose weights the adapter gets: those of the last step, or of the lowest held-out loss."""
+    patience: Count | None = None
+    """End the run when so many held-out losses in a row are not the lowest yet."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -212,6 +216,12 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 "router_learning_rate: found beside router_logits_per_step, expected one of them"
             )
+        if self.eval_data is None and self.eval_split is None:
+            for name, found in (("keep", self.keep == "best"), ("patience", self.patience)):
+                if found:
+                    raise ValueError(
+                        f"{name}: found without held-out rows, expected eval_data or eval_split"
+                    )
         if self.expert_learning_rate == 0:
             raise ValueError("expert_learning_rate: found 0, expected a positive number")
         return self

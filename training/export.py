@@ -87,6 +87,7 @@ def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str
     """The model card in Markdown: the adapter, its data, its metrics, the command that made it."""
     adapter = config.adapter
     kind = "plain LoRA, stored as one ReMix expert" if config.method == "lora" else "ReMix adapter"
+    steps = log[-1]["step"] if log else config.steps
     tail = [row["loss"] for row in log[-10:]]
     mean = f"{sum(tail) / len(tail):.4f}" if tail else "not recorded"
     metrics = [f"| training loss, mean of the last {len(tail)} steps | {mean} |"]
@@ -122,7 +123,7 @@ def model_card(config: TrainConfig, *, log: Sequence[Row], num_rows: int) -> str
             "",
             "## Metrics",
             "",
-            f"After {config.steps} steps, in nats per completion token:",
+            f"After {steps} steps, in nats per completion token:",
             "",
             "| metric | value |",
             "|---|---|",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from training.ranks import Ranks
 
+_STATE = "input_size"
+
 
 class InputSizes:
     """The median of |x|₁ over the tokens of the first step, for each adapted layer. Not the mean:
@@ -52,6 +54,15 @@ class InputSizes:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of it."""
+        return {} if self.median_L is None else {_STATE: self.median_L}
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a saved state. After one without sizes they are measured in the next
+        step."""
+        self.median_L = state.get(_STATE)
 
     def settle(self, ranks: Ranks) -> Tensor:
         """The sizes [L], the mean of those of all processes, by what was seen until now."""

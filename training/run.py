@@ -136,6 +136,14 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
             reading.go_on(seconds=report.seconds)  # at most half of the time goes into it
 
         trainer.run(state_folder=output / STATE, on_step=after_step)
+    best = trainer.best
+    if trainer.step < config.steps:
+        console.print(f"ended at step {trainer.step}: no held-out loss below that of {best.step}")
+    exported = trainer.step
+    if config.keep == "best" and best.step:
+        best.put_into(trainer.parameters)
+        exported = best.step
+        console.print(f"the adapter is of step {best.step}, held-out loss {best.loss:.4f}")
     trainer.ranks.wait()  # nobody needs the trunk any more
     reading.finish()
     shutil.rmtree(output / TRUNK, ignore_errors=True)
@@ -151,7 +159,7 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
             model=trainer.model,
             layers=trainer.layers,
             rows=trainer.rows,
-            log=log.rows,
+            log=[row for row in log.rows if row["step"] <= exported],
         )
     return RunResult(rows=log.rows, adapter=output / ADAPTER, digest=digest)
 

@@ -1,9 +1,10 @@
 """The state of a run on disk: one safetensors file per save, no pickle.
 
-A file holds trainable weights, both AdamW moments and the sizes of the layers' inputs; its header
-holds the step, the settings and the digests of base and data. Random draws and data order are
-functions of seed and step (`seeds.py`), so nothing else is needed to go on exactly. A file is
-complete or absent: written under another name, synced, then renamed.
+A file holds trainable weights, both AdamW moments, the sizes of the layers' inputs and what is
+known of the lowest held-out loss; its header holds the step, the settings and the digests of base
+and data. Random draws and data order are functions of seed and step (`seeds.py`), so nothing else
+is needed to go on exactly. A file is complete or absent: written under another name, synced, then
+renamed.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from remix_runtime.errors import TrainingError
-from training.router_rates import InputSizes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_SIZES = "input_size"
-"""Of a state without them they are measured when it goes on."""
+_MORE = "more/"
 FORMAT = "2"
 """Of the header: 1 had no digest of the base."""
 KEPT = 2
@@ -63,12 +62,12 @@ def save_state(
     step: int,
     parameters: Parameters,
     optimizer: torch.optim.Optimizer,
-    sizes: InputSizes,
+    more: Mapping[str, Tensor],
     run: Mapping[str, str],
 ) -> Path:
     """Writes the state after `step` steps and removes all but the newest `KEPT` files.
 
-    `run` is what a resuming run must have in common, see `load_state`.
+    `run` is what a resuming run must have in common, see `load_state`; `more` is what it gets.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
@@ -77,8 +76,7 @@ def save_state(
             # A parameter that never had a gradient has no moments yet: zeros are the same.
             value = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
             tensors[f"{moment}/{name}"] = value.cpu().contiguous()
-    if sizes.median_L is not None:
-        tensors[_SIZES] = sizes.median_L
+    tensors |= {_MORE + name: tensor.detach().cpu() for name, tensor in more.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"state-{step:07d}.safetensors"
     unfinished = path.with_suffix(UNFINISHED)
@@ -106,16 +104,16 @@ def load_state(
     *,
     parameters: Parameters,
     optimizer: torch.optim.Optimizer,
-    sizes: InputSizes,
     run: Mapping[str, str],
-) -> int:
-    """Puts the newest saved state into parameters and optimizer; returns its step, 0 if none.
+) -> tuple[int, dict[str, Tensor]]:
+    """Puts the newest saved state into parameters and optimizer. Returns its step, 0 if there is
+    none, and what more it was saved with.
 
     Raises `TrainingError` when the file is broken or a value of `run` differs from its own.
     """
     files = state_files(folder)
     if not files:
-        return 0
+        return 0, {}
     path = files[-1]
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
@@ -128,8 +126,11 @@ def load_state(
             saved = {**_BEFORE_A_CHOICE, **json.loads(header["run"])}
             _check_same_run(path, saved, run)
             step = int(header["step"])
-            if _SIZES in file.keys():  # noqa: SIM118 - the file is no mapping
-                sizes.median_L = file.get_tensor(_SIZES)
+            more = {
+                name.removeprefix(_MORE): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - the file is no mapping
+                if name.startswith(_MORE)
+            }
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"weight/{name}"))
                 optimizer.state[parameter] = {
@@ -144,7 +145,7 @@ def load_state(
             f"{path}: found no readable training state, expected one: {error}; "
             "delete it to resume from the one before"
         ) from None
-    return step
+    return step, more
 
 
 def _check_same_run(path: Path, saved: Mapping[str, str], run: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remix_runtime.errors import ConfigError, TrainingError
+from training.best import Best
 from training.config import TrainConfig
 from training.data import BatchOrder, collate, sequences_of
 from training.encoding import Example
@@ -49,6 +50,8 @@ NOT_THE_RUN = {
     "report_to",
     "checkpoint_every",
     "eval_every",
+    "keep",
+    "patience",
     "steps",
     "epochs",  # as the steps that they come to
     "expert_learning_rate",
@@ -140,6 +143,7 @@ class Trainer:
         self._routers = [p for name, p in self.parameters.items() if name in routers]
         is_scaled = self._routers and config.router_learning_rate is None
         self._sizes = InputSizes(self.layers if is_scaled else {})
+        self.best = Best(keeps_weights=config.keep == "best")
         # Softmax routers learn by back-propagation like the experts, but at their own rates too.
         self.optimizer = torch.optim.AdamW(
             [{"params": self._experts}, *({"params": [router]} for router in self._routers)],
@@ -160,7 +164,7 @@ class Trainer:
         were finite: a state saved after it may already be what made them infinite.
         """
         config = self.config
-        while self.step < config.steps:
+        while not self.has_ended:
             try:
                 report = self.train_step()
             except TrainingError:
@@ -178,9 +182,17 @@ class Trainer:
                     "set gradient_checkpointing: true"
                 ) from None
             on_step(report)
-            last = self.step == config.steps
-            if state_folder and (last or self.step % config.checkpoint_every == 0):
+            due = self.has_ended or self.step % config.checkpoint_every == 0
+            if state_folder and due:
                 self.save(state_folder)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all steps are done, or the held-out loss has not fallen for too long."""
+        config = self.config
+        limit = math.inf if config.patience is None else config.patience * config.eval_every
+        waited = self.step - self.best.step if self.best.step else 0
+        return self.step >= config.steps or waited >= limit
 
     def train_step(self) -> StepReport:
         """One update of the weights."""
@@ -228,6 +240,9 @@ class Trainer:
         self.step += 1
         seconds = time.perf_counter() - started
         due = self.step % config.eval_every == 0 or self.step == config.steps
+        held_out_loss = self._held_out_loss() if due and self.held_out else None
+        if held_out_loss is not None:
+            self.best.see(self.step, held_out_loss, self.parameters)
         return StepReport(
             step=self.step,
             loss=total,
@@ -238,7 +253,7 @@ class Trainer:
             learning_rate_factor=factor,
             tokens=tokens,
             seconds=seconds,
-            held_out_loss=self._held_out_loss() if due and self.held_out else None,
+            held_out_loss=held_out_loss,
         )
 
     def save(self, folder: Path) -> Path:
@@ -247,20 +262,21 @@ class Trainer:
             step=self.step,
             parameters=self.parameters,
             optimizer=self.optimizer,
-            sizes=self._sizes,
+            more={**self._sizes.state(), **self.best.state()},
             run=self._identity,
         )
 
     def resume(self, folder: Path) -> int:
         """Loads the newest state in `folder`. Returns its step, 0 where there is none. Raises
         `TrainingError` when it belongs to other settings or data."""
-        self.step = load_state(
+        self.step, more = load_state(
             folder,
             parameters=self.parameters,
             optimizer=self.optimizer,
-            sizes=self._sizes,
             run=self._identity,
         )
+        self._sizes.take(more)
+        self.best.take(more)
         self._good = self._snapshot()
         return self.step
 
