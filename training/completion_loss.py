@@ -1,7 +1,7 @@
 """The losses of completions, without all their logits in memory at once.
 
-Shape suffixes: B sequences, T positions, R positions with a loss in some row, C of them in a chunk,
-D width, V vocabulary.
+Shape suffixes: B sequences, T positions; P rows as the model sees them, L positions of those, R
+positions with a loss in some row, C of them in a chunk; D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from training.data import Batch
-from training.losses import loss_shares, token_losses
+from training.losses import IGNORED, loss_shares, token_losses
 
 LOGITS = 1 << 26
 """So many logits are in memory at a time: 256 MiB in float32, three times that with gradients."""
@@ -28,38 +28,38 @@ def completion_shares(model: PreTrainedModel, batch: Batch) -> Tensor:
     The output head, the dearest product of a small model, runs only where a loss is needed. Where
     its logits are more than `LOGITS`, it runs in chunks, and once more for their gradients.
     """
-    positions_R = batch.loss_positions
-    labels_BR = batch.labels_BT[:, positions_R]
-    chunk = max(1, LOGITS // (len(labels_BR) * model.config.vocab_size))
+    labels_PL = batch.side_by_side(batch.labels_BT, fill=IGNORED)
+    positions_R = (labels_PL != IGNORED).any(0).nonzero().squeeze(-1)
+    labels_PR = labels_PL[:, positions_R]
+    chunk = max(1, LOGITS // (len(labels_PR) * model.config.vocab_size))
+    inputs = batch.model_inputs()
     if len(positions_R) <= chunk or model.base_model is model:
-        logits_BRV = model(
-            input_ids=batch.inputs_BT, use_cache=False, logits_to_keep=positions_R
-        ).logits
-        loss_BR = token_losses(logits_BRV, labels_BR)
+        logits_PRV = model(**inputs, use_cache=False, logits_to_keep=positions_R).logits
+        loss_PR = token_losses(logits_PRV, labels_PR)
     else:
-        body = model.base_model(input_ids=batch.inputs_BT, use_cache=False)
-        hidden_BRD = body.last_hidden_state[:, positions_R]
+        body = model.base_model(**inputs, use_cache=False)
+        hidden_PRD = body.last_hidden_state[:, positions_R]
         run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        chunks = zip(*(torch.split(t, chunk, dim=1) for t in (hidden_BRD, labels_BR)), strict=True)
+        chunks = zip(*(torch.split(t, chunk, dim=1) for t in (hidden_PRD, labels_PR)), strict=True)
         losses = [run(_head_losses, model, type(body), *chunk_of) for chunk_of in chunks]
-        loss_BR = torch.cat(losses, 1)
-    loss_BT = loss_BR.new_zeros(batch.labels_BT.shape).index_copy(1, positions_R, loss_BR)
-    return loss_shares(loss_BT, batch.labels_BT)
+        loss_PR = torch.cat(losses, 1)
+    loss_PL = loss_PR.new_zeros(labels_PL.shape).index_copy(1, positions_R, loss_PR)
+    return loss_shares(batch.apart(loss_PL), batch.labels_BT)
 
 
 def _head_losses(
-    model: PreTrainedModel, output: type[ModelOutput], hidden_BCD: Tensor, labels_BC: Tensor
+    model: PreTrainedModel, output: type[ModelOutput], hidden_PCD: Tensor, labels_PC: Tensor
 ) -> Tensor:
-    """The losses [B, C] of hidden states that the model's body has made. What follows the body is
+    """The losses [P, C] of hidden states that the model's body has made. What follows the body is
     left to the model: some scale their logits, or cap them."""
     body = model.base_model
 
     def given(*_: Any, **__: Any) -> ModelOutput:
-        return output(last_hidden_state=hidden_BCD)
+        return output(last_hidden_state=hidden_PCD)
 
     body.forward = given
     try:
-        logits_BCV = model(use_cache=False).logits
+        logits_PCV = model(use_cache=False).logits
     finally:
         del body.forward
-    return token_losses(logits_BCV, labels_BC)
+    return token_losses(logits_PCV, labels_PC)

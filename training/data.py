@@ -49,9 +49,18 @@ class Batch:
         )
         return Batch(b, labels, mask)
 
-    @property
-    def loss_positions(self) -> Tensor:
-        return (self.labels_BT != IGNORED).any(0).nonzero().squeeze(-1)
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {"input_ids": self.inputs_BT}
+
+    def side_by_side(self, x_BT: Tensor, *, fill: float = 0) -> Tensor:
+        """Something of each token, [B, T, ...], where the model has that token; `fill` is what
+        padding has."""
+        return x_BT
+
+    def apart(self, x_PL: Tensor) -> Tensor:
+        """The way back, [B, T, ...]."""
+        return x_PL
 
 
 def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") -> Batch:

@@ -30,7 +30,7 @@ def held_out_losses(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         batch = collate([examples[i] for i in indices], device=model.device)
-        with beyond(trunk, model, batch):
+        with beyond(trunk, model, batch, batch):
             shares_BT = completion_shares(model, batch)
         for index, loss in zip(indices, shares_BT.sum(-1).tolist(), strict=True):
             losses[index] = loss

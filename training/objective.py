@@ -1,7 +1,7 @@
 """One pass of a training step: forward with drawn selections, loss, routing statistics.
 
 Shape suffixes: B sequences, T positions, L adapted layers, n experts, k activated experts, D input
-width, O output width.
+width, O output width; in rows as the model sees them P and L.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from training.losses import (
     routing_entropy,
     supervised_loss,
 )
+from training.packing import packed
+from training.router_rates import InputSizes, watching
 from training.trunk import Trunk, beyond
 
 Layers = dict[str, RemixLinear]
@@ -100,9 +102,12 @@ def selecting(layers: Mapping[str, Routed], rule: SelectExperts) -> Iterator[Non
             layer.select = top_k_experts
 
 
-def sampling_rule(generator: torch.Generator) -> SelectExperts:
-    """Draws from the routing distribution, as training does."""
-    return lambda z_Tn, k: sample_experts(z_Tn, k, generator)
+def sampling_rule(generator: torch.Generator, batch: Batch | None = None) -> SelectExperts:
+    """Draws from the routing distribution, as training does: for the tokens of a batch in their
+    order, wherever the model has them."""
+    if batch is None:
+        return lambda z_Tn, k: sample_experts(z_Tn, k, generator)
+    return lambda z_PLn, k: batch.side_by_side(sample_experts(batch.apart(z_PLn), k, generator))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +142,14 @@ def pass_loss(
     config: TrainConfig,
     generator: torch.Generator,
     trunk: Trunk | None = None,
+    sizes: InputSizes | None = None,
 ) -> tuple[Tensor, dict[str, float], RoutingStats]:
     """The loss of one pass by the config's method, its metrics and the routing statistics.
 
     The baselines see each example once and take the top-k. A `trunk` sees each example once at
-    most.
+    most. `sizes` looks at the layers' inputs.
     """
+    width = config.max_length if config.packing else None
     if config.method == "remix":
         return remix_pass(
             model,
@@ -152,11 +159,18 @@ def pass_loss(
             credit=config.credit,
             generator=generator,
             trunk=trunk,
+            sizes=sizes,
+            width=width,
         )
-    with beyond(trunk, model, batch), trace_routes(layers) as trace:
-        share_BT = completion_shares(model, batch)
+    seen = packed(batch, width=width) if width else batch
+    with (
+        beyond(trunk, model, batch, seen),
+        watching(sizes, seen),
+        trace_routes(layers) as trace,
+    ):
+        share_BT = completion_shares(model, seen)
     loss, metrics = supervised_loss(share_BT)
-    stats = routing_stats(*stacked(trace), batch.mask_BT, softmax=config.method == "softmax")
+    stats = routing_stats(*stacked(trace, seen), batch.mask_BT, softmax=config.method == "softmax")
     return loss, metrics, stats
 
 
@@ -169,30 +183,35 @@ def remix_pass(
     credit: Credit,
     generator: torch.Generator,
     trunk: Trunk | None = None,
+    sizes: InputSizes | None = None,
+    width: int | None = None,
 ) -> tuple[Tensor, dict[str, float], RoutingStats]:
     """ReMix's `pass_loss`: the M selections of every example as one batch, each drawn from the
-    routers."""
-    repeated = batch.repeat(selections)
+    routers. With `width` they are packed into rows of at most so many tokens."""
+    seen = batch.repeat(selections)
+    if width:
+        seen = packed(seen, width=width)
     with (
-        beyond(trunk, model, batch, times=selections),
-        selecting(layers, sampling_rule(generator)),
+        beyond(trunk, model, batch, seen),
+        watching(sizes, seen),
+        selecting(layers, sampling_rule(generator, seen)),
         trace_routes(layers) as trace,
     ):
-        share_BT = completion_shares(model, repeated)
-    logits_LBTn, selection_LBTk = stacked(trace)
-    log_q_BT = route_log_probs(logits_LBTn, selection_LBTk, repeated.mask_BT)
+        share_BT = completion_shares(model, seen)
+    logits_LBTn, selection_LBTk = stacked(trace, seen)
+    log_q_BT = route_log_probs(logits_LBTn, selection_LBTk, seen.mask_BT)
     loss, metrics = remix_loss(share_BT, log_q_BT, selections=selections, credit=credit)
-    stats = routing_stats(logits_LBTn, selection_LBTk, repeated.mask_BT, softmax=False)
+    stats = routing_stats(logits_LBTn, selection_LBTk, seen.mask_BT, softmax=False)
     return loss, metrics, stats
 
 
-def stacked(trace: RouteTrace) -> tuple[Tensor, Tensor]:
-    """Logits [L, B, T, n] and selections [L, B, T, k] of a trace of one forward pass.
+def stacked(trace: RouteTrace, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [L, B, T, n] and selections [L, B, T, k] of a trace of one forward pass over a batch.
 
     Layers in sorted order of their names.
     """
     names = sorted(trace.logits)
     return (
-        torch.stack([trace.logits[name][0] for name in names]),
-        torch.stack([trace.selections[name][0] for name in names]),
+        torch.stack([batch.apart(trace.logits[name][0]) for name in names]),
+        torch.stack([batch.apart(trace.selections[name][0]) for name in names]),
     )

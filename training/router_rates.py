@@ -5,7 +5,8 @@ In one model |x|₁ is 7 in one layer and 2,000 in another: one rate leaves the 
 and makes the second certain of its experts before they differ. So each router has a rate of its
 own, the wanted step of a logit over the median of |x|₁ in the first step.
 
-Shape suffixes: B sequences, T positions, N tokens, L adapted layers in the order of their names.
+Shape suffixes: P rows as the model sees them, L positions of those, D width, N tokens; in sizes, L
+adapted layers in the order of their names.
 """
 
 from __future__ import annotations
@@ -16,9 +17,30 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.data import Batch
 from training.ranks import Ranks
 
 _STATE = "input_size"
+
+
+@contextmanager
+def watching(sizes: InputSizes | None, batch: Batch) -> Iterator[None]:
+    """Looks at the layers' inputs in a pass over a batch, unless nobody asks or sizes are known."""
+    if sizes is None or sizes.median_L is not None:
+        yield
+        return
+    is_token_PL = batch.side_by_side(batch.mask_BT)
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: sizes.look(name, args[0], is_token_PL)
+        )
+        for name, layer in sizes.layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class InputSizes:
@@ -27,33 +49,15 @@ class InputSizes:
     layers."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self._layers = layers
+        self.layers = layers
         self._seen: dict[str, list[Tensor]] = {name: [] for name in layers}
         self.median_L: Tensor | None = None
         """float32 on the CPU; None until they are known. Part of a run's state."""
 
-    @contextmanager
-    def watching(self, mask_BT: Tensor) -> Iterator[None]:
-        """Looks at the inputs in one forward pass, unless sizes are known. `mask_BT` is True for
-        tokens; the layers may see each row more than once."""
-        if self.median_L is not None:
-            yield
-            return
-
-        def look(name: str, x_BTD: Tensor) -> None:
-            is_token_BT = mask_BT.repeat_interleave(len(x_BTD) // len(mask_BT), dim=0)
-            size_BT = x_BTD.detach().float().abs().sum(-1)
-            self._seen[name].append(size_BT[is_token_BT])
-
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, args, name=name: look(name, args[0]))
-            for name, layer in self._layers.items()
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def look(self, name: str, x_PLD: Tensor, is_token_PL: Tensor) -> None:
+        """Notes the inputs of a layer in one pass."""
+        size_PL = x_PLD.detach().float().abs().sum(-1)
+        self._seen[name].append(size_PL[is_token_PL])
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs of it."""

@@ -35,6 +35,7 @@ _BEFORE_A_CHOICE = {
     "base_dtype": "float32",
     "cache_trunk": "False",
     "columns": "{}",
+    "packing": "False",
     "processes": "1",
 }
 """What a state goes on with that was written before there were these settings."""

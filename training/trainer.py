@@ -23,6 +23,7 @@ from training.data import BatchOrder, collate, sequences_of
 from training.encoding import Example
 from training.held_out import held_out_losses
 from training.objective import RoutingStats, attach_method, pass_loss
+from training.packing import require_packable
 from training.ranks import ALONE, Ranks
 from training.recompute import recompute_blocks
 from training.router_rates import InputSizes
@@ -119,6 +120,8 @@ class Trainer:
         self.layers = attach_method(model, config)
         self.trunk = self._find_trunk(trunk_folder)
         """What lies below the adapter, if the run computes it apart."""
+        if config.packing:
+            require_packable(model)
         if config.gradient_checkpointing:
             recompute_blocks(model)
         self.step = 0
@@ -204,10 +207,9 @@ class Trainer:
             examples = [e for i in self._order[index] for e in sequences_of(self.rows[i])]
             batch = collate(examples, device=self.model.device)
             draws = generator(config.seed, "selections", index, device=self.model.device)
-            with self._sizes.watching(batch.mask_BT):
-                loss, metrics, routing = pass_loss(
-                    self.model, self.layers, batch, config, draws, self.trunk
-                )
+            loss, metrics, routing = pass_loss(
+                self.model, self.layers, batch, config, draws, self.trunk, self._sizes
+            )
             (loss / passes).backward()  # type: ignore[no-untyped-call]
             total += metrics["loss"] / passes
             spread += metrics.get("loss_spread", 0.0) / passes

@@ -145,13 +145,15 @@ class Trunk:
 
 
 def beyond(
-    trunk: Trunk | None, model: PreTrainedModel, batch: Batch, *, times: int = 1
+    trunk: Trunk | None, model: PreTrainedModel, batch: Batch, seen: Batch
 ) -> AbstractContextManager[None]:
-    """Runs the trunk, if there is one; inside, the rest of the model sees each row so many
-    times."""
+    """Runs the trunk over a batch, if there is one; inside, the rest of the model sees `seen`, the
+    same rows, or copies of them side by side, perhaps packed."""
     if trunk is None:
         return nullcontext()
-    return trunk.skipped(trunk.states(model, batch).repeat_interleave(times, dim=0))
+    copies = len(seen.inputs_BT) // len(batch.inputs_BT)
+    states_BTD = trunk.states(model, batch).repeat_interleave(copies, dim=0)
+    return trunk.skipped(seen.side_by_side(states_BTD))
 
 
 class _Reached(Exception):  # noqa: N818 - no error

@@ -107,7 +107,6 @@ def test_labels_are_the_next_tokens_and_padding_counts_nowhere() -> None:
     assert batch.inputs_BT.tolist() == [[5, 6, 0, 0], [1, 2, 3, 4]]
     assert batch.labels_BT.tolist() == [[IGNORED, 7, IGNORED, IGNORED], [2, IGNORED, IGNORED, 8]]
     assert batch.mask_BT.tolist() == [[True, True, False, False], [True] * 4]
-    assert batch.loss_positions.tolist() == [0, 1, 3]
     assert batch.repeat(2).inputs_BT.tolist() == [[5, 6, 0, 0]] * 2 + [[1, 2, 3, 4]] * 2
 
 

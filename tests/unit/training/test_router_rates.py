@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.models import tiny_model
 from tests.unit.training.conftest import MakeConfig
-from training.data import read_examples
+from training.data import Batch, read_examples
 from training.ranks import ALONE
-from training.router_rates import InputSizes
+from training.router_rates import InputSizes, watching
 from training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
@@ -37,21 +37,15 @@ def test_the_median_is_over_tokens_and_not_over_padding() -> None:
     sizes = InputSizes({"only": linear})
     x_BTD = torch.tensor([[[1.0, -1.0], [2.0, 2.0], [900.0, 100.0]], [[3.0, -3.0]] * 3])
     mask_BT = torch.tensor([[True, True, True], [True, False, False]])
-    with sizes.watching(mask_BT):
+    ids_BT = torch.zeros(2, 3, dtype=torch.int64)
+    batch = Batch(ids_BT, ids_BT, mask_BT)
+    with watching(sizes, batch):
         linear(x_BTD)
     linear(x_BTD * 1000)  # nobody looks
     assert sizes.settle(ALONE).tolist() == [4.0]  # of 2, 4, 1000 and 6, the lower one in the middle
-    with sizes.watching(mask_BT):
+    with watching(sizes, batch):
         linear(x_BTD * 1000)  # they are known
     assert sizes.settle(ALONE).tolist() == [4.0]
-
-
-def test_copies_of_a_row_are_seen_with_its_mask() -> None:
-    linear = nn.Identity()
-    sizes = InputSizes({"only": linear})
-    with sizes.watching(torch.tensor([[True, False]])):
-        linear(torch.tensor([[[1.0], [5.0]]]).repeat(4, 1, 1))
-    assert sizes.settle(ALONE).tolist() == [1.0]
 
 
 def test_a_step_moves_the_logits_of_a_layer_by_the_setting(

@@ -39,7 +39,7 @@ def drawn(model: PreTrainedModel, layers: Layers, batch: Batch, *, seed: int) ->
     rule = sampling_rule(torch.Generator().manual_seed(seed))
     with torch.no_grad(), selecting(layers, rule), trace_routes(layers) as trace:
         completion_shares(model, batch)
-    return stacked(trace)[1]
+    return stacked(trace, batch)[1]
 
 
 @pytest.mark.parametrize("credit", ["sequence", "causal"])
@@ -76,7 +76,7 @@ def test_m_selections_as_one_batch_are_m_passes(
             for key, gradient in gradients(layers).items():
                 expected[key] += gradient / (m * len(examples))
             shares.append(share_T.detach())
-            z_LTn = stacked(row_trace)[0][:, 0]
+            z_LTn = stacked(row_trace, batch)[0][:, 0]
             log_probs.append(selection_log_prob(z_LTn, row_LTk).sum(0))
             mean_loss += share_T.sum().item() / (m * len(examples))
         for copy in range(m):
