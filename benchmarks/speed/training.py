@@ -9,8 +9,11 @@ rows; sides that draw nothing get as many rows of their own. Ratios are taken wi
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +68,9 @@ def main(
         for block in range(blocks - upper, blocks)
         for name in FEED_FORWARD
     )
-    make = _Sides(base, sizes, selections)
+    cleared = ExitStack()
+    folder = Path(cleared.enter_context(tempfile.TemporaryDirectory()))
+    make = _Sides(base, sizes, selections, folder)
     cases: dict[str, dict[str, Step]] = {
         "all feed-forward linears": {
             "PEFT LoRA": make.peft(FEED_FORWARD),
@@ -77,12 +82,15 @@ def main(
         f"those of the upper {upper} of {blocks} blocks": {
             "ReMix, nothing shared": make.ours(above, share=False),
             "ReMix, trunk shared": make.ours(above),
+            "ReMix, trunk kept": make.ours(above, keep=True),
             "PEFT LoRA": make.peft(above),
         },
     }
 
     def timed(step: Step, draws: int, number: int) -> float:
         batch = _batch(rows // draws, tokens, make.vocab_size, number)
+        if isinstance(step, _AfterTheFirst):
+            step.see(batch)
         begin = time.perf_counter()
         step(batch, number)
         return time.perf_counter() - begin
@@ -96,6 +104,7 @@ def main(
         warm_up=1,
         report=typer.echo,
     )
+    cleared.close()
     table = []
     for case, sides in found.items():
         references = next(iter(sides)), "softmax mixture"
@@ -118,8 +127,10 @@ def main(
 class _Sides:
     """Makes steps, each on a model of its own."""
 
-    def __init__(self, base: Path, shape: AdapterShape, selections: int) -> None:
+    def __init__(self, base: Path, shape: AdapterShape, selections: int, folder: Path) -> None:
+        """`folder` is for what trunks keep."""
         self._base, self._shape, self._selections = base, shape, selections
+        self._folder = folder
         self.vocab_size = self._model().config.vocab_size
 
     def draws(self, name: str) -> int:
@@ -132,12 +143,14 @@ class _Sides:
         *,
         method: str = "remix",
         share: bool = True,
+        keep: bool = False,
         recompute: bool = False,
     ) -> Step:
         model = self._model()
         config = self._config(targets, method)
         layers = attach_method(model, config)
-        trunk = Trunk.of(model) if share and method == "remix" else None
+        folder = Path(tempfile.mkdtemp(dir=self._folder)) if keep else None
+        trunk = Trunk.of(model, folder) if share and method == "remix" else None
         if recompute:
             recompute_blocks(model)
 
@@ -145,7 +158,8 @@ class _Sides:
             draws = generator("benchmark", number)
             return pass_loss(model, layers, batch, config, draws, trunk)[0]
 
-        return _stepping(model, loss_of)
+        step = _stepping(model, loss_of)
+        return _AfterTheFirst(step, trunk, model) if keep and trunk else step
 
     def peft(self, targets: tuple[str, ...]) -> Step:
         import peft
@@ -179,6 +193,21 @@ class _Sides:
                 **only_remix,
             }
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _AfterTheFirst:
+    """Steps of later epochs, whose rows have been seen: what their trunk computes is kept."""
+
+    step: Step
+    trunk: Trunk
+    model: PreTrainedModel
+
+    def see(self, batch: Batch) -> None:
+        self.trunk.states(self.model, batch)
+
+    def __call__(self, batch: Batch, number: int) -> None:
+        self.step(batch, number)
 
 
 def _stepping(model: PreTrainedModel, loss_of: Callable[[Batch, int], Tensor]) -> Step:
