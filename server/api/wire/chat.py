@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,6 +19,7 @@ from pydantic import (
 from pydantic_core import from_json
 
 from server.api.wire.generation import GenerationBody
+from server.api.wire.json_size import json_size
 from server.api.wire.refusal import refused
 from server.api.wire.setting import Effort, Setting
 from server.api.wire.tools import (
@@ -186,7 +186,7 @@ class Message(BaseModel):
     def size(self) -> int:
         """Its characters, as far as they are text of the client's."""
         arguments = (call.function.arguments for call in self.tool_calls or ())
-        sizes = (len(json.dumps(item, ensure_ascii=False)) for item in arguments)
+        sizes = (json_size(item, ensure_ascii=False) for item in arguments)
         return len(self.content or "") + sum(sizes)
 
     def for_template(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Message(BaseModel):
 def _bounded(variables: dict[str, Any]) -> dict[str, Any]:
     if len(variables) > _MAX_TEMPLATE_NAMES:
         raise invalid(f"found {len(variables)} names, expected at most {_MAX_TEMPLATE_NAMES}")
-    if len(json.dumps(variables)) > _MAX_TEMPLATE_CHARS:
+    if json_size(variables, at_most=_MAX_TEMPLATE_CHARS) > _MAX_TEMPLATE_CHARS:
         raise invalid(f"expected at most {_MAX_TEMPLATE_CHARS} characters of JSON")
     return variables
 
@@ -283,7 +283,7 @@ class ChatPrompt(BaseModel):
         if self._num_characters is None:
             tools = [tool.for_template() for tool in self.callable_tools]
             shown = [*tools, *(self.documents or ())]
-            sizes = (len(json.dumps(item, ensure_ascii=False)) for item in shown)
+            sizes = (json_size(item, ensure_ascii=False) for item in shown)
             self._num_characters = sum(message.size for message in self.messages) + sum(sizes)
         return self
 
