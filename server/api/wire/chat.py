@@ -10,16 +10,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import from_json
 
 from server.api.wire.generation import GenerationBody
 from server.api.wire.json_size import json_size
+from server.api.wire.past_calls import LightCalls, PastCall
 from server.api.wire.refusal import refused
 from server.api.wire.setting import Effort, Setting
 from server.api.wire.tools import (
@@ -65,41 +64,6 @@ def _says_nothing(value: Any) -> None:
 
 Absent = Annotated[None, BeforeValidator(_says_nothing)]
 """A field that changes what a message means and cannot be honoured."""
-
-
-def _parse_arguments(value: Any) -> dict[str, Any]:
-    """Templates want an object where the API has its JSON. Nothing at all is an empty one, as some
-    models call tools that have no parameters."""
-    if not isinstance(value, str):
-        raise invalid("expected text, the arguments as JSON")
-    if not value.strip():
-        return {}
-    try:
-        parsed = from_json(value, allow_inf_nan=False)
-    except ValueError as error:
-        raise invalid(f"not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise invalid("expected a JSON object")
-    return parsed
-
-
-class CalledFunction(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    name: Annotated[Text, Field(min_length=1, max_length=256)]
-    arguments: Annotated[
-        dict[str, Any], PlainValidator(_parse_arguments, json_schema_input_type=str)
-    ]
-
-
-class PastCall(BaseModel):
-    """A call of a tool in an earlier answer."""
-
-    model_config = ConfigDict(strict=True)
-
-    id: Annotated[Text, Field(min_length=1, max_length=256)]
-    type: Literal["function"] = "function"
-    function: CalledFunction
 
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -228,7 +192,9 @@ class ChatPrompt(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True), LightCalls
+    ]
     tools: Tools = None
     tool_choice: ToolChoice = None
     reasoning_effort: Effort | None = None
