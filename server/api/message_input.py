@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from pydantic_core import to_json
 
 from remix_runtime.errors import InvalidRequestError
 from server.api.translation import ChatForm
@@ -99,7 +100,8 @@ def _add_message(form: ChatForm, message: Message, origin: str) -> None:
                 form.add_message(where, "tool", tool_call_id=block.tool_use_id, content=content)
             case "assistant", ToolUseBlock():
                 _begin_turn(form, "assistant", where)
-                arguments = json.dumps(block.input, ensure_ascii=False)
+                # It is read again: what matters is that it takes no long call to write.
+                arguments = to_json(block.input, inf_nan_mode="constants").decode()
                 form.add_call(where, id=block.id, name=block.name, arguments=arguments)
             case "assistant", ThinkingBlock():
                 _begin_turn(form, "assistant", where)

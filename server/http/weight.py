@@ -1,4 +1,4 @@
-"""Bounds what the parts of a body's JSON cost, by a look at its bytes.
+"""Bounds what the parts of JSON cost, a body's or that of texts in it, by a look at its bytes.
 
 A body of 4 MiB may be one text, or a million lists. Parsing the one takes no time; parsing the
 other is a call of C, which stops all threads of the process until it ends.
@@ -6,6 +6,7 @@ other is a call of C, which stops all threads of the process until it ends.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -20,27 +21,29 @@ MAX_MEMBERS = 1 << 15
 MAX_OWN_MEMBERS = 1 << 12
 """Members of one object."""
 
+TOO_HEAVY = (
+    f"has more than {MAX_VALUES} values, {MAX_CONTAINERS} lists and objects or {MAX_MEMBERS} "
+    f"members of objects"
+)
+"""Said of JSON that is not light."""
+
 _BLOCK = 1 << 16
+_Marks = tuple[int, int, int]
+"""Commas, opening brackets, colons."""
 
 
 def require_light(text: bytes) -> None:
-    """Raises `ApiError` for JSON of more parts than are allowed. Other text may pass, or not."""
-    if _is_light(*_marks(text)):  # whatever of it is in texts
-        return
-    values = containers = members = 0
-    inside = False
-    # A quote that is left begins or ends a text.
-    bare = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    for start in range(0, len(bare), _BLOCK):
-        parts = bare[start : start + _BLOCK].split(b'"')
-        found = _marks(b"".join(parts[inside::2]))
-        values, containers, members = values + found[0], containers + found[1], members + found[2]
-        inside ^= len(parts) % 2 == 0
-        if not _is_light(values, containers, members):
-            raise _too_complex(
-                f"the body's JSON has more than {MAX_VALUES} values, {MAX_CONTAINERS} lists and "
-                f"objects or {MAX_MEMBERS} members of objects"
-            )
+    """Raises `ApiError` for a body that is not light."""
+    if not is_light([text]):
+        raise _too_complex(f"the body's JSON {TOO_HEAVY}")
+
+
+def is_light(texts: Sequence[bytes]) -> bool:
+    """Whether texts of JSON have no more parts together than are allowed. What is no JSON may be
+    light, or not."""
+    if _are_few(map(_marks, texts)):  # whatever of it is in texts
+        return True
+    return _are_few(found for text in texts for found in _bare_marks(text))
 
 
 def require_small_objects(value: Any) -> None:
@@ -57,12 +60,28 @@ def require_small_objects(value: Any) -> None:
         todo += [each for each in inner if isinstance(each, dict | list)]
 
 
-def _marks(text: bytes) -> tuple[int, int, int]:
+def _bare_marks(text: bytes) -> Iterator[_Marks]:
+    """Marks outside of texts, block by block."""
+    inside = False
+    # A quote that is left begins or ends a text.
+    bare = text.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    for start in range(0, len(bare), _BLOCK):
+        parts = bare[start : start + _BLOCK].split(b'"')
+        yield _marks(b"".join(parts[inside::2]))
+        inside ^= len(parts) % 2 == 0
+
+
+def _marks(text: bytes) -> _Marks:
     return text.count(b","), text.count(b"[") + text.count(b"{"), text.count(b":")
 
 
-def _is_light(values: int, containers: int, members: int) -> bool:
-    return values <= MAX_VALUES and containers <= MAX_CONTAINERS and members <= MAX_MEMBERS
+def _are_few(found: Iterable[_Marks]) -> bool:
+    values = containers = members = 0
+    for more in found:
+        values, containers, members = values + more[0], containers + more[1], members + more[2]
+        if values > MAX_VALUES or containers > MAX_CONTAINERS or members > MAX_MEMBERS:
+            return False
+    return True
 
 
 def _too_complex(message: str) -> ApiError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -11,15 +10,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import from_json
 
 from server.api.wire.generation import GenerationBody
+from server.api.wire.json_size import json_size
+from server.api.wire.past_calls import LightCalls, PastCall
 from server.api.wire.refusal import refused
 from server.api.wire.setting import Effort, Setting
 from server.api.wire.tools import (
@@ -65,41 +64,6 @@ def _says_nothing(value: Any) -> None:
 
 Absent = Annotated[None, BeforeValidator(_says_nothing)]
 """A field that changes what a message means and cannot be honoured."""
-
-
-def _parse_arguments(value: Any) -> dict[str, Any]:
-    """Templates want an object where the API has its JSON. Nothing at all is an empty one, as some
-    models call tools that have no parameters."""
-    if not isinstance(value, str):
-        raise invalid("expected text, the arguments as JSON")
-    if not value.strip():
-        return {}
-    try:
-        parsed = from_json(value, allow_inf_nan=False)
-    except ValueError as error:
-        raise invalid(f"not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise invalid("expected a JSON object")
-    return parsed
-
-
-class CalledFunction(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    name: Annotated[Text, Field(min_length=1, max_length=256)]
-    arguments: Annotated[
-        dict[str, Any], PlainValidator(_parse_arguments, json_schema_input_type=str)
-    ]
-
-
-class PastCall(BaseModel):
-    """A call of a tool in an earlier answer."""
-
-    model_config = ConfigDict(strict=True)
-
-    id: Annotated[Text, Field(min_length=1, max_length=256)]
-    type: Literal["function"] = "function"
-    function: CalledFunction
 
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -186,7 +150,7 @@ class Message(BaseModel):
     def size(self) -> int:
         """Its characters, as far as they are text of the client's."""
         arguments = (call.function.arguments for call in self.tool_calls or ())
-        sizes = (len(json.dumps(item, ensure_ascii=False)) for item in arguments)
+        sizes = (json_size(item, ensure_ascii=False) for item in arguments)
         return len(self.content or "") + sum(sizes)
 
     def for_template(self) -> dict[str, Any]:
@@ -210,7 +174,7 @@ class Message(BaseModel):
 def _bounded(variables: dict[str, Any]) -> dict[str, Any]:
     if len(variables) > _MAX_TEMPLATE_NAMES:
         raise invalid(f"found {len(variables)} names, expected at most {_MAX_TEMPLATE_NAMES}")
-    if len(json.dumps(variables)) > _MAX_TEMPLATE_CHARS:
+    if json_size(variables, at_most=_MAX_TEMPLATE_CHARS) > _MAX_TEMPLATE_CHARS:
         raise invalid(f"expected at most {_MAX_TEMPLATE_CHARS} characters of JSON")
     return variables
 
@@ -228,7 +192,9 @@ class ChatPrompt(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True), LightCalls
+    ]
     tools: Tools = None
     tool_choice: ToolChoice = None
     reasoning_effort: Effort | None = None
@@ -283,7 +249,7 @@ class ChatPrompt(BaseModel):
         if self._num_characters is None:
             tools = [tool.for_template() for tool in self.callable_tools]
             shown = [*tools, *(self.documents or ())]
-            sizes = (len(json.dumps(item, ensure_ascii=False)) for item in shown)
+            sizes = (json_size(item, ensure_ascii=False) for item in shown)
             self._num_characters = sum(message.size for message in self.messages) + sum(sizes)
         return self
 

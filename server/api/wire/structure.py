@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, PlainValidator, PrivateAttr, model_valida
 from pydantic_core import from_json
 
 from remix_runtime.contracts import Grammar, GrammarKind
+from server.api.wire.json_size import json_size
 from server.api.wire.refusal import refused
 from server.api.wire.setting import Setting
 from server.http.fields import Text, invalid
@@ -24,15 +25,20 @@ MAX_RULES = 1000
 
 
 def _bounded(text: str) -> str:
-    if len(text) > MAX_GRAMMAR:
-        raise invalid(f"found {len(text)} characters, expected at most {MAX_GRAMMAR}")
+    _require_short(len(text))
     return text
+
+
+def _require_short(size: int) -> None:
+    if size > MAX_GRAMMAR:
+        raise invalid(f"found {size} characters, expected at most {MAX_GRAMMAR}")
 
 
 def _schema(value: Any) -> Grammar:
     if not isinstance(value, dict):
         raise invalid("expected a JSON schema, an object")
-    return Grammar(GrammarKind.JSON_SCHEMA, _bounded(json.dumps(value, ensure_ascii=False)))
+    _require_short(json_size(value, ensure_ascii=False))
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(value, ensure_ascii=False))
 
 
 def _schema_or_text(value: Any) -> Grammar:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from remix_runtime.chats.prompt import TOOL_NAME, shown_tool
+from server.api.wire.json_size import json_size
 from server.http.fields import Text, invalid
 
 MAX_TOOLS = 128
@@ -56,7 +56,7 @@ class Tool(BaseModel):
 def _differ(tools: list[Tool] | None) -> list[Tool] | None:
     seen, size = set(), 0
     for tool in tools or ():
-        size += len(json.dumps(tool.function.parameters))
+        size += json_size(tool.function.parameters, at_most=_MAX_SCHEMA_CHARS)
         if size > _MAX_SCHEMA_CHARS:
             raise invalid(f"expected at most {_MAX_SCHEMA_CHARS} characters of parameters")
         if tool.function.name in seen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,6 +28,8 @@ from tests.unit.server.turns import LONGEST_TURN, TellingEngine, as_body, ask, l
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MIB4 = (4 << 20) - 1000
 TURN = {"role": "user", "content": "x"}
+DECIMAL = b"1.23456789e-07"
+LONG_INTEGER = b"1" * sys.get_int_max_str_digits()
 
 
 def raw(fields: bytes) -> bytes:
@@ -39,6 +42,13 @@ def many(item: bytes, count: int) -> bytes:
 
 def members(count: int) -> bytes:
     return b",".join(b'"k%d":1' % i for i in range(count))
+
+
+def called(arguments: str, count: int = 1) -> bytes:
+    """A chat with calls in its history."""
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    answer = {"role": "assistant", "content": "x", "tool_calls": [call] * count}
+    return as_body(messages=[TURN, answer])
 
 
 def large_bodies() -> Iterator[tuple[str, str, bytes, int]]:
@@ -65,6 +75,12 @@ def large_bodies() -> Iterator[tuple[str, str, bytes, int]]:
     yield "biases", COMPLETIONS, raw(b'"logit_bias":{%s}' % members(MAX_OWN_MEMBERS)), 400
     schema = b'"guided_json":{"enum":%s}' % many(b"1", MAX_VALUES - 9)
     yield "a schema", COMPLETIONS, raw(schema), 400
+    schema = b'"guided_json":{"enum":%s}' % many(DECIMAL, MAX_VALUES - 9)
+    yield "a schema of decimals", COMPLETIONS, raw(schema), 400
+    # As many as there may be take half of the limit to parse.
+    count = MIB4 // len(LONG_INTEGER) // 2
+    schema = b'"guided_json":{"enum":%s}' % many(LONG_INTEGER, count)
+    yield "a schema of long integers", COMPLETIONS, raw(schema), 400
     yield "a long prompt", COMPLETIONS, as_body(prompt="x" * MIB4), 400
     yield "messages", CHAT, as_body(messages=[{**TURN, "content": "x" * 900}] * 4096), 400
     yield (
@@ -77,14 +93,24 @@ def large_bodies() -> Iterator[tuple[str, str, bytes, int]]:
     yield "parts", CHAT, as_body(messages=[{**TURN, "content": parts}], max_tokens=1), 200
     document = {f"k{i}": "x" * 30 for i in range(MAX_OWN_MEMBERS - 1)}
     yield "documents", CHAT, as_body(messages=[TURN], documents=[document] * 6), 400
+    many_decimals = {"x": [float(DECIMAL)] * (MAX_VALUES - 100)}
+    yield "a document", CHAT, as_body(messages=[TURN], documents=[many_decimals]), 400
+    variables = as_body(messages=[TURN], chat_template_kwargs=many_decimals)
+    yield "template variables", CHAT, variables, 400
     parameters = {"enum": [1] * 1500}
     functions = [{"name": f"f{number}", "parameters": parameters} for number in range(128)]
     tools = [{"type": "function", "function": function} for function in functions]
     yield "tools", CHAT, as_body(messages=[TURN], tools=tools), 400
-    arguments = json.dumps({"a": [1] * 200_000})
-    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    called = {"role": "assistant", "content": "x", "tool_calls": [call]}
-    yield "arguments", CHAT, as_body(messages=[TURN, called]), 400
+    function = {"name": "f", "parameters": many_decimals}
+    tools = [{"type": "function", "function": function}]
+    yield "a tool", CHAT, as_body(messages=[TURN], tools=tools), 400
+    yield "arguments", CHAT, called(json.dumps({"a": [1] * 200_000})), 400
+    yield "decimal arguments", CHAT, called(json.dumps(many_decimals)), 400
+    nests = many(b"[" * 100 + b"]" * 100, 150).decode()
+    yield "nests in arguments", CHAT, called(f'{{"a":{nests}}}', 128), 400
+    use = {"type": "tool_use", "id": "x", "name": "f", "input": many_decimals}
+    answer = {"role": "assistant", "content": [use]}
+    yield "input", "/v1/messages", as_body(messages=[TURN, answer], max_tokens=1), 400
     blocks = [{"role": "user", "content": [{"type": "text", "text": "x" * 8}] * 2}] * 4000
     yield "blocks", "/v1/messages", as_body(messages=blocks, max_tokens=1), 400
     item = {"role": "user", "content": [{"type": "input_text", "text": "x" * 8}] * 2}
