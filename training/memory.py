@@ -1,0 +1,116 @@
+"""What a step needs of memory, by a formula: so that a setting can be chosen before it is tried.
+
+The formula is that of blocks with attention and a gated feed-forward part, as in Llama, Qwen,
+Mistral and Gemma; what autograd keeps of one is counted in `kept_by_block`. docs/training.md has it
+in words.
+
+Symbols: D width, F feed-forward width, Q and K widths of queries and of keys, n experts, k of them
+active, r their rank, s bytes of a number of the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from remix_runtime.adapter.layers import RemixLinear
+from training.blocks import blocks_of, routed_in
+from training.completion_loss import LOGITS
+from training.config import TrainConfig
+
+_FLOAT, _INDEX = 4, 8
+_OF_A_TRAINED_NUMBER = 7 * _FLOAT
+"""Itself, its gradient, two moments; the last good state of it and of the moments."""
+_OF_A_LOGIT = 3 * _FLOAT
+"""Itself, its log-probability, its gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes, by what they are for."""
+
+    base: int
+    adapter: int
+    """Experts and routers with what AdamW has of them."""
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, each.name) for each in fields(self))
+
+
+def memory_of(
+    model: PreTrainedModel,
+    layers: Mapping[str, RemixLinear],
+    config: TrainConfig,
+    *,
+    tokens: int,
+    learned: int,
+) -> Memory:
+    """The memory of steps on passes of `tokens` in all rows of a pass, copies counted, of which
+    `learned` carry a loss."""
+    trained = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
+    ours = {id(p) for p in trained}
+    base = [p for p in model.parameters() if id(p) not in ours]
+    size = model.dtype.itemsize
+    above = blocks_of(model).above
+    whole = [kept_by_block(block, model.config, size, first=i == 0) for i, block in enumerate(above)]
+    if config.gradient_checkpointing:
+        a_token = sum(kept_between(block, model.config, size) for block in above) + max(whole)
+    else:
+        a_token = sum(whole)
+    working = size * 4 * model.config.get_text_config().intermediate_size  # gradients of a block
+    copies = sum(size * p.numel() for p in trained)  # of A and B as the products read them
+    return Memory(
+        base=sum(p.numel() * p.element_size() for p in base),
+        adapter=_OF_A_TRAINED_NUMBER * sum(p.numel() for p in trained),
+        activations=tokens * (a_token + working) + copies,
+        logits=_OF_A_LOGIT * min(LOGITS, learned * model.config.get_text_config().vocab_size),
+    )
+
+
+def kept_by_block(block: nn.Module, config: Any, size: int, *, first: bool) -> int:
+    """Bytes that a block keeps of a token for its gradients. Nothing flows back through the
+    attention of the `first` adapted block where only its feed-forward part is adapted."""
+    shape = config.get_text_config()
+    d, f = shape.hidden_size, shape.intermediate_size
+    head = getattr(shape, "head_dim", None) or d // shape.num_attention_heads
+    q, k = head * shape.num_attention_heads, head * shape.num_key_value_heads
+    adapted = [layer for layer in routed_in(block) if isinstance(layer, RemixLinear)]
+    feed_forward = [layer for layer in adapted if ".mlp." in layer.name]
+    attention = [layer for layer in adapted if layer not in feed_forward]
+    reads_d = any(not layer.name.endswith("down_proj") for layer in feed_forward)
+    reads_f = any(layer.name.endswith("down_proj") for layer in feed_forward)
+    reads_states = any(not layer.name.endswith("o_proj") for layer in attention)
+    kept = size * (3 * f + d * reads_d + f * reads_f + d * reads_states)
+    if attention or not first:
+        kept += size * (2 * q + 2 * k) + 2 * d * _FLOAT  # what the two norms read, in float32
+    return kept + sum(_kept_by_linear(layer, size) for layer in adapted)
+
+
+def kept_between(block: nn.Module, config: Any, size: int) -> int:
+    """Bytes of a token that stay of a block which is computed again: its input and its routes."""
+    adapted = [layer for layer in routed_in(block) if isinstance(layer, RemixLinear)]
+    return int(size * config.get_text_config().hidden_size) + sum(map(_kept_of_routes, adapted))
+
+
+def _kept_by_linear(layer: RemixLinear, size: int) -> int:
+    n, r, d_in = layer.a_nrD.shape
+    inputs = d_in * _FLOAT if size < _FLOAT else 0  # of the router, in float32
+    return int(n * r * (size + _FLOAT) + inputs) + _kept_of_routes(layer)
+
+
+def _kept_of_routes(layer: RemixLinear) -> int:
+    """Logits and what their log-probabilities need, for the router's gradient."""
+    n = layer.router_nD.shape[0]
+    return int(3 * n * _FLOAT + layer.top_k * _INDEX + 3 * _FLOAT)
+
+
+def rows_of_a_pass(lengths: Sequence[int], config: TrainConfig) -> int:
+    """The tokens of a pass over rows of such lengths, padding and copies counted."""
+    return len(lengths) * max(lengths) * config.copies
