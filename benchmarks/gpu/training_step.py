@@ -31,6 +31,7 @@ from benchmarks.result import Table, publish
 from benchmarks.rounds import Spread, ratio, run_rounds, spread
 from benchmarks.shape import AdapterShape
 from benchmarks.speed.training import FEED_FORWARD, peft_lora, random_examples, stepping
+from remix_runtime.adapter.layers import trace_routes
 from training.completion_loss import LOGITS, completion_shares
 from training.config import TrainConfig, parse_config
 from training.data import Batch, collate
@@ -146,9 +147,10 @@ class Sides:
         rows, positions = len(self._batch.inputs_BT), len(self._batch.loss_positions)
         body, blocks = model.base_model, model.base_model.layers
         kept = []
-        with selecting(layers, sampling_rule(generator("memory", device=DEVICE))):
-            for count in (1, 2):  # the second is the first into which gradients flow
-                body.layers = blocks[:count]
+        for count in (1, 2):  # the second is the first into which gradients flow
+            body.layers = blocks[:count]
+            rule = sampling_rule(generator("memory", device=DEVICE))
+            with selecting(layers, rule), trace_routes(layers):  # as in a step
                 kept.append(_kept_bytes(model, self._batch.inputs_BT))
         block, inputs = kept[1] - kept[0], self.tokens * config.hidden_size * 2
         depth = config.num_hidden_layers

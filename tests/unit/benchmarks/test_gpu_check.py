@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.gpu import check, training_step
+from benchmarks.gpu.bases import small
 from benchmarks.gpu.parts import Outcome, Part, as_json, read_outcomes, run_parts
 
 IDENTITY = {"code": "abc", "device": "a GPU", "tiny": False}
@@ -205,6 +206,14 @@ def test_the_training_part_runs_tiny(tmp_path: Path) -> None:
     same = ("base", "adapter", "logits")
     assert [kept[name] for name in same] == [recomputed[name] for name in same]
     assert kept["activations"] > recomputed["activations"] > 0
+
+
+def test_what_a_block_keeps_is_counted_alike_each_time() -> None:
+    few, many = (training_step.Sides(small(512), tokens) for tokens in (8, 16))
+    counted = [few.predicted("kept")["activations"] for _ in range(3)]
+    assert len(set(counted)) == 1
+    # What belongs to tokens doubles with them; the experts in the type of the products do not.
+    assert counted[0] < many.predicted("kept")["activations"] < 2 * counted[0]
 
 
 def test_a_case_without_memory_is_a_line_of_the_result() -> None:
