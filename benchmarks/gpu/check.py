@@ -63,7 +63,8 @@ PARTS = (
         needs=("vllm",),
         tells="together_is_reference",
     ),
-    # The next runs of a study: Part("study", ("-m", "benchmarks.quality.study", …), seconds).
+    # What follows may go on from run to run, as a study: Part(name, (…, "{minutes}"), 120,
+    # goes_on=True).
 )
 RESULTS = Path("benchmarks/results")
 TINY_RESULTS = Path("runs/gpu-check")

@@ -1,9 +1,9 @@
 """Packs what a bare GPU machine lacks for `make gpu-check`: `make gpu-pack OUT=FOLDER`.
 
-Such a machine has Python 3.12, torch for CUDA 13, triton, transformers, numpy, pytest, and reaches
-no package index. Three sets, each an archive cut into pieces below 60 MiB that travel one by one:
-`core` for tests and training, `vllm` without the kernels that no Llama needs, `bases` as GGUF
-files. There:
+Such a machine has a Hopper card, Python 3.12, torch for CUDA 13, triton, transformers, numpy and
+pytest, and reaches no package index. Three sets, each an archive cut into pieces below 60 MiB that
+travel one by one: `core` for tests and training, `vllm` without the kernels that no Llama needs,
+`bases` as GGUF files. There:
 
     python3 -m benchmarks.gpu.unpack FOLDER [--site SITE]
     PYTHONPATH=SITE python3 -m benchmarks.gpu.check
@@ -47,7 +47,8 @@ KEPT_LIBRARIES = (
     *("_C_stable_libtorch", "spinloop", "fs_io_C", "cumem_allocator"),
     "vllm_flash_attn/_vllm_fa3_C",
 )
-"""Of vLLM's own. The others are FlashAttention 2 and MLA, mixtures of experts, Blackwell."""
+"""Of vLLM's own. The others are FlashAttention 2, for cards before Hopper, and MLA, mixtures of
+experts, Blackwell."""
 _LARGE = 20 << 20
 _ROOT = Path(__file__).resolve().parents[2]
 _LOCK = _ROOT / "docker" / "requirements-gpu.txt"

@@ -37,7 +37,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 @dataclass(frozen=True, slots=True)
 class Part:
     """`arguments` are Python's: "{out}" becomes the path without ending where the part may write a
-    result of its own, "{seconds}" the time that it has."""
+    result of its own, "{seconds}" or "{minutes}" the time that it has."""
 
     name: str
     arguments: tuple[str, ...]
@@ -47,6 +47,8 @@ class Part:
     """Modules without which it is left out."""
     tells: str = ""
     """A pattern of the line that says what came of it; one that prints none is not done."""
+    goes_on: bool = False
+    """Has more to do in every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def run_parts(
     found: list[Outcome] = []
     for number, part in enumerate(parts, start=1):
         outcome = earlier.get(part.name)
-        if outcome is not None and outcome.status == "done":
+        if outcome is not None and outcome.status == "done" and not part.goes_on:
             report(f"{part.name}: done in an earlier run")
         else:
             before, left = outcome, end - time.monotonic()
@@ -124,18 +126,19 @@ def _attempt(
     stem.parent.mkdir(parents=True, exist_ok=True)
     for ending in (".json", ".md"):
         stem.with_suffix(ending).unlink(missing_ok=True)
-    given = {"out": str(stem), "seconds": f"{max(1.0, limit - MARGIN_SECONDS):.0f}"}
+    told = max(1.0, limit - MARGIN_SECONDS)
+    given = {"out": str(stem), "seconds": f"{told:.0f}", "minutes": f"{told / 60:.2f}"}
     command = [sys.executable, *(argument.format_map(given) for argument in part.arguments)]
     log, begin = stem.with_suffix(".log"), time.monotonic()
     code = _run(command, log, limit, environment)
     seconds = round(time.monotonic() - begin, 1)
     lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
-    told = "\n".join(lines[-TOLD_LINES:])
     telling = [line for line in lines if re.search(part.tells, line)]
     if code == 0 and telling:
         return Outcome(part.name, "done", telling[-1], seconds, *_own_result(stem))
     status: Literal["failed", "over its limit"] = "over its limit" if code is None else "failed"
-    return Outcome(part.name, status, told, seconds, *_own_result(stem))
+    last = "\n".join(lines[-TOLD_LINES:])
+    return Outcome(part.name, status, last, seconds, *_own_result(stem))
 
 
 def _run(

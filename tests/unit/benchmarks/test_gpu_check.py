@@ -90,6 +90,8 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> No
     assert kept == earlier
     found = run(tmp_path, python("done", "raise SystemExit(1)"), again, earlier=kept)
     assert found["done"] == earlier["done"]
+    study = Part("done", ("-c", "import sys; print(sys.argv[1])", "{minutes}"), 75, goes_on=True)
+    assert run(tmp_path, study, earlier=kept)["done"].note == "1.00"
     assert (found["again"].note, mark.read_text()) == ("now", "x")
 
 
