@@ -5,13 +5,15 @@
 # make test-hostile   kills at random, loads from many threads, leaks, hostile clients, faults: hours; see tests/hostile
 # make test-mutants   changes the code and looks whether a test fails: writes docs/results/mutants.md
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
+# make gpu-check   all that a GPU has to tell, in 8 minutes of one; on a CPU it is tried out
+# make gpu-pack OUT=FOLDER   what a bare GPU machine lacks for that, in parts of less than 60 MiB
 # make stop      end the server that `make run` left in the background
 # make lock      what the images install, again from the newest versions
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-hostile test-mutants test-gpu test-vllm test-conformance lint format bench samples lock clean
+.PHONY: help install run stop test test-slow test-hostile test-mutants test-gpu test-vllm test-conformance gpu-check gpu-pack lint format bench samples lock clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -127,6 +129,16 @@ test-conformance: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# In order of value, and what came of each part is written as it ends; the next run goes on there. With
+# tiny shapes by TINY=1, and so it is without CUDA; with vLLM's CPU build by VENV=.venv-vllm. Less of it by
+# MINUTES=4, ONLY=vLLM; elsewhere by OUT=STEM.
+gpu-check: $(if $(filter $(VLLM_VENV),$(VENV)),$(VLLM_VENV)/.installed,install)
+	$(if $(TINY),$(TEST_ENV)) $(BIN)/python -m benchmarks.gpu.check $(if $(TINY),--tiny) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only '$(ONLY)') $(if $(OUT),--out '$(OUT)')
+
+gpu-pack: install
+	$(BIN)/python -m benchmarks.gpu.pack $(if $(OUT),--out '$(OUT)')
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,10 +5,12 @@ Shape suffixes: n experts, r LoRA rank, D input width, O output width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -46,6 +48,31 @@ def write_random_adapters(
     for seed, adapter in enumerate(folders):
         write_random_adapter(adapter, model, shape, targets, seed)
     return folders
+
+
+def write_random_lora(folder: Path, model: nn.Module, rank: int) -> Path:
+    """Writes a plain LoRA of PEFT's for the feed-forward linears of `model` (meta tensors suffice),
+    its output about as large as W x. Returns `folder`."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, (width_o, width_d) in target_shapes(base_shapes(model), FEED_FORWARD).items():
+        a_rD = torch.randn(rank, width_d, generator=generator) / width_d**0.5
+        b_Or = torch.randn(width_o, rank, generator=generator) / rank**0.5
+        for part, tensor in (("lora_A", a_rD), ("lora_B", b_Or)):
+            tensors[f"base_model.model.{name}.{part}.weight"] = tensor.bfloat16()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "benchmark",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": list(FEED_FORWARD),
+        "bias": "none",
+    }
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def write_random_adapter(

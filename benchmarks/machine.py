@@ -31,6 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
+        **_gpus(),
         "packages": packages,
         "commit": _commit(),
         "load_average": [round(x, 2) for x in os.getloadavg()],
@@ -42,6 +43,16 @@ def _cpu_field(name: str) -> str:
     lines = file.read_text().splitlines() if file.exists() else []
     fields = (line.partition(":") for line in lines)
     return next((value.strip() for key, _, value in fields if key.strip() == name), "")
+
+
+def _gpus() -> dict[str, Any]:
+    """Name, memory and driver of each, where NVIDIA's tool tells them."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    with suppress(OSError):
+        done = subprocess.run(query, capture_output=True, text=True)
+        if done.returncode == 0:
+            return {"gpu": "; ".join(done.stdout.strip().splitlines())}
+    return {}
 
 
 def _commit() -> str | None:

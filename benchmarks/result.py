@@ -10,6 +10,9 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 
+MACHINE = "## Machine"
+"""The heading of the last part of every result."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -35,19 +38,38 @@ def publish(
     machine: Mapping[str, Any] | None = None,
     **figures: Any,
 ) -> str:
-    """Prints a result and returns it: the title with the day, the parts with content, the machine.
+    """Prints a result and returns it, as `write` makes it. With a `stem` it is also written."""
+    markdown = write(stem, title, *parts, machine=machine, **figures)
+    print(markdown)
+    return markdown
 
-    With a `stem` it is also written, as `stem`.md, and as `stem`.json together with the figures.
+
+def write(
+    stem: Path | None,
+    title: str,
+    *parts: str | Table,
+    machine: Mapping[str, Any] | None = None,
+    **figures: Any,
+) -> str:
+    """Returns a result: the title with the day, the parts with content, the machine.
+
+    With a `stem` it is written as `stem`.md, and as `stem`.json together with the figures; each
+    file is whole at any moment.
     """
     machine = machine or describe_machine()
-    shown = [f"# {title}, {machine['date'][:10]}", *parts, "## Machine", fields(machine)]
+    shown = [f"# {title}, {machine['date'][:10]}", *parts, MACHINE, fields(machine)]
     markdown = "\n\n".join(str(part) for part in shown if part) + "\n"
-    print(markdown)
     if stem is not None:
         result = [[p.header, *p.rows] if isinstance(p, Table) else p for p in parts if p]
         document = {"machine": machine, **figures, "result": result}
         stem.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, default=str)
-        stem.with_name(stem.name + ".json").write_text(text + "\n", encoding="utf-8")
-        stem.with_name(stem.name + ".md").write_text(markdown, encoding="utf-8")
+        _replace(stem.with_name(stem.name + ".json"), text + "\n")
+        _replace(stem.with_name(stem.name + ".md"), markdown)
     return markdown
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

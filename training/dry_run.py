@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import resource
 import sys
+from dataclasses import asdict
 
 import torch
 from rich.console import Console
@@ -17,7 +18,10 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from training.config import TrainConfig
+from training.data import collate
 from training.encoding import Example
+from training.memory import Memory, memory_of
+from training.objective import batch_as_seen
 from training.preparation import prepare
 from training.progress import stage
 from training.trainer import StepReport, Trainer
@@ -45,6 +49,10 @@ def dry_run(config: TrainConfig, console: Console) -> None:
     reports: list[StepReport] = []
     with stage(console, "taking two steps on the longest rows"):
         trainer.run(on_step=reports.append)
+    batch = collate([example for index in longest for example in met[index]])
+    predicted = memory_of(
+        made.model, trainer.layers, made.config, batch_as_seen(batch, made.config)
+    )
     rows_a_step = config.batch_size * config.gradient_accumulation
     in_routers = sum(p.numel() for n, p in trainer.parameters.items() if n.endswith(".router_nD"))
     in_experts = sum(p.numel() for p in trainer.parameters.values()) - in_routers
@@ -65,6 +73,7 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         "selections counted",
         "a step on the longest rows": f"{reports[-1].seconds:.1f} s, {reports[-1].tokens:,} tokens",
         "memory, at most": f"{_most_memory(made.model.device) / 1e9:.2f} GB in these two steps",
+        "memory, by the formula": _shown(predicted),
     }.items():
         table.add_row(name, value)
     console.print(table)
@@ -84,6 +93,14 @@ def learned(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
         else:
             text.append(said if len(said) <= _CONTEXT else f"… {said[-_CONTEXT:]}")
     return text
+
+
+def _shown(memory: Memory | None) -> str:
+    """A prediction by its parts."""
+    if memory is None:
+        return "is for other shapes of blocks (docs/training.md)"
+    parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in asdict(memory).items())
+    return f"{memory.total / 1e9:.2f} GB: {parts}"
 
 
 def _most_memory(device: torch.device) -> int:

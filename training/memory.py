@@ -5,12 +5,12 @@ Mistral and Gemma; what autograd keeps of one is counted in `kept_by_block`. doc
 in words.
 
 Symbols: D width, F feed-forward width, Q and K widths of queries and of keys, n experts, k of them
-active, r their rank, s bytes of a number of the base.
+active, r their rank, s bytes of a number of the base; P rows as the model sees them, L positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,6 +21,8 @@ from remix_runtime.adapter.layers import RemixLinear
 from training.blocks import blocks_of, routed_in
 from training.completion_loss import LOGITS
 from training.config import TrainConfig
+from training.data import Batch
+from training.losses import IGNORED
 
 _FLOAT, _INDEX = 4, 8
 _OF_A_TRAINED_NUMBER = 7 * _FLOAT
@@ -48,18 +50,22 @@ def memory_of(
     model: PreTrainedModel,
     layers: Mapping[str, RemixLinear],
     config: TrainConfig,
-    *,
-    tokens: int,
-    learned: int,
-) -> Memory:
-    """The memory of steps on passes of `tokens` in all rows of a pass, copies counted, of which
-    `learned` carry a loss."""
+    batch: Batch,
+) -> Memory | None:
+    """The memory of steps on passes over a batch as the model sees it: with all copies of its
+    rows. None for a base whose blocks are others."""
+    if not hasattr(model.config.get_text_config(), "intermediate_size"):
+        return None
+    labels_PL = batch.side_by_side(batch.labels_BT, fill=IGNORED)
+    tokens, learned = labels_PL.numel(), len(labels_PL) * int((labels_PL != IGNORED).any(0).sum())
     trained = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
     ours = {id(p) for p in trained}
     base = [p for p in model.parameters() if id(p) not in ours]
     size = model.dtype.itemsize
     above = blocks_of(model).above
-    whole = [kept_by_block(block, model.config, size, first=i == 0) for i, block in enumerate(above)]
+    whole = [
+        kept_by_block(block, model.config, size, first=i == 0) for i, block in enumerate(above)
+    ]
     if config.gradient_checkpointing:
         a_token = sum(kept_between(block, model.config, size) for block in above) + max(whole)
     else:
@@ -87,9 +93,14 @@ def kept_by_block(block: nn.Module, config: Any, size: int, *, first: bool) -> i
     reads_d = any(not layer.name.endswith("down_proj") for layer in feed_forward)
     reads_f = any(layer.name.endswith("down_proj") for layer in feed_forward)
     reads_states = any(not layer.name.endswith("o_proj") for layer in attention)
-    kept = size * (3 * f + d * reads_d + f * reads_f + d * reads_states)
-    if attention or not first:
-        kept += size * (2 * q + 2 * k) + 2 * d * _FLOAT  # what the two norms read, in float32
+    flows_in = bool(attention) or not first  # a gradient, into the feed-forward part
+    kept: int = size * (f * reads_f + d * reads_d + d * reads_states)
+    if flows_in or reads_d:
+        kept += size * 3 * f
+    if flows_in:
+        kept += size * (2 * q + 2 * k) + 2 * d * _FLOAT  # what norms read, in float32
+        if any(name.endswith("q_norm") for name, _ in block.named_modules()):
+            kept += (q + k) * _FLOAT
     return kept + sum(_kept_by_linear(layer, size) for layer in adapted)
 
 
@@ -109,8 +120,3 @@ def _kept_of_routes(layer: RemixLinear) -> int:
     """Logits and what their log-probabilities need, for the router's gradient."""
     n = layer.router_nD.shape[0]
     return int(3 * n * _FLOAT + layer.top_k * _INDEX + 3 * _FLOAT)
-
-
-def rows_of_a_pass(lengths: Sequence[int], config: TrainConfig) -> int:
-    """The tokens of a pass over rows of such lengths, padding and copies counted."""
-    return len(lengths) * max(lengths) * config.copies

@@ -149,7 +149,6 @@ def pass_loss(
     The baselines see each example once and take the top-k. A `trunk` sees each example once at
     most. `sizes` looks at the layers' inputs.
     """
-    width = config.max_length if config.packing else None
     if config.method == "remix":
         return remix_pass(
             model,
@@ -160,9 +159,9 @@ def pass_loss(
             generator=generator,
             trunk=trunk,
             sizes=sizes,
-            width=width,
+            width=config.max_length if config.packing else None,
         )
-    seen = packed(batch, width=width) if width else batch
+    seen = batch_as_seen(batch, config)
     with (
         beyond(trunk, model, batch, seen),
         watching(sizes, seen),
@@ -172,6 +171,16 @@ def pass_loss(
     loss, metrics = supervised_loss(share_BT)
     stats = routing_stats(*stacked(trace, seen), batch.mask_BT, softmax=config.method == "softmax")
     return loss, metrics, stats
+
+
+def batch_as_seen(batch: Batch, config: TrainConfig) -> Batch:
+    """The rows of a pass as the model sees them: every copy, packed where the config says so."""
+    return _seen(batch, config.copies, config.max_length if config.packing else None)
+
+
+def _seen(batch: Batch, copies: int, width: int | None) -> Batch:
+    seen = batch.repeat(copies)
+    return packed(seen, width=width) if width else seen
 
 
 def remix_pass(
@@ -188,9 +197,7 @@ def remix_pass(
 ) -> tuple[Tensor, dict[str, float], RoutingStats]:
     """ReMix's `pass_loss`: the M selections of every example as one batch, each drawn from the
     routers. With `width` they are packed into rows of at most so many tokens."""
-    seen = batch.repeat(selections)
-    if width:
-        seen = packed(seen, width=width)
+    seen = _seen(batch, selections, width)
     with (
         beyond(trunk, model, batch, seen),
         watching(sizes, seen),

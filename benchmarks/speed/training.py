@@ -88,7 +88,7 @@ def main(
     }
 
     def timed(step: Step, draws: int, number: int) -> float:
-        batch = _batch(rows // draws, tokens, make.vocab_size, number)
+        batch = collate(random_examples(rows // draws, tokens, make.vocab_size, number))
         if isinstance(step, _AfterTheFirst):
             step.see(batch)
         begin = time.perf_counter()
@@ -158,22 +158,12 @@ class _Sides:
             draws = generator("benchmark", number)
             return pass_loss(model, layers, batch, config, draws, trunk)[0]
 
-        step = _stepping(model, loss_of)
+        step = stepping(model, loss_of)
         return _AfterTheFirst(step, trunk, model) if keep and trunk else step
 
     def peft(self, targets: tuple[str, ...]) -> Step:
-        import peft
-
-        config = peft.LoraConfig(
-            r=self._shape.k * self._shape.r,
-            lora_alpha=2 * self._shape.k * self._shape.r,
-            target_modules=list(targets),
-        )
-        model: Any = peft.get_peft_model(self._model(), config)
-        inner: PreTrainedModel = model.get_base_model()
-        return _stepping(
-            inner, lambda batch, _: supervised_loss(completion_shares(inner, batch))[0]
-        )
+        inner: PreTrainedModel = peft_lora(self._model(), self._shape, targets).get_base_model()
+        return stepping(inner, lambda batch, _: supervised_loss(completion_shares(inner, batch))[0])
 
     def _model(self) -> PreTrainedModel:
         return load_base(str(self._base))[0]
@@ -210,7 +200,16 @@ class _AfterTheFirst:
         self.step(batch, number)
 
 
-def _stepping(model: PreTrainedModel, loss_of: Callable[[Batch, int], Tensor]) -> Step:
+def peft_lora(model: PreTrainedModel, shape: AdapterShape, targets: tuple[str, ...]) -> Any:
+    """The model with PEFT's LoRA of rank k·r."""
+    import peft
+
+    rank = shape.k * shape.r
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets))
+    return peft.get_peft_model(model, config)
+
+
+def stepping(model: PreTrainedModel, loss_of: Callable[[Batch, int], Tensor]) -> Step:
     """Loss, gradients, their norm, AdamW: what every side does after its own loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, fused=True)
@@ -225,18 +224,18 @@ def _stepping(model: PreTrainedModel, loss_of: Callable[[Batch, int], Tensor]) -
     return step
 
 
-def _batch(examples: int, tokens: int, vocab_size: int, number: int) -> Batch:
+def random_examples(count: int, tokens: int, vocab_size: int, number: int) -> list[Example]:
+    """Rows of so many random tokens, prompt and completion in equal parts."""
     random = generator("rows", number)
     prompt = tokens // 2
-    rows = [
+    return [
         Example(
             tokens=tuple(torch.randint(vocab_size, (tokens,), generator=random).tolist()),
             is_target=(False,) * prompt + (True,) * (tokens - prompt),
             prompt_length=prompt,
         )
-        for _ in range(examples)
+        for _ in range(count)
     ]
-    return collate(rows)
 
 
 if __name__ == "__main__":

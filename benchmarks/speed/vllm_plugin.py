@@ -19,9 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import typer
-from peft import LoraConfig, get_peft_model
 
-from benchmarks.adapters import FEED_FORWARD, empty_model, write_random_adapters
+from benchmarks.adapters import empty_model, write_random_adapters, write_random_lora
 from benchmarks.options import Base, Out
 from benchmarks.result import Table, publish
 from benchmarks.rounds import ratio, run_rounds
@@ -29,7 +28,6 @@ from benchmarks.shape import AdapterShape
 from benchmarks.speed.measure import Metric, rates
 from benchmarks.speed.plan import random_workload
 from benchmarks.speed.worker import Worker
-from remix_runtime.base.model import load_model
 
 SHAPES = (AdapterShape(8, 4, 8), AdapterShape(4, 2, 8))
 ADAPTERS = 4
@@ -86,8 +84,8 @@ def start_lanes(base: Path, folder: Path, stack: ExitStack) -> dict[str, Lane]:
     lanes = {"base": Lane(start([], 0), [None])}
     for shape in reversed(SHAPES):
         rank = shape.k * shape.r
-        paths = [write_lora(base, folder / f"lora-{rank}-{i}", rank) for i in range(ADAPTERS)]
-        lanes[own_lora(shape)] = Lane(start(paths, rank), range(ADAPTERS))
+        path = write_random_lora(folder / f"lora-{rank}", empty_model(base), rank)
+        lanes[own_lora(shape)] = Lane(start([path] * ADAPTERS, rank), range(ADAPTERS))
     folders = [
         path
         for number, shape in enumerate(SHAPES)
@@ -98,15 +96,6 @@ def start_lanes(base: Path, folder: Path, stack: ExitStack) -> dict[str, Lane]:
         lanes[f"ReMix {shape}"] = Lane(remix, range(number * ADAPTERS, (number + 1) * ADAPTERS))
     lanes["ReMix engine, base only"] = Lane(remix, [None])
     return lanes
-
-
-def write_lora(base: Path, folder: Path, rank: int) -> Path:
-    model = load_model(str(base))
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(FEED_FORWARD), init_lora_weights=False
-    )
-    get_peft_model(model, config).save_pretrained(folder)
-    return folder
 
 
 def main(base: Base, rounds: int = 5, out: Out = None) -> None:

@@ -10,18 +10,18 @@ import torch
 from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from tests.engines import complete_all, request
+from tests.gpu.device import DEVICE, on_device
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 from tests.reference import greedy, with_adapter
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, on_device]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 async def test_greedy_tokens_are_those_of_the_reference(tmp_path: Path) -> None:
     base = save_tiny_base(tmp_path / "base")
     model = tiny_model("llama")
     engine = EmbeddedEngine(
-        EmbeddedConfig(model=str(base), device="cuda", dtype="float32", max_tokens_per_step=32)
+        EmbeddedConfig(model=str(base), device=DEVICE, dtype="float32", max_tokens_per_step=32)
     )
     await engine.start()
     jobs, expected = [], []
