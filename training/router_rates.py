@@ -5,8 +5,8 @@ In one model |x|₁ is 7 in one layer and 2,000 in another: one rate leaves the 
 and makes the second certain of its experts before they differ. So each router has a rate of its
 own, the wanted step of a logit over the median of |x|₁ in the first step.
 
-Shape suffixes: P rows as the model sees them, L positions of those, D width, N tokens; in sizes, L
-adapted layers in the order of their names.
+Shape suffixes: P rows as the model sees them, L positions of those, D width; in sizes, L adapted
+layers in the order of their names.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def watching(sizes: InputSizes | None, batch: Batch) -> Iterator[None]:
 
 
 class InputSizes:
-    """The median of |x|₁ over the tokens of the first step, for each adapted layer. Not the mean:
-    the first token of a sequence has inputs a hundred times as large as any other in some
-    layers."""
+    """The median of |x|₁ over the tokens of a pass, for each adapted layer: the mean of it over the
+    passes of the first step. Not the mean of all: the first token of a sequence has inputs a
+    hundred times as large as any other in some layers."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = layers
@@ -57,7 +57,7 @@ class InputSizes:
     def look(self, name: str, x_PLD: Tensor, is_token_PL: Tensor) -> None:
         """Notes the inputs of a layer in one pass."""
         size_PL = x_PLD.detach().float().abs().sum(-1)
-        self._seen[name].append(size_PL[is_token_PL])
+        self._seen[name].append(size_PL[is_token_PL].median())
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs of it."""
@@ -71,9 +71,8 @@ class InputSizes:
     def settle(self, ranks: Ranks) -> Tensor:
         """The sizes [L], the mean of those of all processes, by what was seen until now."""
         if self.median_L is None:
-            medians = [torch.cat(seen_N).median() for seen_N in self._seen.values()]
+            size_L = torch.stack([torch.stack(passes).mean() for passes in self._seen.values()])
             self._seen.clear()
-            size_L = torch.stack(medians)
             ranks.average([size_L])
             self.median_L = size_L.cpu().clamp_min(torch.finfo(torch.float32).tiny)
         return self.median_L
