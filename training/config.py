@@ -169,6 +169,9 @@ class TrainConfig(BaseModel):
     """Type of the frozen base and of the products with it and with the experts, whose sums are
     float32 in any case, as are adapters, routers and optimizer. `auto` is float32 on the CPU. On
     CUDA it is bfloat16, but for a base that is stored in float32."""
+    shard_base: bool = False
+    """Divide the frozen base over the processes of a run, which gather a block when they run it:
+    for a base that is larger than a device. The same bits."""
     gradient_checkpointing: bool = False
     """Compute the activations of a block again for its gradients, rather than keep them: a third
     more time, much less memory, the same bits."""

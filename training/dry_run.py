@@ -33,7 +33,8 @@ _CONTEXT = 400
 def dry_run(config: TrainConfig, console: Console) -> None:
     """Prints parameters, tokens, time and memory of a step, and the first rows with what carries a
     loss between « and ». Raises what `run_training` raises."""
-    made = prepare(config, console)
+    alone = config.model_copy(update={"shard_base": False})
+    made = prepare(alone, console)
     rows = made.rows
     with stage(console, f"reading rows of {rows.path}"):
         rows.read_on(LOOKED_AT)

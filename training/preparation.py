@@ -17,6 +17,7 @@ from training.config import TrainConfig
 from training.data import BatchOrder, Rows
 from training.identity import base_contents
 from training.progress import stage
+from training.sharding import require_several
 from training.sources import open_rows
 from training.targets import resolved
 
@@ -55,6 +56,8 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
     for name, (source, split) in wanted.items():
         with stage(console, f"opening {source}") as move:
             opened[name] = open_rows(source, split=split, subset=config.subset, move=move)
+    if config.shard_base:
+        require_several(processes)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with stage(console, f"loading the base {config.base}"):
@@ -63,6 +66,7 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
             pick_device(config.device),
             chat_template=config.defaults.chat_template,
             dtype=config.base_dtype,
+            sharded=config.shard_base,
         )
     limit = row_limit(model.config, config.max_length, default=MAX_LENGTH)
     ends = end_token_ids(model, tokenizer.eos_token_id)
