@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.encoding import Example
 from training.preparation import prepare
 from training.progress import stage
+from training.quantization import is_quantized
 from training.trainer import StepReport, Trainer
 
 LOOKED_AT = 1000
@@ -56,7 +57,8 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         "adapted linears": f"{len(trainer.layers)}",
         "trained parameters": f"{in_experts:,} in experts, {in_routers:,} in routers: "
         f"{(in_experts + in_routers) / of_base:.2%} of the base's {of_base:,}",
-        "base": f"{str(made.model.dtype).removeprefix('torch.')} on {made.model.device}",
+        "base": f"{str(made.model.dtype).removeprefix('torch.')} on {made.model.device}"
+        + (f", its linears by {config.base_quantization}" if is_quantized(made.model) else ""),
         "rows": f"{len(rows):,}; of the first {len(met):,} each has {min(lengths):,} to "
         f"{max(lengths):,} tokens",
         "run": f"{made.config.steps:,} steps of {rows_a_step} rows, "
