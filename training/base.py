@@ -12,7 +12,9 @@ from remix_runtime.base.folder import find_base, wrong
 from remix_runtime.base.model import load_model
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.errors import ConfigError
-from training.config import BaseType
+from training.config import BaseType, Quantization
+from training.quantization import load_quantized
+from training.sharding import shard
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,15 +45,20 @@ def load_base(
     *,
     chat_template: str | None = None,
     dtype: BaseType = "float32",
+    quantization: Quantization = "none",
+    sharded: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads the base model on `device`, and its tokenizer, with an adapter's own chat template if
-    there is one. Raises `ConfigError`."""
+    there is one. `sharded` leaves it this process's part of the base. Raises `ConfigError`."""
     device = device or torch.device("cpu")
     folder = find_base(base, download=True)
     tokenizer = load_tokenizer_of(folder, chat_template=chat_template)
     stored = getattr(read_config(folder).get_text_config(), "dtype", None)
-    model = load_model(str(folder), dtype=pick_type(dtype, stored, device))
-    return model.to(device), tokenizer
+    picked = pick_type(dtype, stored, device)
+    if quantization != "none":
+        return load_quantized(folder, quantization, picked, device), tokenizer
+    model = load_model(str(folder), dtype=picked)
+    return shard(model, device) if sharded else model.to(device), tokenizer
 
 
 def load_tokenizer_of(folder: Path, *, chat_template: str | None = None) -> PreTrainedTokenizerBase:

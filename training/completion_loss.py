@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from training.data import Batch
+from training.forwards import runs
 from training.losses import IGNORED, loss_shares, token_losses
 
 LOGITS = 1 << 26
@@ -37,7 +38,8 @@ def completion_shares(model: PreTrainedModel, batch: Batch) -> Tensor:
         logits_PRV = model(**inputs, use_cache=False, logits_to_keep=positions_R).logits
         loss_PR = token_losses(logits_PRV, labels_PR)
     else:
-        body = model.base_model(**inputs, use_cache=False)
+        with runs(model, model.base_model.__call__):  # by the model, which gathers its weights
+            body = model(**inputs, use_cache=False)
         hidden_PRD = body.last_hidden_state[:, positions_R]
         run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         chunks = zip(*(torch.split(t, chunk, dim=1) for t in (hidden_PRD, labels_PR)), strict=True)
@@ -52,14 +54,10 @@ def _head_losses(
 ) -> Tensor:
     """The losses [P, C] of hidden states that the model's body has made. What follows the body is
     left to the model: some scale their logits, or cap them."""
-    body = model.base_model
 
     def given(*_: Any, **__: Any) -> ModelOutput:
         return output(last_hidden_state=hidden_PCD)
 
-    body.forward = given
-    try:
+    with runs(model.base_model, given):
         logits_PCV = model(use_cache=False).logits
-    finally:
-        del body.forward
     return token_losses(logits_PCV, labels_PC)

@@ -69,6 +69,7 @@ Rate = Annotated[
 File = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_usable)]
 Column = Literal["prompt", "completion", "messages", "conversations", "system", "text", "tools"]
+Quantization = Literal["none", "bnb-4bit", "bnb-8bit", "torchao-8bit"]
 BaseType = Literal["auto", "bfloat16", "float32"]
 Targets = Annotated[
     tuple[Name, ...], Field(strict=False, min_length=1), BeforeValidator(as_targets)
@@ -169,6 +170,13 @@ class TrainConfig(BaseModel):
     """Type of the frozen base and of the products with it and with the experts, whose sums are
     float32 in any case, as are adapters, routers and optimizer. `auto` is float32 on the CPU. On
     CUDA it is bfloat16, but for a base that is stored in float32."""
+    base_quantization: Quantization = "none"
+    """Quantize the frozen base's linears when it is loaded, by bitsandbytes (NF4 with double
+    quantization, LLM.int8) or torchao (8-bit weights); embedding and head stay as they are. The
+    adapter is trained for that base, and served on the plain one."""
+    shard_base: bool = False
+    """Divide the frozen base over the processes of a run, which gather a block when they run it:
+    for a base that is larger than a device. The same bits."""
     packing: bool = False
     """Put the rows of a pass side by side in rows of at most `max_length` tokens, each with
     attention to itself alone, and compute no padding."""
@@ -225,6 +233,11 @@ class TrainConfig(BaseModel):
                     raise ValueError(
                         f"{name}: found without held-out rows, expected eval_data or eval_split"
                     )
+        if self.shard_base and self.base_quantization != "none":
+            raise ValueError(
+                f"base_quantization: found {self.base_quantization} beside shard_base, expected "
+                "one of them"
+            )
         if self.expert_learning_rate == 0:
             raise ValueError("expert_learning_rate: found 0, expected a positive number")
         return self

@@ -24,6 +24,7 @@ from training.memory import Memory, memory_of
 from training.objective import batch_as_seen
 from training.preparation import prepare
 from training.progress import stage
+from training.quantization import is_quantized
 from training.trainer import StepReport, Trainer
 
 LOOKED_AT = 1000
@@ -37,7 +38,8 @@ _CONTEXT = 400
 def dry_run(config: TrainConfig, console: Console) -> None:
     """Prints parameters, tokens, time and memory of a step, and the first rows with what carries a
     loss between « and ». Raises what `run_training` raises."""
-    made = prepare(config, console)
+    alone = config.model_copy(update={"shard_base": False})
+    made = prepare(alone, console)
     rows = made.rows
     with stage(console, f"reading rows of {rows.path}"):
         rows.read_on(LOOKED_AT)
@@ -63,7 +65,8 @@ def dry_run(config: TrainConfig, console: Console) -> None:
         "adapted linears": f"{len(trainer.layers)}",
         "trained parameters": f"{in_experts:,} in experts, {in_routers:,} in routers: "
         f"{(in_experts + in_routers) / of_base:.2%} of the base's {of_base:,}",
-        "base": f"{str(made.model.dtype).removeprefix('torch.')} on {made.model.device}",
+        "base": f"{str(made.model.dtype).removeprefix('torch.')} on {made.model.device}"
+        + (f", its linears by {config.base_quantization}" if is_quantized(made.model) else ""),
         "rows": f"{len(rows):,}; of the first {len(met):,} each has {min(lengths):,} to "
         f"{max(lengths):,} tokens",
         "run": f"{made.config.steps:,} steps of {rows_a_step} rows, "

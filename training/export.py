@@ -19,6 +19,8 @@ from training.data import sequences_of
 from training.encoding import Example
 from training.log import Row
 from training.objective import Layers
+from training.quantization import is_quantized
+from training.sharding import is_sharded
 from training.sources import is_hub_name
 
 PARITY_PROMPTS = 4
@@ -44,8 +46,8 @@ def export_adapter(
     dtype = getattr(torch, config.dtype)
     _round(layers, dtype)
     weights = {name: layer.weights() for name, layer in layers.items()}
-    if model.dtype != torch.float32:
-        model, layers = _in_float32(config, model.device, weights)
+    if model.dtype != torch.float32 or _is_smaller(model):
+        model, layers = _in_float32(config, model, weights)
     stride = max(1, len(rows) // PARITY_PROMPTS)
     spread = range(0, len(rows), stride)[:PARITY_PROMPTS]
     examples = [sequences_of(rows[i])[-1] for i in spread]
@@ -62,12 +64,19 @@ def export_adapter(
 
 
 def _in_float32(
-    config: TrainConfig, device: torch.device, weights: Mapping[str, LayerWeights]
+    config: TrainConfig, trained: PreTrainedModel, weights: Mapping[str, LayerWeights]
 ) -> tuple[PreTrainedModel, Layers]:
     """The adapter on the base in float32, which a parity file is recorded on: loaded again, since
-    the trained one may hold numbers that are not the file's."""
+    the trained one may hold numbers that are not the file's, or a part of them. On the CPU where
+    it may be larger than a device."""
+    device = torch.device("cpu") if _is_smaller(trained) else trained.device
     model, _ = load_base(config.base, device)
     return model, attach_weights(model, config.adapter, weights)
+
+
+def _is_smaller(model: PreTrainedModel) -> bool:
+    """Whether a device that has room for it may have none for the base in float32."""
+    return is_sharded(model) or is_quantized(model)
 
 
 def _round(layers: Layers, dtype: torch.dtype) -> None:

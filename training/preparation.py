@@ -17,6 +17,8 @@ from training.config import TrainConfig
 from training.data import BatchOrder, Rows
 from training.identity import base_contents
 from training.progress import stage
+from training.quantization import require_library
+from training.sharding import require_several
 from training.sources import open_rows
 from training.targets import resolved
 
@@ -48,6 +50,9 @@ class Material:
 def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Material:
     """Opens the rows, before the slow base, and loads the base. Raises `ConfigError`,
     `DataError`."""
+    require_library(config.base_quantization)
+    if config.shard_base:
+        require_several(processes)
     wanted = {"data": (config.data, config.split)}
     if config.eval_data is not None or config.eval_split is not None:
         wanted["eval_data"] = (config.eval_data or config.data, config.eval_split)
@@ -63,6 +68,8 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
             pick_device(config.device),
             chat_template=config.defaults.chat_template,
             dtype=config.base_dtype,
+            quantization=config.base_quantization,
+            sharded=config.shard_base,
         )
     limit = row_limit(model.config, config.max_length, default=MAX_LENGTH)
     ends = end_token_ids(model, tokenizer.eos_token_id)

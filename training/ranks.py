@@ -1,8 +1,8 @@
 """The processes of one run: each takes rows of its own through the same weights.
 
 `torchrun` and `accelerate launch` start them, on one machine or many. Gradients are averaged over
-them before a step, so all take the same one. The model is not wrapped: what goes over the wire is
-an adapter's gradients, in one message.
+them before a step, so all take the same one, in one message with an adapter's gradients. Nothing
+else goes over the wire, unless the base is sharded (`sharding.py`).
 """
 
 from __future__ import annotations
@@ -45,6 +45,14 @@ class Ranks:
         means = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, mean in zip(tensors, means, strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+    def most(self, number: int, device: torch.device) -> int:
+        """The largest of a number of each process."""
+        if self.count == 1:
+            return number
+        most = torch.tensor(number, device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
 
     def wait(self) -> None:
         """Until all processes are here."""

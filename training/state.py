@@ -33,6 +33,7 @@ UNFINISHED = ".unfinished"
 
 _BEFORE_A_CHOICE = {
     "base_dtype": "float32",
+    "base_quantization": "none",
     "cache_trunk": "False",
     "columns": "{}",
     "packing": "False",

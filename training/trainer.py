@@ -28,6 +28,7 @@ from training.ranks import ALONE, Ranks
 from training.recompute import recompute_blocks
 from training.router_rates import InputSizes
 from training.seeds import generator
+from training.sharding import is_sharded
 from training.state import drop_states, load_state, save_state
 from training.trunk import Trunk
 
@@ -47,6 +48,7 @@ NOT_THE_RUN = {
     "device",
     "threads",
     "gradient_checkpointing",
+    "shard_base",
     "base_dtype",  # stands there as the type that it came to
     "report_to",
     "checkpoint_every",
@@ -313,7 +315,10 @@ class Trainer:
     def _held_out_loss(self) -> float:
         """The mean over all held-out rows, of which each process takes its part."""
         own = self.held_out[self.ranks.rank :: self.ranks.count]
-        total = sum(held_out_losses(self.model, own, trunk=self.trunk)) if own else 0.0
+        # As many for each, since a sharded base runs in all at once: one may count for nothing.
+        each = math.ceil(len(self.held_out) / self.ranks.count)
+        rows = [*own, *[self.held_out[0]] * (each - len(own))]
+        total = sum(held_out_losses(self.model, rows, trunk=self.trunk)[: len(own)])
         sums = torch.tensor([total], dtype=torch.float64, device=self.model.device)
         self.ranks.average([sums])
         return sums.item() * self.ranks.count / len(self.held_out)
@@ -322,7 +327,8 @@ class Trainer:
         kept = folder if self.config.cache_trunk else None
         if self.config.method != "remix" and kept is None:
             return None  # every example is seen once in any case
-        trunk = Trunk.of(self.model, kept)
+        together = self.ranks if is_sharded(self.model) else ALONE
+        trunk = Trunk.of(self.model, kept, together)
         if trunk is None and kept is not None:
             raise ConfigError(
                 "cache_trunk: found true where no block is below the adapter, expected "

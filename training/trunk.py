@@ -8,7 +8,7 @@ Shape suffixes: B sequences, T positions, D width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 from remix_runtime.errors import TrainingError
 from training.blocks import blocks_of
 from training.data import Batch
+from training.forwards import runs
+from training.ranks import ALONE, Ranks
 from training.state import UNFINISHED
 
 _PROBE = (0, 1)
@@ -36,25 +38,35 @@ class Trunk:
     `skipped`."""
 
     def __init__(
-        self, below: tuple[nn.Module, ...], first: nn.Module, folder: Path | None = None
+        self,
+        below: Mapping[str, nn.Module],
+        first: nn.Module,
+        folder: Path | None = None,
+        together: Ranks = ALONE,
     ) -> None:
         self._below = below
         self._first = first
         self._folder = folder
+        self._together = together
         self._in_tuple = False
         """Whether a block hands its hidden states on in a tuple."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, folder: Path | None = None) -> Trunk | None:
+    def of(
+        cls, model: PreTrainedModel, folder: Path | None = None, together: Ranks = ALONE
+    ) -> Trunk | None:
         """The trunk of a model with an adapter attached. None where no block is below the adapter,
         or where the model without its trunk is not the same one: a few blocks read more of those
         below them than hidden states. `folder` keeps what was computed, a file for each sequence;
-        it belongs to this base and this adapter's place in it.
+        it belongs to this base and this adapter's place in it. `together` are the processes that
+        a sharded base is in: each runs its trunk as often as any.
         """
         blocks = blocks_of(model)
         if not blocks.below:
             return None
-        trunk = cls(blocks.below, blocks.above[0], folder)
+        names = {module: name for name, module in model.named_modules()}
+        below = {names[block]: block for block in blocks.below}
+        trunk = cls(below, blocks.above[0], folder, together)
         return trunk if trunk._is_whole(model) else None
 
     def states(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -67,61 +79,58 @@ class Trunk:
         if self._folder is None:
             return self._run(model, batch.inputs_BT)
         rows = zip(batch.inputs_BT, batch.mask_BT, strict=True)
-        kept = [self._kept(self._folder, model, inputs_T[mask_T]) for inputs_T, mask_T in rows]
-        return pad_sequence(kept, batch_first=True)
+        sequences = [inputs_T[mask_T] for inputs_T, mask_T in rows]
+        files = [self._folder / _name(inputs_T) for inputs_T in sequences]
+        found = [_read(file, model.device) for file in files]
+        lacking = found.count(None)
+        in_others = self._together.most(lacking, model.device) - lacking
+        for index, inputs_T in enumerate(sequences):
+            if found[index] is None:
+                states_TD = self._run(model, inputs_T[None])[0]
+                _write(files[index], states_TD)
+                found[index] = states_TD
+        for _ in range(in_others):
+            self._run(model, batch.inputs_BT[:1])
+        return pad_sequence([states_TD for states_TD in found if states_TD is not None], True)
 
     @contextmanager
-    def skipped(self, states_BTD: Tensor) -> Iterator[None]:
+    def skipped(self, model: PreTrainedModel, states_BTD: Tensor) -> Iterator[None]:
         """Inside, the model goes on from `states_BTD` where its trunk would end."""
 
         def begin(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (states_BTD, *args[1:])
 
-        def hand_on(hidden_BTD: Tensor, *_: Any, **__: Any) -> Any:
-            return (hidden_BTD,) if self._in_tuple else hidden_BTD
-
-        for block in self._below:
-            block.forward = hand_on
+        for name, block in self._below.items():
+            model.set_submodule(name, _HandOn(block, in_tuple=self._in_tuple))
         try:
             with self._first.register_forward_pre_hook(begin):
                 yield
         finally:
-            for block in self._below:
-                del block.forward
-
-    def _kept(self, folder: Path, model: PreTrainedModel, inputs_T: Tensor) -> Tensor:
-        """The states [T, D] of one sequence, from its file if there is one."""
-        name = sha256(inputs_T.cpu().numpy().tobytes()).hexdigest()
-        path = folder / f"{name}.safetensors"
-        try:
-            kept_TD: Tensor = load_file(path, device=str(model.device))[_STATES]
-            return kept_TD
-        except (FileNotFoundError, SafetensorError, KeyError):  # not yet, or not whole
-            states_TD = self._run(model, inputs_T[None])[0]
-        unfinished = path.with_suffix(f".{os.getpid()}{UNFINISHED}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({_STATES: states_TD.contiguous()}, unfinished)
-            unfinished.replace(path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise TrainingError(
-                f"{path}: cannot be written: {error}; make room, or set cache_trunk: false"
-            ) from None
-        return states_TD
+            for name, block in self._below.items():
+                model.set_submodule(name, block)
 
     @torch.no_grad()
     def _run(self, model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+        whole = model.forward
+
         def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
             raise _Reached(*args[:1])
 
-        with self._first.register_forward_pre_hook(reached):
+        def trunk(**inputs: Any) -> Tensor:
             try:
-                model(input_ids=inputs_BT, use_cache=False)
+                whole(**inputs)
             except _Reached as end:
                 return end.states_BTD
-        raise AssertionError("the model ran without its first adapted block")
+            raise AssertionError("the model ran without its first adapted block")
+
+        # Caught within the model and raised before other hooks of the block, so that a sharded base
+        # sees a pass that has ended, and gathers nothing of that block.
+        with (
+            self._first.register_forward_pre_hook(reached, prepend=True),
+            runs(model, trunk),
+        ):
+            states_BTD: Tensor = model(input_ids=inputs_BT, use_cache=False)
+        return states_BTD
 
     @torch.no_grad()
     def _is_whole(self, model: PreTrainedModel) -> bool:
@@ -132,12 +141,13 @@ class Trunk:
         def look(_: nn.Module, __: Any, output: Any) -> None:
             self._in_tuple = isinstance(output, tuple)
 
-        with self._below[-1].register_forward_hook(look):
+        last = [*self._below.values()][-1]
+        with last.register_forward_hook(look):
             whole = model(input_ids=inputs_BT, use_cache=False).logits
         try:
             states_BTD = self._run(model, inputs_BT)
             model(input_ids=inputs_BT.flip(1), use_cache=False)
-            with self.skipped(states_BTD):
+            with self.skipped(model, states_BTD):
                 rest = model(input_ids=inputs_BT, use_cache=False).logits
         except (TypeError, AttributeError):  # hidden states go another way than from block to block
             return False
@@ -153,7 +163,51 @@ def beyond(
         return nullcontext()
     copies = len(seen.inputs_BT) // len(batch.inputs_BT)
     states_BTD = trunk.states(model, batch).repeat_interleave(copies, dim=0)
-    return trunk.skipped(seen.side_by_side(states_BTD))
+    return trunk.skipped(model, seen.side_by_side(states_BTD))
+
+
+def _name(inputs_T: Tensor) -> str:
+    """The file of one sequence."""
+    return f"{sha256(inputs_T.cpu().numpy().tobytes()).hexdigest()}.safetensors"
+
+
+def _read(path: Path, device: torch.device) -> Tensor | None:
+    """The states [T, D] of one sequence; None where there is no file yet, or not all of it."""
+    try:
+        states_TD: Tensor = load_file(path, device=str(device))[_STATES]
+        return states_TD
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+
+
+def _write(path: Path, states_TD: Tensor) -> None:
+    unfinished = path.with_suffix(f".{os.getpid()}{UNFINISHED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({_STATES: states_TD.contiguous()}, unfinished)
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise TrainingError(
+            f"{path}: cannot be written: {error}; make room, or set cache_trunk: false"
+        ) from None
+
+
+class _HandOn(nn.Module):
+    """Stands in a block's place and hands on what it gets. Nothing of the block runs, its hooks
+    neither: they would gather the weights of a sharded one."""
+
+    def __init__(self, block: nn.Module, *, in_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["_block"] = block  # no child
+        self._in_tuple = in_tuple
+
+    def __getattr__(self, name: str) -> Any:  # a model asks its blocks for their kind of attention
+        return getattr(self.__dict__["_block"], name)
+
+    def forward(self, hidden_BTD: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_BTD,) if self._in_tuple else hidden_BTD
 
 
 class _Reached(Exception):  # noqa: N818 - no error

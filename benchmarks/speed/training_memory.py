@@ -75,7 +75,7 @@ def main(
     publish(
         out,
         "The peak memory of training steps",
-        f"n 8, k 4, r 8 on all feed-forward linears; rows of {TOKENS} tokens, half of them learned; "
+        f"n 8, k 4, r 8 on all feed-forward linears; {TOKENS} tokens a row, half learned; "
         "from before the base is loaded to the end of the third step.",
         Table(["case", "heap", "peak GB", "formula GB", "formula / peak"], rows),
         **figures,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -20,8 +21,11 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
     download: bool = False,
+    quantizer: Any = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """Loads a model on the CPU, in eval mode (no dropout), with all its tensors and no others.
+    """Loads a model in eval mode (no dropout), with all its tensors and no others: on the CPU, or
+    on `device` and quantized on the way by `quantizer`, transformers' settings for that.
 
     `base` and `download` are `find_base`'s; `attention` is the name of an implementation that
     transformers knows. Only safetensors files are read and no code of the model's author is run.
@@ -39,6 +43,8 @@ def load_model(
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
+                quantization_config=quantizer,
+                device_map=device and {"": str(device)},
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,

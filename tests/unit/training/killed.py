@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import training.run
 import training.state
 import training.trainer
 from remix_runtime.adapter.checkpoint import writer
@@ -37,6 +38,16 @@ def train_until(recipe: str, point: str, times: int) -> None:
 def train_rank(recipe: str, rank: int, count: int, port: int, resume: bool, until: int = 0) -> None:
     """One of `count` processes of a run, as a launcher starts them. The first dies after `until`
     steps, if that is not 0."""
+    be_rank(rank, count, port)
+    for plot in ("plot_learning_curve", "plot_expert_load"):  # longer than a tiny run
+        setattr(training.run, plot, lambda *_: None)
+    if rank == 0 and until:
+        RunLog.write = _fatal(RunLog.write, until)  # type: ignore[method-assign]
+    run_training(load_config(Path(recipe)), resume=resume)
+
+
+def be_rank(rank: int, count: int, port: int) -> None:
+    """What a launcher tells a process."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -45,9 +56,6 @@ def train_rank(recipe: str, rank: int, count: int, port: int, resume: bool, unti
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    if rank == 0 and until:
-        RunLog.write = _fatal(RunLog.write, until)  # type: ignore[method-assign]
-    run_training(load_config(Path(recipe)), resume=resume)
 
 
 def _fatal(function: Callable[..., Any], times: int) -> Callable[..., Any]:

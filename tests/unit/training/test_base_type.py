@@ -129,7 +129,7 @@ def test_a_state_of_before_the_choice_was_in_float32(
     with safe_open(newest, framework="pt") as file:
         header = file.metadata()
     run = json.loads(header["run"])
-    for setting in ("base_dtype", "cache_trunk"):
+    for setting in ("base_dtype", "base_quantization", "cache_trunk"):
         del run[setting]
     save_file(load_file(newest), newest, metadata={**header, "run": json.dumps(run)})
     assert Trainer(config, tiny_model("llama"), examples).resume(tmp_path) == 2

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import random
-import signal
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
-from torch import Tensor
 
 from remix_runtime.errors import TrainingError
-from tests.forkserver import context
 from tests.unit.training.conftest import ROWS, MakeConfig, write_rows
-from tests.unit.training.killed import train_rank
-from training.config import TrainConfig
+from tests.unit.training.ranks import end_of, started, train_with
 from training.log import read_metrics
 from training.ranks import ALONE, join_ranks
 from training.run import STATE, run_training
@@ -32,50 +22,6 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 KILLS = 50
 UPPER = ["layers.1.mlp.up_proj", "layers.1.mlp.down_proj"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def started(
-    count: int, config: TrainConfig, *, resume: bool = False, until: int = 0
-) -> Iterator[list[ForkServerProcess]]:
-    """The processes of a run, which end with the context."""
-    recipe = config.output.with_suffix(".yaml")
-    settings = config.model_dump(mode="json", exclude_defaults=True)
-    recipe.write_text(yaml.safe_dump(settings))
-    port = free_port()
-    ranks = [
-        context.Process(target=train_rank, args=(str(recipe), rank, count, port, resume, until))
-        for rank in range(count)
-    ]
-    for process in ranks:
-        process.start()
-    try:
-        yield ranks
-    finally:
-        for process in ranks:
-            process.kill()
-            process.join()
-
-
-def train_with(count: int, config: TrainConfig, *, resume: bool = False, until: int = 0) -> None:
-    """Runs `count` processes to their ends; the first dies after `until` steps."""
-    with started(count, config, resume=resume, until=until) as ranks:
-        ranks[0].join(240)
-        assert ranks[0].exitcode == (-signal.SIGKILL if until else 0)
-        if not until:
-            for process in ranks[1:]:
-                process.join(60)
-                assert process.exitcode == 0
-
-
-def end_of(config: TrainConfig) -> dict[str, Tensor]:
-    return load_file(state_files(config.output / STATE)[-1])
 
 
 @pytest.mark.parametrize(
