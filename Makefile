@@ -132,10 +132,12 @@ test-gpu: install
 
 # In order of value, and what came of each part is written as it ends; the next run goes on there. With
 # tiny shapes by TINY=1, and so it is without CUDA; with vLLM's CPU build by VENV=.venv-vllm. Less of it by
-# MINUTES=4, ONLY=vLLM; elsewhere by OUT=STEM.
+# MINUTES=4, ONLY=vLLM; elsewhere by OUT=STEM; then the next runs of the study of quality by STUDY=FOLDER
+# with the tasks' files.
 gpu-check: $(if $(filter $(VLLM_VENV),$(VENV)),$(VLLM_VENV)/.installed,install)
 	$(if $(TINY),$(TEST_ENV)) $(BIN)/python -m benchmarks.gpu.check $(if $(TINY),--tiny) \
-		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only '$(ONLY)') $(if $(OUT),--out '$(OUT)')
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only '$(ONLY)') $(if $(OUT),--out '$(OUT)') \
+		$(if $(STUDY),--study '$(STUDY)')
 
 gpu-pack: install
 	$(BIN)/python -m benchmarks.gpu.pack $(if $(OUT),--out '$(OUT)')

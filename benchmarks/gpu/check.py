@@ -25,6 +25,7 @@ import typer
 from benchmarks.gpu.parts import Outcome, Part, as_json, read_outcomes, run_parts
 from benchmarks.machine import describe_machine
 from benchmarks.result import Table, write
+from remix_runtime.demo_model import MODELS, SMOLLM2, default_cache
 
 _PYTEST = ("-W", "ignore", "-m", "pytest", "-W", "ignore", "-p", "no:cacheprovider")
 """Other versions may be there than those that warn of nothing."""
@@ -63,8 +64,6 @@ PARTS = (
         needs=("vllm",),
         tells="together_is_reference",
     ),
-    # What follows may go on from run to run, as a study: Part(name, (…, "{minutes}"), 120,
-    # goes_on=True).
 )
 RESULTS = Path("benchmarks/results")
 TINY_RESULTS = Path("runs/gpu-check")
@@ -88,6 +87,10 @@ def main(
         bool, typer.Option(help="Tiny shapes; so it is where there is no CUDA device.")
     ] = False,
     only: Annotated[str, typer.Option(help="Run parts whose name has this in it.")] = "",
+    study: Annotated[
+        Path | None,
+        typer.Option(help="Folder with tasks' files: go on with the study of quality, at the end."),
+    ] = None,
 ) -> None:
     """Run all that there is to check and to measure on a GPU."""
     # The part that is running ends with this process.
@@ -104,9 +107,12 @@ def main(
     stem = out or newest(folder, identity) or folder / f"{date.today().isoformat()}{ENDING}"
     stem = unless_of_others(stem, identity)
     patience = 1 if has_cuda else PATIENCE
-    parts = [replace(part, seconds=patience * part.seconds) for part in PARTS if only in part.name]
+    planned = [*PARTS, *([study_part(study, tiny=tiny)] if study else [])]
+    parts = [
+        replace(part, seconds=patience * part.seconds) for part in planned if only in part.name
+    ]
     if not parts:
-        names = ", ".join(part.name for part in PARTS)
+        names = ", ".join(part.name for part in planned)
         raise SystemExit(f"error: only: found {only!r}, expected a part of one of {names}")
     known = earlier_outcomes(stem, identity)
 
@@ -127,6 +133,27 @@ def main(
     )
     print(f"gpu-check: written to {stem}.md and .json", flush=True)
     raise typer.Exit(0 if all(outcome.is_good for outcome in found) else 1)
+
+
+def study_part(data: Path, *, tiny: bool) -> Part:
+    """The next runs of the study, on the demo bases that are here."""
+    bases = ",".join(name for name in MODELS if (default_cache() / name).is_dir())
+    options = {
+        "--data": str(data.resolve()),
+        "--bases": bases or SMOLLM2.name,
+        "--scale": "tiny" if tiny else "paper",
+        "--minutes": "{minutes}",
+        "--work": "runs/study",
+        "--out": "{out}",
+    }
+    words = [word for option in options.items() for word in option]
+    return Part(
+        "study",
+        ("-m", "benchmarks.quality.study", *words),
+        240,
+        tells="^study: ",
+        goes_on=True,
+    )
 
 
 def write_outcomes(
