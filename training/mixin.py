@@ -20,7 +20,9 @@ from training.blocks import Blocks, blocks_of, routed_in
 from training.data import Batch
 from training.losses import IGNORED, Credit, loss_shares, token_losses
 from training.objective import RoutingStats, remix_pass
+from training.ranks import ALONE
 from training.recompute import recompute_blocks
+from training.router_rates import InputSizes, watching
 from training.seeds import generator
 from training.trunk import Trunk
 
@@ -138,22 +140,34 @@ class RemixTrainerMixin:
 
 def remix_optimizer(
     model: nn.Module,
+    batch: Mapping[str, Any],
     *,
-    expert_learning_rate: float,
-    router_learning_rate: float,
+    expert_learning_rate: float = 3e-3,
+    router_logits_per_step: float = 0.3,
     weight_decay: float = 0.0,
 ) -> AdamW:
-    """AdamW over an adapter, routers at a rate of their own: `Trainer(optimizers=(this, None))`."""
-    routers: list[nn.Parameter] = []
-    experts: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (routers if "router" in name else experts).append(parameter)
-    groups = [
-        {"params": experts, "lr": expert_learning_rate},
-        {"params": routers, "lr": router_learning_rate},
-    ]
+    """AdamW over an adapter, for `Trainer(optimizers=(this, None))`. Each router has the rate that
+    a step of so many logits comes to at the size of its inputs, which a pass over a collator's
+    `batch` shows, as in `remix train`. Raises what the mixin raises for a batch."""
+    layers = {layer.name: layer for layer in routed_in(model)}
+    if not layers:
+        raise ConfigError("model: found no ReMix layer, expected a model with an adapter")
+    sizes, seen = InputSizes(layers), _batch_of(batch)
+    with torch.no_grad(), watching(sizes, seen):
+        model(**{name: ids.to(_device(model)) for name, ids in seen.model_inputs().items()})
+    groups: list[dict[str, Any]] = []
+    for layer, size in zip(layers.values(), sizes.settle(ALONE).tolist(), strict=True):
+        routers = [p for name, p in layer.named_parameters() if "router" in name]
+        if routers := [parameter for parameter in routers if parameter.requires_grad]:
+            groups.append({"params": routers, "lr": router_logits_per_step / size})
+    known = {parameter for group in groups for parameter in group["params"]}
+    experts = [p for p in model.parameters() if p.requires_grad and p not in known]
+    groups.append({"params": experts, "lr": expert_learning_rate})
     return AdamW(groups, lr=expert_learning_rate, weight_decay=weight_decay)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _batch_of(inputs: Mapping[str, Any]) -> Batch:

@@ -27,7 +27,9 @@ from training.held_out import held_out_loss
 from training.losses import IGNORED
 from training.mixin import RemixTrainerMixin, remix_optimizer
 from training.objective import attach_method, pass_loss
+from training.ranks import ALONE
 from training.seeds import generator
+from training.trainer import Trainer as OurTrainer
 from training.trunk import Trunk
 
 pytestmark = [
@@ -114,7 +116,7 @@ def make_trainer(
         max_grad_norm=0.0,
         **{"max_steps": 1, "per_device_train_batch_size": len(examples), "seed": 3, **settings},
     )
-    optimizer = remix_optimizer(model, expert_learning_rate=3e-2, router_learning_rate=3e-2)
+    optimizer = remix_optimizer(model, padded(as_rows(examples)), expert_learning_rate=3e-2)
     return RemixTrainer(
         model,
         arguments,
@@ -191,6 +193,26 @@ def test_a_step_has_the_gradients_of_ours(
         gradient = expected[f"{name}.{part}"]
         assert gradient.abs().max() > 0
         torch.testing.assert_close(found[theirs], gradient, rtol=1e-6, atol=1e-8, msg=theirs)
+
+
+def test_routers_have_the_rates_of_remix_train(make_config: MakeConfig) -> None:
+    config = make_config(router_logits_per_step=0.2, batch_size=4)
+    torch.manual_seed(5)
+    examples = random_examples(4)
+    model = peft_model(config)
+    optimizer = remix_optimizer(
+        model, padded(as_rows(examples)), expert_learning_rate=7e-3, router_logits_per_step=0.2
+    )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    ours = OurTrainer(config, tiny_model("llama"), examples)
+    ours.train_step()
+    sizes = ours._sizes.settle(ALONE).tolist()
+    for name, size in zip(ours.layers, sizes, strict=True):
+        router = f"base_model.model.{name}.{PARTS['router_nD']}.default.weight"
+        assert rates.pop(router) == pytest.approx(0.2 / size, rel=1e-5), name
+    assert set(rates.values()) == {7e-3}
 
 
 def test_it_learns_evaluates_and_writes_an_adapter(
