@@ -96,7 +96,7 @@ def main(
     bases: str = ",".join(MODELS),
     tasks: str = ",".join(TASKS),
     parts: Annotated[str, typer.Option(help="Of rules, search and final.")] = "rules,search,final",
-    scale: Annotated[str, typer.Option(help="tiny, small or paper.")] = "small",
+    scale: Annotated[str, typer.Option(help="tiny, brief, small or paper.")] = "small",
     minutes: Annotated[float, typer.Option(help="No run begins later.")] = 60.0,
     threads: int = 1,
     work: Path = Path("runs/study"),
