@@ -26,7 +26,7 @@ Judge = Callable[[str], bool]
 """Takes an answer."""
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_LETTER = r"\(?\b([A-Z])\b"
+_LETTER = r"\(?\b(?!I\s+[a-z]|I['’])([A-Z])\b"  # "I think" chooses nothing
 _CHOICES = (
     re.compile(rf"(?i:answer|option|choice)(?:\s+is)?\s*[:=]?\s*{_LETTER}"),
     re.compile(rf"^\W*{_LETTER}(?=\W*$|[).:,\n])", re.MULTILINE),

@@ -41,6 +41,9 @@ def test_the_last_number(text: str, number: str | None) -> None:
         ("A dog barks", None),
         ("it is (D), I think", "D"),
         ("no idea", None),
+        ("Answer: I think (B)", "B"),
+        ("I'm sure it is (C)", "C"),
+        ("I", "I"),
     ],
 )
 def test_the_letter_of_a_choice(text: str, letter: str | None) -> None:
