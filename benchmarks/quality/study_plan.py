@@ -28,7 +28,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(1, 2, 2, 4, 4, 2),
-    "brief": Scale(2, 30, 2, 32, 64, 32),
+    "brief": Scale(2, 30, 2, 32, 64, 8),
     "small": Scale(2, 60, 4, 64, 128, 64),
     "paper": Scale(None, 400, 4, 128, 512, 256),
 }
