@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from remix_runtime.errors import TrainingError
+
 _LOWEST, _WEIGHT = "lowest_loss", "best_weight/"
 
 
@@ -36,16 +38,24 @@ class Best:
         return {_LOWEST: lowest, **{_WEIGHT + name: w for name, w in self._weights.items()}}
 
     def take(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a saved state. One that kept no weights says nothing to who needs them."""
+        """Goes on from a saved state. Raises `TrainingError` where weights are wanted that it has
+        not kept."""
         weights = {
             name.removeprefix(_WEIGHT): weight
             for name, weight in state.items()
             if name.startswith(_WEIGHT)
         }
-        if _LOWEST in state and (weights or not self._keeps_weights):
-            step, self.loss = state[_LOWEST].tolist()
-            self.step = int(step)
-            self._weights = weights if self._keeps_weights else {}
+        if _LOWEST not in state:
+            return
+        step, self.loss = state[_LOWEST].tolist()
+        self.step = int(step)
+        if self._keeps_weights and not weights:
+            raise TrainingError(
+                f"keep: found best with a state that has the lowest held-out loss, of step "
+                f"{self.step}, but not its weights: it was saved with keep: last; expected last, "
+                "or --overwrite"
+            )
+        self._weights = weights if self._keeps_weights else {}
 
     def put_into(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Makes the kept weights those of the model."""

@@ -84,6 +84,7 @@ def train(
     """
     from rich.console import Console
 
+    from remix_runtime.errors import ConfigError
     from remix_runtime.extras import require_extra
 
     require_extra("remix train", "train", "matplotlib", "tensorboard")
@@ -93,14 +94,16 @@ def train(
     with stage(console, "loading PyTorch and transformers"):
         from training import dry_run as rehearsal
         from training.config import load_config
-        from training.push import make_repository, push
+        from training.push import push, require_pushable
         from training.run import run_training
     run = load_config(config)
+    if push_to_hub is not None:
+        require_pushable(push_to_hub, run)
+    elif public:
+        raise ConfigError("public: found without --push-to-hub, expected both or neither")
     if dry_run:
         rehearsal.dry_run(run, console)
         return
-    if push_to_hub is not None:
-        make_repository(push_to_hub, run, public=public)
     result = run_training(run, resume=resume, overwrite=overwrite, console=console)
     if not result.rows:
         return  # another process of the run writes, and tells what
@@ -116,7 +119,7 @@ def train(
         )
         if push_to_hub is not None:
             with stage(console, f"uploading it to {push_to_hub}"):
-                address = push(result.adapter, push_to_hub)
+                address = push(result.adapter, push_to_hub, public=public)
             console.print(f"pushed: {address}", markup=False, soft_wrap=True)
 
 
@@ -130,6 +133,9 @@ def evaluate(
         typer.Option(help="Base model, folder or hub id. Default: the one the adapter names."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Which of the data sets that a hub's name stands for.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
     max_length: Annotated[
         int | None,
@@ -193,6 +199,7 @@ def evaluate(
         max_length=max_length,
         columns=_pairs(columns),
         split=split,
+        subset=subset,
         judge=judge,
         max_tokens=max_tokens,
         console=console,

@@ -63,6 +63,15 @@ class Batch:
         return x_PL
 
 
+def require_rows(name: str, x: Tensor, shape: torch.Size) -> None:
+    """Raises `ConfigError` if a layer has not something of each position in each row."""
+    if x.shape[:2] != shape or x.dim() != 3:
+        raise ConfigError(
+            f"target_modules: found {name}, which sees {list(x.shape)} of a batch of "
+            f"{list(shape)} tokens; expected linears that see every token of a row in its place"
+        )
+
+
 def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") -> Batch:
     width = max(len(example.tokens) for example in examples) - 1
     inputs_BT = torch.zeros(len(examples), width, dtype=torch.int64)
@@ -138,11 +147,13 @@ class Rows(Sequence[Sequence[Example]]):
         too_long: TooLong = "refuse",
         end_ids: frozenset[int] = frozenset(),
         columns: Mapping[str, str] = NO_COLUMNS,
+        to_fit: str = "raise it or set too_long: truncate",
     ) -> None:
         """A row of more than `max_length` tokens is wrong, unless `too_long` is "truncate": then it
         loses its end. A chat's answer is learned up to the first of `end_ids`, the tokens that end
         it when it is served; the tokenizer's own end token is always one of them. `columns` maps
-        the names of fields to those that they have in the file.
+        the names of fields to those that they have in the file. `to_fit` says in an error what
+        makes a longer row fit.
         """
         if tokenizer.eos_token_id is None:
             raise ConfigError("base: found a tokenizer without an end token, expected eos_token")
@@ -153,6 +164,7 @@ class Rows(Sequence[Sequence[Example]]):
         self._too_long = too_long
         self.end_ids = end_ids | {tokenizer.eos_token_id}
         self._columns = columns
+        self._to_fit = to_fit
         self._kept: list[tuple[_Packed, ...] | None] = [None] * len(rows)
         self._met = 0
         self.truncated = 0
@@ -205,9 +217,31 @@ class Rows(Sequence[Sequence[Example]]):
             encoded = encode_row(row, self._tokenizer, self.end_ids)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        fitting = [_fitting(each, self.max_length, self._too_long, where) for each in encoded]
+        fitting = [self._fitting(each, where) for each in encoded]
         self.truncated += fitting != encoded
         return fitting
+
+    def _fitting(self, example: Example, where: str) -> Example:
+        """The sequence, or its beginning if it is too long. Raises `DataError`."""
+        limit = self.max_length
+        if len(example.tokens) <= limit:
+            return example
+        if self._too_long == "refuse":
+            raise DataError(
+                f"{where}: found {len(example.tokens)} tokens, expected at most "
+                f"max_length = {limit}; {self._to_fit}"
+            )
+        if not any(example.is_target[1:limit]):
+            raise DataError(
+                f"{where}: found no completion within the first {limit} tokens, "
+                "expected a prompt shorter than max_length"
+            )
+        return replace(
+            example,
+            tokens=example.tokens[:limit],
+            is_target=example.is_target[:limit],
+            prompt_length=min(example.prompt_length, limit),
+        )
 
 
 class Sequences(Sequence[Example]):
@@ -279,25 +313,3 @@ class _Packed:
     def example(self) -> Example:
         targets = tuple(map(bool, self.is_target))
         return replace(self.rest, tokens=tuple(self.tokens), is_target=targets)
-
-
-def _fitting(example: Example, max_length: int, too_long: TooLong, where: str) -> Example:
-    """The sequence, or its beginning if it is too long. Raises `DataError`."""
-    if len(example.tokens) <= max_length:
-        return example
-    if too_long == "refuse":
-        raise DataError(
-            f"{where}: found {len(example.tokens)} tokens, expected at most "
-            f"max_length = {max_length}; raise it or set too_long: truncate"
-        )
-    if not any(example.is_target[1:max_length]):
-        raise DataError(
-            f"{where}: found no completion within the first {max_length} tokens, "
-            "expected a prompt shorter than max_length"
-        )
-    return replace(
-        example,
-        tokens=example.tokens[:max_length],
-        is_target=example.is_target[:max_length],
-        prompt_length=min(example.prompt_length, max_length),
-    )

@@ -69,6 +69,7 @@ def compare_with_base(
     max_length: int | None = None,
     columns: Mapping[str, str] = NO_COLUMNS,
     split: str | None = None,
+    subset: str | None = None,
     judge: JudgeName = "exact",
     max_tokens: int | None = None,
     console: Console | None = None,
@@ -95,14 +96,15 @@ def compare_with_base(
         try:
             digest = (await engine.load_adapter(adapter)).digest
             rows = Rows(
-                open_rows(data, split=split),
+                open_rows(data, split=split, subset=subset),
                 tokenizer,
                 max_length=longest,
                 end_ids=frozenset(engine.model.eos_token_ids),
                 columns=columns,
+                to_fit="--max-length may be more, up to the base's context",
             )
-            every = questions_of(rows, tokenizer, judge, max_tokens=max_tokens)
-            questions = list(itertools.islice(every, limit))
+            every = questions_of(rows, tokenizer, judge, limit=limit, max_tokens=max_tokens)
+            questions = list(every)
             with stage(console, f"asking {2 * len(questions)} questions") as move:
                 return await score(
                     engine,
@@ -122,11 +124,12 @@ def questions_of(
     tokenizer: PreTrainedTokenizerBase,
     judge: JudgeName,
     *,
+    limit: int | None = None,
     max_tokens: int | None = None,
 ) -> Iterator[Question]:
-    """The sequences of rows with their judges. Raises `DataError` for a row that the judge cannot
-    use."""
-    for index, row in enumerate(rows):
+    """The sequences of rows, or of the first `limit` rows, with their judges. Raises `DataError`
+    for a row that the judge cannot use."""
+    for index, row in enumerate(itertools.islice(rows, limit)):
         for example in row:
             context, learned = split_at_answer(example)
             is_whole = learned[-1] in rows.end_ids

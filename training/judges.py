@@ -25,15 +25,23 @@ JUDGES: dict[JudgeName, str] = {
 Judge = Callable[[str], bool]
 """Takes an answer."""
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(
+    r"(?:(?<![\w).])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d[\d_]*)(?:\.\d+)?(?:[eE][+-]?\d{1,3}(?!\w))?"
+)
+"""A minus behind a digit, a letter or a parenthesis is no sign; commas are before thousands."""
 _LETTER = r"\(?\b(?!I\s+[a-z]|I['’])([A-Z])\b"  # "I think" chooses nothing
 _CHOICES = (
-    re.compile(rf"(?i:answer|option|choice)(?:\s+is)?\s*[:=]?\s*{_LETTER}"),
-    re.compile(rf"^\W*{_LETTER}(?=\W*$|[).:,\n])", re.MULTILINE),
-    re.compile(r"\(([A-Z])\)"),
+    (re.compile(rf"(?i:answer)(?i:\s+is)?\s*[:=]?\s*{_LETTER}"), -1),
+    (re.compile(rf"^\W*{_LETTER}(?=\W*$|[).:,\n])", re.MULTILINE), 0),
+    (re.compile(rf"(?i:option|choice)(?i:\s+is)?\s*[:=]?\s*{_LETTER}"), -1),
+    (re.compile(r"\(([A-Z])\)"), -1),
 )
-"""How a letter is chosen, in the order in which it is looked for: named as the answer, at the start
-of a line, in parentheses."""
+"""How a letter is chosen, in the order in which it is looked for, and which match counts: the last
+that is named as the answer, the first at the start of a line, the last named as an option, the last
+in parentheses."""
+_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+_MARKS = re.compile(r"[*$`]")
+"""Of Markdown and LaTeX, around a letter."""
 
 
 def as_judge(name: str, *, may_run_code: bool) -> JudgeName:
@@ -64,27 +72,35 @@ def judge_of(name: JudgeName, reference: str, row: dict[str, Any], *, is_whole: 
             letter = _found(chosen_letter(reference), "the letter of a choice", reference)
             return lambda answer: chosen_letter(answer) == letter
         case "tests":
-            tests = row.get("tests")
-            lines = [tests] if isinstance(tests, str) else tests
-            if not lines or not all(isinstance(line, str) for line in lines):
-                raise DataError(
-                    "tests: expected Python with assertions, a text or a list of texts (columns "
-                    "maps another name)"
-                )
-            return lambda answer: passes(answer, "\n".join(lines))
+            tests = _tests_of(row)
+            return lambda answer: passes(answer, tests)
+
+
+def _tests_of(row: dict[str, Any]) -> str:
+    tests = row.get("tests")
+    lines = [tests] if isinstance(tests, str) else tests
+    if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+        text = "\n".join(lines)
+        if text.strip():
+            return text
+    raise DataError(
+        "tests: expected Python with assertions, a text or a list of texts (columns maps another "
+        "name)"
+    )
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text; commas in it are no part of it."""
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    """The last number in a text."""
+    found = _NUMBER.findall(text.replace("−", "-"))
+    return Decimal(found[-1].replace(",", "").replace("_", "")) if found else None
 
 
 def chosen_letter(text: str) -> str | None:
     """The capital letter that a text chooses."""
-    for pattern in _CHOICES:
-        if found := pattern.search(text):
-            return found[1]
+    plain = _MARKS.sub("", _BOXED.sub(r"(\1)", text))
+    for pattern, which in _CHOICES:
+        if found := pattern.findall(plain):
+            return str(found[which])
     return None
 
 

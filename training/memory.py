@@ -1,7 +1,7 @@
 """What a step needs of memory, by a formula: so that a setting can be chosen before it is tried.
 
-The formula is that of blocks with attention and a gated feed-forward part, as in Llama, Qwen,
-Mistral and Gemma; what autograd keeps of one is counted in `kept_by_block`. docs/training.md has it
+The formula is that of blocks with attention and a gated feed-forward part, as in Llama, Mistral and
+Qwen; what autograd keeps of one is counted in `kept_by_block`. docs/training.md has it
 in words.
 
 Symbols: D width, F feed-forward width, Q and K widths of queries and of keys, n experts, k of them
@@ -24,6 +24,8 @@ from training.config import TrainConfig
 from training.data import Batch
 from training.losses import IGNORED
 
+_COUNTED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Types of bases whose blocks are those of the formula."""
 _FLOAT, _INDEX = 4, 8
 _OF_A_TRAINED_NUMBER = 7 * _FLOAT
 """Itself, its gradient, two moments; the last good state of it and of the moments."""
@@ -54,7 +56,7 @@ def memory_of(
 ) -> Memory | None:
     """The memory of steps on passes over a batch as the model sees it: with all copies of its
     rows. None for a base whose blocks are others."""
-    if not hasattr(model.config.get_text_config(), "intermediate_size"):
+    if model.config.model_type not in _COUNTED:
         return None
     labels_PL = batch.side_by_side(batch.labels_BT, fill=IGNORED)
     tokens, learned = labels_PL.numel(), len(labels_PL) * int((labels_PL != IGNORED).any(0).sum())

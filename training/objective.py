@@ -32,7 +32,7 @@ from remix_runtime.adapter.routing import (
 )
 from training.completion_loss import completion_shares
 from training.config import TrainConfig
-from training.data import Batch
+from training.data import Batch, require_rows
 from training.losses import (
     Credit,
     remix_loss,
@@ -215,9 +215,12 @@ def remix_pass(
 def stacked(trace: RouteTrace, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [L, B, T, n] and selections [L, B, T, k] of a trace of one forward pass over a batch.
 
-    Layers in sorted order of their names.
+    Layers in sorted order of their names. Raises `ConfigError` for a layer that sees no rows.
     """
     names = sorted(trace.logits)
+    shape = batch.model_inputs()["input_ids"].shape
+    for name in names:
+        require_rows(name, trace.logits[name][0], shape)
     return (
         torch.stack([batch.apart(trace.logits[name][0]) for name in names]),
         torch.stack([batch.apart(trace.selections[name][0]) for name in names]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from remix_runtime.base.folder import one_line
 from remix_runtime.errors import ConfigError, TrainingError
@@ -14,9 +15,9 @@ from training.config import TrainConfig
 from training.sources import is_hub_name
 
 
-def make_repository(name: str, config: TrainConfig, *, public: bool) -> None:
-    """Makes the repository, or finds that it is there: a name or a token that is wrong is known
-    before a run. Raises `ConfigError`."""
+def require_pushable(name: str, config: TrainConfig) -> None:
+    """Raises `ConfigError`, before a run, for an adapter, a name or a token that no hub would
+    take."""
     if config.method == "softmax":
         raise ConfigError("push_to_hub: found with method softmax, which writes no adapter")
     base = config.adapter.base_model_name_or_path
@@ -26,15 +27,17 @@ def make_repository(name: str, config: TrainConfig, *, public: bool) -> None:
             "folder of this machine says nothing there"
         )
     try:
-        HfApi().create_repo(name, private=not public, exist_ok=True)
+        validate_repo_id(name)
+        HfApi().whoami()
     except Exception as error:  # of the hub's client and of the libraries beneath it
-        raise ConfigError(f"push_to_hub: {name}: cannot be made: {one_line(error)}") from None
+        raise ConfigError(f"push_to_hub: {name}: cannot be pushed to: {one_line(error)}") from None
 
 
-def push(adapter: Path, name: str) -> str:
-    """Uploads the adapter's folder and returns its address. Raises `TrainingError`; the folder
-    stays."""
+def push(adapter: Path, name: str, *, public: bool) -> str:
+    """Uploads the adapter's folder, into a repository that it makes where there is none, and
+    returns its address. Raises `TrainingError`; the folder stays."""
     try:
+        HfApi().create_repo(name, private=not public, exist_ok=True)
         commit = HfApi().upload_folder(
             repo_id=name, folder_path=adapter, commit_message="An adapter by remix train"
         )

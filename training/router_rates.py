@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from training.data import Batch
+from training.data import Batch, require_rows
 from training.ranks import Ranks
 
 _STATE = "input_size"
@@ -55,7 +55,9 @@ class InputSizes:
         """float32 on the CPU; None until they are known. Part of a run's state."""
 
     def look(self, name: str, x_PLD: Tensor, is_token_PL: Tensor) -> None:
-        """Notes the inputs of a layer in one pass."""
+        """Notes the inputs of a layer in one pass. Raises `ConfigError` for one that does not see
+        rows of tokens."""
+        require_rows(name, x_PLD, is_token_PL.shape)
         size_PL = x_PLD.detach().float().abs().sum(-1)
         self._seen[name].append(size_PL[is_token_PL].median())
 

@@ -136,10 +136,11 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
             reading.go_on(seconds=report.seconds)  # at most half of the time goes into it
 
         trainer.run(state_folder=output / STATE, on_step=after_step)
-    best = trainer.best
-    if trainer.step < config.steps:
+    best, exported = trainer.best, trainer.step
+    if not best.step and (config.keep == "best" or trainer.step < config.steps):
+        console.print("no held-out loss was a number: the adapter is of the last step")
+    elif trainer.step < config.steps:
         console.print(f"ended at step {trainer.step}: no held-out loss below that of {best.step}")
-    exported = trainer.step
     if config.keep == "best" and best.step:
         best.put_into(trainer.parameters)
         exported = best.step

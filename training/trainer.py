@@ -6,6 +6,7 @@ killed and resumed ends with the same bits (on the CPU, at a fixed number of thr
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +95,7 @@ class Snapshot:
     step: int
     weights: dict[str, Tensor]
     moments: dict[Tensor, dict[str, Tensor]]
+    best: Best
 
 
 class Trainer:
@@ -196,8 +198,7 @@ class Trainer:
         """Whether all steps are done, or the held-out loss has not fallen for too long."""
         config = self.config
         limit = math.inf if config.patience is None else config.patience * config.eval_every
-        waited = self.step - self.best.step if self.best.step else 0
-        return self.step >= config.steps or waited >= limit
+        return self.step >= config.steps or self.step - self.best.step >= limit
 
     def train_step(self) -> StepReport:
         """One update of the weights."""
@@ -358,10 +359,10 @@ class Trainer:
             for parameter, state in self.optimizer.state.items()
         }
         weights = {name: p.detach().clone() for name, p in self.parameters.items()}
-        return Snapshot(self.step, weights, moments)
+        return Snapshot(self.step, weights, moments, copy.copy(self.best))
 
     def _restore(self, good: Snapshot) -> None:
-        self.step = good.step
+        self.step, self.best = good.step, good.best
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
         self.optimizer.state.update(good.moments)

@@ -28,7 +28,9 @@ def json_of(value: Any, where: str) -> Any:
     """What the server would read of a value, or of the JSON that a text is. Raises `DataError`."""
     try:
         text = value if isinstance(value, str) else json.dumps(value)
-        return from_json(text, allow_inf_nan=False)
+        found = from_json(text, allow_inf_nan=False)
+        json.dumps(found, allow_nan=False)  # 1e400 was read as infinity
+        return found
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected JSON: {error}") from None
 

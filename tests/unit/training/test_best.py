@@ -11,12 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
-from remix_runtime.errors import ConfigError
+from remix_runtime.errors import ConfigError, TrainingError
+from tests.models import tiny_model
 from tests.unit.training.conftest import ROWS, MakeConfig, write_rows
 from training.best import Best
 from training.config import TrainConfig
+from training.data import read_examples
 from training.run import STATE, RunResult, run_training
 from training.state import state_files
 from training.trainer import Trainer
@@ -107,8 +110,6 @@ def test_a_run_ends_when_its_loss_does_not_fall(overfitting: Any) -> None:
 
 
 def test_put_into_gives_the_weights_back(make_config: MakeConfig) -> None:
-    from tests.models import tiny_model
-
     best = Best(keeps_weights=True)
     config = make_config()
     rows: Any = [object()]
@@ -134,3 +135,41 @@ def test_without_held_out_rows_there_is_no_best(
     with pytest.raises(ConfigError, match=f"{next(iter(settings))}: found without held-out rows"):
         make_config(**settings)
     make_config(keep="last", patience=None)  # as a model card has it
+
+
+def test_best_weights_that_were_not_kept_are_not_made_up(overfitting: Any) -> None:
+    run_training(overfitting("run", steps=4))
+    with pytest.raises(TrainingError, match=r"keep: found best with a state .* not its weights"):
+        run_training(overfitting("run", steps=6, keep="best"), resume=True)
+    assert run_training(overfitting("run", steps=6), resume=True).rows[-1]["step"] == 6
+
+
+def test_losses_that_are_no_numbers_are_never_the_best(
+    overfitting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_held_out_loss", lambda _: float("nan"))
+    shown = io.StringIO()
+    config = overfitting("run", patience=2, keep="best")
+    result = run_training(config, console=Console(file=shown, width=200))
+    assert result.rows[-1]["step"] == 2 * 2
+    assert "no held-out loss was a number: the adapter is of the last step" in shown.getvalue()
+
+
+def test_a_step_that_is_taken_back_leaves_no_best_behind(
+    overfitting: Any, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = overfitting("run", keep="best", eval_every=1)
+    rows = read_examples(config.data, tokenizer, max_length=64)[0]
+    held_out = read_examples(config.eval_data, tokenizer, max_length=64)[0]
+    trainer = Trainer(config, tiny_model("llama"), rows, held_out)
+    for _ in range(3):
+        trainer.train_step()
+    monkeypatch.setattr(Trainer, "_held_out_loss", lambda _: 0.001)
+    trainer.train_step()
+    assert trainer.best.step == 4
+    with torch.no_grad():
+        next(iter(trainer.parameters.values())).fill_(torch.nan)
+    with pytest.raises(TrainingError, match="step 5: the loss is nan"):
+        trainer.train_step()
+    assert trainer.step == 3
+    assert trainer.best.step <= 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +22,15 @@ from training.judges import JudgeName, as_judge, chosen_letter, judge_of, last_n
         ("so $1,234.50 is left.", "1234.50"),
         ("it fell to -3", "-3"),
         ("1, 2 and 3.", "3"),
+        ("1,2,3", "3"),
+        ("4-5", "5"),
+        ("on 2024-05-06", "6"),
+        ("x = −5", "-5"),
+        ("(3)-2", "2"),
+        ("about 1e5", "100000"),
+        ("1_000", "1000"),
+        ("12,345,678.5!", "12345678.5"),
+        ("9" * 5000, "9" * 5000),
         ("none", None),
     ],
 )
@@ -41,6 +51,12 @@ def test_the_last_number(text: str, number: str | None) -> None:
         ("A dog barks", None),
         ("it is (D), I think", "D"),
         ("no idea", None),
+        ("The answer is **B**", "B"),
+        ("so $\\boxed{C}$", "C"),
+        ("Final Answer: $\\boxed{B}$", "B"),
+        ("Option A is wrong. The answer is B.", "B"),
+        ("The answer is A? No. The answer is C.", "C"),
+        ("I take option D", "D"),
         ("Answer: I think (B)", "B"),
         ("I'm sure it is (C)", "C"),
         ("I", "I"),
@@ -77,6 +93,10 @@ def test_each_judge_knows_right_from_wrong() -> None:
         ("tests", {}, "tests: expected Python"),
         ("tests", {"tests": []}, "tests: expected Python"),
         ("tests", {"tests": [1]}, "tests: expected Python"),
+        ("tests", {"tests": 5}, "tests: expected Python"),
+        ("tests", {"tests": True}, "tests: expected Python"),
+        ("tests", {"tests": {"assert f()": 1}}, "tests: expected Python"),
+        ("tests", {"tests": [" ", ""]}, "tests: expected Python"),
     ],
 )
 def test_a_row_that_a_judge_cannot_use_is_named(
@@ -106,6 +126,8 @@ def test_tests_are_run_by_leave_only() -> None:
         "\x00",
         "\ud800",
         "import sys\nsys.stdin.read(1)[0]",
+        "import os\nfor i in range(3000):\n os.mkdir('a'); os.chdir('a')\nraise SystemExit",
+        "import os\nd = os.getcwd(); os.rename(d, d + 'x'); open(d, 'w').write('x')\nos._exit(1)",
     ],
 )
 def test_code_that_ends_in_another_way_has_not_passed(answer: str) -> None:
@@ -122,6 +144,22 @@ def test_what_code_has_started_ends_with_its_time(tmp_path: Path) -> None:
     assert not passes(answer, "", seconds=1)
     time.sleep(3.5)
     assert not mark.exists()
+
+
+def test_code_is_the_first_block_of_python() -> None:
+    test = "assert f() == 1"
+    code = "def f():\n    return 1\n"
+    for answer in (
+        f"```python\n{code}```\nOutput:\n```\n1 2 3\n```",
+        f"First:\n```bash\npip install x\n```\nthen\n```py\n{code}```",
+        f"```Python\n{code}```\nUse it:\n```python\nf(1, 2, 3)\n```",
+        f"1. so:\n   ```python\n{textwrap.indent(code, '   ')}   ```\n2. done",
+        f"```\n{code}```",
+        f"```python\n{code}",
+        code,
+    ):
+        assert passes(answer, test), answer
+    assert not passes(f"```text\n{code}```", test)
 
 
 def test_code_sees_no_environment_and_an_empty_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from remix_runtime.cli import run
 from remix_runtime.errors import ConfigError, TrainingError
 from tests.unit.training.conftest import MakeConfig
 from training.config import TrainConfig
-from training.push import make_repository, push
+from training.push import push, require_pushable
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
@@ -36,6 +36,7 @@ class Hub:
             self.files[repo_id] = {path.name for path in folder_path.iterdir()}
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
+        monkeypatch.setattr(HfApi, "whoami", lambda _: {"name": "me"})
         monkeypatch.setattr(HfApi, "create_repo", make)
         monkeypatch.setattr(HfApi, "upload_folder", upload)
 
@@ -60,23 +61,28 @@ def test_the_adapter_goes_to_the_hub_in_private(
     written = {path.name for path in (config.output / "adapter").iterdir()}
     assert hub.files == {"me/adapter": written}
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= written
-    make_repository("me/other", config, public=True)
+    push(config.output / "adapter", "me/other", public=True)
     assert hub.made[-1] == ("me/other", False)
+    capsys.readouterr()
+    assert run(["train", words[1], "--overwrite", "--public"]) == 1
+    assert "public: found without --push-to-hub" in capsys.readouterr().err
 
 
 def test_what_cannot_be_pushed_is_known_before_the_run(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"base_name: found .*, expected the base's name on the"):
-        make_repository("me/adapter", make_config(), public=False)
+        require_pushable("me/adapter", make_config())
     named = {"base_name": "someone/base"}
     with pytest.raises(ConfigError, match="push_to_hub: found with method softmax"):
-        make_repository("me/adapter", make_config(method="softmax", **named), public=False)
+        require_pushable("me/adapter", make_config(method="softmax", **named))
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     for name in ("me/adapter", "no name/at all/here"):
-        with pytest.raises(ConfigError, match=f"push_to_hub: {name}: cannot be made: ") as caught:
-            make_repository(name, make_config(**named), public=False)
+        with pytest.raises(
+            ConfigError, match=f"push_to_hub: {name}: cannot be pushed to: "
+        ) as caught:
+            require_pushable(name, make_config(**named))
         assert "\n" not in str(caught.value)
 
 
@@ -86,8 +92,9 @@ def test_an_adapter_that_was_not_pushed_stays(
     def fail(*_: object, **__: object) -> None:
         raise OSError("the line\nis cut")
 
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
     monkeypatch.setattr(HfApi, "upload_folder", fail)
     with pytest.raises(TrainingError, match=r"is written, but .* hf upload me/adapter") as caught:
-        push(tmp_path, "me/adapter")
+        push(tmp_path, "me/adapter", public=False)
     assert "\n" not in str(caught.value)
     assert tmp_path.is_dir()

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedTokenizerFast
 
-from tests.models import tiny_model
+from remix_runtime.errors import ConfigError
+from tests.models import VOCAB_SIZE, tiny_model
 from tests.unit.training.conftest import MakeConfig
+from tests.unit.training.passes import random_examples
 from training.data import Batch, read_examples
 from training.ranks import ALONE
 from training.router_rates import InputSizes, watching
@@ -93,3 +95,18 @@ def test_nothing_is_measured_where_no_router_needs_it(
         trainer.train_step()
         assert trainer._sizes.median_L is None
         assert not trainer._sizes._seen
+
+
+def test_a_layer_that_sees_no_rows_is_named(make_config: MakeConfig) -> None:
+    """OPT makes one row of all tokens before its feed-forward part."""
+    shape = OPTConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, ffn_dim=64, num_hidden_layers=1,
+        num_attention_heads=2, word_embed_proj_dim=32,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    for settings in ({}, {"router_learning_rate": 1e-2}):
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32).eval()
+        config = make_config(target_modules=["fc1", "fc2"], **settings)
+        trainer = Trainer(config, model, random_examples(4))
+        with pytest.raises(ConfigError, match=r"target_modules: found .*fc1, which sees"):
+            trainer.train_step()
