@@ -143,7 +143,7 @@ class TrainConfig(BaseModel):
     """Passes per step."""
     expert_learning_rate: Rate = 3e-3
     """AdamW's rate for A and B."""
-    router_logits_per_step: Rate = 0.3
+    router_logits_per_step: Rate = 1.0
     """How far a step may move a router's logits. Each router has the AdamW rate that this comes to
     at the size of its layer's inputs, which the first step measures."""
     router_learning_rate: Rate | None = None

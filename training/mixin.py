@@ -143,7 +143,7 @@ def remix_optimizer(
     batch: Mapping[str, Any],
     *,
     expert_learning_rate: float = 3e-3,
-    router_logits_per_step: float = 0.3,
+    router_logits_per_step: float = 1.0,
     weight_decay: float = 0.0,
 ) -> AdamW:
     """AdamW over an adapter, for `Trainer(optimizers=(this, None))`. Each router has the rate that

@@ -61,7 +61,7 @@ RULES: Mapping[str, Settings] = {
 }
 RULES_SEEDS = (TUNING_SEED, TUNING_SEED + 1)
 EXPERT_RATES = (1e-3, 3e-3, 1e-2)
-ROUTER_STEPS = (0.1, 0.3)
+ROUTER_STEPS = (0.3, 1.0)
 PLAIN_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Of methods whose routers learn nothing: as many trials as the others have."""
 

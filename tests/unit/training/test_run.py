@@ -200,7 +200,7 @@ def test_a_broken_log_does_not_stop_a_resume(make_config: MakeConfig) -> None:
 
 def test_the_settings_are_listed_with_their_defaults() -> None:
     listed = command("train", "--settings")
-    for word in ("router_logits_per_step", "0.3", "gate_proj", "required"):
+    for word in ("router_logits_per_step", "1.0", "gate_proj", "required"):
         assert word in listed
 
 
