@@ -68,6 +68,7 @@ def run(method: str) -> list[list[float]]:
             "steps": STEPS,
             "warmup_steps": 3,
             "expert_learning_rate": 1e-2,
+            "router_learning_rate": 3e-2,
             "seed": 5,
             **METHODS[method],
         }
