@@ -67,6 +67,8 @@ NOT_THE_RUN = {
     "max_grad_norm",
 }
 
+_HELD_OUT = "held_out"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
@@ -267,7 +269,7 @@ class Trainer:
             step=self.step,
             parameters=self.parameters,
             optimizer=self.optimizer,
-            more={**self._sizes.state(), **self.best.state()},
+            more={**self._sizes.state(), **self.best.state(), _HELD_OUT: self._held_out_digest()},
             run=self._identity,
         )
 
@@ -281,9 +283,15 @@ class Trainer:
             run=self._identity,
         )
         self._sizes.take(more)
-        self.best.take(more)
+        if torch.equal(more.get(_HELD_OUT, self._held_out_digest()), self._held_out_digest()):
+            self.best.take(more)  # losses on other rows say nothing of these
         self._good = self._snapshot()
         return self.step
+
+    def _held_out_digest(self) -> Tensor:
+        """Of the held-out rows, as a tensor for the state."""
+        digest = self._identity.get("eval_data", "none").encode()
+        return torch.tensor(list(digest), dtype=torch.uint8)
 
     def _rates(self) -> list[float]:
         """AdamW's rate of each group of parameters: the experts, then every router."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -173,3 +174,13 @@ def test_a_step_that_is_taken_back_leaves_no_best_behind(
         trainer.train_step()
     assert trainer.step == 3
     assert trainer.best.step <= 3
+
+
+def test_the_best_of_other_rows_is_forgotten(overfitting: Any) -> None:
+    """A run may go on without held-out rows, and then with others."""
+    run_training(overfitting("run", steps=4))
+    first = load_file(state_files(overfitting("run").output / STATE)[-1])
+    assert first["more/lowest_loss"][0] > 0
+    without = overfitting("run", steps=6).model_copy(update={"eval_data": None})
+    run_training(without, resume=True)
+    assert "more/lowest_loss" not in load_file(state_files(without.output / STATE)[-1])
