@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks.shape import AdapterShape
+from benchmarks.shape import FEED_FORWARD, AdapterShape
 from remix_runtime.adapter.checkpoint import (
     AdapterConfig,
     LayerWeights,
@@ -26,7 +26,6 @@ from remix_runtime.base.config import read_config
 from remix_runtime.base.model import check_base
 from remix_runtime.base.weights import without_weights
 
-FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 README = "# Random adapter of the benchmark\n"
 
 

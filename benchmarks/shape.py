@@ -1,10 +1,19 @@
-"""The shape of an adapter. Imports nothing but the error tree, so any benchmark can."""
+"""The shape of an adapter, and where it is. Imports nothing but the error tree, so any benchmark
+can."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from remix_runtime.errors import ConfigError
+
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
+
+
+def in_upper_blocks(blocks: int, upper: int | None) -> list[str]:
+    """The feed-forward linears of the last `upper` of so many blocks, or of all of them."""
+    last = range(blocks - (upper or blocks), blocks)
+    return [f"layers.{block}.mlp.{name}" for block in last for name in FEED_FORWARD]
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,6 +248,11 @@ class TrainConfig(BaseModel):
         return self.selections if self.method == "remix" else 1
 
     @property
+    def packed_width(self) -> int | None:
+        """The most tokens of a packed row; None where rows are not packed."""
+        return self.max_length if self.packing else None
+
+    @property
     def adapter(self) -> AdapterConfig:
         """The adapter's configuration, as `attach` builds it and the checkpoint states it. A plain
         LoRA is one expert that is always on."""

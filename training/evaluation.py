@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ SPARE_TOKENS = 8
 ANSWER_TOKENS = 256
 """The most of an answer that need not be the reference's text."""
 MAX_LENGTH = 2048
+SILENT = Console(quiet=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ def compare_with_base(
     subset: str | None = None,
     judge: JudgeName = "exact",
     max_tokens: int | None = None,
-    console: Console | None = None,
+    console: Console = SILENT,
 ) -> dict[str, Score]:
     """Scores of "base" and "adapter" on rows, whose fields may have other names, as `columns` says.
     `max_length` is by default 2,048 tokens, or the context of the base where that is less;
@@ -81,7 +83,6 @@ def compare_with_base(
 
     Raises `CheckpointError`, `ConfigError`, `DataError`.
     """
-    console = console or Console(quiet=True)
     found = read_checkpoint(adapter)
     if not (data.exists() or is_hub_name(data)):  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
@@ -90,10 +91,7 @@ def compare_with_base(
     longest = row_limit(read_config(folder), max_length, default=MAX_LENGTH)
 
     async def compared() -> dict[str, Score]:
-        engine = EmbeddedEngine(EmbeddedConfig(model=str(folder), max_running=batch_size))
-        with stage(console, f"loading the base {folder}"):
-            await engine.start()
-        try:
+        async with serving(str(folder), console, max_running=batch_size) as engine:
             digest = (await engine.load_adapter(adapter)).digest
             rows = Rows(
                 open_rows(data, split=split, subset=subset),
@@ -113,10 +111,22 @@ def compare_with_base(
                     batch_size=batch_size,
                     move=move,
                 )
-        finally:
-            await engine.stop()
 
     return asyncio.run(compared())
+
+
+@asynccontextmanager
+async def serving(
+    base: str, console: Console = SILENT, **settings: Any
+) -> AsyncIterator[EmbeddedEngine]:
+    """The serving engine on a base's folder, with settings of `EmbeddedConfig`."""
+    engine = EmbeddedEngine(EmbeddedConfig(model=base, **settings))
+    with stage(console, f"loading the base {base}"):
+        await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
 
 
 def questions_of(

@@ -159,7 +159,7 @@ def pass_loss(
             generator=generator,
             trunk=trunk,
             sizes=sizes,
-            width=config.max_length if config.packing else None,
+            width=config.packed_width,
         )
     seen = batch_as_seen(batch, config)
     with (
@@ -175,7 +175,7 @@ def pass_loss(
 
 def batch_as_seen(batch: Batch, config: TrainConfig) -> Batch:
     """The rows of a pass as the model sees them: every copy, packed where the config says so."""
-    return _seen(batch, config.copies, config.max_length if config.packing else None)
+    return _seen(batch, config.copies, config.packed_width)
 
 
 def _seen(batch: Batch, copies: int, width: int | None) -> Batch:

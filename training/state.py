@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,6 +45,15 @@ _BEFORE_A_CHOICE = {
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 Parameters = Mapping[str, nn.Parameter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a state has beside weights and moments."""
+
+    step: int
+    run: Mapping[str, str]
+    more: Mapping[str, Tensor]
 
 
 def state_files(folder: Path) -> list[Path]:
@@ -107,15 +117,15 @@ def load_state(
     parameters: Parameters,
     optimizer: torch.optim.Optimizer,
     run: Mapping[str, str],
-) -> tuple[int, dict[str, Tensor]]:
-    """Puts the newest saved state into parameters and optimizer. Returns its step, 0 if there is
-    none, and what more it was saved with.
+) -> Saved:
+    """Puts the newest saved state into parameters and optimizer. Returns what else is in it, of
+    step 0 if there is none.
 
     Raises `TrainingError` when the file is broken or a value of `run` differs from its own.
     """
     files = state_files(folder)
     if not files:
-        return 0, {}
+        return Saved(step=0, run={}, more={})
     path = files[-1]
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
@@ -147,7 +157,7 @@ def load_state(
             f"{path}: found no readable training state, expected one: {error}; "
             "delete it to resume from the one before"
         ) from None
-    return step, more
+    return Saved(step=step, run=saved, more=more)
 
 
 def _check_same_run(path: Path, saved: Mapping[str, str], run: Mapping[str, str]) -> None:

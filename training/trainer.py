@@ -67,8 +67,6 @@ NOT_THE_RUN = {
     "max_grad_norm",
 }
 
-_HELD_OUT = "held_out"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
@@ -269,29 +267,25 @@ class Trainer:
             step=self.step,
             parameters=self.parameters,
             optimizer=self.optimizer,
-            more={**self._sizes.state(), **self.best.state(), _HELD_OUT: self._held_out_digest()},
+            more={**self._sizes.state(), **self.best.state()},
             run=self._identity,
         )
 
     def resume(self, folder: Path) -> int:
         """Loads the newest state in `folder`. Returns its step, 0 where there is none. Raises
         `TrainingError` when it belongs to other settings or data."""
-        self.step, more = load_state(
+        saved = load_state(
             folder,
             parameters=self.parameters,
             optimizer=self.optimizer,
             run=self._identity,
         )
-        self._sizes.take(more)
-        if torch.equal(more.get(_HELD_OUT, self._held_out_digest()), self._held_out_digest()):
-            self.best.take(more)  # losses on other rows say nothing of these
+        self.step = saved.step
+        self._sizes.take(saved.more)
+        if saved.run.get("eval_data") == self._identity.get("eval_data"):
+            self.best.take(saved.more)  # losses on other rows say nothing of these
         self._good = self._snapshot()
         return self.step
-
-    def _held_out_digest(self) -> Tensor:
-        """Of the held-out rows, as a tensor for the state."""
-        digest = self._identity.get("eval_data", "none").encode()
-        return torch.tensor(list(digest), dtype=torch.uint8)
 
     def _rates(self) -> list[float]:
         """AdamW's rate of each group of parameters: the experts, then every router."""

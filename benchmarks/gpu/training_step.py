@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from benchmarks.gpu.bases import llama_8b, small
 from benchmarks.result import Table, publish
 from benchmarks.rounds import Spread, ratio, run_rounds, spread
-from benchmarks.shape import AdapterShape
-from benchmarks.speed.training import FEED_FORWARD, peft_lora, random_examples, stepping
+from benchmarks.shape import FEED_FORWARD, AdapterShape
+from benchmarks.speed.training import peft_lora, random_examples, stepping
 from training.completion_loss import completion_shares
 from training.config import TrainConfig, parse_config
 from training.data import Batch, collate

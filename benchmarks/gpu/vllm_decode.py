@@ -27,7 +27,6 @@ import typer
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.adapters import (
-    FEED_FORWARD,
     write_random_adapter,
     write_random_adapters,
     write_random_lora,
@@ -37,7 +36,7 @@ from benchmarks.gpu.bases import llama_8b, small
 from benchmarks.machine import describe_machine
 from benchmarks.result import Table, fields, publish
 from benchmarks.rounds import ratio, run_rounds
-from benchmarks.shape import AdapterShape
+from benchmarks.shape import FEED_FORWARD, AdapterShape
 from benchmarks.speed.plan import random_workload
 from benchmarks.speed.systems.protocol import Workload
 from benchmarks.speed.worker import Worker, WorkerError

@@ -20,7 +20,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ import typer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.quality.remembered import remembered
 from benchmarks.quality.report import Run, write_report
 from benchmarks.quality.skills import write_mixed_skills
 from remix_runtime.adapter.layers import detach
@@ -222,14 +223,6 @@ def development_loss(task: Task, work: Path, method: str, rates: Rates) -> float
     loss = float(remembered(work / f"{name}.json", run)["loss"])
     print(f"search {method:15} {rates} {loss:.4f}", flush=True)
     return loss
-
-
-def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returns, kept in a file so that a second call only reads it."""
-    if not path.exists():
-        path.write_text(json.dumps(make()))
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def main(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.quality.remembered import remembered
 from benchmarks.quality.study_lab import Lab, Result
 from benchmarks.quality.study_plan import (
     METHODS,
@@ -36,13 +36,9 @@ from benchmarks.quality.study_plan import (
     rule_runs,
     search_runs,
 )
-from benchmarks.quality.study_report import write_report
+from benchmarks.quality.study_report import loss_of, write_report
 from benchmarks.quality.tasks import TASKS
 from remix_runtime.demo_model import MODELS
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def best_rates(results: list[Result]) -> dict[str, Settings]:
@@ -50,7 +46,7 @@ def best_rates(results: list[Result]) -> dict[str, Settings]:
     found: dict[str, tuple[float, Settings]] = {}
     for result in results:
         method = next(name for name in METHODS if result["name"].startswith(f"{name} "))
-        loss = mean(result["losses"]["development"])
+        loss = loss_of(result, "development")
         if method not in found or loss < found[method][0]:
             found[method] = loss, result["settings"]
     return {method: settings for method, (_, settings) in found.items()}
@@ -66,26 +62,21 @@ class Study:
     def lab(self, base: str, task: str) -> Lab:
         return Lab(base, task, self._scale, self._data, self._work)
 
+    def made(self, run: Run) -> Result:
+        result = self.lab(run.base, run.task).result(run)
+        shown = {part: round(loss_of(result, part), 4) for part in result["losses"]}
+        print(f"{run.file} {shown} {result['accuracy']} {result['seconds']:.0f} s", flush=True)
+        return result
+
     def results_of(self, runs: Iterator[Run]) -> list[Result]:
         """Those that are kept, and those that can still be made. Fewer than the runs when the time
         is over."""
         found = []
         for run in runs:
             path = self._work / "runs" / run.file
-            if path.exists():
-                result = json.loads(path.read_text())
-            elif time.monotonic() < self._end:
-                result = self.lab(run.base, run.task).result(run)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(".unfinished")
-                unfinished.write_text(json.dumps(result))
-                unfinished.replace(path)
-                shown = {part: round(mean(x), 4) for part, x in result["losses"].items()}
-                print(
-                    f"{run.file} {shown} {result['accuracy']} {result['seconds']:.0f} s", flush=True
-                )
-            else:
+            if not path.exists() and time.monotonic() >= self._end:
                 continue
+            result = remembered(path, functools.partial(self.made, run))
             found.append(result)
         self.results += found
         return found

@@ -15,14 +15,14 @@ import torch
 
 from benchmarks.quality.study_plan import MAX_LENGTH, MORE_STEPS, Run, Scale
 from benchmarks.quality.tasks import TASKS, write_rows
+from benchmarks.shape import in_upper_blocks
 from remix_runtime.adapter.layers import detach
 from remix_runtime.base.model import end_token_ids
 from remix_runtime.demo_model import MODELS, demo_model
-from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from training.base import load_base, pick_device
 from training.config import TrainConfig, parse_config
 from training.data import Rows, Sequences
-from training.evaluation import questions_of, score
+from training.evaluation import questions_of, score, serving
 from training.export import export_adapter
 from training.held_out import held_out_losses
 from training.log import row_of
@@ -30,7 +30,6 @@ from training.sources import open_rows
 from training.trainer import Trainer
 
 Result = dict[str, Any]
-FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 class Lab:
@@ -61,9 +60,7 @@ class Lab:
             for name, path in paths.items()
         }
         self.kept = work / base / f"trunk-{scale.blocks}"
-        count = self.model.config.num_hidden_layers
-        last = range(count - (scale.blocks or count), count)
-        self.targets = [f"layers.{block}.mlp.{name}" for block in last for name in FEED_FORWARD]
+        self.targets = in_upper_blocks(self.model.config.num_hidden_layers, scale.blocks)
 
     def config(self, run: Run) -> TrainConfig:
         steps = self.scale.steps * MORE_STEPS.get(run.name, 1)
@@ -116,11 +113,7 @@ class Lab:
         """The share of right answers of the serving engine."""
 
         async def asked(folder: Path) -> float:
-            engine = EmbeddedEngine(
-                EmbeddedConfig(model=self.base, threads=torch.get_num_threads())
-            )
-            await engine.start()
-            try:
+            async with serving(self.base, threads=torch.get_num_threads()) as engine:
                 digest = (await engine.load_adapter(folder)).digest
                 every = questions_of(
                     self.rows["held_out"],
@@ -131,8 +124,6 @@ class Lab:
                 questions = list(itertools.islice(every, self.scale.judged))
                 found = await score(engine, {"": digest}, questions, batch_size=16)
                 return found[""].accuracy
-            finally:
-                await engine.stop()
 
         with tempfile.TemporaryDirectory() as folder:
             export_adapter(

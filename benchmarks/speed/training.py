@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from benchmarks.options import Base, Out
 from benchmarks.result import Table, publish
 from benchmarks.rounds import ratio, run_rounds, spread
-from benchmarks.shape import AdapterShape
+from benchmarks.shape import FEED_FORWARD, AdapterShape, in_upper_blocks
 from remix_runtime.extras import require_extra
 from remix_runtime.threads import available_cores
 from training.base import load_base
@@ -40,7 +40,6 @@ from training.recompute import recompute_blocks
 from training.seeds import generator
 from training.trunk import Trunk
 
-FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 RATE = 1e-3
 
 Step = Callable[[Batch, int], None]
@@ -63,11 +62,7 @@ def main(
     torch.set_num_threads(threads or available_cores())
     sizes = AdapterShape.parse(shape)
     blocks = load_base(str(base))[0].config.num_hidden_layers
-    above = tuple(
-        f"layers.{block}.mlp.{name}"
-        for block in range(blocks - upper, blocks)
-        for name in FEED_FORWARD
-    )
+    above = tuple(in_upper_blocks(blocks, upper))
     cleared = ExitStack()
     folder = Path(cleared.enter_context(tempfile.TemporaryDirectory()))
     make = _Sides(base, sizes, selections, folder)

@@ -23,7 +23,8 @@ import typer
 
 from benchmarks.options import Out
 from benchmarks.result import Table, publish
-from benchmarks.speed.training import FEED_FORWARD, random_examples
+from benchmarks.shape import in_upper_blocks
+from benchmarks.speed.training import random_examples
 from remix_runtime.demo_model import QWEN_CODER, SMOLLM2, demo_model
 from training.base import load_base
 from training.config import parse_config
@@ -98,18 +99,13 @@ def run(base: str, *, upper: int | None = None, **settings: Any) -> dict[str, An
     before = _status("VmRSS")
     folder = str(demo_model(model=next(m for m in (SMOLLM2, QWEN_CODER) if m.name == base)))
     model, _ = load_base(folder, dtype=settings.get("base_dtype", "float32"))
-    count = model.config.num_hidden_layers
     config = parse_config(
         {
             "base": folder,
             "data": "random.jsonl",
             "output": "unused",
             "steps": 3,
-            "target_modules": [
-                f"layers.{block}.mlp.{name}"
-                for block in range(count - (upper or count), count)
-                for name in FEED_FORWARD
-            ],
+            "target_modules": in_upper_blocks(model.config.num_hidden_layers, upper),
             **settings,
         }
     )

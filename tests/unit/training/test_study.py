@@ -108,7 +108,6 @@ def test_a_study_goes_on_where_it_was_stopped(
     data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_lab, "demo_model", lambda model: tiny_base)
-    monkeypatch.setattr(study_lab, "FEED_FORWARD", ("up_proj",))
     work = tmp_path / "work"
     ran: list[str] = []
     own = study_lab.Lab.result
@@ -140,7 +139,6 @@ def test_the_report_says_who_was_ahead(
     data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_lab, "demo_model", lambda model: tiny_base)
-    monkeypatch.setattr(study_lab, "FEED_FORWARD", ("up_proj",))
     base = next(iter(study.MODELS))
     made = study.Study(SCALE, data, tmp_path / "work", minutes=5)
     rates = {name: {} for name in METHODS.keys() - TAKES_OVER.keys()}
