@@ -6,7 +6,6 @@ Templates are those that the server's tests have, with ends that the tests' toke
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,76 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.errors import DataError
-from tests.tokenizers import END, TEMPLATES, tokenizer_of
+from tests.tokenizers import END
 from tests.unit.server import chat_templates
 from tests.unit.training.conftest import MakeConfig, write_rows
 from tests.unit.training.served import Row, Served, answers
+from tests.unit.training.tool_chats import (
+    ANSWER,
+    CALLS_ALONE,
+    CHATS,
+    LIGHT,
+    ONE_CALL,
+    OSLO,
+    SCHEMA,
+    TEMPLATE,
+    TOOLS,
+    TRL,
+    USER,
+    call,
+    calling,
+    said,
+    served,
+)
 from training.evaluation import compare_with_base
 from training.run import run_training
-
-TEMPLATE = {
-    "qwen": chat_templates.QWEN,
-    "qwen 3": chat_templates.QWEN3,
-    "llama 3": chat_templates.LLAMA3,
-    "mistral": chat_templates.MISTRAL,
-    "mistral, named": chat_templates.MISTRAL_NAMED,
-    "knows no tools": chat_templates.SMOLLM2,
-    "no system": chat_templates.NO_SYSTEM,
-    "plain": TEMPLATES["plain"],
-}
-ONE_CALL = {"llama 3"}
-"""Refuses two calls in an answer."""
-CALLS_ALONE = {"llama 3", "mistral", "mistral, named"}
-"""Write no content beside calls."""
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Says the weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CLOCK = {"type": "function", "function": {"name": "clock"}}
-TOOLS = [WEATHER, CLOCK]
-USER = {"role": "user", "content": "Rain?"}
-ANSWER = {"role": "assistant", "content": "It is sunny."}
-
-
-def call(id: str, name: str = "get_weather", **arguments: Any) -> Row:
-    function = {"name": name, "arguments": json.dumps(arguments)}
-    return {"id": id, "type": "function", "function": function}
-
-
-def calling(*calls: Row, content: str | None = None) -> Row:
-    return {"role": "assistant", "content": content, "tool_calls": list(calls)}
-
-
-def result(id: str, text: str) -> Row:
-    return {"role": "tool", "tool_call_id": id, "content": text}
-
-
-OSLO, ROME = call("aaaaaaaaa", city="Oslo"), call("call_2", city="Rome")
-CHATS = {
-    "a call": [USER, calling(OSLO)],
-    "after a result": [USER, calling(OSLO), result("aaaaaaaaa", "sunny"), ANSWER],
-    "calls in turn": [
-        *(USER, calling(OSLO), result("aaaaaaaaa", "sunny")),
-        *(calling(call("bbbbbbbbb", "clock")), result("bbbbbbbbb", "3"), ANSWER),
-        *(USER, ANSWER),
-    ],
-    "two calls": [
-        *(USER, calling(OSLO, ROME)),
-        *(result("call_2", "rain"), result("aaaaaaaaa", "sunny"), ANSWER),
-    ],
-    "content beside a call": [USER, calling(OSLO, content="I look."), result("aaaaaaaaa", "s")],
-    "with a system message": [{"role": "system", "content": "Be brief."}, USER, calling(OSLO)],
-}
-
-
-@cache
-def served(template: str, family: str = "gpt2") -> Served:
-    return Served(tokenizer_of(family, TEMPLATE.get(template, template).replace("<|eot_id|>", END)))
 
 
 def check_row(base: Served, row: Row, messages: list[Row], **fields: Any) -> None:
@@ -220,31 +172,12 @@ def test_any_arguments_are_those_of_a_request(template: str, arguments: Row) -> 
 
 # -- shapes ------------------------------------------------------------------------------------
 
-LIGHT: Row = {"name": "light", "arguments": {"room": "kitchen", "level": None}}
-TRL = [
-    {"role": "user", "content": "light"},
-    {"role": "assistant", "tool_calls": [{"type": "function", "function": LIGHT}]},
-    {"role": "tool", "name": "light", "content": "on"},
-    {"role": "assistant", "content": "Done!"},
-]
-SCHEMA: Row = {
-    "type": "function",
-    "function": {
-        "name": "light",
-        "description": "Light.",
-        "parameters": {"type": "object", "properties": {"room": {"type": "string"}}},
-    },
-}
 FULL = [
     TRL[0],
     {**TRL[1], "content": "", "tool_calls": [call("x", "light", room="kitchen", level=None)]},
     {"role": "tool", "tool_call_id": "x", "name": "light", "content": "on"},
     TRL[3],
 ]
-
-
-def said(by: str, value: Any) -> Row:
-    return {"from": by, "value": value if isinstance(value, str) else json.dumps(value)}
 
 
 SAME: dict[str, Row] = {
@@ -339,110 +272,3 @@ def test_a_run_and_its_evaluation_with_tools(make_config: MakeConfig, tmp_path: 
     assert run.adapter is not None
     scores = compare_with_base(run.adapter, path, columns=columns)
     assert [score.rows for score in scores.values()] == [4, 4]
-
-
-# -- refusals ----------------------------------------------------------------------------------
-
-
-def broken(**changes: Any) -> Row:
-    """A row whose call, or the function in it, is another."""
-    of_function = {k: v for k, v in changes.items() if k in ("name", "arguments", "parameters")}
-    of_call = {k: v for k, v in changes.items() if k not in of_function}
-    called = {"type": "function", "function": {**LIGHT, **of_function}, **of_call}
-    return {"messages": [USER, {"role": "assistant", "tool_calls": [called]}]}
-
-
-def with_tools(tools: Any) -> Row:
-    return {"messages": TRL, "tools": tools}
-
-
-def with_function(**changes: Any) -> Row:
-    return with_tools([{**SCHEMA, "function": {**SCHEMA["function"], **changes}}])
-
-
-CALL = r"^messages\[1\]\.tool_calls\[0\]"
-WRONG: list[tuple[Row, str]] = [
-    (with_tools("{"), "^tools: expected JSON: EOF"),
-    (with_tools({"a": 1}), "^tools: found an object, expected a list"),
-    (with_tools([7]), r"^tools\[0\]: found a number, expected an object"),
-    (with_tools([{"type": "function"}]), r"^tools\[0\]\.function: found null, expected an object"),
-    (with_tools([{**SCHEMA, "type": "x"}]), r"^tools\[0\]\.type: found 'x', expected 'function'"),
-    (with_tools([SCHEMA, SCHEMA]), r"^tools\[1\]\.function\.name: found 'light' again"),
-    (with_function(name="a.b"), r"^tools\[0\]\.function\.name: found 'a\.b', expected 1 to 128"),
-    (with_function(name=None), r"^tools\[0\]\.function\.name: found null, expected a string"),
-    (with_function(description=7), r"^tools\[0\]\.function\.description: found a number"),
-    (with_function(parameters=[]), r"^tools\[0\]\.function\.parameters: found a list, expected an"),
-    (with_function(parameters={"type": "array"}), r"parameters\.type: found 'array', expected"),
-    ({"prompt": "a", "completion": "b", "tools": [SCHEMA]}, "^tools: found a list, expected none"),
-    ({"text": "a", "tools": [SCHEMA]}, "^tools: found a list, expected none; text is learned"),
-    (broken(name=""), rf"{CALL}\.function\.name: found an empty string"),
-    (broken(arguments=None), rf"{CALL}\.function\.arguments: found null, expected an object, or"),
-    (broken(arguments="[1]"), rf"{CALL}\.function\.arguments: found a list, expected an object"),
-    (broken(arguments="{"), rf"{CALL}\.function\.arguments: expected JSON: EOF"),
-    (broken(arguments={"a": float("nan")}), r"^messages\[1\]\.tool_calls: expected JSON"),
-    (broken(arguments={"a": "\ud800"}), r"^messages\[1\]\.tool_calls: expected JSON"),
-    (broken(arguments={"a": {1}}), r"^messages\[1\]\.tool_calls: expected JSON"),
-    (broken(parameters={}), rf"{CALL}\.function\.parameters: found an object, expected none"),
-    (broken(id=7), rf"{CALL}\.id: found a number, expected a string"),
-    (broken(type="custom"), rf"{CALL}\.type: found 'custom', expected 'function'"),
-    (broken(function="light"), rf"{CALL}\.function: found a string, expected an object"),
-    (broken(thought="x"), rf"{CALL}\.thought: found a string, expected none"),
-    ({"messages": [USER, {**ANSWER, "tool_calls": {"a": 1}}]}, "tool_calls: found an object, exp"),
-    ({"messages": [USER, {**ANSWER, "tool_call_id": "x"}]}, "tool_call_id: found a string, exp"),
-    (
-        {"messages": [{**USER, "tool_calls": TRL[1]["tool_calls"]}, ANSWER]},
-        r"^messages\[0\]\.tool_calls: found a list, expected none; only an answer",
-    ),
-    ({"messages": [USER, {"role": "assistant"}]}, r"^messages\[1\]\.content: found nothing"),
-    ({"messages": [USER, {**ANSWER, "content": None}]}, r"^messages\[1\]\.content: found null"),
-    (
-        {"messages": [USER, {"role": "tool", "content": "on"}, ANSWER]},
-        r"^messages\[1\]\.tool_call_id: found nothing, .* no call of the answer before it waits",
-    ),
-    (
-        {"messages": [*TRL[:2], {**TRL[2], "name": "fan"}, TRL[3]]},
-        r"^messages\[2\]\.tool_call_id: found nothing, .* has the name 'fan' and waits",
-    ),
-    (
-        {"messages": [*TRL[:3], TRL[2], TRL[3]]},
-        r"^messages\[3\]\.tool_call_id: found nothing",
-    ),
-    ({"messages": [*TRL[:2], {"role": "tool"}, TRL[3]]}, r"^messages\[2\]\.content: found nothing"),
-    (
-        {"messages": [*TRL[:2], {**TRL[2], "weight": 1}, TRL[3]]},
-        r"^messages\[2\]\.weight: found one on a message of the role tool",
-    ),
-    (broken(arguments={"a": f"x{END}y"}), r"^messages\[1\]\.content: found '.*' inside, which"),
-    (
-        {"conversations": [said("human", "a"), said("function_call", "light()")]},
-        r"^conversations\[1\]\.value: expected JSON",
-    ),
-    (
-        {"conversations": [said("human", "a"), said("function_call", {"name": "f"})]},
-        r"arguments: found null, expected an object, or its JSON \(messages are made of conv",
-    ),
-]
-
-
-@pytest.mark.parametrize(("row", "message"), WRONG)
-def test_what_is_wrong_with_tools_is_told_by_its_name(row: Row, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        served("qwen").encode(row)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}"
-        "{% if m.tool_calls %}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}",
-        "{% for m in messages if not m.tool_calls %}{{ m.role + ': ' + m.content }}{% endfor %}",
-        chat_templates.QWEN.replace("in message.tool_calls %}", "in message.tool_calls[:1] %}"),
-    ],
-)
-def test_a_template_that_does_not_write_calls_is_refused(template: str) -> None:
-    calls = [{"function": {"name": name, "arguments": {}}} for name in ("light", "clock")]
-    row = {"messages": [USER, {"role": "assistant", "tool_calls": calls}]}
-    with pytest.raises(DataError, match=r"^messages\[1\]\.tool_calls: .* does not write the call"):
-        served(template).encode(row)
