@@ -97,6 +97,9 @@ class GenerationRequest:
     """A loaded adapter; None is the base model alone."""
     tenant: str = ""
     """The tenant that the request comes from; engines share their work fairly between tenants."""
+    cache_salt: str = ""
+    """Requests with different salts share no cached prefix, and cannot tell from the time of an
+    answer what the other has asked. The server sets it, a client never does."""
     meter: Meter = field(default_factory=Meter, compare=False)
     """Written by the engine, read by whoever charges for it."""
 
@@ -140,6 +143,9 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     queue_seconds: float | None = None
     """On the first event only: seconds from arrival to the first scheduled step."""
+    cached_tokens: int | None = None
+    """On the first event only: tokens of the prompt whose keys and values were in the prefix cache.
+    None where the engine keeps none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +227,14 @@ class EngineStats:
     waiting: int = 0
     kv_tokens_used: int = 0
     kv_tokens_total: int = 0
+    kv_tokens_cached: int = 0
+    """Tokens that no request holds and that the prefix cache keeps until their room is needed."""
+    prefix_cache_queries: int = 0
+    """Prompt tokens that were looked for in the prefix cache, since the start."""
+    prefix_cache_hits: int = 0
+    """Those of them that were found."""
+    preemptions: int = 0
+    """How often a running request was set back to the queue for want of KV pages."""
     adapter_slots_used: int = 0
     adapter_slots_total: int = 0
     adapter_slot_fills: int = 0
