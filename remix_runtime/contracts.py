@@ -98,8 +98,8 @@ class GenerationRequest:
     tenant: str = ""
     """The tenant that the request comes from; engines share their work fairly between tenants."""
     cache_salt: str = ""
-    """Requests with different salts share no cached prefix, and cannot tell from the time of an
-    answer what the other has asked. The server sets it, a client never does."""
+    """Tenants share no cached prefix, so none can tell from the time of an answer what another one
+    has asked; nor do a tenant's requests with different salts."""
     meter: Meter = field(default_factory=Meter, compare=False)
     """Written by the engine, read by whoever charges for it."""
 

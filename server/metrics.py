@@ -71,6 +71,9 @@ class Metrics:
         )
         self._errors = counter("request_errors_total", "Failed requests.", "type")
         self._prompt_tokens = counter("prompt_tokens_total", "Tokens in.")
+        self._cached_tokens = counter(
+            "cached_prompt_tokens_total", "Tokens in that the prefix cache had."
+        )
         self._generated = counter("generated_tokens_total", "Tokens out.")
         self._queue = histogram("queue_time", "Arrival to first scheduled step.", _LONG)
         self._first = histogram("time_to_first_token", "Arrival to first token.", _LONG)
@@ -115,6 +118,7 @@ class Metrics:
         return SequenceWatch(
             self._series(self._prompt_tokens, labels),
             prompt_tokens,
+            self._series(self._cached_tokens, labels),
             self._series(self._queue, labels),
             self._series(self._first, labels),
             self._series(self._between, labels),
@@ -183,12 +187,14 @@ class SequenceWatch:
         self,
         prompt: Counter,
         prompt_tokens: int,
+        cached: Counter,
         queue: Histogram,
         first: Histogram,
         between: Histogram,
         generated: Counter,
     ) -> None:
         self._prompt, self._prompt_tokens = prompt, prompt_tokens
+        self._cached = cached
         self._queue, self._first, self._between = queue, first, between
         self._generated = generated
         self._start = monotonic()
@@ -198,6 +204,8 @@ class SequenceWatch:
 
     def see(self, event: TokenEvent) -> None:
         self._prompt.inc(self._prompt_tokens)
+        if self._prompt_tokens:
+            self._cached.inc(event.cached_tokens or 0)
         self._prompt_tokens = 0
         if event.queue_seconds is not None:
             self.queue_seconds = event.queue_seconds
@@ -237,6 +245,11 @@ class _EngineCollector(Collector):
             ("requests_waiting", "Sequences in the queue.", stats.waiting),
             ("kv_used_tokens", "KV memory in use, in tokens.", stats.kv_tokens_used),
             ("kv_capacity_tokens", "KV memory, in tokens.", stats.kv_tokens_total),
+            (
+                "kv_cached_tokens",
+                "KV memory that the prefix cache keeps until its room is needed, in tokens.",
+                stats.kv_tokens_cached,
+            ),
             ("adapter_slots_used", "Adapters on the device.", stats.adapter_slots_used),
             ("adapter_slots", "Places for adapters on the device.", stats.adapter_slots_total),
             ("adapters_loaded", "Adapters that requests may name.", stats.adapters_loaded),
@@ -265,6 +278,17 @@ class _EngineCollector(Collector):
             ("adapter_read_seconds", "What those reads took.", stats.adapter_read_seconds),
             ("adapter_slot_fills", "Adapters put into a slot.", stats.adapter_slot_fills),
             ("adapter_slot_fill_seconds", "What that took.", stats.adapter_slot_fill_seconds),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked for in the prefix cache.",
+                stats.prefix_cache_queries,
+            ),
+            ("prefix_cache_hits", "Those of them that were found.", stats.prefix_cache_hits),
+            (
+                "preemptions",
+                "Running requests set back to the queue for want of KV memory.",
+                stats.preemptions,
+            ),
         ):
             yield CounterMetricFamily(f"remix_{name}", text, value=float(total))
         yield from _expert_load(stats.expert_load, self._max_series)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,6 +40,13 @@ class ServerSettings(BaseSettings):
     default_max_tokens: Annotated[
         int, _http("Length of a chat's answer if the request sets no max_tokens.", ge=1)
     ] = 512
+    long_max_tokens: Annotated[
+        Literal["cut", "refuse"],
+        _http(
+            "What becomes of a max_tokens that the context has no room for: the answer is cut to "
+            "the room, or the request is refused."
+        ),
+    ] = "cut"
     max_body_bytes: Annotated[int, _http("Largest request body.", ge=1024)] = 4 << 20
     bodies_bytes: Annotated[
         int | None,

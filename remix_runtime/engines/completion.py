@@ -77,6 +77,8 @@ class Completion:
         self._num_tokens = 0
         self._prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         """Set when the prompt is computed, and told by one event only."""
+        self._cached_tokens: int | None = None
+        """Set when the prompt was looked for in a prefix cache, and told by one event only."""
         self._arrived = time.monotonic()
         self._queue_seconds: float | None = None
         """Set when the request is scheduled, and told by one event only."""
@@ -84,6 +86,11 @@ class Completion:
     def scheduled(self) -> None:
         """Ends the time in the queue: the request enters its first step."""
         self._queue_seconds = time.monotonic() - self._arrived
+
+    def prompt_cached(self, num_tokens: int | None) -> None:
+        """Takes how many tokens of the prompt the prefix cache had, for the first event."""
+        if not self._num_tokens:
+            self._cached_tokens = num_tokens
 
     def prompt_scored(self, logprobs: Sequence[PositionLogprobs | None]) -> None:
         """Takes the log-probabilities of the whole prompt, for the first event."""
@@ -148,6 +155,7 @@ class Completion:
     ) -> TokenEvent:
         queue_seconds, self._queue_seconds = self._queue_seconds, None
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
+        cached_tokens, self._cached_tokens = self._cached_tokens, None
         return TokenEvent(
             token_ids=tuple(token_ids),
             text=text,
@@ -155,4 +163,5 @@ class Completion:
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             queue_seconds=queue_seconds,
+            cached_tokens=cached_tokens,
         )

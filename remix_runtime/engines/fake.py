@@ -167,6 +167,9 @@ class FakeEngine(EngineFront[_Job]):
             job.request.meter.prompt_tokens = len(job.request.prompt_token_ids)
             self._running.add(job)
             job.completion.scheduled()
+            if self._config.cached_tokens is not None:
+                longest = len(job.request.prompt_token_ids) - 1
+                job.completion.prompt_cached(min(self._config.cached_tokens, longest))
             job.run = asyncio.get_running_loop().create_task(self._run(job))
 
     async def _run(self, job: _Job) -> None:

@@ -17,6 +17,9 @@ class FakeConfig(FrontConfig):
     max_running: int = 4
     max_waiting: int = 8
     max_model_len: int = 512
+    cached_tokens: Annotated[
+        int | None, "Cached tokens that are told of every longer prompt; none are by default."
+    ] = None
     host_adapters: int = 1000
     """Adapters in memory at once, pinned ones apart; others are read from their folders again."""
     prefill_seconds: Annotated[float, "Time that a prompt takes."] = 0.0

@@ -81,7 +81,7 @@ class ChatWriter(ChoicesWriter):
         self._parsers = [self.make_parser() for _ in self.requests]
         self._has_called = [False] * len(self.requests)
 
-    def opening(self) -> Iterable[Event]:
+    def opening(self, first: TokenEvent) -> Iterable[Event]:
         # The content of an answer that is nothing but calls is null.
         nothing = None if self.body.callable_tools else ""
         delta = ChatDelta(role="assistant", content=self.body.echoed or nothing)

@@ -20,6 +20,7 @@ from server.api.calls import Call, CountedRoute, open_call
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
 from server.api.generation import (
+    AnswerLength,
     Choice,
     admit_sequences,
     finished_by,
@@ -56,8 +57,12 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
             param="n",
         )
     call.admission.take_places(len(body.prompt) * n)
-    default_max_tokens = call.defaults.max_tokens or DEFAULT_MAX_TOKENS
-    prompts = await _tokenized(services, call, body, default_max_tokens)
+    length = AnswerLength(
+        asked=body.most_tokens,
+        default=call.defaults.max_tokens or DEFAULT_MAX_TOKENS,
+        is_cut=services.settings.long_max_tokens == "cut",
+    )
+    prompts = await _tokenized(services, call, body, length)
     answer_id = f"cmpl-{uuid.uuid4().hex}"
     admitted = admit_sequences(
         call,
@@ -65,8 +70,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
         body,
         prompts,
         answer_id=answer_id,
-        max_tokens=body.most_tokens,
-        default_max_tokens=default_max_tokens,
+        length=length,
         logprobs=body.logprobs,
         prompt_logprobs=body.most_prompt_logprobs,
         param="prompt",
@@ -89,12 +93,13 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
 
 
 async def _tokenized(
-    services: Services, call: Call, body: CompletionRequest, default_max_tokens: int
+    services: Services, call: Call, body: CompletionRequest, length: AnswerLength
 ) -> list[list[int]]:
     """The tokens of all prompts; of none, where one cannot fit. Raises `InvalidRequestError`,
     `RateLimitedError`, `EngineBusyError`."""
     engine = services.engine
-    reserve_least(call, body, [_least_tokens(engine, body, prompt) for prompt in body.prompt])
+    least = [_least_tokens(engine, body, prompt) for prompt in body.prompt]
+    reserve_least(call, body, engine.model, least)
     tokenize = run_short if call.is_short else run_tokenizer
     prompts = []
     for prompt in body.prompt:
@@ -112,7 +117,7 @@ async def _tokenized(
         else:
             ids = prompt
         # Before the next one is tokenized.
-        fitting(ids, engine.model, body, body.most_tokens, default_max_tokens, param="prompt")
+        fitting(ids, engine.model, body, length, param="prompt")
         prompts.append(ids)
     return prompts
 
@@ -162,7 +167,7 @@ class CompletionWriter(ChoicesWriter):
     def _start(self, index: int) -> int:
         return len(self.echoes[index])
 
-    def opening(self) -> Iterable[Event]:
+    def opening(self, first: TokenEvent) -> Iterable[Event]:
         return ()
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:

@@ -9,7 +9,13 @@ from remix_runtime.contracts import GenerationRequest
 from remix_runtime.errors import InvalidRequestError
 from server.api.calls import Call
 from server.api.defaults import with_defaults
-from server.api.generation import Admitted, admit_sequences, keeps_end, reserve_least
+from server.api.generation import (
+    Admitted,
+    AnswerLength,
+    admit_sequences,
+    keeps_end,
+    reserve_least,
+)
 from server.api.parts import AnswerParser
 from server.api.tokenizing import count_tokens, require_short, run_short, run_tokenizer
 from server.api.tools.prepare import PreparedChat, prepare_chat, render_prompt
@@ -59,7 +65,7 @@ async def open_conversation(
             f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
     call.admission.take_places(n)
-    reserve_least(call, body, [require_short(engine, body.num_characters, param)])
+    reserve_least(call, body, engine.model, [require_short(engine, body.num_characters, param)])
     template = call.defaults.chat_template
     # An adapter's own template is a program of its tenant.
     tokenize = run_short if call.is_short and template is None else run_tokenizer
@@ -81,8 +87,11 @@ async def open_conversation(
         body,
         [chat.prompt],
         answer_id=answer_id,
-        max_tokens=body.most_tokens,
-        default_max_tokens=call.defaults.max_tokens or services.settings.default_max_tokens,
+        length=AnswerLength(
+            asked=body.most_tokens,
+            default=call.defaults.max_tokens or services.settings.default_max_tokens,
+            is_cut=services.settings.long_max_tokens == "cut",
+        ),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         param=param,
@@ -90,7 +99,7 @@ async def open_conversation(
     return Conversation(
         call=call,
         requests=[_as_prepared(request, chat) for request in admitted.requests],
-        prompt_tokens=admitted.prompt_tokens,
+        choices_per_prompt=admitted.choices_per_prompt,
         # Without a structure of its own the request's tools ask for the grammar.
         fields=admitted.fields or {"response_format": "tools"},
         make_parser=chat.make_parser,

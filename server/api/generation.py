@@ -85,11 +85,37 @@ class Admitted:
 
     call: Call
     requests: Sequence[GenerationRequest]
-    """One for each choice."""
-    prompt_tokens: int
-    """Of all prompts: each counts once, however many choices it has, but in the quota."""
+    """One for each choice, those of a prompt side by side."""
+    choices_per_prompt: int
     fields: Mapping[str, str]
     """The client's names for fields that the engine calls otherwise."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts: each counts once, however many choices it has, but in the quota."""
+        return sum(len(r.prompt_token_ids) for r in self.requests[:: self.choices_per_prompt])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLength:
+    """How many tokens an answer may have."""
+
+    asked: int | None
+    default: int
+    """Where the request does not say, cut to what the context leaves."""
+    is_cut: bool
+    """Whether more tokens than the context leaves are cut too, or refused."""
+
+    @property
+    def least(self) -> int:
+        """Tokens that must have room behind a prompt."""
+        if self.asked is None:
+            return 1
+        return min(self.asked, 1) if self.is_cut else self.asked
+
+    def within(self, room: int) -> int:
+        """The most tokens, of so many that there is room for."""
+        return min(self.default if self.asked is None else self.asked, room)
 
 
 def admit_sequences(
@@ -99,22 +125,19 @@ def admit_sequences(
     prompts: Sequence[Sequence[int]],
     *,
     answer_id: str,
-    max_tokens: int | None,
-    default_max_tokens: int,
+    length: AnswerLength,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     param: str,
 ) -> Admitted:
     """`n` sequences for each prompt, with their tokens reserved in the tenant's quota.
 
-    Without `max_tokens` each gets the default, cut to what the context leaves. A prompt may be
-    cut itself, where the body says so. Raises `InvalidRequestError`, `RateLimitedError`.
+    A prompt is cut where the body says so. Raises `InvalidRequestError`, `RateLimitedError`.
     """
     requests: list[GenerationRequest] = []
     for whole in prompts:
-        prompt = fitting(whole, model, body, max_tokens, default_max_tokens, param=param)
-        most = min(default_max_tokens, model.max_model_len - len(prompt))
-        most = most if max_tokens is None else max_tokens
+        prompt = fitting(whole, model, body, length, param=param)
+        most = length.within(model.max_model_len - len(prompt))
         if (least := body.min_tokens or 0) > most:
             raise InvalidRequestError(
                 f"min_tokens: found {least}, more than the {most} tokens that may be generated",
@@ -133,6 +156,7 @@ def admit_sequences(
                     params=_for_choice(params, choice),
                     digest=call.target.digest,
                     tenant=call.tenant,
+                    cache_salt=body.cache_salt or "",
                 )
             )
     allowed = len(body.allowed_token_ids or ()) * len(requests)
@@ -152,18 +176,21 @@ def admit_sequences(
     call.admission.reserve_tokens(
         sum(len(request.prompt_token_ids) + request.params.max_tokens for request in requests)
     )
-    prompt_tokens = sum(len(r.prompt_token_ids) for r in requests[:: body.choices_per_prompt])
     return Admitted(
-        call=call, requests=requests, prompt_tokens=prompt_tokens, fields=body.engine_fields
+        call=call,
+        requests=requests,
+        choices_per_prompt=body.choices_per_prompt,
+        fields=body.engine_fields,
     )
 
 
-def reserve_least(call: Call, body: GenerationBody, least: Sequence[int]) -> None:
+def reserve_least(call: Call, body: GenerationBody, model: ModelInfo, least: Sequence[int]) -> None:
     """Reserves what prompts take that have so many tokens at least, before they are tokenized, if
     the quota has what their copies and answers take too. Raises `RateLimitedError`."""
-    most = body.truncate_prompt_tokens
+    most, asked, context = body.truncate_prompt_tokens, body.most_tokens or 0, model.max_model_len
     cut = [count if most is None else min(count, max(most, 1)) for count in least]
-    answers = len(cut) * body.choices_per_prompt * (body.most_tokens or 0)
+    # An answer that is longer than its room may be cut, and a longer prompt leaves it less.
+    answers = body.choices_per_prompt * sum(min(asked, max(context - count, 0)) for count in cut)
     copies = (body.choices_per_prompt - 1) * sum(cut)
     call.admission.reserve_tokens(sum(cut), later=copies + answers)
 
@@ -172,15 +199,14 @@ def fitting(
     prompt: Sequence[int],
     model: ModelInfo,
     body: GenerationBody,
-    max_tokens: int | None,
-    default_max_tokens: int,
+    length: AnswerLength,
     *,
     param: str,
 ) -> Sequence[int]:
     """The prompt, or what the body says is left of it. Raises `InvalidRequestError` where it does
     not fit the context."""
-    prompt = _cut(prompt, body, _longest_prompt(body, model, max_tokens, default_max_tokens))
-    model.require_room(len(prompt), 1 if max_tokens is None else max_tokens, param=param)
+    prompt = _cut(prompt, body, _longest_prompt(body, model, length))
+    model.require_room(len(prompt), length.least, param=param)
     return prompt
 
 
@@ -199,15 +225,14 @@ def _told_logprobs(request: GenerationRequest) -> int:
     return told
 
 
-def _longest_prompt(
-    body: GenerationBody, model: ModelInfo, max_tokens: int | None, default_max_tokens: int
-) -> int | None:
+def _longest_prompt(body: GenerationBody, model: ModelInfo, length: AnswerLength) -> int | None:
     """How many tokens `truncate_prompt_tokens` leaves of a prompt."""
     if body.truncate_prompt_tokens != -1:
         return body.truncate_prompt_tokens
     context = model.max_model_len
-    answer = min(default_max_tokens, context // 2) if max_tokens is None else max_tokens
-    return max(1, context - answer)
+    if length.asked is None or (length.is_cut and length.asked >= context):
+        return context - length.within(context // 2)
+    return max(1, context - length.asked)
 
 
 def _cut(prompt: Sequence[int], body: GenerationBody, longest: int | None) -> Sequence[int]:
@@ -224,11 +249,15 @@ class Choice:
     token_ids: list[int] = field(default_factory=list)
     positions: list[PositionLogprobs] = field(default_factory=list)
     prompt_logprobs: Sequence[PositionLogprobs | None] | None = None
+    cached_tokens: int | None = None
+    """Of its prompt, in the engine's prefix cache; None where there is none."""
     finished_by: FinishedBy | None = None
 
     def add(self, event: TokenEvent, *, keeps_logprobs: bool = True) -> None:
         self.texts.append(event.text)
         self.token_ids.extend(event.token_ids)
+        if event.cached_tokens is not None:
+            self.cached_tokens = event.cached_tokens
         if keeps_logprobs:
             self.positions.extend(event.logprobs or ())
             if event.prompt_logprobs is not None:

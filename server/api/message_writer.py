@@ -44,8 +44,9 @@ class MessageWriter(Writer):
     def __post_init__(self) -> None:
         self._blocks = Blocks(self.make_parser())
 
-    def opening(self) -> Iterable[Event]:
-        yield _event("message_start", message=self._message())
+    def opening(self, first: TokenEvent) -> Iterable[Event]:
+        usage = self._usage(0, first.cached_tokens)
+        yield _event("message_start", message=self._message(usage=usage))
         yield _event("ping")
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
@@ -57,7 +58,7 @@ class MessageWriter(Writer):
         [choice] = choices
         yield from self._written(self._blocks.close())
         delta = {"stop_reason": self._stop_reason(choice), "stop_sequence": self._stop}
-        usage = self._usage(choice.num_tokens)
+        usage = self._usage(choice.num_tokens, choice.cached_tokens)
         yield _event("message_delta", delta={**delta, "container": None}, usage=usage)
         yield _event("message_stop")
 
@@ -76,7 +77,7 @@ class MessageWriter(Writer):
             content=[self._answered(block) for block in self._blocks.all],
             stop_reason=self._stop_reason(choice),
             stop_sequence=self._stop,
-            usage=self._usage(choice.num_tokens),
+            usage=self._usage(choice.num_tokens, choice.cached_tokens),
         )
         return message.model_dump_json()
 
@@ -86,13 +87,16 @@ class MessageWriter(Writer):
                 "id": self.answer_id,
                 "model": self.target.name,
                 "system_fingerprint": self.target.fingerprint,
-                "usage": self._usage(0),
                 **fields,
             }
         )
 
-    def _usage(self, generated: int) -> MessageUsage:
-        return MessageUsage(input_tokens=self.prompt_tokens, output_tokens=generated)
+    def _usage(self, generated: int, cached: int | None) -> MessageUsage:
+        return MessageUsage(
+            input_tokens=self.prompt_tokens - (cached or 0),
+            output_tokens=generated,
+            cache_read_input_tokens=cached,
+        )
 
     def _stop_reason(self, choice: Choice) -> StopReason:
         if choice.finished_by == "length":

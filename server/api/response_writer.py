@@ -16,6 +16,7 @@ from server.api.parts import AnswerParser
 from server.api.token_texts import Placement, TokenTexts
 from server.api.wire.response_answers import (
     Incomplete,
+    InputDetails,
     ItemStatus,
     OutputCall,
     OutputItem,
@@ -58,7 +59,7 @@ class ResponseWriter(Writer):
         self._texts = TokenTexts(self.tokenizer)
         self._placement = Placement(self._texts, self.request)
 
-    def opening(self) -> Iterable[Event]:
+    def opening(self, first: TokenEvent) -> Iterable[Event]:
         yield self._event("response.created", response=self.response)
         yield self._event("response.in_progress", response=self.response)
 
@@ -95,6 +96,7 @@ class ResponseWriter(Writer):
         status = _status(choice)
         usage = ResponseUsage(
             input_tokens=self.prompt_tokens,
+            input_tokens_details=InputDetails(cached_tokens=choice.cached_tokens or 0),
             output_tokens=choice.num_tokens,
             total_tokens=self.prompt_tokens + choice.num_tokens,
         )

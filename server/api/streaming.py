@@ -116,11 +116,15 @@ class GenerationResponse(Response):
         return await self._services.worker.run(self._call.tenant, function)
 
     def _watches(self) -> list[SequenceWatch]:
-        # All sequences are admitted or none: the first one stands for the prompts of all.
-        prompt_tokens = [self._admitted.prompt_tokens] + [0] * (len(self._admitted.requests) - 1)
+        # A prompt counts once, with its first choice.
+        n = self._admitted.choices_per_prompt
         tenant, name = self._call.tenant, self._call.target.name
-        metrics = self._services.metrics
-        return [metrics.watch(tenant, name, prompt_tokens=tokens) for tokens in prompt_tokens]
+        return [
+            self._services.metrics.watch(
+                tenant, name, prompt_tokens=0 if index % n else len(request.prompt_token_ids)
+            )
+            for index, request in enumerate(self._admitted.requests)
+        ]
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = state_of(scope)
@@ -148,7 +152,7 @@ class GenerationResponse(Response):
                         _see_first(state, event)
                         if not opened:
                             # Only now: what the engine refuses at once is still an HTTP error.
-                            await stream.write(self._writer.opening())
+                            await stream.write(self._writer.opening(event))
                             opened = True
                         chunks = self._writer.chunks(index, event)
                         if event.prompt_logprobs is None:

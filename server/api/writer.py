@@ -50,8 +50,8 @@ class Writer(ABC):
     created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     @abstractmethod
-    def opening(self) -> Iterable[Event]:
-        """What comes before the first token."""
+    def opening(self, first: TokenEvent) -> Iterable[Event]:
+        """What comes before the first event's text."""
 
     @abstractmethod
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
@@ -87,6 +87,7 @@ class ChoicesWriter(Writer):
         self._texts = TokenTexts(self.tokenizer, as_ids=as_ids)
         self._placements: dict[int, Placement] = {}
         self._generated = 0
+        self._cached: int | None = None
 
     def _placement(self, index: int) -> Placement:
         """Of the tokens of choice `index`, which have log-probabilities."""
@@ -111,6 +112,8 @@ class ChoicesWriter(Writer):
 
     def chunks(self, index: int, event: TokenEvent) -> Iterable[Event]:
         self._generated += len(event.token_ids)
+        if event.cached_tokens is not None and index % self.body.choices_per_prompt == 0:
+            self._cached = (self._cached or 0) + event.cached_tokens
         ended = event.finish_reason is not None
         placed: Sequence[Placed] = ()
         if self.requests[index].params.logprobs is not None:
@@ -154,7 +157,7 @@ class ChoicesWriter(Writer):
 
     def _chunk(self, *choices: BaseModel, usage: Usage | None = None, **more: Any) -> Event:
         if self.body.continuous_usage and usage is None:
-            usage = Usage.of(self.prompt_tokens, self._generated)
+            usage = Usage.of(self.prompt_tokens, self._generated, self._cached)
         document = self._document(self.chunk_type, choices, usage, **more)
         # OpenAI's streams have `usage: null` in every chunk only if usage was asked for.
         exclude = None if self.body.include_usage else {"usage"}
@@ -174,4 +177,7 @@ class ChoicesWriter(Writer):
         )
 
     def _usage(self, choices: Sequence[Choice]) -> Usage:
-        return Usage.of(self.prompt_tokens, sum(choice.num_tokens for choice in choices))
+        # Each prompt counts once, however many choices it has.
+        of_prompts = [choice.cached_tokens for choice in choices[:: self.body.choices_per_prompt]]
+        cached = None if None in of_prompts else sum(filter(None, of_prompts))
+        return Usage.of(self.prompt_tokens, sum(choice.num_tokens for choice in choices), cached)

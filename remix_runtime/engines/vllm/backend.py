@@ -156,7 +156,9 @@ class Backend:
                 (choice,) = output.outputs
                 scores = output.prompt_logprobs or scores
                 if choice.token_ids:
-                    yield NewTokens(choice.token_ids, choice.logprobs, scores)
+                    yield NewTokens(
+                        choice.token_ids, choice.logprobs, scores, output.num_cached_tokens
+                    )
                     scores = None
         except VllmDeadError as error:
             raise EngineDeadError(f"the engine stopped: {error}") from None

@@ -235,12 +235,14 @@ class VllmEngine(EngineFront[Job]):
     async def _run(self, job: Job, lora: tuple[str, int, Path] | None) -> None:
         request = job.request
         assert self._backend is not None
-        outputs = self._backend.generate(request, self._ends, lora, salt=request.tenant)
+        salt = f"{request.tenant}\n{request.cache_salt}".strip("\n")
+        outputs = self._backend.generate(request, self._ends, lora, salt=salt)
         try:
             async for new in outputs:
                 self._progress = time.monotonic()
                 self._waiting.charge_output(request.tenant, len(new.token_ids))
                 params = request.params
+                job.completion.prompt_cached(new.cached_tokens)
                 asked = params.prompt_logprobs
                 scores = prompt_logprobs_of(new, request.prompt_token_ids, asked)
                 if scores is not None:

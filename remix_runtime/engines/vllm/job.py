@@ -29,6 +29,8 @@ class NewTokens:
     """By position: the chosen token's and those of the most likely tokens."""
     prompt_logprobs: Sequence[Mapping[int, Ranked] | None] | None = None
     """The same for the tokens of the prompt, once."""
+    cached_tokens: int | None = None
+    """Of the prompt, in vLLM's prefix cache."""
 
 
 class Job(Stream):

@@ -20,7 +20,7 @@ ChatFinishedBy = Literal["stop", "length", "tool_calls"]
 
 T = TypeVar("T")
 IfAsked = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
-"""vLLM's fields: they are there when a request asks for them."""
+"""Fields that are there when a request asks for them, or there is something to tell."""
 
 
 class PromptLogprob(BaseModel):
@@ -35,15 +35,28 @@ class PromptLogprob(BaseModel):
 PromptLogprobs = WrittenList[dict[int, PromptLogprob] | None]
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+    """Tokens that were in the prefix cache."""
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: IfAsked[PromptTokensDetails] = None
+    """Not there where the engine keeps no prefix cache."""
 
     @classmethod
-    def of(cls, prompt: int, completion: int) -> Self:
-        total = prompt + completion
-        return cls(prompt_tokens=prompt, completion_tokens=completion, total_tokens=total)
+    def of(cls, prompt: int, completion: int, cached: int | None = None) -> Self:
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=cached
+            if cached is None
+            else PromptTokensDetails(cached_tokens=cached),
+        )
 
 
 class CompletionLogprobs(BaseModel):

@@ -82,6 +82,8 @@ class GenerationBody(StructuredBody):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     """Writes `token_id:5` for the token 5 in log-probabilities."""
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
+    """Requests with different salts share no cached prefix; those of other tenants never do."""
     request_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
     """The `id` of the answer."""
 

@@ -42,6 +42,7 @@ class MessageUsage(BaseModel):
     """What Anthropic's usage has and this server does not tell apart is null."""
 
     input_tokens: int
+    """Of the prompt, but those that were in the prefix cache."""
     output_tokens: int
     cache_creation: None = None
     cache_creation_input_tokens: int | None = None

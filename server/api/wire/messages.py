@@ -33,7 +33,7 @@ OTHERS = OtherFields(
         "n": (1,),
         "speed": ("standard",),
     },
-    taken=frozenset({"cache_control", "cache_salt", "inference_geo", "user_profile_id"}),
+    taken=frozenset({"cache_control", "inference_geo", "user_profile_id"}),
 )
 
 

@@ -22,8 +22,8 @@ TAKEN = frozenset(
         "safety_identifier",
         "user",
         "parallel_tool_calls",  # without tools there are none
-        # vLLM's. Its prefix cache is apart for each tenant here, with or without a salt.
-        "cache_salt",
+        # vLLM's
+        "cache_salt",  # where nothing is generated
         "session_id",
         "spaces_between_special_tokens",  # there are none, as with every fast tokenizer
         "mm_payload",

@@ -63,7 +63,7 @@ class OutputDetails(BaseModel):
 
 
 class ResponseUsage(BaseModel):
-    """Details are not told apart: they are 0."""
+    """What is not told apart is 0."""
 
     input_tokens: int
     input_tokens_details: InputDetails = InputDetails()

@@ -50,7 +50,7 @@ OTHERS = OtherFields(
         "service_tier": ("auto", "default"),
         "truncation": ("disabled",),
     },
-    taken=frozenset({"cache_salt", "client_metadata", "prompt_cache_options", "session_id"}),
+    taken=frozenset({"client_metadata", "prompt_cache_options", "session_id"}),
 )
 
 

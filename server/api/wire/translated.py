@@ -14,6 +14,7 @@ SAMPLING = frozenset(
     {
         "allowed_token_ids",
         "bad_words",
+        "cache_salt",
         "chat_template",
         "chat_template_kwargs",
         "documents",

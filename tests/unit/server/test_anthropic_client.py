@@ -72,7 +72,7 @@ async def test_errors_become_the_clients_exceptions(
     with pytest.raises(anthropic.NotFoundError):
         await create(model="nobody", messages=MESSAGES, max_tokens=2)
     with pytest.raises(anthropic.BadRequestError, match="maximum context length"):
-        await create(model=BASE, messages=MESSAGES, max_tokens=600)
+        await create(model=BASE, messages=[{"role": "user", "content": "x" * 600}], max_tokens=2)
     with pytest.raises(anthropic.AuthenticationError):
         await client.with_options(api_key="wrong").messages.create(
             model=BASE, messages=MESSAGES, max_tokens=2

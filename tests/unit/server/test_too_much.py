@@ -48,9 +48,9 @@ async def test_too_many_prompts(server: Server) -> None:
 
 
 async def test_completion_over_the_context(server: Server) -> None:
-    error = check_error(await server.complete(prompt="x" * 500, max_tokens=13), 400)
+    error = check_error(await server.complete(prompt="x" * 512, max_tokens=1), 400)
     assert error["code"] == "context_length_exceeded"
-    assert (await server.complete(prompt="x" * 500, max_tokens=12)).status_code == 200
+    assert (await server.complete(prompt="x" * 511, max_tokens=1)).status_code == 200
 
 
 async def test_too_many_biases(server: Server) -> None:

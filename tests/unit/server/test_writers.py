@@ -92,7 +92,7 @@ def told(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The events of an answer that comes in pieces, and the same answer at once."""
     choice = Choice()
-    events: list[Event] = [*stream.opening()]
+    events: list[Event] = [*stream.opening(TokenEvent(token_ids=(), text=""))]
     ends = [None] * (len(pieces) - 1) + [finish] if pieces else []
     for piece, end in zip(pieces, ends, strict=True):
         event = TokenEvent(token_ids=(1,), text=piece, finish_reason=end)
