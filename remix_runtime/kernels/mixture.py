@@ -47,6 +47,8 @@ class MixtureWeights:
     lanes: int
     """0: plain float32, a [m, D] and b [j, O]. Else tiles as `native/mixture.c` reads them, for
     vectors of that many floats; bfloat16 where that loses nothing, for it is half to read."""
+    counts_n: Tensor | None = None
+    """int64 on the CPU, where tables there add how often tokens select each expert."""
 
     @classmethod
     def from_layer(
@@ -106,6 +108,13 @@ class MixtureWeights:
     @property
     def num_bytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
+
+    def counting(self, counts_n: Tensor) -> MixtureWeights:
+        """The same weights, whose selections are counted in `counts_n`."""
+        assert counts_n.shape == (self.n,)
+        assert counts_n.dtype == torch.int64
+        assert counts_n.is_contiguous()
+        return replace(self, counts_n=counts_n)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """A with the router [m, D] and Bᵀ [j, O] in float32."""
@@ -171,6 +180,8 @@ class Batch:
     """(first token, end, slot) with slot -1 for the base model; they partition the tokens."""
     runs_R3: Tensor = field(init=False, repr=False)
     num_tokens: int = field(init=False)
+    counted: bool
+    """Whether the selections of its tokens are added to `MixtureWeights.counts_n`."""
     adapted: bool = field(init=False)
     """Whether any token has a slot."""
     h_Tm: Tensor = field(init=False, repr=False)
@@ -178,8 +189,9 @@ class Batch:
     plan: DevicePlan | None = field(init=False, repr=False)
     """The plan of a device with kernels of its own; the first layer that needs it makes it."""
 
-    def __init__(self, runs: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, runs: Sequence[tuple[int, int, int]], *, counted: bool = True) -> None:
         self.runs = tuple(runs)
+        self.counted = counted
         position = 0
         for start, end, _ in self.runs:
             assert start == position < end, f"runs must partition the tokens: {self.runs}"
