@@ -46,7 +46,12 @@ class _Functions:
     def __init__(self, lib: ctypes.CDLL) -> None:
         self.linear = _declare(lib.remix_linear, *[_pointer] * 4, *[_int64] * 3, _int)
         self.mixture_add = _declare(
-            lib.remix_mixture_add, *[_pointer] * 4, _int64, *[_pointer] * 2, *[_int64] * 5, *[_int] * 2
+            lib.remix_mixture_add,
+            *[_pointer] * 4,
+            _int64,
+            *[_pointer] * 2,
+            *[_int64] * 5,
+            *[_int] * 2,
         )
         self.panel = int(lib.remix_linear_panel())
 
