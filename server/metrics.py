@@ -272,12 +272,12 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(
             "remix_served_adapters", "Names in all live sets.", value=float(num_served)
         )
-        every = (
+        names = (
             (tenant, name, digest)
             for tenant, live in live_sets.items()
             for name, digest in live.adapters.items()
         )
-        served = list(islice(every, self._max_series))
+        served = list(islice(names, self._max_series))
         info = GaugeMetricFamily(
             "remix_adapter_info",
             "Served adapters, always 1.",

@@ -21,7 +21,7 @@ import typer
 from benchmarks.adapters import write_random_adapters
 from benchmarks.options import Base, Out
 from benchmarks.result import Table, publish
-from benchmarks.rounds import Report, ratio, run_rounds, spread
+from benchmarks.rounds import ratio, run_rounds, spread
 from benchmarks.shape import AdapterShape
 from remix_runtime.adapter.checkpoint import read_checkpoint
 from remix_runtime.contracts import GenerationRequest, SamplingParams
@@ -102,7 +102,6 @@ def main(
     out: Out = None,
 ) -> None:
     """Time steps with and without counters; `seconds` is the time for each batch."""
-    report: Report = print
     clock = time.process_time if cpu_time else time.perf_counter
     threads = 1 if cpu_time else threads
     rows: list[list[object]] = []
@@ -123,7 +122,7 @@ def main(
                 return clock() - start
 
             sides = {on: lambda number, on=on, timed=timed: timed(on) for on in (True, False)}
-            found = run_rounds({name: sides}, warm_up=2, seconds=seconds, report=report)[name]
+            found = run_rounds({name: sides}, warm_up=2, seconds=seconds)[name]
             of_base = ratio(found[True], found[False])
             assert of_base is not None, "round 0 is always complete"
             ms = spread([1000 * taken for taken in found[False].values()])

@@ -194,19 +194,18 @@ class FakeEngine(EngineFront[_Job]):
             job.completion.prompt_scored(model.prompt_logprobs(params.prompt_logprobs))
         if not params.max_tokens:
             self._send(job, job.completion.take(()))
-        token_id = 0
         while self._is_open(job):
             await asyncio.sleep(self._config.token_seconds)
             if job.num_generated == job.fail_after:
                 raise RuntimeError("injected failure in /secret/path.py")
-            if job.num_generated:
-                self._adapters.activate(job.request.digest, (token_id,))
             token_id, logprobs = model.next_token()
             event = job.completion.take((token_id,), None if logprobs is None else (logprobs,))
             job.num_generated += 1
             self._waiting.charge_output(job.request.tenant)
             job.request.meter.output_tokens += 1
             self._send(job, event)
+            if self._is_open(job):  # else nothing follows the token, and it is not computed
+                self._adapters.activate(job.request.digest, (token_id,))
 
     def _send(self, stream: _Job, event: TokenEvent | Exception) -> None:
         if isinstance(event, Exception) or event.finish_reason == FinishReason.ABORT:

@@ -146,6 +146,7 @@ class AdapterBank:
     def _entry(self, adapter: HostAdapter) -> _Entry:
         # In the model's order, and the names that every adapter shares.
         modules = tuple(name for name in self._tables if name in adapter.layers)
+        assert len(modules) == len(adapter.layers), "checkpoints are checked against the base"
         counts_Ln = None
         if self._device.type == "cpu":
             (n,) = {weights.n for weights in adapter.layers.values()}

@@ -75,7 +75,7 @@ class ModelRunner:
                 _page_table([chunk.job.pages for chunk in chunks]),
             ),
             kv=self._kv,
-            mixture=Batch(runs, counted=True),  # routes are a replay's, no request's
+            mixture=Batch(runs, counted=routes is None),  # routes are a replay's, no request's
             routes=routes,
         )
         with torch.inference_mode(), computing(step):

@@ -140,6 +140,11 @@ class VllmEngine(EngineFront[Job]):
                     self._load.add(parts, self._adapters.numbers, self._adapters.digests)
                 await task.rest(LOAD_SECONDS)
 
+    async def unload_adapter(self, digest: str) -> None:
+        await super().unload_adapter(digest)
+        if self._adapters.info(digest) is None:  # else it was loaded again meanwhile
+            self._load.forget(digest)
+
     # -- requests -----------------------------------------------------------------------------
 
     def _grammar_tokenizer(self) -> LLTokenizer:

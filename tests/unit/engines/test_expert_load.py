@@ -22,6 +22,7 @@ from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.startup import build_core
+from remix_runtime.kernels import make_table
 from tests.engines import NoText, complete, complete_all, request
 from tests.models import (
     ATTENTION,
@@ -249,8 +250,17 @@ async def test_counts_are_read_at_any_moment_and_only_grow(tmp_path: Path) -> No
 
 
 def test_a_device_whose_kernels_do_not_count_has_no_counts() -> None:
-    bank = AdapterBank({}, num_slots=1, device="cuda", device_bytes=10**6, host_bytes=10**6)
-    adapter = bank.prepare(random_checkpoint(tiny_model("llama")))
-    bank.add(adapter)
-    assert bank.expert_load(adapter.digest) == {}
-    assert bank.expert_load("unknown") == {}
+    checkpoint = random_checkpoint(tiny_model("llama"))
+    tables = {
+        name: make_table(1, layer.a_nrD.shape[2], layer.b_nOr.shape[1])
+        for name, layer in checkpoint.layers.items()
+    }
+    for device in ("cuda", "cpu"):
+        bank = AdapterBank(
+            tables, num_slots=1, device=device, device_bytes=1 << 20, host_bytes=1 << 20
+        )
+        bank.add(bank.prepare(checkpoint))
+        assert bank.expert_load(checkpoint.digest).keys() == (
+            tables.keys() if device == "cpu" else set()
+        )
+        assert bank.expert_load("unknown") == {}

@@ -34,4 +34,6 @@ async def test_an_adapter_has_a_number_for_each_expert_while_it_is_loaded(
     assert engine.expert_load(info.digest) == {"up": expected}
     await engine.unload_adapter(info.digest)
     assert engine.expert_load(info.digest) == {}
+    await engine.load_adapter(folders[0])
+    assert engine.expert_load(info.digest) == {}, "counts are since the load"
     await engine.stop()
