@@ -1,7 +1,8 @@
 """What the mixture kernels work on: one layer's adapter, and which tokens belong to which slot.
 
 Shape suffixes: T packed tokens, D input width, O output width; per adapter n experts, k activated,
-r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R runs.
+r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R runs; L layers,
+S = T·k selections.
 """
 
 from __future__ import annotations
@@ -182,6 +183,9 @@ class Batch:
     num_tokens: int = field(init=False)
     counted: bool
     """Whether the selections of its tokens are added to `MixtureWeights.counts_n`."""
+    selections: dict[int, list[tuple[Tensor, Tensor]]] = field(init=False, repr=False)
+    """By a run's first token: the counters [n] of each layer and what its tokens selected, [T, k].
+    Noted by tables that would take long to count in every layer."""
     adapted: bool = field(init=False)
     """Whether any token has a slot."""
     h_Tm: Tensor = field(init=False, repr=False)
@@ -192,6 +196,7 @@ class Batch:
     def __init__(self, runs: Sequence[tuple[int, int, int]], *, counted: bool = True) -> None:
         self.runs = tuple(runs)
         self.counted = counted
+        self.selections = {}
         position = 0
         for start, end, _ in self.runs:
             assert start == position < end, f"runs must partition the tokens: {self.runs}"
@@ -207,6 +212,16 @@ class Batch:
         """The slot of each token, int32 on the CPU."""
         start_R, end_R, slot_R = self.runs_R3.unbind(1)
         return slot_R.repeat_interleave(end_R - start_R)
+
+    def count(self) -> None:
+        """Adds what is noted in `selections` to the counters, at the end of a step."""
+        for layers in self.selections.values():
+            picks_LS = torch.stack([selection_Tk for _, selection_Tk in layers]).flatten(1)
+            new_Ln = picks_LS.new_zeros(len(layers), len(layers[0][0]))
+            new_Ln.scatter_add_(1, picks_LS, torch.ones_like(picks_LS))
+            for (counts_n, _), new_n in zip(layers, new_Ln.unbind(), strict=True):
+                counts_n += new_n
+        self.selections.clear()
 
     def scratch(self, m: int, k: int) -> tuple[Tensor, Tensor]:
         """Uninitialised float32 [T, >= m] and int32 [T, >= k], kept for the next layer."""

@@ -13,8 +13,6 @@ from torch import Tensor
 from remix_runtime.adapter.routing import expert_mask, top_k_experts
 from remix_runtime.kernels.mixture import Batch, MixtureWeights, Reduce
 
-_ONE = torch.ones((), dtype=torch.int64)
-
 
 class TorchLinear:
     """y = W x + b with PyTorch's own product."""
@@ -78,6 +76,6 @@ class TorchMixtureTable:
             h_Tj = torch.where(gate_Tn.repeat_interleave(r, dim=1), h_Tm[:, : n * r], 0)
             y_TO[start:end] += (weights.routing_weight * (h_Tj @ b_jO)).to(y_TO.dtype)
             if batch.counted and weights.counts_n is not None:
-                weights.counts_n.index_put_((selection_Tk,), _ONE, accumulate=True)
+                batch.selections.setdefault(start, []).append((weights.counts_n, selection_Tk))
             if routes_Tk is not None:
                 routes_Tk[start:end, :k] = selection_Tk.sort(dim=1).values.to(torch.int32)

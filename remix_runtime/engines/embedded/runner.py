@@ -85,6 +85,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
             )
+            step.mixture.count()
             logits_SV: Tensor = output.logits[0].float()
         return logits_SV
 

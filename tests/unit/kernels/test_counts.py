@@ -61,6 +61,14 @@ def run_lengths(lengths: Sequence[int], slots: Sequence[int]) -> Runs:
     return [(e - n, e, s) for e, n, s in zip(ends, lengths, slots, strict=True)]
 
 
+def add(
+    table: MixtureTable, y_TO: Tensor, x_TD: Tensor, batch: Batch, routes_Tk: Tensor | None = None
+) -> None:
+    """A step of one layer."""
+    table.add(y_TO, x_TD, batch, routes_Tk)
+    batch.count()
+
+
 def counted(routes_Tk: Tensor, runs: Runs) -> list[list[int]]:
     """The counts of each slot's experts by the routes."""
     counts = [[0] * n for n, _, _ in SHAPES]
@@ -90,15 +98,15 @@ def test_counts_are_those_of_the_routes(
     for _ in range(3):
         x_TD, y_TO = torch.randn(T, D), torch.zeros(T, O)
         routes_Tk = torch.empty(T, 5, dtype=torch.int32)
-        table.add(y_TO, x_TD, Batch(runs), routes_Tk)
+        add(table, y_TO, x_TD, Batch(runs), routes_Tk)
         new = counted(routes_Tk, runs)
         sums = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(sums, new, strict=True)]
         assert [counts_n.tolist() for counts_n in counts] == sums
         # The same without routes, as requests are computed.
-        table.add(y_TO, x_TD, Batch(runs))
+        add(table, y_TO, x_TD, Batch(runs))
         sums = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(sums, new, strict=True)]
         assert [counts_n.tolist() for counts_n in counts] == sums
-        table.add(y_TO, x_TD, Batch(runs, counted=False), routes_Tk)
+        add(table, y_TO, x_TD, Batch(runs, counted=False), routes_Tk)
         assert [counts_n.tolist() for counts_n in counts] == sums
     for slot, (_, k, _) in enumerate(SHAPES):
         tokens = sum(end - start for start, end, own in runs if own == slot)
@@ -114,14 +122,14 @@ def test_counters_follow_their_adapter_from_slot_to_slot(
     mine, others = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
     table.set(0, weights.counting(mine))
     y_TO, x_TD = torch.zeros(5, 8), torch.randn(5, 16)
-    table.add(y_TO, x_TD, Batch([(0, 5, 0)]))
+    add(table, y_TO, x_TD, Batch([(0, 5, 0)]))
     table.clear(0)
     table.set(0, weights.counting(others))
     table.set(1, weights.counting(mine))
-    table.add(y_TO, x_TD, Batch([(0, 2, 0), (2, 5, 1)]))
+    add(table, y_TO, x_TD, Batch([(0, 2, 0), (2, 5, 1)]))
     assert (mine.tolist(), others.tolist()) == ([8] * 4, [2] * 4)
     table.set(1, weights)  # nobody asks
-    table.add(y_TO, x_TD, Batch([(0, 5, 1)]))
+    add(table, y_TO, x_TD, Batch([(0, 5, 1)]))
     assert (mine.tolist(), others.tolist()) == ([8] * 4, [2] * 4)
 
 
