@@ -251,9 +251,6 @@ class EngineStats:
     """Seconds that those reads took, validation and layout included."""
     device_adapter_bytes_used: int = 0
     device_adapter_bytes_total: int = 0
-    expert_load: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
-    """How often each expert was activated, by digest and module, in a sample of the steps since the
-    adapter was loaded. Empty where the engine does not count."""
     host_adapter_bytes_used: int = 0
     host_adapter_bytes_total: int = 0
 
@@ -411,3 +408,17 @@ class Engine(Protocol):
     def health(self) -> Health: ...
 
     def stats(self) -> EngineStats: ...
+
+    def expert_load(self, digest: str) -> Mapping[str, tuple[int, ...]]:
+        """How often tokens activated each expert of an adapter since its load: a number for each of
+        its n experts, by module. Empty for an adapter that is not loaded, and where nobody counts.
+        Cheap to take at any moment from any thread.
+
+        What is computed for requests counts: the tokens of prompts, decoded ones, those that a
+        preemption makes the engine compute again, proposed ones that are refused. Replays of
+        parity files and tokens found in the prefix cache do not.
+
+        Embedded: exact, every step on the CPU; nothing on a GPU. During a step some modules may
+        have counted its tokens and others not. vLLM: one in 32 steps of its workers on the CPU, as
+        of some seconds ago; modules that no such step has seen are left out, and so is what
+        workers had not told of an adapter before they dropped it. Nothing on GPUs."""

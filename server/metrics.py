@@ -9,8 +9,8 @@ has the empty tenant, which is no label at all to Prometheus.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, zip_longest
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from time import monotonic
 from typing import TypeVar
 
@@ -291,39 +291,39 @@ class _EngineCollector(Collector):
             ),
         ):
             yield CounterMetricFamily(f"remix_{name}", text, value=float(total))
-        yield from _expert_load(stats.expert_load, self._max_series)
         live_sets = self._sets.all
         num_served = sum(len(live.adapters) for live in live_sets.values())
         yield GaugeMetricFamily(
             "remix_served_adapters", "Names in all live sets.", value=float(num_served)
         )
-        served = (
+        names = (
             (tenant, name, digest)
             for tenant, live in live_sets.items()
             for name, digest in live.adapters.items()
         )
+        served = list(islice(names, self._max_series))
         info = GaugeMetricFamily(
             "remix_adapter_info",
             "Served adapters, always 1.",
             labels=("tenant", "adapter", "digest"),
         )
-        for labels in islice(served, self._max_series):
+        for labels in served:
             info.add_metric(labels, 1.0)
         yield info
+        digests = dict.fromkeys(digest for *_, digest in served)
+        yield from _expert_load(self._engine, digests, self._max_series)
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
 
-def _expert_load(
-    load: Mapping[str, Mapping[str, Sequence[int]]], max_series: int
-) -> Iterator[Metric]:
+def _expert_load(engine: Engine, digests: Iterable[str], max_series: int) -> Iterator[Metric]:
     """The load of experts by digest, which `remix_adapter_info` gives names: every expert over all
-    modules, and how uneven each module is. The adapters that were loaded last have no series if
-    there are too many."""
+    modules, and how uneven each module is. If there are too many, the last digests have no
+    series, and the engine is not asked for theirs."""
     total = CounterMetricFamily(
         "remix_expert_activations",
-        "How often tokens activated an expert, in a sample of the steps, over all modules.",
+        "How often tokens activated an expert, over all modules.",
         labels=("digest", "expert"),
     )
     busiest = GaugeMetricFamily(
@@ -332,9 +332,9 @@ def _expert_load(
         labels=("digest", "module"),
     )
     series = 0
-    for digest, modules in load.items():
-        columns = zip_longest(*modules.values(), fillvalue=0)
-        totals = [sum(column) for column in columns]
+    for digest in digests:
+        modules = engine.expert_load(digest)
+        totals = [sum(column) for column in zip(*modules.values(), strict=True)]
         series += len(totals) + len(modules)
         if series > max_series:
             break

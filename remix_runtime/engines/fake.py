@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llguidance import LLTokenizer
@@ -46,6 +48,11 @@ from remix_runtime.errors import (
 from remix_runtime.fairness.queue import FairQueue
 
 log = logging.getLogger(__name__)
+
+NUM_EXPERTS = 2
+"""Of every adapter, whatever its folder says."""
+MODULE = "fake"
+"""Its only adapted linear."""
 
 
 class _Job(Stream):
@@ -159,6 +166,9 @@ class FakeEngine(EngineFront[_Job]):
             adapter_reads=self._adapters.num_reads,
         )
 
+    def expert_load(self, digest: str) -> Mapping[str, tuple[int, ...]]:
+        return self._adapters.expert_load(digest)
+
     def _pump(self) -> None:
         while len(self._waiting) and len(self._running) < self._config.max_running:
             tenant, job = next(iter(self._waiting))
@@ -182,6 +192,7 @@ class FakeEngine(EngineFront[_Job]):
         params = job.request.params
         model = HashModel(job.request, job.prepared.bad_words, job.completion.matcher)
         await asyncio.sleep(self._config.prefill_seconds)
+        self._adapters.activate(job.request.digest, job.request.prompt_token_ids)
         if params.prompt_logprobs is not None:
             job.completion.prompt_scored(model.prompt_logprobs(params.prompt_logprobs))
         if not params.max_tokens:
@@ -196,6 +207,8 @@ class FakeEngine(EngineFront[_Job]):
             self._waiting.charge_output(job.request.tenant)
             job.request.meter.output_tokens += 1
             self._send(job, event)
+            if self._is_open(job):  # else nothing follows the token, and it is not computed
+                self._adapters.activate(job.request.digest, (token_id,))
 
     def _send(self, stream: _Job, event: TokenEvent | Exception) -> None:
         if isinstance(event, Exception) or event.finish_reason == FinishReason.ABORT:
@@ -211,7 +224,12 @@ class FakeEngine(EngineFront[_Job]):
         self._pump()
 
 
-class _FakeAdapters(ServedAdapters[ServedAdapter]):
+@dataclass(slots=True)
+class _Served(ServedAdapter):
+    activations: list[int] = field(default_factory=lambda: [0] * NUM_EXPERTS)
+
+
+class _FakeAdapters(ServedAdapters[_Served]):
     def __init__(self, host_adapters: int) -> None:
         super().__init__(log)
         self._host_adapters = host_adapters
@@ -221,6 +239,16 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
     @property
     def num_on_host(self) -> int:
         return len(self._host)
+
+    def activate(self, digest: str | None, token_ids: Sequence[int]) -> None:
+        """Every token activates one expert of its adapter."""
+        if digest is not None:
+            for token_id in token_ids:
+                self._served[digest].activations[token_id % NUM_EXPERTS] += 1
+
+    def expert_load(self, digest: str) -> dict[str, tuple[int, ...]]:
+        served = self._served.get(digest)
+        return {} if served is None else {MODULE: tuple(served.activations)}
 
     def read(self, digest: str) -> None:
         """Reads an adapter back into memory if it is not there. Raises
@@ -249,11 +277,11 @@ class _FakeAdapters(ServedAdapters[ServedAdapter]):
         info = _read(folder)
         require_digest(info.digest, digest, folder)
         if self._open_again(info.digest, folder) is None:
-            self._served[info.digest] = ServedAdapter(folder, info, is_open=True)
+            self._served[info.digest] = _Served(folder, info, is_open=True)
         self._into_memory(info.digest)
         return info
 
-    async def _unload(self, digest: str, served: ServedAdapter) -> None:
+    async def _unload(self, digest: str, served: _Served) -> None:
         async with self._unpinned:
             await self._unpinned.wait_for(lambda: not served.pins)
         if not served.is_open:  # or it was loaded again meanwhile, and stays
@@ -288,7 +316,7 @@ def _info(digest: str, defaults: AdapterDefaults) -> AdapterInfo:
     return AdapterInfo(
         digest=digest,
         num_layers=1,
-        num_experts=2,
+        num_experts=NUM_EXPERTS,
         top_k=1,
         r=1,
         num_bytes=len(digest),

@@ -68,6 +68,10 @@ class ServedAdapters(ABC, Generic[S]):
     def __len__(self) -> int:
         return len(self._served)
 
+    def info(self, digest: str) -> AdapterInfo | None:
+        served = self._served.get(digest)
+        return None if served is None else served.info
+
     @abstractmethod
     async def states(self) -> list[AdapterState]: ...
 

@@ -59,8 +59,10 @@ class MixtureTable(Protocol):
     ) -> None:
         """Adds ω · sum of the selected experts to the rows of y, in place.
 
-        Rows of the base model and of empty slots stay as they are. `routes_Tk`, int32 with room
-        for the largest top_k, receives the selected experts in ascending order, padded with -1.
+        Rows of the base model and of empty slots stay as they are. The selections of a counted
+        batch are in `MixtureWeights.counts_n` after `Batch.count`, at the latest. `routes_Tk`,
+        int32 with room for the largest top_k, receives the selected experts in ascending order,
+        padded with -1.
         """
         ...
 

@@ -117,6 +117,7 @@ class NativeBlocks:
         assert cos_Tr.is_contiguous()
         assert sin_Tr.is_contiguous()
         assert x_TD.dtype == cos_Tr.dtype == sin_Tr.dtype == torch.float32
+        assert batch.counted, "what is not counted is recorded, module by module"
         T, D = x_TD.shape
         m = top = 0
         if batch.adapted:

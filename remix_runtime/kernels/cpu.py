@@ -31,6 +31,7 @@ class _Slot(ctypes.Structure):
     _fields_ = [
         ("a", _pointer),
         ("b", _pointer),
+        ("counts", _pointer),
         ("n", ctypes.c_int32),
         ("k", ctypes.c_int32),
         ("r", ctypes.c_int32),
@@ -45,7 +46,12 @@ class _Functions:
     def __init__(self, lib: ctypes.CDLL) -> None:
         self.linear = _declare(lib.remix_linear, *[_pointer] * 4, *[_int64] * 3, _int)
         self.mixture_add = _declare(
-            lib.remix_mixture_add, *[_pointer] * 4, _int64, *[_pointer] * 2, *[_int64] * 5, _int
+            lib.remix_mixture_add,
+            *[_pointer] * 4,
+            _int64,
+            *[_pointer] * 2,
+            *[_int64] * 5,
+            *[_int] * 2,
         )
         self.panel = int(lib.remix_linear_panel())
 
@@ -126,7 +132,9 @@ class NativeMixtureTable:
         assert (weights.in_features, weights.out_features) == (self.in_features, self.out_features)
         assert weights.lanes, "made before the native library was there"
         is_bf16 = weights.a.dtype == torch.bfloat16
-        pointers = weights.a.data_ptr(), weights.b.data_ptr()
+        counts_n = weights.counts_n
+        counts = None if counts_n is None else counts_n.data_ptr()
+        pointers = weights.a.data_ptr(), weights.b.data_ptr(), counts
         self._change(
             slot,
             weights,
@@ -175,5 +183,6 @@ class NativeMixtureTable:
             self.out_features,
             h_Tm.shape[1],
             picks_Tk.shape[1],
+            batch.counted,
             torch.get_num_threads(),
         )

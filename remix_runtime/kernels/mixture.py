@@ -1,7 +1,8 @@
 """What the mixture kernels work on: one layer's adapter, and which tokens belong to which slot.
 
 Shape suffixes: T packed tokens, D input width, O output width; per adapter n experts, k activated,
-r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R runs.
+r rank, m = n·r + n rows of A with the router's below, j = n·r rows of Bᵀ; R runs; L layers,
+S = T·k selections.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class MixtureWeights:
     lanes: int
     """0: plain float32, a [m, D] and b [j, O]. Else tiles as `native/mixture.c` reads them, for
     vectors of that many floats; bfloat16 where that loses nothing, for it is half to read."""
+    counts_n: Tensor | None = None
+    """int64 on the CPU, where tables there add how often tokens select each expert."""
 
     @classmethod
     def from_layer(
@@ -106,6 +109,13 @@ class MixtureWeights:
     @property
     def num_bytes(self) -> int:
         return self.a.nbytes + self.b.nbytes
+
+    def counting(self, counts_n: Tensor) -> MixtureWeights:
+        """The same weights, whose selections are counted in `counts_n`."""
+        assert counts_n.shape == (self.n,)
+        assert counts_n.dtype == torch.int64
+        assert counts_n.is_contiguous()
+        return replace(self, counts_n=counts_n)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """A with the router [m, D] and Bᵀ [j, O] in float32."""
@@ -171,6 +181,11 @@ class Batch:
     """(first token, end, slot) with slot -1 for the base model; they partition the tokens."""
     runs_R3: Tensor = field(init=False, repr=False)
     num_tokens: int = field(init=False)
+    counted: bool
+    """Whether the selections of its tokens are added to `MixtureWeights.counts_n`."""
+    selections: dict[int, list[tuple[Tensor, Tensor]]] = field(init=False, repr=False)
+    """By a run's first token: the counters [n] of each layer and what its tokens selected, [T, k].
+    Noted by tables that would take long to count in every layer."""
     adapted: bool = field(init=False)
     """Whether any token has a slot."""
     h_Tm: Tensor = field(init=False, repr=False)
@@ -178,8 +193,10 @@ class Batch:
     plan: DevicePlan | None = field(init=False, repr=False)
     """The plan of a device with kernels of its own; the first layer that needs it makes it."""
 
-    def __init__(self, runs: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, runs: Sequence[tuple[int, int, int]], *, counted: bool = True) -> None:
         self.runs = tuple(runs)
+        self.counted = counted
+        self.selections = {}
         position = 0
         for start, end, _ in self.runs:
             assert start == position < end, f"runs must partition the tokens: {self.runs}"
@@ -195,6 +212,16 @@ class Batch:
         """The slot of each token, int32 on the CPU."""
         start_R, end_R, slot_R = self.runs_R3.unbind(1)
         return slot_R.repeat_interleave(end_R - start_R)
+
+    def count(self) -> None:
+        """Adds what is noted in `selections` to the counters, at the end of a step."""
+        for layers in self.selections.values():
+            picks_LS = torch.stack([selection_Tk for _, selection_Tk in layers]).flatten(1)
+            new_Ln = picks_LS.new_zeros(len(layers), len(layers[0][0]))
+            new_Ln.scatter_add_(1, picks_LS, torch.ones_like(picks_LS))
+            for (counts_n, _), new_n in zip(layers, new_Ln.unbind(), strict=True):
+                counts_n += new_n
+        self.selections.clear()
 
     def scratch(self, m: int, k: int) -> tuple[Tensor, Tensor]:
         """Uninitialised float32 [T, >= m] and int32 [T, >= k], kept for the next layer."""

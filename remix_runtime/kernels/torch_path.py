@@ -75,5 +75,7 @@ class TorchMixtureTable:
             # Not a product with 0 and 1: an infinite activation of an unselected expert is no NaN.
             h_Tj = torch.where(gate_Tn.repeat_interleave(r, dim=1), h_Tm[:, : n * r], 0)
             y_TO[start:end] += (weights.routing_weight * (h_Tj @ b_jO)).to(y_TO.dtype)
+            if batch.counted and weights.counts_n is not None:
+                batch.selections.setdefault(start, []).append((weights.counts_n, selection_Tk))
             if routes_Tk is not None:
                 routes_Tk[start:end, :k] = selection_Tk.sort(dim=1).values.to(torch.int32)

@@ -158,6 +158,14 @@ class Adapter(AdapterRecord):
     """null while this server's engine does not hold it."""
 
 
+class ModuleLoad(BaseModel):
+    """How one adapted linear spread its tokens over the experts."""
+
+    module: str
+    activations: list[int]
+    """How often each expert was activated on this server, since it loaded the adapter."""
+
+
 class ImportProgress(BaseModel):
     """A line of an import with progress."""
 

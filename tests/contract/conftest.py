@@ -27,6 +27,8 @@ class Setup:
     engine: Engine
     adapters: list[Path]
     broken: Path
+    is_exact: bool
+    """Whether the engine counts what experts do in every step, and at once."""
 
 
 @pytest.fixture(scope="session")
@@ -77,5 +79,6 @@ async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[
         )
     assert not engine.health().ready
     await engine.start()
-    yield Setup(engine, [folders / f"a{i}" for i in range(3)], folders / "broken")
+    adapters = [folders / f"a{i}" for i in range(3)]
+    yield Setup(engine, adapters, folders / "broken", is_exact=request.param != "vllm")
     await engine.stop()

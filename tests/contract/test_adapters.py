@@ -87,6 +87,32 @@ async def test_stopping_while_an_unload_waits_leaves_nobody_waiting(setup: Setup
         await asyncio.wait_for(unload, 120)
 
 
+async def test_the_activations_of_experts_are_counted_from_load_to_unload(setup: Setup) -> None:
+    """Below a page of tokens, so that nothing of them is cached."""
+    engine = setup.engine
+    infos = [await engine.load_adapter(folder) for folder in setup.adapters]  # more than fit
+    computed = dict.fromkeys((info.digest for info in infos), 0)
+    for _ in range(2):
+        items = [request(PROMPT, info.digest, max_tokens=4, ignore_eos=True) for info in infos]
+        await complete_all(engine, [*items, request(PROMPT)])
+        for info in infos:
+            computed[info.digest] += len(PROMPT) + 4 - 1  # the last token drawn is not computed
+            load = engine.expert_load(info.digest)
+            if setup.is_exact:
+                assert len(load) == info.num_layers
+            for counts in load.values():
+                assert len(counts) == info.num_experts
+                all_counts = info.top_k * computed[info.digest]
+                assert sum(counts) == all_counts if setup.is_exact else sum(counts) <= all_counts
+    gone, kept = infos[0].digest, infos[1].digest
+    before = engine.expert_load(kept)
+    await engine.unload_adapter(gone)
+    assert engine.expert_load(gone) == engine.expert_load("0" * 64) == {}
+    assert engine.expert_load(kept) == before
+    await engine.load_adapter(setup.adapters[0])
+    assert not any(sum(counts) for counts in engine.expert_load(gone).values())
+
+
 async def tiers(engine: Engine) -> dict[str, AdapterTier]:
     return {state.digest: state.tier for state in await engine.adapter_states()}
 

@@ -33,6 +33,10 @@ class HostAdapter:
 @dataclass(slots=True)
 class _Entry:
     num_bytes: int
+    modules: tuple[str, ...]
+    counts_Ln: torch.Tensor | None
+    """int64: how often each of n experts was activated in each of L modules. The adapter's as long
+    as it is known, wherever its tensors are. None on a device whose kernels do not count."""
     adapter: HostAdapter | None = None
     reserved: bool = False
     """Whether host memory is set aside for a copy that is being read."""
@@ -107,6 +111,15 @@ class AdapterBank:
             layers = {name: weights.moved(arena) for name, weights in layers.items()}
         return HostAdapter(checkpoint.digest, layers, num_bytes)
 
+    def expert_load(self, digest: str) -> dict[str, tuple[int, ...]]:
+        """How often each expert of a known adapter was activated, by module; empty where nobody
+        counts. Safe in any thread: each number is whole, but during a step some modules have
+        counted its tokens and others have not."""
+        entry = self._entries.get(digest)
+        if entry is None or entry.counts_Ln is None:
+            return {}
+        return dict(zip(entry.modules, map(tuple, entry.counts_Ln.tolist()), strict=True))
+
     # -- host memory ----------------------------------------------------------------------------
 
     def add(self, adapter: HostAdapter) -> bool:
@@ -125,10 +138,20 @@ class AdapterBank:
                         f"{name}: the adapter takes {adapter.num_bytes} bytes, "
                         f"the budget is {budget}"
                     )
-            self._entries[adapter.digest] = _Entry(adapter.num_bytes)
+            self._entries[adapter.digest] = self._entry(adapter)
             if self.reserve(adapter.digest):
                 self.fill(adapter)
         return self.is_ready(adapter.digest)
+
+    def _entry(self, adapter: HostAdapter) -> _Entry:
+        # In the model's order, and the names that every adapter shares.
+        modules = tuple(name for name in self._tables if name in adapter.layers)
+        assert len(modules) == len(adapter.layers), "checkpoints are checked against the base"
+        counts_Ln = None
+        if self._device.type == "cpu":
+            (n,) = {weights.n for weights in adapter.layers.values()}
+            counts_Ln = torch.zeros(len(modules), n, dtype=torch.int64)
+        return _Entry(adapter.num_bytes, modules, counts_Ln)
 
     def is_ready(self, digest: str) -> bool:
         entry = self._entries.get(digest)
@@ -221,8 +244,11 @@ class AdapterBank:
             for other, slot in placement.evicted.items():
                 self._clear(other, slot)
             try:
-                for name, weights in entry.adapter.layers.items():
-                    self._tables[name].set(placement.slot, weights.to(self._device))
+                for i, name in enumerate(entry.modules):
+                    weights = entry.adapter.layers[name].to(self._device)
+                    if entry.counts_Ln is not None:
+                        weights = weights.counting(entry.counts_Ln[i])
+                    self._tables[name].set(placement.slot, weights)
             except BaseException:
                 self._clear(digest, self._slots.vacate(digest))
                 raise

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llguidance import LLTokenizer
 
 from remix_runtime.contracts import (
@@ -101,6 +103,10 @@ class EmbeddedEngine(EngineFront[Stream]):
             host_adapter_bytes_used=core.bank.host_bytes_used,
             host_adapter_bytes_total=self._config.host_adapter_bytes,
         )
+
+    def expert_load(self, digest: str) -> Mapping[str, tuple[int, ...]]:
+        core = self._thread.core
+        return {} if core is None else core.bank.expert_load(digest)
 
     # -- called by the thread, on the event loop ----------------------------------------------
 

@@ -75,7 +75,7 @@ class ModelRunner:
                 _page_table([chunk.job.pages for chunk in chunks]),
             ),
             kv=self._kv,
-            mixture=Batch(runs),
+            mixture=Batch(runs, counted=routes is None),  # routes are a replay's, no request's
             routes=routes,
         )
         with torch.inference_mode(), computing(step):
@@ -85,6 +85,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
             )
+            step.mixture.count()
             logits_SV: Tensor = output.logits[0].float()
         return logits_SV
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,11 @@ class VllmEngine(EngineFront[Job]):
                     self._load.add(parts, self._adapters.numbers, self._adapters.digests)
                 await task.rest(LOAD_SECONDS)
 
+    async def unload_adapter(self, digest: str) -> None:
+        await super().unload_adapter(digest)
+        if self._adapters.info(digest) is None:  # else it was loaded again meanwhile
+            self._load.forget(digest)
+
     # -- requests -----------------------------------------------------------------------------
 
     def _grammar_tokenizer(self) -> LLTokenizer:
@@ -180,10 +186,19 @@ class VllmEngine(EngineFront[Job]):
             adapter_slots_total=self._config.adapter_slots,
             adapters_loaded=len(self._adapters),
             adapters_on_host=self._adapters.num_held,
-            expert_load=self._load.totals,
             adapter_reads=self._adapters.num_reads,
             adapter_read_seconds=self._adapters.total_read_seconds,
         )
+
+    def expert_load(self, digest: str) -> Mapping[str, tuple[int, ...]]:
+        info = self._adapters.info(digest)
+        if info is None:
+            return {}
+        # Workers count up to the last expert that they have seen.
+        return {
+            module: counts + (0,) * (info.num_experts - len(counts))
+            for module, counts in self._load.totals.get(digest, {}).items()
+        }
 
     # -- from the queue to vLLM -----------------------------------------------------------------
 

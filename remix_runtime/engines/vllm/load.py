@@ -16,6 +16,9 @@ class ExpertLoad:
     def __init__(self) -> None:
         self.totals: Mapping[str, Counts] = {}
 
+    def forget(self, digest: str) -> None:
+        self.totals = {other: counts for other, counts in self.totals.items() if other != digest}
+
     def add(
         self,
         parts: Iterable[Mapping[int, Mapping[str, list[int]]]],

@@ -35,7 +35,7 @@ void remix_linear(const float *w_CDP, const float *bias_CP, const float *x_TD, f
 
 void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD, float *y_TO,
                        int64_t y_row, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
-                       int64_t O, int64_t m, int64_t k, int threads);
+                       int64_t O, int64_t m, int64_t k, int counted, int threads);
 
 // mixture.c: both, with the mixture's weights on their way while the base product is computed.
 void remix_adapted_linear(const float *w_CDP, const float *bias_CP, const Slot *slots,

@@ -280,9 +280,21 @@ static int is_even(const Call *c, int64_t total, int64_t threads) {
     return 1;
 }
 
+// One thread counts for all of them: an addition for each selection, of the thousands of
+// multiply-adds that it stands for.
+static void count_selected(const Call *c) {
+    for (int64_t i = 0; i < c->R; i++) {
+        const Run run = get_run(c, i);
+        if (!run.slot.counts) continue;
+        for (int64_t t = run.first; t < run.first + run.tokens; t++)
+            for (int64_t j = 0; j < run.slot.k; j++)
+                run.slot.counts[c->picks_Tk[t * c->k + j]]++;
+    }
+}
+
 EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD,
                               float *y_TO, int64_t y_row, float *h_Tm, int32_t *picks_Tk,
-                              int64_t R, int64_t D, int64_t O, int64_t m, int64_t k,
+                              int64_t R, int64_t D, int64_t O, int64_t m, int64_t k, int counted,
                               int threads) {
     const Call call = {slots, runs_R3, x_TD, y_TO, y_row, h_Tm, picks_Tk, R, D, O, m, k};
     int64_t total = 0;
@@ -314,6 +326,7 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
             pass_expand(&call, me, all);
         }
     }
+    if (counted) count_selected(&call);
 }
 
 // The weights of the runs that read all of them, as far as they can stay in the caches.
@@ -339,5 +352,5 @@ EXPORT void remix_adapted_linear(const float *w_CDP, const float *bias_CP, const
     Span spans[16];
     const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&call, spans, 16) : 0;
     remix_linear_fetching(w_CDP, bias_CP, x_TD, y_TO, T, D, O, threads, spans, count);
-    remix_mixture_add(slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k, threads);
+    remix_mixture_add(slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k, 1, threads);
 }

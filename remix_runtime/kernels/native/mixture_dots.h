@@ -5,6 +5,7 @@
 
 struct Slot {
     const void *a, *b;
+    int64_t *counts;  // [n]: how often each expert was selected; NULL: nobody asks
     int32_t n, k, r;  // n == 0: the slot is empty, its tokens are left as they are
     int32_t bf16;
     float weight;  // ω

@@ -115,6 +115,18 @@ async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
     return adapter
 
 
+@router.get("/adapters/{digest}/experts", responses=failures(404))
+async def get_expert_load(digest: str, http: Request) -> schemas.Listed[schemas.ModuleLoad]:
+    """How often tokens activated each expert, by adapted linear. Empty while this server's engine
+    does not hold the adapter, and where it does not count."""
+    services = admin_services(http)
+    record = await services.directory.adapter(digest)
+    load = services.engine.expert_load(record.digest)
+    return schemas.Listed(
+        data=[schemas.ModuleLoad(module=m, activations=list(counts)) for m, counts in load.items()]
+    )
+
+
 @router.delete(
     "/adapters/{digest}", status_code=HTTPStatus.NO_CONTENT, responses=failures(404, 409)
 )

@@ -12,6 +12,7 @@ import pytest
 
 from server.admin.routes.adapters import import_lines
 from server.store import Progress, SourceUnavailableError
+from tests.engines import complete, request
 from tests.unit.admin.harness import API, Admin
 from tests.unit.server.harness import eventually
 from tests.unit.server.test_bad_input import check_error
@@ -58,6 +59,25 @@ async def test_state_on_this_server(admin: Admin) -> None:
     await admin.put_set({})
     await admin.services.adapters.settle()
     assert (await admin.client.get(f"{URL}/{digest}")).json()["replica"] is None
+
+
+async def test_the_load_of_experts_by_module(admin: Admin) -> None:
+    digest = await admin.add_adapter()
+    url = f"{URL}/{digest}/experts"
+    nothing = {"data": [], "has_more": False}
+    assert (await admin.client.get(url)).json() == nothing, "it is not loaded"
+    await admin.add_tenant()
+    await admin.put_set({"x": digest})
+    prompt = [1, 2, 3, 5, 7]
+    await complete(admin.engine, request(prompt, digest, max_tokens=1))
+    found = (await admin.client.get(url)).json()
+    activations = [sum(token % 2 == expert for token in prompt) for expert in range(2)]
+    assert found == {"data": [{"module": "fake", "activations": activations}], "has_more": False}
+    await admin.put_set({})
+    await admin.services.adapters.settle()
+    assert (await admin.client.get(url)).json() == nothing
+    unknown = digest_of("unknown")
+    check_error(await admin.client.get(f"{URL}/{unknown}/experts"), 404)
 
 
 async def test_import_with_progress(admin: Admin) -> None:

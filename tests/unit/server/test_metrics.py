@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -12,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from remix_runtime.engines.fake import FakeConfig
+from server.live.sets import LiveSet
 from server.metrics import MAX_SERIES
 from tests.unit.server.harness import ADAPTERS, BASE, Server, eventually, serving
 
@@ -167,10 +167,21 @@ async def test_adapters_are_named_with_their_digests(server: Server) -> None:
 async def test_the_load_of_experts_by_digest_and_bounded(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = {"a": {"up": (3, 1), "down": (0, 4, 4)}, "b": {"up": (0, 0)}}
-    crowd = {f"c{i}": {"up": (1,) * 50} for i in range(100)}
-    stats = replace(server.engine.stats(), expert_load={**load, **crowd})
-    monkeypatch.setattr(server.engine, "stats", lambda: stats)
+    load: dict[str, dict[str, tuple[int, ...]]] = {
+        "a": {"up": (3, 1, 0), "down": (0, 4, 4)},
+        "b": {"up": (0, 0)},
+        "uncounted": {},
+    }
+    load |= {f"c{i}": {"up": (1,) * 50} for i in range(100)}
+    asked: list[str] = []
+
+    def expert_load(digest: str) -> dict[str, tuple[int, ...]]:
+        asked.append(digest)
+        return load[digest]
+
+    live = LiveSet(adapters={f"name-{digest}": digest for digest in load})
+    monkeypatch.setattr(server.services.sets, "_sets", {"": live, "other": live})
+    monkeypatch.setattr(server.engine, "expert_load", expert_load)
     samples = await scrape(server)
 
     def found(name: str, **labels: str) -> float | None:
@@ -178,12 +189,27 @@ async def test_the_load_of_experts_by_digest_and_bounded(
 
     totals = [found("activations_total", digest="a", expert=str(i)) for i in range(4)]
     assert totals == [3, 5, 4, None]
+    assert found("activations_total", digest="b", expert="1") == 0
     assert found("busiest_share", digest="a", module="up") == 0.75
     assert found("busiest_share", digest="a", module="down") == 0.5
     assert found("busiest_share", digest="b", module="up") is None
     assert found("activations_total", digest="c0", expert="49") == 1
     assert found("activations_total", digest="c99", expert="0") is None
     assert sum(name.startswith("remix_expert") for name, _ in samples) <= MAX_SERIES
+    assert asked == list(load)[: len(asked)], "each once"
+    assert len(asked) < len(load), "no more than get series"
+
+
+async def test_the_engine_s_own_counts_are_told(server: Server) -> None:
+    digest = server.digests["pirate"]
+    before = await scrape(server)
+    answer = await server.complete(model="pirate", prompt=[1, 2, 3, 5], max_tokens=1)
+    assert answer.status_code == 200
+    after = await scrape(server)
+    for expert, tokens in ((0, 1), (1, 3)):
+        labels = frozenset({"digest": digest, "expert": str(expert)}.items())
+        name = "remix_expert_activations_total"
+        assert after[name, labels] - before[name, labels] == tokens
 
 
 async def test_clients_cannot_add_series(server: Server) -> None:
