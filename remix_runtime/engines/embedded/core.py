@@ -54,7 +54,7 @@ class EngineCore:
         self._jobs: dict[str, Job] = {}
         self._failed_steps = 0
         # A proposal is verified beside other rows: the same answer only where rows keep their bits.
-        self._proposes = config.proposals and runner.is_native
+        self.proposes = config.proposals and runner.is_native
         self.num_proposed = 0
         """Tokens that were proposed, since the start."""
         self.num_accepted = 0
@@ -129,7 +129,7 @@ class EngineCore:
                 completion,
                 end_token_ids=ends,
                 bad_words=prepared.bad_words,
-                proposer=Proposer() if self._proposes else None,
+                proposer=Proposer() if self.proposes else None,
             )
         except Exception as error:
             return [_failed(request.request_id, error)]
