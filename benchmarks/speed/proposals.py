@@ -34,6 +34,7 @@ class Run:
     """What the answers of one batch took."""
 
     seconds: float
+    processor_seconds: float
     tokens: tuple[tuple[int, ...], ...]
     proposed: int
     accepted: int
@@ -41,7 +42,16 @@ class Run:
     @property
     def rate(self) -> float:
         """Tokens a second behind the first ones."""
-        return (sum(map(len, self.tokens)) - len(self.tokens)) / self.seconds
+        return self._counted / self.seconds
+
+    @property
+    def processor_rate(self) -> float:
+        """The same by the processor's time, which other work on the machine changes less."""
+        return self._counted / self.processor_seconds
+
+    @property
+    def _counted(self) -> int:
+        return sum(map(len, self.tokens)) - len(self.tokens)
 
 
 class Bench:
@@ -59,16 +69,17 @@ class Bench:
             name = f"benchmark-{next(_NUMBERS)}"
             found[name] = []
             core.add(self._request(name, task, temperature, seed), self._prepared(task))
-        begin = 0.0
+        begin = processor_begin = 0.0
         while core.has_work:
             for output in core.step():
                 if isinstance(output.event, Exception):
                     raise output.event
                 found[output.request_id] += output.event.token_ids
             if not begin and all(found.values()):
-                begin = time.perf_counter()
+                begin, processor_begin = time.perf_counter(), time.process_time()
         return Run(
             time.perf_counter() - begin,
+            time.process_time() - processor_begin,
             tuple(map(tuple, found.values())),
             core.num_proposed - proposed,
             core.num_accepted - accepted,
@@ -131,12 +142,17 @@ def main(
         f"temperature 0.8, at most {new_tokens} tokens, {threads} threads: tokens per second "
         "behind the first ones, and ratios within the same round, median (least to most).",
         Table(
-            ["task", "rounds", "tokens", "without", "with", "ratio", "accepted of proposed"],
+            [
+                *("task", "rounds", "tokens", "without", "with", "ratio", "ratio by CPU time"),
+                "accepted of proposed",
+            ],
             [_row(name, sides) for name, sides in found.items()],
         ),
         rates={
             name: {
-                "with" if proposes else "without": [run.rate for run in runs.values()]
+                "with" if proposes else "without": [
+                    (run.rate, run.processor_rate) for run in runs.values()
+                ]
                 for proposes, runs in sides.items()
             }
             for name, sides in found.items()
@@ -149,17 +165,19 @@ def _row(name: str, sides: Mapping[bool, Mapping[int, Run]]) -> list[object]:
     for number, run in on.items():
         if run.tokens != off[number].tokens:
             raise AssertionError(f"{name}: the answers of round {number} differ")
-    rates = [{number: run.rate for number, run in runs.items()} for runs in (on, off)]
-    gain = ratio(*rates)
-    assert gain is not None
+
+    def rates(of: str) -> list[dict[int, float]]:
+        return [{number: getattr(run, of) for number, run in runs.items()} for runs in (off, on)]
+
+    gains = [ratio(*reversed(rates(of))) for of in ("rate", "processor_rate")]
     accepted, proposed = (sum(getattr(run, of) for run in on.values())
                           for of in ("accepted", "proposed"))  # fmt: skip
     return [
         name,
         len(on),
         sum(len(tokens) for run in on.values() for tokens in run.tokens),
-        *(f"{spread(list(each.values())).median:.1f}" for each in reversed(rates)),
-        gain.show(2),
+        *(f"{spread(list(each.values())).median:.1f}" for each in rates("rate")),
+        *(gain.show(2) for gain in gains if gain is not None),
         f"{accepted} of {proposed}",
     ]
 

@@ -94,6 +94,15 @@ class Completion:
         """Takes the log-probabilities of the whole prompt, for the first event."""
         self._prompt_logprobs = tuple(logprobs)
 
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that most likely come next where the grammar leaves no choice of text."""
+        try:
+            return () if self.matcher is None else self.matcher.forced()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # whatever is wrong fails the request with its next token
+            return ()
+
     def take(
         self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None
     ) -> TokenEvent:

@@ -116,6 +116,11 @@ class Matcher:
         ids = 8 * some[rows] + bits
         return ids if len(mask) * 8 <= size else ids[ids < size]
 
+    def forced(self) -> tuple[int, ...]:
+        """The next tokens where the grammar leaves no choice of text, as the tokenizer would write
+        it; other tokens may write the same."""
+        return tuple(self._matcher.compute_ff_tokens())
+
     def take(self, token_id: int) -> None:
         """Goes on by a token. Raises `RemixError` where it may not come."""
         self._matcher.consume_token(token_id)

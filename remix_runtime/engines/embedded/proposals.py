@@ -26,7 +26,7 @@ _LENGTHS = (2, 4, 8)
 """Agreement as long as each of these has a chance of its own."""
 _CHANCES = (0.2, 0.4, 0.6, 0.8)
 """At first, by the length of agreement."""
-_RATE = 0.1
+_RATE = 0.05
 """How much of a chance is the newest guess."""
 
 

@@ -37,11 +37,13 @@ pytestmark = pytest.mark.skipif(
     native.lib() is None, reason="without a C compiler rows depend on their batch"
 )
 _NUMBERS = itertools.count()
+FORCED = "0123456789-0123456789-98765"
 GRAMMARS = {
-    kind: Grammar(kind=kind, text=text)
+    text: Grammar(kind=kind, text=text)
     for kind, text in (
         (GrammarKind.REGEX, "(ab|the |[0-9]{2},){1,9}"),
         (GrammarKind.JSON_SCHEMA, '{"type": "array", "items": {"enum": ["there", "other", 12]}}'),
+        (GrammarKind.REGEX, FORCED),
     )
 }
 
@@ -279,6 +281,37 @@ def test_a_text_that_repeats_itself_takes_fewer_steps(setup: Setup) -> None:
     accepted = setup.on.num_accepted - accepted
     assert on.events == 120 - accepted
     assert setup.on.num_proposed - proposed >= accepted
+
+
+def test_what_a_grammar_leaves_no_choice_of_is_proposed(setup: Setup) -> None:
+    """Nothing of it stands in the prompt."""
+    params = SamplingParams(max_tokens=40, seed=0, grammar=GRAMMARS[FORCED])
+    requests = requests_of(setup, [([200, 201], 0, params)])
+    (on,), (off,) = (answers(setup, core, requests) for core in (setup.on, setup.off))
+    assert on == off
+    assert on.text == FORCED
+    assert off.events == len(FORCED)
+    assert on.events < len(FORCED) / 3
+
+
+def test_a_grammar_that_panics_fails_its_request_alone(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        pass
+
+    def panic(*_: Any) -> Any:
+        raise Panic
+
+    victim = SamplingParams(max_tokens=40, seed=0, grammar=GRAMMARS[FORCED])
+    requests = requests_of(setup, [([1], 0, victim), ([5, 6] * 3, 1, greedy(9))])
+    expected = answers(setup, setup.off, requests)
+    monkeypatch.setattr(Matcher, "forced", panic)
+    assert answers(setup, setup.on, requests) == expected
+    monkeypatch.setattr(Matcher, "take", panic)
+    found = answers(setup, setup.on, requests)
+    assert found[0].error is not None
+    assert found[1:] == expected[1:]
 
 
 def test_accepted_tokens_are_charged_to_their_tenant(setup: Setup) -> None:
