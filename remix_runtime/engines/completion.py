@@ -94,10 +94,10 @@ class Completion:
         """Takes the log-probabilities of the whole prompt, for the first event."""
         self._prompt_logprobs = tuple(logprobs)
 
-    def forced(self) -> tuple[int, ...]:
+    def forced(self, vocab_size: int) -> tuple[int, ...]:
         """The tokens that most likely come next where the grammar leaves no choice of text."""
         try:
-            return () if self.matcher is None else self.matcher.forced()
+            return () if self.matcher is None else self.matcher.forced(vocab_size)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # whatever is wrong fails the request with its next token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -124,12 +125,13 @@ class EngineCore:
         ends = self.runner.model.eos_token_ids
         try:
             completion = Completion(request, self.runner.tokenizer, ends, prepared.matcher)
+            forced = partial(completion.forced, self.runner.model.vocab_size)
             job = Job(
                 request,
                 completion,
                 end_token_ids=ends,
                 bad_words=prepared.bad_words,
-                proposer=Proposer() if self.proposes else None,
+                proposer=Proposer(forced) if self.proposes else None,
             )
         except Exception as error:
             return [_failed(request.request_id, error)]

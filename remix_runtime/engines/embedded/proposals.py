@@ -2,14 +2,14 @@
 
 Text often repeats what stands before it: a value out of the prompt, a line of code, a key of JSON.
 The newest tokens are looked for in the prompt and the answer, and what followed them there is
-proposed to follow again. A step computes proposals beside the newest token, and they are kept as
-far as they are what is drawn anyway.
+proposed to follow again; and before that, what a grammar leaves no choice of. A step computes
+proposals beside the newest token, and they are kept as far as they are what is drawn anyway.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 MAX_ROWS = 8
 """Rows of a step that are nearly free: reading the weights takes the time. Eight take 1.3 times as
@@ -71,10 +71,12 @@ class Proposer:
     """Proposes for one request, as much as its proposals have come true so far.
 
     There is always a guess, of one token at least, which is compared with what came: so the chances
-    stay true, at no cost, where nothing is proposed.
+    stay true, at no cost, where nothing is proposed. `forced` gives the next tokens where something
+    else than the text says what they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forced: Callable[[], tuple[int, ...]] = tuple) -> None:
+        self._forced = forced
         self._index = TextIndex()
         self._chances = list(_CHANCES)
         self._guess: list[int] = []
@@ -87,6 +89,8 @@ class Proposer:
         """At most so many tokens that may follow `tokens`, which only grow from call to call."""
         self._learn(tokens)
         self._guess = []
+        if forced := self._forced()[:at_most]:
+            return forced
         if not self._index.read(tokens):
             return ()
         place, self._agreed = self._index.find(tokens)

@@ -162,12 +162,11 @@ class Scheduler:
         return given
 
     def _proposals(self, chunk: Chunk, at_most: int) -> tuple[int, ...]:
-        """What the grammar leaves no choice of, else what the text repeats."""
         job = chunk.job
         at_most = min(at_most, self._room(job))
         if job.proposer is None or not chunk.samples or chunk.count > 1 or at_most <= 0:
             return ()
-        return job.completion.forced()[:at_most] or job.proposer.propose(job.tokens, at_most)
+        return job.proposer.propose(job.tokens, at_most)
 
     def _room(self, job: Job) -> int:
         """Rows for keys and values that the job may use behind its newest token."""

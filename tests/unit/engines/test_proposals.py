@@ -100,6 +100,15 @@ def test_proposals_stop_where_they_are_not_taken_and_come_back_where_they_are() 
     assert always[-1] == 7
 
 
+def test_what_is_forced_comes_before_what_the_text_repeats() -> None:
+    forced = [(), (50, 51, 52), ()]
+    proposer = Proposer(lambda: forced.pop(0))
+    text = [1, 2, 3, 4] * 9
+    assert proposer.propose(text, 2) == (1, 2)
+    assert proposer.propose(text, 2) == (50, 51)
+    assert proposer.propose(text, 2) == (1, 2)
+
+
 class Always(Proposer):
     """Proposes as much as may be."""
 

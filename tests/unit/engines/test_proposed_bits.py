@@ -125,6 +125,9 @@ def answers(
             if proposer is not None:
                 job.proposer = proposer(number, item)
         outputs = core.step()
+        # All but the newest token is computed, and nothing twice.
+        for job in core._jobs.values():
+            assert not job.num_generated or job.num_computed == len(job.tokens) - 1
         for name, end in limits.items():
             if end is not None and len(found[name].tokens) >= end:
                 outputs += core.abort(name)
