@@ -235,6 +235,10 @@ class EngineStats:
     """Those of them that were found."""
     preemptions: int = 0
     """How often a running request was set back to the queue for want of KV pages."""
+    tokens_proposed: int = 0
+    """Tokens that were guessed and computed ahead, since the start."""
+    tokens_accepted: int = 0
+    """Those of them that were what comes next."""
     adapter_slots_used: int = 0
     adapter_slots_total: int = 0
     adapter_slot_fills: int = 0

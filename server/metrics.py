@@ -274,6 +274,8 @@ class _EngineCollector(Collector):
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))
         for name, text, total in (
+            ("spec_decode_draft_tokens", "Tokens guessed ahead.", stats.tokens_proposed),
+            ("spec_decode_accepted_tokens", "Of those, that came next.", stats.tokens_accepted),
             ("adapter_reads", "Adapters read from disk again for requests.", stats.adapter_reads),
             ("adapter_read_seconds", "What those reads took.", stats.adapter_read_seconds),
             ("adapter_slot_fills", "Adapters put into a slot.", stats.adapter_slot_fills),

@@ -72,7 +72,8 @@ class Count:
 
 
 def settings(threads: int) -> list[Setting]:
-    """The reference first; then a restart, other chunk budgets, threads, slots, and a swap."""
+    """The reference first; then a restart, other chunk budgets, no proposals, threads, slots, and a
+    swap."""
     common = {"device": "cpu", "dtype": "float32", "threads": threads, "max_running": 32}
     other = 1 if threads > 1 else 2
     return [
@@ -80,6 +81,7 @@ def settings(threads: int) -> list[Setting]:
         Setting("restart", common),
         Setting("32 tokens per step", {**common, "max_tokens_per_step": 32}),
         Setting("1024 tokens per step", {**common, "max_tokens_per_step": 1024}),
+        Setting("one token per step", {**common, "proposals": False}),
         Setting("2 adapter slots", {**common, "adapter_slots": 2}),
         Setting("adapters swapped before every batch", common, swap=True),
         Setting(f"{other} instead of {threads} threads", {**common, "threads": other}),

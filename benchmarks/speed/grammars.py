@@ -71,7 +71,9 @@ async def _steps(
     base: Path, batches: Sequence[int], new_tokens: int, rounds: int, threads: int, report: Report
 ) -> dict[int, dict[Side, dict[int, Cost]]]:
     """What a batch cost, by size, side and round."""
-    config = EmbeddedConfig(model=str(base), threads=threads, max_running=max(batches))
+    config = EmbeddedConfig(
+        model=str(base), threads=threads, max_running=max(batches), proposals=False
+    )
     engine = EmbeddedEngine(config)
     await engine.start()
     prompt = tuple(engine.tokenizer.encode(_PROMPT, add_special_tokens=False))

@@ -100,6 +100,8 @@ def _own_systems(config: SpeedConfig, scratch: Path, bytes_per_token: int) -> li
         "dtype": "float32",
         "threads": config.threads,
         "max_running": config.max_running,
+        # Greedy answers to random tokens soon repeat themselves, as few real ones do.
+        "proposals": False,
     }
     embedded = "embedded:EmbeddedSystem"
     roofline = {"bytes_per_token": bytes_per_token, "threads": config.threads}

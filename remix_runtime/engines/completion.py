@@ -75,6 +75,11 @@ class Completion:
             skip_special_tokens=params.skip_special_tokens,
         )
         self._num_tokens = 0
+        self._new: list[int] = []
+        """Tokens that no event has told yet, with their text, log-probabilities and end."""
+        self._shown = ""
+        self._logprobs: list[PositionLogprobs] | None = None
+        self._reason = None if params.max_tokens else FinishReason.LENGTH
         self._prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         """Set when the prompt is computed, and told by one event only."""
         self._cached_tokens: int | None = None
@@ -96,25 +101,45 @@ class Completion:
         """Takes the log-probabilities of the whole prompt, for the first event."""
         self._prompt_logprobs = tuple(logprobs)
 
-    @_failing_alone
+    def forced(self, vocab_size: int) -> tuple[int, ...]:
+        """The tokens that most likely come next where the grammar leaves no choice of text."""
+        try:
+            return () if self.matcher is None else self.matcher.forced(vocab_size)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # whatever is wrong fails the request with its next token
+            return ()
+
     def take(
         self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None
     ) -> TokenEvent:
         """Takes new tokens, in order. Those after an end are dropped, with their
         log-probabilities. A request for no tokens ends with the first call."""
-        text, reason, taken = "", None, 0
-        for token_id in token_ids:
-            taken += 1
-            self._num_tokens += 1
-            shown, reason = self._next(token_id)
-            text += shown
-            if reason is not None:
+        for at, token_id in enumerate(token_ids):
+            if not self.push(token_id, logprobs[at] if logprobs else None):
                 break
-        if not self._max_tokens:
-            reason = FinishReason.LENGTH
-        return self._event(token_ids[:taken], text, logprobs and logprobs[:taken], reason)
+        return self.tell()
+
+    @_failing_alone
+    def push(self, token_id: int, logprobs: PositionLogprobs | None = None) -> bool:
+        """Takes one new token, for the next event. Returns whether another one may come."""
+        shown, self._reason = self._next(token_id)
+        self._new.append(token_id)
+        self._shown += shown
+        if logprobs is not None:
+            self._logprobs = self._logprobs or []
+            self._logprobs.append(logprobs)
+        return self._reason is None
+
+    @_failing_alone
+    def tell(self) -> TokenEvent:
+        """The event of all tokens that were pushed since the last one."""
+        event = self._event(self._new, self._shown, self._logprobs, self._reason)
+        self._new, self._shown, self._logprobs = [], "", None
+        return event
 
     def _next(self, token_id: int) -> tuple[str, FinishReason | None]:
+        self._num_tokens += 1
         if self.matcher is not None:
             self.matcher.take(token_id)
         if token_id in self._ends:

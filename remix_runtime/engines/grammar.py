@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -115,6 +115,11 @@ class Matcher:
         rows, bits = torch.nonzero((mask[some].unsqueeze(1) >> _BITS) & 1).unbind(1)
         ids = 8 * some[rows] + bits
         return ids if len(mask) * 8 <= size else ids[ids < size]
+
+    def forced(self, size: int) -> tuple[int, ...]:
+        """The next tokens, those below `size`, where the grammar leaves no choice of text: as the
+        tokenizer would write it, though other tokens may write the same."""
+        return tuple(takewhile(lambda token: token < size, self._matcher.compute_ff_tokens()))
 
     def take(self, token_id: int) -> None:
         """Goes on by a token. Raises `RemixError` where it may not come."""

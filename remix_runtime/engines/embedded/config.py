@@ -23,6 +23,11 @@ class EmbeddedConfig(EngineConfig):
     host_adapter_bytes: Annotated[int, "Host memory for adapters."] = 4 << 30
     """Those on the device included. More may be loaded than fit: the one unused longest ago
     leaves, and is read from its folder again when a request needs it."""
+    proposals: Annotated[
+        bool,
+        "Guess next tokens from what the prompt and the answer repeat, and check several in one "
+        "step: the same answers, sooner for JSON, code edits and quotations. On the CPU only.",
+    ] = True
     threads: Annotated[int | None, "CPU threads; PyTorch's choice by default."] = None
 
     def __post_init__(self) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from remix_runtime.adapter.checkpoint import Parity
-from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenEvent
+from remix_runtime.contracts import GenerationRequest, TokenEvent
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.embedded.bank import AdapterBank, HostAdapter
 from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.drawing import Draw
 from remix_runtime.engines.embedded.job import Job
+from remix_runtime.engines.embedded.proposals import Proposer
 from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
-from remix_runtime.engines.embedded.sampler import Sample, logprobs_of, sample
+from remix_runtime.engines.embedded.sampler import logprobs_of, sample
 from remix_runtime.engines.embedded.scheduler import Chunk, PagePool, Scheduler
 from remix_runtime.engines.embedded.tiers import Tiers
 from remix_runtime.engines.front import Prepared
@@ -51,6 +54,12 @@ class EngineCore:
         self.tiers = Tiers(bank, self.scheduler)
         self._jobs: dict[str, Job] = {}
         self._failed_steps = 0
+        # A proposal is verified beside other rows: the same answer only where rows keep their bits.
+        self.proposes = config.proposals and runner.is_native
+        self.num_proposed = 0
+        """Tokens that were proposed, since the start."""
+        self.num_accepted = 0
+        """Those of them that were drawn."""
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -116,7 +125,14 @@ class EngineCore:
         ends = self.runner.model.eos_token_ids
         try:
             completion = Completion(request, self.runner.tokenizer, ends, prepared.matcher)
-            job = Job(request, completion, end_token_ids=ends, bad_words=prepared.bad_words)
+            forced = partial(completion.forced, self.runner.model.vocab_size)
+            job = Job(
+                request,
+                completion,
+                end_token_ids=ends,
+                bad_words=prepared.bad_words,
+                proposer=Proposer(forced) if self.proposes else None,
+            )
         except Exception as error:
             return [_failed(request.request_id, error)]
         self._jobs[request.request_id] = job
@@ -178,9 +194,10 @@ class EngineCore:
         return outputs
 
     def _sample(self, chunks: list[Chunk], logits_SV: Tensor) -> list[Output]:
-        """Draws the next token of each job whose newest token was computed."""
+        """Draws the next token of each job whose newest token was computed, and further ones as far
+        as they are the proposed ones."""
+        draws, row = [], 0
         outputs: list[Output] = []
-        jobs, rows, row = [], [], -1
         for chunk in chunks:
             job, row = chunk.job, row + chunk.num_logits
             if not chunk.samples or job.request.request_id not in self._jobs:
@@ -188,32 +205,41 @@ class EngineCore:
             if job.params.prompt_logprobs is not None and not job.num_generated:
                 job.completion.prompt_scored(job.prompt_logprobs)
             if job.params.max_tokens:
-                jobs.append(job)
-                rows.append(row)
+                draws.append(Draw(job, row - 1 - len(chunk.proposed), chunk.proposed))
             else:
-                outputs.append(self._take(job, (), None))
-        try:
-            if 0 < len(rows) < len(logits_SV):
-                logits_SV = logits_SV[rows]
-            samples = sample(logits_SV, jobs) if jobs else []
-        except Exception as error:
-            return outputs + self._fail(jobs, error)
-        self._failed_steps = 0
-        return outputs + [self._advance(j, result) for j, result in zip(jobs, samples, strict=True)]
+                outputs.append(self._tell(job))
+        failed: list[Output] = []
+        going = draws
+        while going:
+            jobs, rows = [draw.job for draw in going], [draw.row for draw in going]
+            try:
+                rows_SV = logits_SV if len(rows) == len(logits_SV) else logits_SV[rows]
+                samples = sample(rows_SV, jobs)
+            except Exception as error:
+                failed = self._fail(jobs, error)
+                break
+            going = [draw for draw, each in zip(going, samples, strict=True) if draw.take(each)]
+        else:
+            self._failed_steps = 0
+        for draw in draws:
+            outputs += self._report(draw)
+        return outputs + failed
 
-    def _advance(self, job: Job, result: Sample | Exception) -> Output:
-        """Adds the sampled token to the job and returns what can be shown of it."""
-        if isinstance(result, Exception):
-            return self._fail_job(job, result)
-        job.append(result.token_id)
-        logprobs = None if result.logprobs is None else (result.logprobs,)
-        return self._take(job, (result.token_id,), logprobs)
+    def _report(self, draw: Draw) -> list[Output]:
+        """What can be shown of the tokens that a job got, and its end."""
+        job, outputs = draw.job, []
+        self.num_proposed += len(draw.proposed)
+        self.num_accepted += draw.num_accepted
+        if draw.num_taken:
+            self.scheduler.charge_more(job, draw.num_taken - 1)
+            outputs.append(self._tell(job))
+        if draw.error is not None and job.request.request_id in self._jobs:
+            outputs.append(self._fail_job(job, draw.error))
+        return outputs
 
-    def _take(
-        self, job: Job, token_ids: tuple[int, ...], logprobs: tuple[PositionLogprobs, ...] | None
-    ) -> Output:
+    def _tell(self, job: Job) -> Output:
         try:
-            event = job.completion.take(token_ids, logprobs)
+            event = job.completion.tell()
         except Exception as error:
             return self._fail_job(job, error)
         if event.finish_reason is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs
 from remix_runtime.engines.bad_words import BadWords
 from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.proposals import Proposer
 from remix_runtime.engines.embedded.rules import LogitRules
 
 
@@ -26,6 +27,7 @@ class Job:
         *,
         end_token_ids: Collection[int] = (),
         bad_words: BadWords = (),
+        proposer: Proposer | None = None,
     ) -> None:
         self.request = request
         self.params = request.params
@@ -34,6 +36,8 @@ class Job:
         self.prompt_len = len(self.tokens)
         self.num_computed = 0
         """Tokens whose keys and values are in the KV pages."""
+        self.proposer = proposer
+        """Guesses the next tokens; None where none are to be proposed."""
         self.pages: list[int] = []
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""

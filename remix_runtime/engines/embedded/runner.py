@@ -47,22 +47,29 @@ class ModelRunner:
         self._device = device
         self.parity_slack = PARITY_SLACK[dtype]
 
+    @property
+    def is_native(self) -> bool:
+        """Whether a token's logits have the same bits in every batch and chunk."""
+        return self._kv.is_native
+
     def run(self, chunks: Sequence[Chunk], routes: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [S, V] of the tokens that the chunks want them of, in their order: the newest ones
-        of jobs, and those before a prompt token that is to be scored.
+        of jobs, those proposed behind them, and those before a prompt token that is to be scored.
 
         Tokens of one adapter must be side by side. `routes`: see `Step`.
         """
         ids: list[int] = []
         positions: list[int] = []
         first_rows: list[int] = []
+        num_rows: list[int] = []
         wanted_rows: list[int] = []
         runs: list[tuple[int, int, int]] = []
         for chunk in chunks:
-            job, row, end = chunk.job, len(ids), chunk.start + chunk.count
+            job, row, token_ids = chunk.job, len(ids), chunk.token_ids
             first_rows.append(row)
-            ids += job.tokens[chunk.start : end]
-            positions += range(chunk.start, end)
+            num_rows.append(len(token_ids))
+            ids += token_ids
+            positions += range(chunk.start, chunk.start + len(token_ids))
             wanted_rows += range(len(ids) - chunk.num_logits, len(ids))
             if runs and runs[-1][2] == job.slot:
                 row = runs.pop()[0]
@@ -70,7 +77,7 @@ class ModelRunner:
         step = Step(
             attention=AttentionBatch(
                 first_rows,
-                [chunk.count for chunk in chunks],
+                num_rows,
                 [chunk.start for chunk in chunks],
                 _page_table([chunk.job.pages for chunk in chunks]),
             ),

@@ -2,8 +2,9 @@
 
 Every running job with nothing but its newest token to compute decodes; what is left of the
 step's token budget goes to prompts, in chunks: in equal parts to the tenants that have some, in
-order of admission inside a tenant. A job is admitted only when all the KV pages it can ever need
-and its adapter's slot are there, so nothing is preempted. Between tenants admission is fair
+order of admission inside a tenant. What is nearly free after that goes to proposals of next tokens
+(`proposals.py`). A job is admitted only when all the KV pages it can ever need and its adapter's
+slot are there, so nothing is preempted. Between tenants admission is fair
 (`fairness/queue.py`); which adapter gets a slot is decided in `admission.py`.
 """
 
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from remix_runtime.engines.embedded.admission import PATIENCE, AdapterSlots, SlotRound
 from remix_runtime.engines.embedded.job import Job
+from remix_runtime.engines.embedded.proposals import MAX_ROWS
 from remix_runtime.fairness.queue import OUTPUT_WEIGHT, FairQueue
 
 MAX_SCORED_TOKENS = 128
@@ -54,6 +56,13 @@ class Chunk:
     job: Job
     start: int
     count: int
+    proposed: tuple[int, ...] = ()
+    """Tokens that may follow the newest one, computed behind it. Only where the chunk samples."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens of its rows."""
+        return [*self.job.tokens[self.start : self.start + self.count], *self.proposed]
 
     @property
     def samples(self) -> bool:
@@ -65,7 +74,7 @@ class Chunk:
         """Tokens at the chunk's end whose logits are wanted."""
         if self.job.params.prompt_logprobs is not None and self.start < self.job.prompt_len - 1:
             return self.count
-        return int(self.samples)
+        return int(self.samples) + len(self.proposed)
 
 
 class Scheduler:
@@ -110,6 +119,7 @@ class Scheduler:
         # Decodes first: the budget is at least max_running, so each of them always fits.
         chunks = _chunks([job for job in self.running if not _is_prompt(job)], self._max_tokens)
         chunks += self._prompt_chunks(self._max_tokens - len(chunks))
+        chunks = self._with_proposals(chunks)
         for chunk in chunks:
             self._charge(chunk)
         chunks.sort(key=lambda chunk: chunk.job.slot)
@@ -136,6 +146,32 @@ class Scheduler:
             chunks += share
         return chunks
 
+    def _with_proposals(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks, with proposals for decodes in rows that are left and nearly free: in equal
+        parts, and what one does not need is the others'."""
+        left = min(MAX_ROWS, self._max_tokens) - sum(chunk.count for chunk in chunks)
+        if left <= 0:
+            return chunks
+        wanted = [(chunk, self._proposals(chunk, left)) for chunk in chunks]
+        wanted.sort(key=lambda item: len(item[1]))
+        given = []
+        for number, (chunk, proposed) in enumerate(wanted):
+            proposed = proposed[: left // (len(wanted) - number)]
+            left -= len(proposed)
+            given.append(replace(chunk, proposed=proposed) if proposed else chunk)
+        return given
+
+    def _proposals(self, chunk: Chunk, at_most: int) -> tuple[int, ...]:
+        job = chunk.job
+        at_most = min(at_most, self._room(job))
+        if job.proposer is None or not chunk.samples or chunk.count > 1 or at_most <= 0:
+            return ()
+        return job.proposer.propose(job.tokens, at_most)
+
+    def _room(self, job: Job) -> int:
+        """Rows for keys and values that the job may use behind its newest token."""
+        return min(job.max_len, len(job.pages) * self.pool.page_tokens) - len(job.tokens)
+
     def take_refused(self) -> list[tuple[Job, Exception]]:
         """The jobs whose adapters could not be put into a slot, with the reasons, once. They are
         in the queue no more."""
@@ -150,6 +186,11 @@ class Scheduler:
         if chunk.samples:
             self.queue.charge_output(job.request.tenant)
             meter.output_tokens += job.params.max_tokens > 0
+
+    def charge_more(self, job: Job, num_tokens: int) -> None:
+        """Charges tokens that came in a step beside the one that was scheduled."""
+        self.queue.charge_output(job.request.tenant, num_tokens)
+        job.request.meter.output_tokens += num_tokens
 
     def finish(self, job: Job) -> None:
         """Takes a job out, wherever it is, and frees all that it holds."""

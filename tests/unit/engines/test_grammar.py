@@ -66,6 +66,17 @@ def test_a_mask_is_exactly_the_tokens_that_may_come_and_the_end_where_it_may() -
     assert item.is_complete
 
 
+def test_what_is_forced_is_told_without_a_step_forward() -> None:
+    item = matcher(regex("ab(c|d)efg"))
+    assert item.forced(VOCAB_SIZE) == (97, 98)
+    assert item.forced(98) == (97,)  # a model that has no more tokens
+    item.take(97)
+    item.take(98)
+    assert item.forced(VOCAB_SIZE) == ()
+    item.take(99)
+    assert item.forced(VOCAB_SIZE) == (101, 102, 103)
+
+
 @pytest.mark.parametrize("text", ["", "a+", "(ab){2}"])
 def test_an_end_is_an_end(text: str) -> None:
     item = matcher(regex(text))

@@ -158,6 +158,16 @@ async def test_gauges_are_the_engines_stats(tmp_path: Path) -> None:
     assert value(after, "requests_running") == value(after, "requests_waiting") == 0
 
 
+async def test_tokens_that_were_guessed_ahead_are_counted(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = replace(server.engine.stats(), tokens_proposed=7, tokens_accepted=5)
+    monkeypatch.setattr(server.engine, "stats", lambda: stats)
+    samples = await scrape(server)
+    assert value(samples, "spec_decode_draft_tokens_total") == 7
+    assert value(samples, "spec_decode_accepted_tokens_total") == 5
+
+
 async def test_adapters_are_named_with_their_digests(server: Server) -> None:
     samples = await scrape(server)
     for name in ADAPTERS:
