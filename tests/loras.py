@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def write_lora(
 ) -> Path:
     """A random LoRA, B included, on a tiny model. Returns `folder`."""
     config = LoraConfig(**{"init_lora_weights": False, "task_type": "CAUSAL_LM", **settings})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _pefts_own_warning():
         torch.manual_seed(seed)
         model = get_peft_model(tiny_model(family), config)
     for name, parameter in model.named_parameters():
@@ -75,5 +77,13 @@ def write_lora(
 
 def with_lora(family: str, folder: Path) -> PreTrainedModel:
     """The tiny model with the LoRA as PEFT reads and computes it: the readable truth."""
-    model: PreTrainedModel = PeftModel.from_pretrained(tiny_model(family), folder)
+    with _pefts_own_warning():
+        model: PreTrainedModel = PeftModel.from_pretrained(tiny_model(family), folder)
     return model.eval()
+
+
+@contextmanager
+def _pefts_own_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield

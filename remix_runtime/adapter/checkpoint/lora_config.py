@@ -178,8 +178,8 @@ def _modules(
     value = fields[name]
     if not isinstance(value, str):
         return module_names(fields, name, low, limits.target_modules)
-    if not value and not low:
-        return ()
+    if not value:
+        return module_names({name: []}, name, low, limits.target_modules)
     if name == "target_modules" and value.lower() == ALL_LINEAR:
         return ALL_LINEAR
     _check_pattern(name, value)
