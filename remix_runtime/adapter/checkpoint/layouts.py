@@ -110,8 +110,9 @@ class LoraLayout(Layout):
     def names(self, module: str) -> bool:
         if self._is_excluded(module) or not self._is_target(module):
             return False
-        layers = self._config.layers_to_transform
-        return not layers or self._layer_of(module) in layers
+        if not self._config.layers_to_transform or module in self._config.target_modules:
+            return True  # layers do not matter to a whole name
+        return self._layer_of(module) in self._config.layers_to_transform
 
     def unused(self, modules: Iterable[str]) -> Collection[str]:
         return ()  # PEFT lets a list name modules that the base does not have

@@ -79,7 +79,7 @@ def test_modules_ranks_and_scalings_are_pefts(fields: dict[str, Any]) -> None:
     for name in NAMES:
         found = check_target_module_exists(peft, name)
         named = bool(found) and not isinstance(found, _ExcludedModule)
-        assert layout.names(name) == named, name
+        assert layout.names(name) == named, (name, fields)
         r = peft.rank_pattern.get(get_pattern_key(peft.rank_pattern, name), peft.r)
         alpha = peft.alpha_pattern.get(get_pattern_key(peft.alpha_pattern, name), peft.lora_alpha)
         mixture = layout.mixture(name)
