@@ -55,9 +55,7 @@ async def check_tokens(family: str, root: Path) -> None:
             for i, digest in enumerate(digests)
             for prompt in PROMPTS
         ]
-        expected = [
-            greedy(models[i], list(item.prompt_token_ids), NEW_TOKENS) for item, i in jobs
-        ]
+        expected = [greedy(models[i], list(item.prompt_token_ids), NEW_TOKENS) for item, i in jobs]
         assert len({tuple(tokens) for tokens in expected}) == len(jobs), "adapters matter"
         order = list(range(len(jobs)))
         random.Random(0).shuffle(order)

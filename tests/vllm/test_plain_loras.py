@@ -45,9 +45,7 @@ async def test_same_tokens_as_peft_beside_mixtures_and_the_base(
             for prompt in PROMPTS
         ]
         random.Random(0).shuffle(jobs)
-        expected = [
-            greedy(models[i], list(item.prompt_token_ids), NEW_TOKENS) for item, i in jobs
-        ]
+        expected = [greedy(models[i], list(item.prompt_token_ids), NEW_TOKENS) for item, i in jobs]
         crowd = await complete_all(engine, [item for item, _ in jobs])
         assert [done.token_ids for done in crowd] == expected
         await check_refusals(engine, folders[0], tmp_path)

@@ -78,7 +78,9 @@ def remix_config(fields: Fields, limits: CheckpointLimits) -> AdapterConfig:
         top_k=integer(fields, "top_k", 1, num_experts),
         r=integer(fields, "r", 1, limits.r),
         routing_weight=number(fields, "routing_weight", _MAX_ROUTING_WEIGHT),
-        target_modules=module_names(fields, "target_modules", 1, limits.target_modules),
+        target_modules=tuple(
+            sorted(module_names(fields, "target_modules", 1, limits.target_modules))
+        ),
         revision=revision,
     )
 

@@ -48,7 +48,7 @@ def text(fields: Fields, name: str) -> str:
 
 
 def module_names(fields: Fields, name: str, low: int, limit: int) -> tuple[str, ...]:
-    """`low` to `limit` names of modules, sorted."""
+    """`low` to `limit` names of modules, in their order."""
     value = fields[name]
     if not isinstance(value, list) or not low <= len(value) <= limit:
         raise wrong(fields, name, f"a list of {low} to {limit} module names")
@@ -62,7 +62,7 @@ def module_names(fields: Fields, name: str, low: int, limit: int) -> tuple[str, 
         names.append(item)
     if len(set(names)) != len(names):
         raise wrong(fields, name, "every name once")
-    return tuple(sorted(names))
+    return tuple(names)
 
 
 def take_peft_fields(fields: dict[str, object]) -> str | None:

@@ -1,5 +1,5 @@
-"""Which tensors an adapter has, by its kind: a ReMix adapter, or a plain LoRA, which is a mixture of
-one expert that is always on.
+"""Which tensors an adapter has, by its kind: ReMix, or a plain LoRA, a mixture of one expert that is
+always on.
 
 Shape suffixes: n experts, r LoRA rank, D input width, O output width of an adapted linear.
 """
@@ -100,10 +100,9 @@ class LoraLayout(Layout):
         self.targets = names if isinstance(names, str) else ", ".join(names[:8])
         self._is_target = _naming(config.target_modules)
         self._is_excluded = _naming(config.exclude_modules)
-        # The first number in a name; that of a name's last components would be an expert's.
-        lists = config.layers_pattern or (r"[^.]*",)
-        begin = r".*?\." if not config.layers_pattern else r"(?:^|.*?\.)"
-        self._layer = [re.compile(rf"{begin}{name}\.(?P<layer>\d+)\.") for name in lists]
+        # The first number that fits: a later one may be an expert's.
+        lists = [rf"(?:^|.*?\.){name}" for name in config.layers_pattern] or [r".*?\.[^.]*"]
+        self._layer = [re.compile(rf"{name}\.(?P<layer>\d+)\.") for name in lists]
         self._ranks = [(name_pattern(p, is_suffix=True), r) for p, r in config.rank_pattern]
         self._alphas = [(name_pattern(p, is_suffix=True), a) for p, a in config.alpha_pattern]
 

@@ -146,7 +146,7 @@ def canonical_lora_json(config: LoraConfig) -> bytes:
         "target_modules": targets,
         "exclude_modules": excluded,
         "layers_to_transform": sorted(config.layers_to_transform),
-        "layers_pattern": sorted(config.layers_pattern),
+        "layers_pattern": config.layers_pattern,
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
     }
@@ -177,7 +177,7 @@ def _modules(
 ) -> tuple[str, ...] | str:
     value = fields[name]
     if not isinstance(value, str):
-        return module_names(fields, name, low, limits.target_modules)
+        return tuple(sorted(module_names(fields, name, low, limits.target_modules)))
     if not value:
         return module_names({name: []}, name, low, limits.target_modules)
     if name == "target_modules" and value.lower() == ALL_LINEAR:

@@ -88,7 +88,7 @@ def adapter_digest(
 
 
 def tensor_name(module: str, part: str) -> str:
-    """The key of a layer's tensor; `part` is one of `PARTS`."""
+    """The key of a ReMix layer's tensor; `part` is one of `PARTS`."""
     return f"base_model.model.{module}.remix_{part}.weight"
 
 

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of a plain LoRA: every field of PEFT's is read, left aside or refused by name."""
+"""`adapter_config.json` of a plain LoRA: every field of PEFT's is read, left aside or refused."""
 
 from __future__ import annotations
 
@@ -145,9 +145,7 @@ def test_what_cannot_be_served_is_refused_by_name(
         read_checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    "name", ["layers_to_transform", "layers_pattern"]
-)
+@pytest.mark.parametrize("name", ["layers_to_transform", "layers_pattern"])
 def test_layers_beside_an_expression_are_refused_as_in_peft(name: str) -> None:
     with pytest.raises(CheckpointFormatError, match=rf"{name}: .*expected null"):
         parse(target_modules=r".*\.up_proj", **{name: [1]})

@@ -143,7 +143,7 @@ def test_the_modules_must_be_those_of_the_base(lora: Path) -> None:
     shapes = base_shapes(tiny_model("llama"))
     gone = f"{BEGIN}self_attn.o_proj.lora_"
     edit_tensors(lora, lambda t: [t.pop(f"{gone}{part}.weight") for part in "AB"])
-    with pytest.raises(CheckpointMismatchError, match="no tensors for .*0.self_attn.o_proj"):
+    with pytest.raises(CheckpointMismatchError, match=r"no tensors for .*0\.self_attn\.o_proj"):
         read_checkpoint(lora, base=shapes)
     edit_config(lora, {"exclude_modules": ["layers.0.self_attn.o_proj"]})
     read_checkpoint(lora, base=shapes)
@@ -157,7 +157,7 @@ def test_the_output_head_takes_no_lora(lora: Path) -> None:
     for part, shape in (("A", (3, 64)), ("B", (VOCAB_SIZE, 3))):
         edit_tensors(lora, put(f"base_model.model.lm_head.lora_{part}.weight", torch.ones(shape)))
     read_checkpoint(lora)
-    with pytest.raises(CheckpointMismatchError, match="lm_head.*output head left out"):
+    with pytest.raises(CheckpointMismatchError, match=r"lm_head.*output head left out"):
         read_checkpoint(lora, base=base_shapes(tiny_model("llama")))
 
 
