@@ -10,7 +10,7 @@ from remix_runtime.errors import CheckpointFormatError
 
 CONFIG_FILE = "adapter_config.json"
 
-MAX_TEXT = 1024
+_MAX_TEXT = 1024
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 Fields = Mapping[str, object]
@@ -42,8 +42,8 @@ def number(fields: Fields, name: str, high: float) -> float:
 def text(fields: Fields, name: str) -> str:
     value = fields[name]
     # isprintable also keeps out NUL, line ends and lone surrogates.
-    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_TEXT:
-        raise wrong(fields, name, f"printable text of at most {MAX_TEXT} characters")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_TEXT:
+        raise wrong(fields, name, f"printable text of at most {_MAX_TEXT} characters")
     return value
 
 
@@ -54,7 +54,7 @@ def module_names(fields: Fields, name: str, low: int, limit: int) -> tuple[str, 
         raise wrong(fields, name, f"a list of {low} to {limit} module names")
     names: list[str] = []
     for item in value:
-        if not isinstance(item, str) or len(item) > MAX_TEXT or not _MODULE.fullmatch(item):
+        if not isinstance(item, str) or len(item) > _MAX_TEXT or not _MODULE.fullmatch(item):
             raise CheckpointFormatError(
                 f"{CONFIG_FILE}: {name}: found {show(item)}, expected a module name of "
                 "letters, digits, underscores and dots"

@@ -1,5 +1,4 @@
-"""Which tensors an adapter has, by its kind: ReMix, or a plain LoRA, a mixture of one expert that is
-always on.
+"""Which tensors an adapter has: a ReMix one, or a plain LoRA, a mixture of one that is always on.
 
 Shape suffixes: n experts, r LoRA rank, D input width, O output width of an adapted linear.
 """
@@ -98,7 +97,7 @@ class LoraLayout(Layout):
         self.canonical = canonical_lora_json(config)
         names = config.target_modules
         self.targets = names if isinstance(names, str) else ", ".join(names[:8])
-        self._is_target = _naming(config.target_modules)
+        self._is_target = (lambda _: True) if names == ALL_LINEAR else _naming(names)
         self._is_excluded = _naming(config.exclude_modules)
         # The first number that fits: a later one may be an expert's.
         lists = [rf"(?:^|.*?\.){name}" for name in config.layers_pattern] or [r".*?\.[^.]*"]
@@ -133,8 +132,6 @@ class LoraLayout(Layout):
 
 def _naming(names: tuple[str, ...] | str) -> Callable[[str], bool]:
     """Whether a list names a module, or a text does."""
-    if names == ALL_LINEAR:
-        return lambda module: True
     if isinstance(names, str):
         return name_pattern(names)
     targets = Targets(names)

@@ -88,7 +88,7 @@ _MAX_ALPHA = 1e6
 _MAX_LAYERS = 1 << 12
 _MAX_NAMES = 1 << 12
 _MAX_PATTERNS = 64
-"""Regular expressions in the place of names, for each costs time with every module."""
+"""Regular expressions of a field that are no mere names: each costs time with every module."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.]+")
 
 T = TypeVar("T")
@@ -113,7 +113,9 @@ def lora_config(found: Fields, limits: CheckpointLimits) -> LoraConfig:
         for name in ("layers_to_transform", "layers_pattern"):
             if name in fields:
                 raise wrong(fields, name, "null beside target_modules that are text")
-    layers_pattern = module_names(_many(fields, "layers_pattern"), "layers_pattern", 0, _MAX_LAYERS)
+    layers_pattern = module_names(
+        _many(fields, "layers_pattern"), "layers_pattern", 0, _MAX_PATTERNS
+    )
     if layers_pattern and "layers_to_transform" not in fields:
         raise wrong(fields, "layers_pattern", "null without layers_to_transform")
     return LoraConfig(

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig as PeftLoraConfig
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint.layouts import LoraLayout
 from remix_runtime.adapter.checkpoint.lora_config import (
     _FIELDS,
     _OF_TRAINING,
@@ -220,3 +223,29 @@ def test_two_spellings_of_one_configuration_are_one(
     one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     assert canonical_lora_json(parse(**one)) == canonical_lora_json(parse(**other))
+
+
+JSON = st.recursive(
+    st.one_of(
+        *(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=8)),
+        st.sampled_from([1, 4, 0.5, "none", "up_proj", ".*", "all-linear", "layers", "10" * 400]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=500)
+@given(st.dictionaries(st.sampled_from([*_FIELDS, *_REFUSED, *sorted(PEFT), "other"]), JSON))
+def test_any_json_is_a_configuration_or_refused(fields: dict[str, Any]) -> None:
+    try:
+        config = lora_config({**MINIMAL, **fields}, DEFAULT_LIMITS)
+    except CheckpointFormatError:
+        return
+    layout = LoraLayout(config)
+    assert layout.canonical == canonical_lora_json(config)
+    for module in ("model.layers.1.mlp.up_proj", "up_proj", ""):
+        layout.names(module)
+        assert layout.mixture(module).routing_weight > 0
