@@ -175,6 +175,7 @@ def random_checkpoint(
     return Checkpoint(
         config=config,
         layers=layers,
+        mixtures=dict.fromkeys(layers, config),
         digest=adapter_digest(config, save(tensors, metadata={"format": "pt"})),
         num_bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
     )

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from remix_runtime.adapter.checkpoint import AdapterConfig, read_checkpoint
+from remix_runtime.adapter.checkpoint import AdapterConfig, LoraConfig, read_checkpoint
 from remix_runtime.base.config import read_config
 from remix_runtime.base.folder import find_base
 from remix_runtime.contracts import Engine, GenerationRequest, SamplingParams, TokenEvent
@@ -227,10 +227,12 @@ def said_after(
     return "".join(map(stream.push, answer)) + stream.flush()
 
 
-def _named_base(config: AdapterConfig) -> str:
+def _named_base(config: AdapterConfig | LoraConfig) -> str:
     if config.revision is not None:  # a path or hub id alone may stand for other weights
         raise ConfigError(
             f"revision: the adapter names revision {config.revision!r} of "
             f"{config.base_model_name_or_path!r}, expected --base with the folder of that one"
         )
+    if not config.base_model_name_or_path:
+        raise ConfigError("base_model_name_or_path: the adapter names no base, expected --base")
     return config.base_model_name_or_path

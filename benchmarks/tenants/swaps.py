@@ -26,7 +26,7 @@ from benchmarks.shape import AdapterShape
 from benchmarks.tenants.served import served
 from benchmarks.tenants.storm import Report, Storm
 from benchmarks.tenants.traffic import milliseconds
-from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
+from remix_runtime.adapter.checkpoint import AdapterConfig, read_checkpoint, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.adapter.parity import record_parity
 from remix_runtime.base.config import read_config
@@ -65,6 +65,7 @@ def _with_parity(model: PreTrainedModel, recorded: Path, weights: Path, folder: 
     for name, layer in layers.items():
         model.set_submodule(name, layer.base)
     adapter = read_checkpoint(weights)
+    assert isinstance(adapter.config, AdapterConfig)
     write_checkpoint(
         folder, adapter.config, adapter.layers, readme=README, parity=parity, dtype=torch.bfloat16
     )

@@ -18,6 +18,11 @@ from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.adapter.parity import model_runner, replay_parity
 from remix_runtime.base.model import load_model
 
+_KINDS = {
+    "ReMix": "ReMix, a mixture of LoRAs with a router",
+    "LoRA": "plain LoRA, served as a mixture of one expert that is always on",
+}
+
 
 def inspect_adapter(folder: Path, base: str | None = None) -> dict[str, Any]:
     """The facts about an adapter, ready for JSON.
@@ -42,13 +47,15 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts as a table for people: (name, value)."""
     targets = ", ".join(f"{count} {name}" for name, count in facts["layers_by_target"].items())
     rule = facts["scaling"] or "neither the lora nor the rslora rule"
+    most = "" if facts["num_ranks"] == 1 else "at most "
     return [
+        ("kind", _KINDS[facts["kind"]]),
         ("digest", facts["digest"]),
-        ("trained on", facts["base_model_name_or_path"]),
+        ("trained on", facts["base_model_name_or_path"] or "unknown"),
         ("adapted linears", f"{facts['num_layers']} ({targets})"),
         ("target modules", ", ".join(facts["target_modules"])),
-        ("experts", f"n = {facts['num_experts']}, k = {facts['top_k']}, r = {facts['r']}"),
-        ("routing weight", f"ω = {facts['routing_weight']:.6g} ({rule})"),
+        ("experts", f"n = {facts['num_experts']}, k = {facts['top_k']}, r = {most}{facts['r']}"),
+        ("routing weight", f"ω = {most}{facts['routing_weight']:.6g} ({rule})"),
         (
             "parameters",
             f"{facts['num_parameters']:,}, active per token {facts['num_active_parameters']:,}",

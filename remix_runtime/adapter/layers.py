@@ -17,7 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remix_runtime.adapter.checkpoint.targets import target_shapes as target_shapes
-from remix_runtime.adapter.checkpoint.types import AdapterConfig, Checkpoint, LayerWeights
+from remix_runtime.adapter.checkpoint.types import (
+    AdapterConfig,
+    Checkpoint,
+    LayerWeights,
+    Mixture,
+)
 from remix_runtime.adapter.routing import expert_mask, top_k_experts
 from remix_runtime.errors import CheckpointMismatchError
 
@@ -61,7 +66,7 @@ class RemixLinear(Routed):
     `select` is the selection rule: the deterministic top-k unless training replaces it.
     """
 
-    def __init__(self, base: nn.Linear, *, name: str, config: AdapterConfig) -> None:
+    def __init__(self, base: nn.Linear, *, name: str, config: Mixture) -> None:
         super().__init__()
         n, r = config.num_experts, config.r
         device = base.weight.device
@@ -139,9 +144,16 @@ def attach(
 
     Returns module name to new layer, in sorted order.
     """
+    names = target_shapes(base_shapes(model), config.target_modules)
+    return _attach(model, dict.fromkeys(names, config), layer_type)
+
+
+def _attach(
+    model: nn.Module, mixtures: Mapping[str, Mixture], layer_type: type[RemixLinear]
+) -> dict[str, RemixLinear]:
     model.requires_grad_(False)
     layers: dict[str, RemixLinear] = {}
-    for name in target_shapes(base_shapes(model), config.target_modules):
+    for name, config in mixtures.items():
         parent_name, _, child_name = name.rpartition(".")
         parent = model.get_submodule(parent_name)
         base = model.get_submodule(name)
@@ -153,14 +165,21 @@ def attach(
 
 def attach_checkpoint(model: nn.Module, checkpoint: Checkpoint) -> dict[str, RemixLinear]:
     """`attach`, with the tensors of a validated checkpoint."""
-    return attach_weights(model, checkpoint.config, checkpoint.layers)
+    if foreign := checkpoint.mixtures.keys() - base_shapes(model).keys():
+        raise CheckpointMismatchError(f"the base model has no linear {min(foreign)}")
+    return _fill(_attach(model, checkpoint.mixtures, RemixLinear), checkpoint.layers)
 
 
 def attach_weights(
     model: nn.Module, config: AdapterConfig, weights: Mapping[str, LayerWeights]
 ) -> dict[str, RemixLinear]:
     """`attach`, with tensors by module name. Raises `CheckpointMismatchError` for other names."""
-    layers = attach(model, config)
+    return _fill(attach(model, config), weights)
+
+
+def _fill(
+    layers: dict[str, RemixLinear], weights: Mapping[str, LayerWeights]
+) -> dict[str, RemixLinear]:
     if layers.keys() != weights.keys():
         odd = sorted(layers.keys() ^ weights.keys())
         raise CheckpointMismatchError(f"adapter and base model differ in layer {odd[0]}")

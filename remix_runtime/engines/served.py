@@ -150,9 +150,9 @@ def adapter_info(checkpoint: Checkpoint) -> AdapterInfo:
     return AdapterInfo(
         digest=checkpoint.digest,
         num_layers=len(checkpoint.layers),
-        num_experts=checkpoint.config.num_experts,
-        top_k=checkpoint.config.top_k,
-        r=checkpoint.config.r,
+        num_experts=checkpoint.num_experts,
+        top_k=checkpoint.top_k,
+        r=checkpoint.r,
         num_bytes=checkpoint.num_bytes,
         defaults=checkpoint.defaults,
     )

@@ -13,7 +13,8 @@ from remix_runtime.contracts import Engine
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
-from tests.models import random_checkpoint, save_tiny_base, tiny_model
+from tests.loras import write_lora
+from tests.models import MLP, random_checkpoint, save_tiny_base, tiny_model
 from tests.vllm_engines import vllm_engine
 
 MAX_WAITING = 4
@@ -36,9 +37,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("contract")
     save_tiny_base(root / "base", "llama-32")
     model = tiny_model("llama-32")
-    for i in range(3):
+    for i in range(2):
         checkpoint = random_checkpoint(model, n=4, k=2, r=4, seed=i)
         write_checkpoint(root / f"a{i}", checkpoint.config, checkpoint.layers, readme="random")
+    # Plain, and smaller than the others in memory: two of the three fit whichever they are.
+    write_lora(root / "a2", "llama-32", {"r": 8, "lora_alpha": 48, "target_modules": list(MLP)})
     broken = root / "broken"
     broken.mkdir()
     return root

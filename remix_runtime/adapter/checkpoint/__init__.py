@@ -11,6 +11,8 @@ from remix_runtime.adapter.checkpoint.types import (
     Checkpoint,
     CheckpointLimits,
     LayerWeights,
+    LoraConfig,
+    Mixture,
     Scaling,
     routing_weight,
 )
@@ -24,6 +26,8 @@ __all__ = [
     "CheckpointLimits",
     "Description",
     "LayerWeights",
+    "LoraConfig",
+    "Mixture",
     "Parity",
     "ParityPrompt",
     "Scaling",

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, canonical_json, parse_config
+from remix_runtime.adapter.checkpoint import config as remix
+from remix_runtime.adapter.checkpoint import lora_config as lora
 from remix_runtime.adapter.checkpoint.defaults import canonical_defaults, defaults_in
+from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE, wrong
 from remix_runtime.adapter.checkpoint.folder import Folder, open_folder
+from remix_runtime.adapter.checkpoint.layouts import Layout, LoraLayout, RemixLayout
 from remix_runtime.adapter.checkpoint.parity_file import Parity, parity_in
-from remix_runtime.adapter.checkpoint.strict_json import show
-from remix_runtime.adapter.checkpoint.targets import Targets, target_shapes
+from remix_runtime.adapter.checkpoint.strict_json import parse_object, show
 from remix_runtime.adapter.checkpoint.tensor_file import Header, read_header, read_tensors
 from remix_runtime.adapter.checkpoint.types import (
     DEFAULT_LIMITS,
@@ -28,15 +29,15 @@ from remix_runtime.adapter.checkpoint.types import (
     Checkpoint,
     CheckpointLimits,
     LayerWeights,
+    LoraConfig,
+    Mixture,
 )
 from remix_runtime.contracts import AdapterDefaults
 from remix_runtime.errors import CheckpointFormatError, CheckpointMismatchError
 
 TENSOR_FILE = "adapter_model.safetensors"
 DTYPES = frozenset({"F32", "BF16", "F16"})
-PARTS = ("A", "B", "router")
-
-_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_.]+)\.remix_(A|B|router)\.weight")
+PARTS = tuple(RemixLayout.parts)
 
 
 def read_checkpoint(
@@ -74,12 +75,12 @@ def adapter_digest(
 ) -> str:
     """An adapter's identity: 64 lower-case hexadecimal digits.
 
-    SHA-256 of `canonical_json(config)`, followed directly by the bytes of
+    SHA-256 of the canonical JSON of the configuration, followed directly by the bytes of
     `adapter_model.safetensors` and by `canonical_defaults(defaults)`. Spelling and order of the
     JSON files, the fields that PEFT adds, README and parity file are no part of it; dtype and
     metadata of the tensor file are.
     """
-    digest = hashlib.sha256(canonical_json(config))
+    digest = hashlib.sha256(remix.canonical_json(config))
     digest.update(tensor_file)
     if defaults is not None:
         digest.update(canonical_defaults(defaults))
@@ -87,99 +88,119 @@ def adapter_digest(
 
 
 def tensor_name(module: str, part: str) -> str:
-    """The key of a layer's tensor; `part` is one of `PARTS`."""
+    """The key of a ReMix layer's tensor; `part` is one of `PARTS`."""
     return f"base_model.model.{module}.remix_{part}.weight"
 
 
+def _config_in(
+    files: Folder, limits: CheckpointLimits
+) -> tuple[AdapterConfig | LoraConfig, Layout]:
+    fields = parse_object(files.read(CONFIG_FILE, max_bytes=limits.config_bytes), file=CONFIG_FILE)
+    if fields.get("peft_type") == lora.PEFT_TYPE:
+        plain = lora.lora_config(fields, limits)
+        return plain, LoraLayout(plain)
+    if fields.get("peft_type") == remix.PEFT_TYPE:
+        config = remix.remix_config(fields, limits)
+        return config, RemixLayout(config)
+    raise wrong(fields, "peft_type", f'"{remix.PEFT_TYPE}" or "{lora.PEFT_TYPE}"')
+
+
 def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLimits) -> Checkpoint:
-    config = parse_config(files.read(CONFIG_FILE, max_bytes=limits.config_bytes), limits)
+    config, layout = _config_in(files, limits)
     defaults = defaults_in(files)
     max_bytes = limits.header_bytes + limits.tensor_bytes
     with files.open(TENSOR_FILE, max_bytes=max_bytes) as (stream, size):
         header = read_header(
             stream, size, file=TENSOR_FILE, max_bytes=limits.header_bytes, dtypes=DTYPES
         )
-        shapes = _check_layers(header, config)
+        shapes, mixtures = _check_layers(header, layout)
         if base is not None:
-            _check_base(shapes, base, config)
-        num_bytes = 4 * sum(math.prod(entry.shape) for entry in header.tensors.values())
+            _check_base(shapes, base, layout, config.base_model_name_or_path)
+        num_bytes = 4 * sum(
+            mixture.num_experts * (mixture.r * (width_o + width_d) + width_d)
+            for mixture, (width_o, width_d) in zip(mixtures.values(), shapes.values(), strict=True)
+        )
         if num_bytes > limits.tensor_bytes:
             raise CheckpointFormatError(
                 f"{TENSOR_FILE}: found tensors of {num_bytes} bytes as float32, "
                 f"expected at most {limits.tensor_bytes}"
             )
-        digest = hashlib.sha256(canonical_json(config))
+        digest = hashlib.sha256(layout.canonical)
         tensors: dict[str, Tensor] = {}
         for name, tensor in read_tensors(stream, header, digest.update):
             tensors[name] = tensor.float()
             _check_finite(name, tensors[name])
         digest.update(canonical_defaults(defaults))
-    layers = {
-        module: LayerWeights(*(tensors[tensor_name(module, part)] for part in PARTS))
-        for module in shapes
-    }
-    _check_effect(config, layers)
+    layers = {module: _layer(module, mixtures[module], layout, tensors) for module in shapes}
+    _check_effect(mixtures, layers)
     return Checkpoint(
         config=config,
         layers=layers,
+        mixtures=mixtures,
         digest=digest.hexdigest(),
         num_bytes=num_bytes,
         defaults=defaults,
     )
 
 
-def _check_layers(header: Header, config: AdapterConfig) -> dict[str, tuple[int, int]]:
-    """Module name to (O, D), sorted, of a header whose tensors fit each other and the config."""
+def _check_layers(
+    header: Header, layout: Layout
+) -> tuple[dict[str, tuple[int, int]], dict[str, Mixture]]:
+    """(O, D) and the mixture of each module, sorted, of a header whose tensors fit each other and
+    the config."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
-    targets, unused = Targets(config.target_modules), dict.fromkeys(config.target_modules)
     for name, entry in header.tensors.items():
-        match = _KEY.fullmatch(name)
-        naming = [] if match is None else [*targets.naming(match[1])]
-        if match is None or not naming:
+        place = layout.place(name)
+        if place is None:
+            *parts, last = layout.parts
+            choice = f"<{', '.join(parts)} or {last}>"
             raise CheckpointFormatError(
                 f"{TENSOR_FILE}: found tensor {show(name)}, expected only "
-                "base_model.model.<module>.remix_<A, B or router>.weight of the target modules "
-                f"{', '.join(config.target_modules[:8])}"
+                f"{layout.tensor_name('<module>', choice)} of the target modules {layout.targets}"
             )
-        found.setdefault(match[1], {})[match[2]] = entry.shape
-        for target in naming:
-            unused.pop(target, None)
-    for target in unused:
+        module, part = place
+        found.setdefault(module, {})[part] = entry.shape
+    for target in layout.unused(found):
         raise CheckpointFormatError(
             f"{TENSOR_FILE}: found no tensor of target module {show(target)}"
         )
-    return {module: _check_layer(module, found[module], config) for module in sorted(found)}
+    mixtures = {module: layout.mixture(module) for module in sorted(found)}
+    shapes = {
+        module: _check_layer(module, found[module], mixture, layout)
+        for module, mixture in mixtures.items()
+    }
+    return shapes, mixtures
 
 
 def _check_layer(
-    module: str, shapes: Mapping[str, tuple[int, ...]], config: AdapterConfig
+    module: str, shapes: Mapping[str, tuple[int, ...]], mixture: Mixture, layout: Layout
 ) -> tuple[int, int]:
     """(O, D) of one layer. D is taken from A, O from B, and everything else must agree."""
-    n, r = config.num_experts, config.r
-    for part in PARTS:
+    for part in layout.parts:
         if part not in shapes:
             raise CheckpointFormatError(
-                f"{TENSOR_FILE}: tensor {tensor_name(module, part)} is missing"
+                f"{TENSOR_FILE}: tensor {layout.tensor_name(module, part)} is missing"
             )
+    width_o = shapes["B"][-2] if len(shapes["B"]) > 1 else 0
     width_d = shapes["A"][-1] if shapes["A"] else 0
-    width_o = shapes["B"][1] if len(shapes["B"]) == 3 else 0
-    expected = {"A": (n, r, width_d), "B": (n, width_o, r), "router": (n, width_d)}
-    for part, letters in zip(PARTS, ("[n, r, D]", "[n, O, r]", "[n, D]"), strict=True):
-        if shapes[part] != expected[part] or 0 in shapes[part]:
+    sizes = {"n": mixture.num_experts, "r": mixture.r, "D": width_d, "O": width_o}
+    for part, letters in layout.parts.items():
+        if shapes[part] != tuple(sizes[letter] for letter in letters) or 0 in shapes[part]:
+            known = ", ".join(f"{x}={sizes[x]}" for x in "nrD" if x in letters + "r")
             raise CheckpointFormatError(
-                f"{TENSOR_FILE}: {tensor_name(module, part)}: found shape {list(shapes[part])}, "
-                f"expected {letters} with n={n}, r={r}" + (f", D={width_d}" if part != "B" else "")
+                f"{TENSOR_FILE}: {layout.tensor_name(module, part)}: found shape "
+                f"{list(shapes[part])}, expected [{', '.join(letters)}] with {known}"
             )
     return width_o, width_d
 
 
 def _check_base(
-    shapes: Mapping[str, tuple[int, int]], base: BaseShapes, config: AdapterConfig
+    shapes: Mapping[str, tuple[int, int]], base: BaseShapes, layout: Layout, made_for: str
 ) -> None:
-    expected = target_shapes(base, config.target_modules)
+    expected = layout.linears(base)
     for module in sorted(expected.keys() ^ shapes.keys()):
         what = "no tensors for" if module in expected else "tensors for"
-        where = "has" if module in expected else "does not have"
+        where = "has" if module in expected else "does not have, its output head left out"
         raise CheckpointMismatchError(
             f"{TENSOR_FILE}: found {what} {module}, a target that the base model {where}"
         )
@@ -189,8 +210,19 @@ def _check_base(
             raise CheckpointMismatchError(
                 f"{TENSOR_FILE}: {module}: found output and input width {found_o} and {found_d}, "
                 f"expected {width_o} and {width_d} as in the base model; "
-                f"the adapter was made for {show(config.base_model_name_or_path)}"
+                f"the adapter was made for {show(made_for)}"
             )
+
+
+def _layer(
+    module: str, mixture: Mixture, layout: Layout, tensors: Mapping[str, Tensor]
+) -> LayerWeights:
+    found = {part: tensors[layout.tensor_name(module, part)] for part in layout.parts}
+    n, r = mixture.num_experts, mixture.r
+    a_nrD, b_nOr = found["A"].view(n, r, -1), found["B"].view(n, -1, r)
+    # A LoRA has no router: its only expert has the highest logit whatever that is.
+    router_nD = found["router"] if "router" in found else torch.zeros_like(a_nrD[:, 0])
+    return LayerWeights(a_nrD, b_nOr, router_nD)
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
@@ -205,14 +237,16 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     )
 
 
-def _check_effect(config: AdapterConfig, layers: Mapping[str, LayerWeights]) -> None:
+def _check_effect(mixtures: Mapping[str, Mixture], layers: Mapping[str, LayerWeights]) -> None:
     """Sends one random vector through every expert. An adapter whose B_i A_i are all 0 changes
     nothing and is refused, and so is one that overflows, which could only answer NaN."""
     generator = torch.Generator().manual_seed(0)
     any_effect = False
     for module, weights in layers.items():
         x_D = torch.randn(weights.a_nrD.shape[-1], generator=generator)
-        y_nO1 = config.routing_weight * (weights.b_nOr @ (weights.a_nrD @ x_D).unsqueeze(-1))
+        y_nO1 = mixtures[module].routing_weight * (
+            weights.b_nOr @ (weights.a_nrD @ x_D).unsqueeze(-1)
+        )
         if not torch.isfinite(y_nO1).all():
             raise CheckpointFormatError(
                 f"{TENSOR_FILE}: {module}: found experts whose output overflows float32, "

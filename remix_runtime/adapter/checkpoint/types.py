@@ -25,14 +25,20 @@ def routing_weight(scaling: Scaling, *, top_k: int, r: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterConfig:
-    """The content of `adapter_config.json`."""
+class Mixture:
+    """What the tensors of an adapted linear are used with."""
 
-    base_model_name_or_path: str
     num_experts: int
     top_k: int
     r: int
     routing_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig(Mixture):
+    """The content of `adapter_config.json` of a ReMix adapter: one mixture for all its linears."""
+
+    base_model_name_or_path: str
     target_modules: tuple[str, ...]
     """Suffixes of module names, as in PEFT: `gate_proj` or `layers.0.mlp.gate_proj`. Their order
     means nothing; a checkpoint that is read has them sorted."""
@@ -41,9 +47,33 @@ class AdapterConfig:
     """The base model's revision on the hub, as PEFT notes it; no part of the identity."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """The content of `adapter_config.json` of a plain LoRA, in PEFT's words: of its fields those
+    that say what it computes. A field that PEFT takes as one or many is many here."""
+
+    base_model_name_or_path: str
+    r: int
+    """Of the layers that `rank_pattern` does not name."""
+    lora_alpha: float
+    use_rslora: bool
+    target_modules: tuple[str, ...] | str
+    """Suffixes of module names, a regular expression for whole names, or `all-linear`."""
+    exclude_modules: tuple[str, ...] | str = ()
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Regular expressions for the last components of module names, and ranks; the first that fits
+    counts."""
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    task_type: str = "CAUSAL_LM"
+    revision: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The trained tensors of one adapted linear. Read from a folder they are float32."""
+    """The trained tensors of one adapted linear. Read from a folder they are float32; a plain LoRA
+    is one expert with a router of zeros."""
 
     a_nrD: Tensor
     b_nOr: Tensor
@@ -56,14 +86,28 @@ BaseShapes = Mapping[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A validated adapter. `layers` is keyed by module name, in sorted order."""
+    """A validated adapter. `layers` and `mixtures` are keyed by module name, in sorted order."""
 
-    config: AdapterConfig
+    config: AdapterConfig | LoraConfig
     layers: Mapping[str, LayerWeights]
+    mixtures: Mapping[str, Mixture]
     digest: str
     num_bytes: int
     """Bytes of all tensors in memory."""
     defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
+
+    @property
+    def num_experts(self) -> int:
+        return max(mixture.num_experts for mixture in self.mixtures.values())
+
+    @property
+    def top_k(self) -> int:
+        return max(mixture.top_k for mixture in self.mixtures.values())
+
+    @property
+    def r(self) -> int:
+        """The largest rank of a layer."""
+        return max(mixture.r for mixture in self.mixtures.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, emit_config, parse_config
+from remix_runtime.adapter.checkpoint.config import emit_config, parse_config
 from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE, emit_defaults
+from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
 from remix_runtime.adapter.checkpoint.folder import open_folder
 from remix_runtime.adapter.checkpoint.parity_file import (
     PARITY_FILE,

@@ -85,7 +85,7 @@ class EmbeddedAdapters(ServedAdapters[ServedAdapter]):
             if (known := self._open_again(digest, folder)) is not None:
                 return known
             adapter = await _in_thread(lambda: core.bank.prepare(checkpoint))
-            top_k = checkpoint.config.top_k
+            top_k = checkpoint.top_k
             self._served[digest] = served = ServedAdapter(folder, adapter_info(checkpoint))
             self._count_read(served, started)
             try:

@@ -94,12 +94,12 @@ class AdapterBank:
 
     def prepare(self, checkpoint: Checkpoint) -> HostAdapter:
         """Lays an adapter out for this bank. Slow, and safe in any thread."""
-        config = checkpoint.config
+        mixtures = checkpoint.mixtures
         layers = {
             name: MixtureWeights.from_layer(
                 weights,
-                config.top_k,
-                config.routing_weight,
+                mixtures[name].top_k,
+                mixtures[name].routing_weight,
                 plain=self._device.type != "cpu",
             )
             for name, weights in checkpoint.layers.items()

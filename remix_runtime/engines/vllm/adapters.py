@@ -226,8 +226,7 @@ class VllmAdapters(ServedAdapters[Served]):
         """Reads the folder and refuses what a worker would refuse, before a worker hears of it."""
         checkpoint = await asyncio.to_thread(read_checkpoint, folder, base=self._base)
         require_digest(checkpoint.digest, digest, folder)
-        config = checkpoint.config
-        require_fit(config.num_experts, config.r, max_rows=self._config.adapter_rows)
+        require_fit(checkpoint.num_experts, checkpoint.r, max_rows=self._config.adapter_rows)
         return checkpoint
 
     async def _hold(self, digest: str, served: Served) -> None:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from remix_runtime.adapter.checkpoint import Checkpoint, read_checkpoint
-from remix_runtime.adapter.checkpoint.config import CONFIG_FILE, PEFT_TYPE
-from remix_runtime.adapter.checkpoint.types import BaseShapes, LayerWeights
+from remix_runtime.adapter.checkpoint.config import PEFT_TYPE
+from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
+from remix_runtime.adapter.checkpoint.types import BaseShapes, LayerWeights, Mixture
 from remix_runtime.errors import CapacityError, CheckpointMismatchError
 from remix_runtime.kernels import MixtureWeights
 
@@ -35,18 +36,17 @@ class HostLayer:
 
     device = torch.device("cpu")
 
-    def __init__(self, layer: LayerWeights, top_k: int, routing_weight: float) -> None:
-        self._n, self._r, _ = layer.a_nrD.shape
-        self._top_k = top_k
-        self._routing_weight = routing_weight
+    def __init__(self, layer: LayerWeights, mixture: Mixture) -> None:
+        self._mixture = mixture
         self._layer: LayerWeights | None = layer
         self._laid_out: MixtureWeights | None = None
 
     @classmethod
     def plain_lora(cls, lora_a_rD: Tensor, lora_b_Or: Tensor) -> HostLayer:
         """A LoRA whose scaling is in B already: one expert that every token activates."""
-        router_nD = lora_a_rD.new_zeros(1, lora_a_rD.shape[1])
-        return cls(LayerWeights(lora_a_rD[None], lora_b_Or[None], router_nD), 1, 1.0)
+        r, width_d = lora_a_rD.shape
+        layer = LayerWeights(lora_a_rD[None], lora_b_Or[None], lora_a_rD.new_zeros(1, width_d))
+        return cls(layer, Mixture(num_experts=1, top_k=1, r=r, routing_weight=1.0))
 
     def pin_memory(self) -> HostLayer:
         """vLLM calls this on tensors that it copies to a GPU. Slots are filled rarely, so pinned
@@ -65,7 +65,7 @@ class HostLayer:
         same in every call."""
         if self._laid_out is None:
             assert self._layer is not None
-            n, r = self._n, self._r
+            n, r = self._mixture.num_experts, self._mixture.r
             a_nrD, b_nOr, router_nD = self._layer.a_nrD, self._layer.b_nOr, self._layer.router_nD
             a_mD = part_of_a(torch.cat([a_nrD.flatten(0, 1), router_nD]))
             b_Oj = part_of_b(b_nOr.transpose(0, 1).flatten(1))
@@ -75,15 +75,18 @@ class HostLayer:
                 a_mD[n * r :],
             )
             self._laid_out = MixtureWeights.from_layer(
-                part, self._top_k, self._routing_weight, plain=plain
+                part, self._mixture.top_k, self._mixture.routing_weight, plain=plain
             )
             self._layer = None
         return self._laid_out
 
 
-def is_remix(folder: Path) -> bool:
-    """Whether a folder says that it holds a ReMix adapter. Whatever is wrong with another folder is
-    for vLLM's own loader to say."""
+def is_ours(folder: Path, name: str) -> bool:
+    """Whether our reader is to read a folder that vLLM loads under `name`: one that says that it
+    holds a ReMix adapter, and what has a digest for its name, as our engine gives it. Others are
+    plain LoRAs of vLLM's users, and whatever is wrong with those is for its own loader to say."""
+    if _DIGEST.fullmatch(name):
+        return True
     try:
         config = json.loads((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError):
@@ -97,10 +100,9 @@ def read_layers(
     """Reads and validates an adapter; returns it and its layers by module name. Raises
     `CheckpointError`, and `CapacityError` where the slots of this process are too small for it."""
     checkpoint = read_checkpoint(folder, base=base)
-    config = checkpoint.config
-    require_fit(config.num_experts, config.r, max_rows=max_rows)
+    require_fit(checkpoint.num_experts, checkpoint.r, max_rows=max_rows)
     layers = {
-        name: HostLayer(layer, config.top_k, config.routing_weight)
+        name: HostLayer(layer, checkpoint.mixtures[name])
         for name, layer in checkpoint.layers.items()
     }
     return checkpoint, layers

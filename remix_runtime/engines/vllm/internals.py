@@ -5,7 +5,8 @@ Three places are changed, each in every process of vLLM:
 - `vllm.lora.utils._all_lora_classes` gets classes in front whose linears keep mixtures, not LoRAs.
   They call one custom op for the whole addition, opaque to `torch.compile` and CUDA graphs.
 - `vllm.v1.worker.lora_model_runner_mixin.LRUCacheWorkerLoRAManager` gets a subclass that reads
-  ReMix folders and tells the kernels which tokens belong to which slot.
+  ReMix folders, and our own engine's plain LoRAs, and tells the kernels which tokens belong to
+  which slot.
 - The prefix cache's key of a LoRA and `EngineCore.add_lora`: a key stands for one load, not for a
   name, so that new weights under an old name never meet old blocks (vLLM #42125).
 
@@ -53,7 +54,7 @@ from remix_runtime.base.weights import without_weights
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
     HostLayer,
-    is_remix,
+    is_ours,
     read_layers,
     require_named,
 )
@@ -302,7 +303,7 @@ class _WorkerManager(LRUCacheWorkerLoRAManager):
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
         folder = Path(get_adapter_absolute_path(lora_request.lora_path))
-        if not is_remix(folder):
+        if not is_ours(folder, lora_request.lora_name):
             return self._load_plain(lora_request)
         checkpoint, layers = read_layers(
             folder,
@@ -316,7 +317,7 @@ class _WorkerManager(LRUCacheWorkerLoRAManager):
                 f"target_modules: {left_alone[0]} (of {len(left_alone)}) takes no adapter in this "
                 "server, see --lora-target-modules"
             )
-        rank = checkpoint.config.num_experts * checkpoint.config.r
+        rank = checkpoint.num_experts * checkpoint.r
         return LoRAModel(
             lora_request.lora_int_id,
             rank,

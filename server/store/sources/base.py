@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from remix_runtime.adapter.checkpoint import DEFAULT_LIMITS
-from remix_runtime.adapter.checkpoint.config import CONFIG_FILE
 from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE
 from remix_runtime.adapter.checkpoint.defaults import MAX_BYTES as MAX_DEFAULTS_BYTES
+from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
 from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
 from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
 from remix_runtime.adapter.checkpoint.writer import README_FILE

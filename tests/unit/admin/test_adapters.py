@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from remix_runtime.adapter.checkpoint import read_checkpoint
 from server.admin.routes.adapters import import_lines
 from server.store import Progress, SourceUnavailableError
 from tests.engines import complete, request
+from tests.loras import write_lora
+from tests.unit.adapter.checkpoint.adapters import edit_config
 from tests.unit.admin.harness import API, Admin
 from tests.unit.server.harness import eventually
 from tests.unit.server.test_bad_input import check_error
@@ -40,6 +43,27 @@ async def test_import_is_201_and_again_200(admin: Admin) -> None:
         assert (again.status_code, again.json()) == (200, adapter)
     assert (await admin.client.get(URL)).json() == {"data": [adapter], "has_more": False}
     assert (await admin.client.get(f"{URL}/{digest}")).json() == adapter
+
+
+async def test_a_plain_lora_is_examined_and_served_beside_mixtures(admin: Admin) -> None:
+    settings = {"r": 4, "lora_alpha": 24, "target_modules": ["down_proj", "q_proj"]}
+    folder = write_lora(admin.root / "lora", "llama", settings)
+    imported = await post(admin, "lora")
+    assert imported.status_code == 201
+    adapter = imported.json()
+    assert adapter["digest"] == read_checkpoint(folder).digest
+    assert (adapter["description"]["kind"], adapter["description"]["r"]) == ("LoRA", 4)
+    await admin.add_tenant()
+    members = {"plain": adapter["digest"], "mixture": await admin.add_adapter()}
+    assert (await admin.put_set(members)).status_code == 200
+    async with admin.as_tenant(await admin.add_key()) as client:
+        for name, digest in members.items():
+            answer = await client.post("/v1/completions", json={"model": name, "prompt": "Ahoy"})
+            assert answer.status_code == 200
+            assert digest in answer.json()["system_fingerprint"]
+    edit_config(folder, {"use_dora": True})
+    refused = check_error(await post(admin, "lora"), 422)
+    assert "use_dora: found True" in refused["message"]
 
 
 async def test_state_on_this_server(admin: Admin) -> None:

@@ -29,7 +29,13 @@ def checkpoint(digest: str, n: int = 2, names: tuple[str, ...] = NAMES) -> Check
     layer = LayerWeights(
         a_nrD=torch.randn(n, 1, D), b_nOr=torch.randn(n, O, 1), router_nD=torch.randn(n, D)
     )
-    return Checkpoint(config=config, layers=dict.fromkeys(names, layer), digest=digest, num_bytes=0)
+    return Checkpoint(
+        config=config,
+        layers=dict.fromkeys(names, layer),
+        mixtures=dict.fromkeys(names, config),
+        digest=digest,
+        num_bytes=0,
+    )
 
 
 def size(n: int = 2, layers: int = len(NAMES)) -> int:

@@ -200,7 +200,7 @@ def cut_last_byte(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "not JSON": (lambda f: (f / CONFIG_FILE).write_text("{"), "not valid JSON"),
-    "not REMIX": (lambda f: edit_config(f, {"peft_type": "LORA"}), "peft_type"),
+    "not REMIX": (lambda f: edit_config(f, {"peft_type": "IA3"}), "peft_type"),
     "code hook": (lambda f: edit_config(f, {"auto_map": {}}), "auto_map"),
     "k above n": (lambda f: edit_config(f, {"top_k": 9}), "top_k"),
     "cut tensors": (cut_last_byte, TENSOR_FILE),

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from remix_runtime.adapter.checkpoint import read_checkpoint
-from remix_runtime.adapter.checkpoint.types import LayerWeights
+from remix_runtime.adapter.checkpoint.types import LayerWeights, Mixture
 from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
     HostLayer,
-    is_remix,
+    is_ours,
     read_layers,
     require_fit,
     require_named,
@@ -24,6 +24,7 @@ from remix_runtime.kernels import MixtureWeights
 from tests.models import tiny_model
 
 N, R, D, WIDTH = 3, 2, 12, 8
+MIXTURE = Mixture(num_experts=N, top_k=2, r=R, routing_weight=0.5)
 
 
 def random_layer() -> LayerWeights:
@@ -54,18 +55,19 @@ def assert_same(found: MixtureWeights, expected: MixtureWeights) -> None:
         (None, False),
     ],
 )
-def test_only_a_folder_that_says_so_is_remix(
+def test_of_other_names_only_a_folder_that_says_that_it_is_remix_is_ours(
     tmp_path: Path, content: bytes | None, expected: bool
 ) -> None:
     if content is not None:
         (tmp_path / "adapter_config.json").write_bytes(content)
-    assert is_remix(tmp_path) == expected
+    assert is_ours(tmp_path, "pirate") == expected
+    assert is_ours(tmp_path, "0f" * 32)
 
 
 def test_odd_folders_are_not_remix(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").mkdir()
-    assert not is_remix(tmp_path)
-    assert not is_remix(tmp_path / "adapter_config.json" / "nothing")
+    assert not is_ours(tmp_path, "pirate")
+    assert not is_ours(tmp_path / "adapter_config.json" / "nothing", "pirate")
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -88,16 +90,16 @@ def test_the_parts_of_two_ranks(rank: int, plain: bool) -> None:
     layer = random_layer()
     outputs = slice(rank * WIDTH // 2, (rank + 1) * WIDTH // 2)
     inputs = slice(rank * D // 2, (rank + 1) * D // 2)
-    columns = HostLayer(layer, 2, 0.5).laid_out(lambda a: a, lambda b: b[outputs], plain=plain)
+    columns = HostLayer(layer, MIXTURE).laid_out(lambda a: a, lambda b: b[outputs], plain=plain)
     expected = LayerWeights(layer.a_nrD, layer.b_nOr[:, outputs], layer.router_nD)
     assert_same(columns, MixtureWeights.from_layer(expected, 2, 0.5, plain=plain))
-    rows = HostLayer(layer, 2, 0.5).laid_out(lambda a: a[:, inputs], lambda b: b, plain=plain)
+    rows = HostLayer(layer, MIXTURE).laid_out(lambda a: a[:, inputs], lambda b: b, plain=plain)
     expected = LayerWeights(layer.a_nrD[..., inputs], layer.b_nOr, layer.router_nD[:, inputs])
     assert_same(rows, MixtureWeights.from_layer(expected, 2, 0.5, plain=plain))
 
 
 def test_a_layer_is_laid_out_once() -> None:
-    layer = HostLayer(random_layer(), 2, 0.5)
+    layer = HostLayer(random_layer(), MIXTURE)
     first = layer.laid_out(lambda a: a, lambda b: b, plain=True)
     assert layer.laid_out(lambda a: a, lambda b: b, plain=True) is first
     assert layer.pin_memory() is layer
