@@ -19,15 +19,13 @@ from remix_runtime.adapter.checkpoint import read_adapter, read_defaults
 from remix_runtime.contracts import (
     AdapterDefaults,
     AdapterInfo,
-    AdapterState,
-    AdapterTier,
-    EngineStats,
     FinishReason,
     GenerationRequest,
     ModelInfo,
     TokenEvent,
     Tokenizer,
 )
+from remix_runtime.engine_state import AdapterState, AdapterTier, EngineStats
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.fake_config import FakeConfig
 from remix_runtime.engines.fake_model import (

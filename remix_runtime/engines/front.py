@@ -17,15 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from llguidance import LLTokenizer
 
-from remix_runtime.contracts import (
-    AdapterInfo,
-    AdapterState,
-    GenerationRequest,
-    Health,
-    ModelInfo,
-    TokenEvent,
-    Tokenizer,
-)
+from remix_runtime.contracts import AdapterInfo, GenerationRequest, ModelInfo, TokenEvent, Tokenizer
+from remix_runtime.engine_state import AdapterState, Health
 from remix_runtime.engines.bad_words import BadWords, bad_word_ids
 from remix_runtime.engines.grammar import Grammars, Matcher
 from remix_runtime.engines.served import ServedAdapters

@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 
 from remix_runtime.adapter.checkpoint import Checkpoint
 from remix_runtime.background import BackgroundTasks
-from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.contracts import AdapterInfo
+from remix_runtime.engine_state import AdapterState, AdapterTier
 from remix_runtime.errors import CheckpointMismatchError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 
-from remix_runtime.contracts import AdapterState
+from remix_runtime.engine_state import AdapterState
 from remix_runtime.turn import Turn
 from server.admin import schemas
 from server.admin.services import ACTOR, AdminServices

@@ -9,7 +9,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from remix_runtime.contracts import AdapterTier
+from remix_runtime.engine_state import AdapterTier
 from server.store import Progress
 from server.tenancy.records import (
     DIGEST_PATTERN,

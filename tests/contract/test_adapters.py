@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.contracts import AdapterTier, Engine, TokenEvent
+from remix_runtime.contracts import Engine, TokenEvent
+from remix_runtime.engine_state import AdapterTier
 from remix_runtime.errors import (
     AdapterNotLoadedError,
     AdapterUnavailableError,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from remix_runtime.adapter.checkpoint import read_adapter, read_checkpoint
-from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.contracts import AdapterInfo
+from remix_runtime.engine_state import AdapterState, AdapterTier
 from remix_runtime.engines.embedded.bank import HostAdapter
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.thread import EngineThread

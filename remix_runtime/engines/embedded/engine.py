@@ -7,12 +7,8 @@ from collections.abc import Mapping
 
 from llguidance import LLTokenizer
 
-from remix_runtime.contracts import (
-    EngineStats,
-    GenerationRequest,
-    ModelInfo,
-    Tokenizer,
-)
+from remix_runtime.contracts import GenerationRequest, ModelInfo, Tokenizer
+from remix_runtime.engine_state import EngineStats
 from remix_runtime.engines.embedded.adapters import EmbeddedAdapters
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.core import Output

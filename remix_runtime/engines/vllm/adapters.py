@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from remix_runtime.adapter.checkpoint import BaseShapes, Checkpoint, read_checkpoint, read_parity
 from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base.weights import without_weights
-from remix_runtime.contracts import AdapterInfo, AdapterState, AdapterTier
+from remix_runtime.contracts import AdapterInfo
+from remix_runtime.engine_state import AdapterState, AdapterTier
 from remix_runtime.engines.served import (
     ServedAdapter,
     ServedAdapters,

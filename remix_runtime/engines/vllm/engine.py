@@ -16,12 +16,8 @@ from typing import TYPE_CHECKING
 from llguidance import LLTokenizer
 
 from remix_runtime.base.model import check_base
-from remix_runtime.contracts import (
-    EngineStats,
-    GenerationRequest,
-    ModelInfo,
-    Tokenizer,
-)
+from remix_runtime.contracts import GenerationRequest, ModelInfo, Tokenizer
+from remix_runtime.engine_state import EngineStats
 from remix_runtime.engines.completion import Completion
 from remix_runtime.engines.front import STALL_SECONDS, EngineFront, Prepared
 from remix_runtime.engines.grammar import model_tokenizer

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from remix_runtime.adapter.checkpoint import write_checkpoint
-from remix_runtime.contracts import AdapterTier, FinishReason
+from remix_runtime.contracts import FinishReason
+from remix_runtime.engine_state import AdapterTier
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine, adapters
 from remix_runtime.engines.embedded.bank import AdapterBank
 from tests.engines import complete, request

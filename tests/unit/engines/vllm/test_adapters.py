@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.contracts import AdapterTier
+from remix_runtime.engine_state import AdapterTier
 from remix_runtime.engines.vllm import adapters as adapters_module
 from remix_runtime.engines.vllm.engine import VllmEngine
 from remix_runtime.errors import (
