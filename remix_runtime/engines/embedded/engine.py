@@ -88,6 +88,7 @@ class EmbeddedEngine(EngineFront[Stream]):
             waiting=max(0, len(self._streams) - running),
             kv_tokens_used=(pool.num_pages - pool.num_free) * pool.page_tokens,
             kv_tokens_total=pool.num_pages * pool.page_tokens,
+            preemptions=core.scheduler.num_preemptions,
             adapter_slots_used=core.bank.slots_used,
             adapter_slots_total=core.bank.num_slots,
             adapter_slot_fills=core.bank.slot_fills,

@@ -37,6 +37,10 @@ class Job:
         self.pages: list[int] = []
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""
+        self.number = -1
+        """How many requests had been admitted before it was for the first time; -1 until then."""
+        self.has_returned = False
+        """It was set back to the queue, and has made no token since."""
         self.turn_came: int | None = None
         """How many requests had been admitted when it was first this job's turn and it found no
         slot."""
@@ -47,6 +51,8 @@ class Job:
         self._rules: LogitRules | None = None
         self.prompt_logprobs: list[PositionLogprobs | None] = [None]
         """Of the prompt's tokens that are computed, where they are asked for."""
+        self.num_scored = 0
+        """Tokens whose logits need not come again for them, since it was set back."""
 
     @property
     def num_generated(self) -> int:
@@ -56,6 +62,11 @@ class Job:
     def max_len(self) -> int:
         """The most KV rows that the job can need: the last token is never fed back."""
         return self.prompt_len + max(self.params.max_tokens - 1, 0)
+
+    @property
+    def num_rows(self) -> int:
+        """KV rows that it takes when it enters: of its tokens and the next one."""
+        return min(len(self.tokens) + 1, self.max_len)
 
     @property
     def prompt_charge(self) -> int:
@@ -69,12 +80,21 @@ class Job:
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
+        self.has_returned = False
+
+    def set_back(self) -> None:
+        """Keeps what was made; keys and values are gone."""
+        self.num_computed = 0
+        self.num_scored = len(self.prompt_logprobs) - 1
+        self.slot = -1
+        self.turn_came = None
+        self.has_returned = True
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the next tokens to compute give log-probabilities of the prompt."""
         asked = self.params.prompt_logprobs is not None
-        return asked and self.num_computed < self.prompt_len - 1
+        return asked and max(self.num_computed, self.num_scored) < self.prompt_len - 1
 
     def ruled(self, logits_V: Tensor) -> Tensor:
         """The logits that the next token is drawn from."""

@@ -51,6 +51,16 @@ class Replay(Job):
         self._begin_prompt()
 
     @property
+    def num_rows(self) -> int:
+        """Those of the longest prompt."""
+        return self.max_len
+
+    def set_back(self) -> None:
+        """The prompt that is under way begins again."""
+        super().set_back()
+        self._begin_prompt()
+
+    @property
     def prompt_charge(self) -> int:
         """All prompts: one long one, and many short ones after it, cost what they take."""
         return sum(len(prompt.token_ids_T) for prompt in self._parity.prompts)
