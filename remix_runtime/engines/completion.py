@@ -80,9 +80,13 @@ class Completion:
         self._arrived = time.monotonic()
         self._queue_seconds: float | None = None
         """Set when the request is scheduled, and told by one event only."""
+        self._cached_tokens: int | None = None
+        """As the time in the queue."""
 
-    def scheduled(self) -> None:
-        """Ends the time in the queue: the request enters its first step."""
+    def scheduled(self, cached_tokens: int | None = None) -> None:
+        """Ends the time in the queue: the request enters its first step. `cached_tokens`: of its
+        prompt, those that need not be computed; None without a prefix cache."""
+        self._cached_tokens = cached_tokens
         self._queue_seconds = time.monotonic() - self._arrived
 
     def prompt_scored(self, logprobs: Sequence[PositionLogprobs | None]) -> None:
@@ -147,6 +151,7 @@ class Completion:
         reason: FinishReason | None,
     ) -> TokenEvent:
         queue_seconds, self._queue_seconds = self._queue_seconds, None
+        cached_tokens, self._cached_tokens = self._cached_tokens, None
         prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         return TokenEvent(
             token_ids=tuple(token_ids),
@@ -155,4 +160,5 @@ class Completion:
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             queue_seconds=queue_seconds,
+            cached_tokens=cached_tokens,
         )

@@ -48,6 +48,7 @@ class EngineCore:
             bank,
             max_running=config.max_running,
             max_tokens_per_step=config.max_tokens_per_step,
+            prefix_cache=config.prefix_cache,
         )
         self.tiers = Tiers(bank, self.scheduler)
         self._jobs: dict[str, Job] = {}

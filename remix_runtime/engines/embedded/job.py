@@ -10,6 +10,7 @@ from torch import Tensor
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs
 from remix_runtime.engines.bad_words import BadWords
 from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.pages import PageKeys
 from remix_runtime.engines.embedded.rules import LogitRules
 
 
@@ -35,6 +36,12 @@ class Job:
         self.num_computed = 0
         """Tokens whose keys and values are in the KV pages."""
         self.pages: list[int] = []
+        self.page_keys: PageKeys | None = PageKeys(
+            request.digest, request.tenant, request.cache_salt
+        )
+        """None where its pages are not to be found, and it looks for none."""
+        self.num_kept = 0
+        """Its first pages that can be found."""
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""
         self.number = -1
@@ -69,9 +76,17 @@ class Job:
         return min(len(self.tokens) + 1, self.max_len)
 
     @property
+    def num_reusable(self) -> int:
+        """Tokens whose keys and values need not be computed where they are found: those before the
+        newest one, or before those whose logits are wanted for the prompt."""
+        if self.params.prompt_logprobs is not None and self.num_scored < self.prompt_len - 1:
+            return self.num_scored
+        return len(self.tokens) - 1
+
+    @property
     def prompt_charge(self) -> int:
-        """Tokens that its tenant is charged for when it is admitted."""
-        return self.prompt_len
+        """Tokens that its tenant is charged for when it is first admitted: what is computed."""
+        return self.prompt_len - self.num_computed
 
     @property
     def num_left(self) -> int:

@@ -40,6 +40,7 @@ class Replay(Job):
             tenant=_TENANT,
         )
         super().__init__(request, Completion(request, tokenizer, ()))
+        self.page_keys = None
         self.digest = digest
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()  # whoever waits may go, the result still comes

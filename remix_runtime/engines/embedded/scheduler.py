@@ -5,8 +5,8 @@ step's token budget goes to prompts, in chunks: in equal parts to the tenants th
 order of admission inside a tenant. A job is admitted when KV pages for its tokens and its adapter's
 slot are there, and takes pages as it grows. Where none is left, the one that the fair order serves
 last is set back to the queue: it keeps its tokens, and their keys and values are computed again.
-Between tenants admission is fair (`fairness/queue.py`); which adapter gets a slot is decided in
-`admission.py`.
+Pages that are computed already are found by their tokens (`pages.py`). Between tenants admission is
+fair (`fairness/queue.py`); which adapter gets a slot is decided in `admission.py`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,23 @@ class Chunk:
 
 class Scheduler:
     def __init__(
-        self, pool: PagePool, adapters: AdapterSlots, *, max_running: int, max_tokens_per_step: int
+        self,
+        pool: PagePool,
+        adapters: AdapterSlots,
+        *,
+        max_running: int,
+        max_tokens_per_step: int,
+        prefix_cache: bool = False,
     ) -> None:
         self.pool = pool
         self.queue: FairQueue[Job] = FairQueue()
         self.running: list[Job] = []
         self.num_admitted = 0
         self.num_preemptions = 0
+        self.num_looked_for = 0
+        """Prompt tokens that were looked for among the pages, and those that were found."""
+        self.num_found = 0
+        self._prefix_cache = prefix_cache
         self._refused: list[tuple[Job, Exception]] = []
         self._wanted: Counter[str] = Counter()
         """Adapters that jobs in the queue wait for."""
@@ -83,6 +93,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, tokens of the same adapter side by side."""
+        self._keep()
         self._grow()
         self._admit()
         if not self.running and len(self.queue):
@@ -144,10 +155,27 @@ class Scheduler:
     def _stop(self, job: Job) -> None:
         """Takes a job out of the batch, with its pages and the pin on its slot."""
         self.running.remove(job)
-        self.pool.give_back(job.pages)
+        self.pool.give_back(job.pages, self._keys(job, job.num_computed))
         job.pages = []
         if job.request.digest is not None:
             self._adapters.unpin_slot(job.request.digest)
+
+    def _keys(self, job: Job, num_tokens: int) -> list[bytes]:
+        """The keys of the pages that a job's first tokens fill; none where none are to be found."""
+        if not self._prefix_cache or job.page_keys is None:
+            return []
+        size = self.pool.page_tokens
+        return job.page_keys.first(num_tokens // size, job.tokens, size)
+
+    def _keep(self) -> None:
+        """Lets the pages be found that were filled since the last time. Only tokens whose step has
+        succeeded count as computed."""
+        for job in self.running:
+            if job.num_computed // self.pool.page_tokens > job.num_kept:
+                keys = self._keys(job, job.num_computed)
+                for number in range(job.num_kept, len(keys)):
+                    self.pool.keep(job.pages[number], keys[number])
+                job.num_kept = len(keys)
 
     def _grow(self) -> None:
         """Gives each running job the pages of its next token, in fair order, and sets jobs back
@@ -221,6 +249,8 @@ class Scheduler:
                 continue
             count = self.pool.pages_for(job.num_rows)
             if count > room:
+                count = self.pool.num_needed(count, self._keys(job, job.num_reusable))
+            if count > room:
                 return False
             if job.request.digest is not None:
                 try:
@@ -234,20 +264,31 @@ class Scheduler:
                     continue
                 job.slot = slot
             self._leave_queue(job)
-            self._enter(job, count)
+            self._enter(job)
             return True
         return False
 
-    def _enter(self, job: Job, num_pages: int) -> None:
-        pages = self.pool.take(num_pages)
+    def _enter(self, job: Job) -> None:
+        job.pages = self.pool.share(self._keys(job, job.num_reusable))
+        job.num_kept = len(job.pages)
+        job.num_computed = job.num_kept * self.pool.page_tokens
+        pages = self.pool.take(self.pool.pages_for(job.num_rows) - len(job.pages))
         assert pages is not None
-        job.pages = pages
+        job.pages += pages
         if job.number < 0:
             job.number = self.num_admitted
-            job.completion.scheduled()
+            cached = self._count_found(job) if self._prefix_cache else None
+            job.completion.scheduled(cached)
             self.queue.charge_prompt(job.request.tenant, job.prompt_charge)
         self.running.append(job)
         self.num_admitted += 1
+
+    def _count_found(self, job: Job) -> int:
+        """Tokens that a newcomer found."""
+        if job.page_keys is not None and job.num_reusable:
+            self.num_looked_for += job.prompt_len
+            self.num_found += job.num_computed
+        return job.num_computed
 
     def _lose_patience(self, jobs: Iterable[Job]) -> None:
         """Lets nobody pass these jobs any more, so that waiting for a slot earns a tenant

@@ -18,9 +18,15 @@ from tests.unit.adapter.checkpoint.adapters import make_parity
 from tests.unit.engines.scheduling import PAGE, PagedModel, Slots, alone, job_of
 
 
-def scheduler(pages: int, *, running: int = 8, slots: int = 4, budget: int = 64) -> Scheduler:
+def scheduler(
+    pages: int, *, running: int = 8, slots: int = 4, budget: int = 64, cache: bool = False
+) -> Scheduler:
     return Scheduler(
-        PagePool(pages, PAGE), Slots(slots), max_running=running, max_tokens_per_step=budget
+        PagePool(pages, PAGE),
+        Slots(slots),
+        max_running=running,
+        max_tokens_per_step=budget,
+        prefix_cache=cache,
     )
 
 
@@ -120,7 +126,9 @@ def test_what_is_computed_again_is_charged_once(monkeypatch: pytest.MonkeyPatch)
     for job in jobs:
         told = job.completion.scheduled
         monkeypatch.setattr(
-            job.completion, "scheduled", lambda job=job, told=told: (scheduled.append(job), told())
+            job.completion,
+            "scheduled",
+            lambda _, job=job, told=told: (scheduled.append(job), told()),
         )
     run(s, jobs)
     assert s.num_preemptions
@@ -169,7 +177,7 @@ def test_a_replay_that_is_set_back_begins_its_prompt_again() -> None:
 
 
 def test_a_tenant_far_ahead_takes_no_more_pages() -> None:
-    """Or it would grow into all that becomes free, and another's long prompt would wait for ever."""
+    """Or it would grow into all that becomes free, and another's long prompt would wait."""
     s = scheduler(8)
     for name in ("a", "b"):
         s.add(job_of(6, 25, name=name, tenant="f"))
@@ -231,7 +239,8 @@ def test_every_answer_is_the_requests_alone_and_everything_comes_back(
     given_specs: list[Spec], pages: int, running: int, slots: int, data: st.DataObject
 ) -> None:
     budget = data.draw(st.integers(running, 30))
-    s = scheduler(pages, running=running, slots=slots, budget=budget)
+    cache = data.draw(st.booleans())
+    s = scheduler(pages, running=running, slots=slots, budget=budget, cache=cache)
     model, bank = PagedModel(s), s._adapters
     waiting = sorted(given_specs, key=lambda spec: spec.arrives)
     jobs: dict[Job, Spec] = {}
@@ -273,6 +282,8 @@ def test_every_answer_is_the_requests_alone_and_everything_comes_back(
                 scored = [each and each.chosen.token_id for each in job.prompt_logprobs]
                 assert scored == [None, *rows[:-1]]
     assert s.pool.num_free == pages
+    if not cache:
+        assert s.pool.num_idle == s.num_found == 0
     assert sorted(s.pool.take(pages) or ()) == list(range(pages))
     assert isinstance(bank, Slots)
     assert not any(bank.table.pins(digest) for digest in "xyz")

@@ -229,11 +229,3 @@ def test_finishing_twice_frees_once() -> None:
     s.finish(item)
     assert s.pool.num_free == 100
     assert bank.table.pins("x") == 0
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_a_pool_that_cannot_give_gives_nothing(count: int) -> None:
-    pool = PagePool(2, PAGE)
-    if count:
-        assert pool.take(count) is None
-    assert pool.num_free == 2
