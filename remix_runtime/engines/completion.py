@@ -81,13 +81,15 @@ class Completion:
         self._queue_seconds: float | None = None
         """Set when the request is scheduled, and told by one event only."""
         self._cached_tokens: int | None = None
-        """As the time in the queue."""
+        """Tokens of the prompt that were found in a prefix cache, told by one event only."""
 
-    def scheduled(self, cached_tokens: int | None = None) -> None:
-        """Ends the time in the queue: the request enters its first step. `cached_tokens`: of its
-        prompt, those that need not be computed; None without a prefix cache."""
-        self._cached_tokens = cached_tokens
+    def scheduled(self) -> None:
+        """Ends the time in the queue: the request enters its first step."""
         self._queue_seconds = time.monotonic() - self._arrived
+
+    def found(self, num_tokens: int) -> None:
+        """Takes how many more tokens of the prompt need not be computed."""
+        self._cached_tokens = (self._cached_tokens or 0) + num_tokens
 
     def prompt_scored(self, logprobs: Sequence[PositionLogprobs | None]) -> None:
         """Takes the log-probabilities of the whole prompt, for the first event."""

@@ -85,8 +85,8 @@ class Job:
 
     @property
     def prompt_charge(self) -> int:
-        """Tokens that its tenant is charged for when it is first admitted: what is computed."""
-        return self.prompt_len - self.num_computed
+        """Tokens that its tenant is charged for when it is first admitted."""
+        return self.prompt_len
 
     @property
     def num_left(self) -> int:
@@ -99,7 +99,7 @@ class Job:
 
     def set_back(self) -> None:
         """Keeps what was made; keys and values are gone."""
-        self.num_computed = 0
+        self.num_computed = self.num_kept = 0
         self.num_scored = len(self.prompt_logprobs) - 1
         self.slot = -1
         self.turn_came = None

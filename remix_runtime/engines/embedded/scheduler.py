@@ -99,6 +99,8 @@ class Scheduler:
         if not self.running and len(self.queue):
             self._lose_patience(job for _, job in self.queue)
             self._admit()
+        for job in filter(_is_prompt, self.running):
+            self._look_again(job)
         # Decodes first: the budget is at least max_running, so each of them always fits.
         chunks = _chunks([job for job in self.running if not _is_prompt(job)], self._max_tokens)
         chunks += self._prompt_chunks(self._max_tokens - len(chunks))
@@ -269,26 +271,42 @@ class Scheduler:
         return False
 
     def _enter(self, job: Job) -> None:
-        job.pages = self.pool.share(self._keys(job, job.num_reusable))
-        job.num_kept = len(job.pages)
-        job.num_computed = job.num_kept * self.pool.page_tokens
+        if job.number < 0:
+            job.number = self.num_admitted
+            job.completion.scheduled()
+            self.queue.charge_prompt(job.request.tenant, job.prompt_charge)
+            if self._prefix_cache and job.page_keys is not None:
+                job.completion.found(0)
+                self.num_looked_for += job.prompt_len if job.num_reusable else 0
+        job.pages = self._find(job)
         pages = self.pool.take(self.pool.pages_for(job.num_rows) - len(job.pages))
         assert pages is not None
         job.pages += pages
-        if job.number < 0:
-            job.number = self.num_admitted
-            cached = self._count_found(job) if self._prefix_cache else None
-            job.completion.scheduled(cached)
-            self.queue.charge_prompt(job.request.tenant, job.prompt_charge)
         self.running.append(job)
         self.num_admitted += 1
 
-    def _count_found(self, job: Job) -> int:
-        """Tokens that a newcomer found."""
-        if job.page_keys is not None and job.num_reusable:
-            self.num_looked_for += job.prompt_len
-            self.num_found += job.num_computed
-        return job.num_computed
+    def _look_again(self, job: Job) -> None:
+        """Finds what others have computed of a job's tokens since it came: of many that come
+        together and begin alike, one computes."""
+        start = job.num_kept
+        pages = self._find(job)
+        self.pool.give_back(job.pages[start : job.num_kept])
+        job.pages[start : job.num_kept] = pages
+
+    def _find(self, job: Job) -> list[int]:
+        """Holds the pages that are there already of those which the job would compute next. Its
+        tenant is not charged for what is found, nor for what is computed a second time."""
+        pages = self.pool.share(self._keys(job, job.num_reusable)[job.num_kept :])
+        if pages:
+            done = max(job.num_computed, job.request.meter.prompt_tokens)
+            job.num_kept += len(pages)
+            job.num_computed = job.num_kept * self.pool.page_tokens
+            found = min(job.num_computed, job.prompt_len) - done
+            if found > 0:
+                self.num_found += found
+                job.completion.found(found)
+                self.queue.charge_prompt(job.request.tenant, -found)
+        return pages
 
     def _lose_patience(self, jobs: Iterable[Job]) -> None:
         """Lets nobody pass these jobs any more, so that waiting for a slot earns a tenant

@@ -138,6 +138,19 @@ def test_a_page_is_found_after_its_first_copy_has_left() -> None:
     assert pool.share(keys) == two
 
 
+def test_the_copy_that_is_found_is_as_young_as_its_last_use() -> None:
+    pool = PagePool(5, PAGE)
+    keys = keys_of("abcd")
+    one, two = pool.take(1), pool.take(2)
+    assert one is not None
+    assert two is not None
+    pool.give_back(one, keys[:1])
+    pool.give_back(two, keys)  # the first page's other copy, and what follows it
+    assert (pool.num_idle, pool.num_free) == (2, 5)
+    pool.take(4)  # all empty ones, and the oldest
+    assert found(pool, "abcd") == 1
+
+
 TEXTS = ["abababab", "ababac", "abcdef", "cd", "cdababab", "efefefefef"]
 steps = st.lists(
     st.tuples(st.sampled_from(TEXTS), st.integers(0, 9), st.booleans()), min_size=1, max_size=40
@@ -154,7 +167,8 @@ def test_whatever_is_held_and_given_back_each_page_is_in_one_place(
     for text, end, gives_back in given_steps:
         if gives_back and held:
             name, pages, computed = held.pop(end % len(held))
-            pool.give_back(pages, keys_of(name)[:computed])
+            keys = keys_of(name)
+            pool.give_back(pages, keys[: max(computed, end % (len(keys) + 1))])
         else:
             keys, free = keys_of(text), pool.num_free
             need = pool.num_needed(len(text) // PAGE + 1, keys[:-1])

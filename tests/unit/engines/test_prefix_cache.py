@@ -138,6 +138,27 @@ def test_one_that_comes_while_another_computes_finds_what_is_done() -> None:
     assert second.num_kept * PAGE == 16
 
 
+@pytest.mark.parametrize("length", [30, 31, 32, 33])
+def test_of_many_that_come_together_and_begin_alike_one_computes(length: int) -> None:
+    m = model(budget=10)
+    jobs = [job_of(length, 2, name=str(number), tenant="f") for number in range(4)]
+    other = job_of(length, 2, name="other", tenant="g")
+    for job in (*jobs, other):
+        m.s.add(job)
+    while m.s.has_work:
+        m.step()
+    for job in (*jobs, other):
+        assert job.tokens[job.prompt_len :] == alone(job.request)[0]
+        assert job.request.meter.prompt_tokens == length
+    found = (length - 1) // PAGE * PAGE
+    told = [job.completion.take((1,)).cached_tokens for job in (*jobs, other)]
+    assert told[0] == told[-1] == 0
+    assert told[2:4] == [found, found]
+    assert m.s.num_found == sum(each or 0 for each in told)
+    # What is charged is what was computed, of the prompts and for the answers.
+    assert m.s.queue.counter("f") == 4 * length - m.s.num_found + 4 * 2 * 2
+
+
 def test_scored_prompts_are_computed_and_leave_their_pages_to_others() -> None:
     m = model()
     assert run(m, job_of(12, 2)) == [0]
@@ -162,6 +183,7 @@ def test_replays_neither_find_nor_leave_pages() -> None:
     m.s.schedule()
     m.s.finish(replay)
     assert m.s.pool.num_idle == idle
+    assert m.s.num_looked_for == len(tokens)
 
 
 def test_the_whole_prompt_is_metered_and_what_is_computed_is_charged() -> None:
@@ -189,6 +211,9 @@ def test_a_request_that_was_set_back_finds_its_own_pages() -> None:
     full = (len(back.tokens) - 1) // PAGE
     assert full - 1 <= back.num_computed // PAGE <= full, "but one, which the other has taken"
     assert m.s.num_found == 0, "of its prompt nothing was found when it came"
+    back.completion.take((1,))
+    m.step()
+    assert back.completion.take((1,)).cached_tokens is None
 
 
 def test_cached_pages_make_room_for_whoever_needs_it() -> None:
