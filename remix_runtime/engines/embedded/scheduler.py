@@ -289,9 +289,9 @@ class Scheduler:
         """Finds what others have computed of a job's tokens since it came: of many that come
         together and begin alike, one computes."""
         start = job.num_kept
-        pages = self._find(job)
-        self.pool.give_back(job.pages[start : job.num_kept])
-        job.pages[start : job.num_kept] = pages
+        if pages := self._find(job):
+            self.pool.give_back(job.pages[start : job.num_kept])
+            job.pages[start : job.num_kept] = pages
 
     def _find(self, job: Job) -> list[int]:
         """Holds the pages that are there already of those which the job would compute next. Its

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -242,7 +243,7 @@ specs = st.builds(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(
     st.lists(specs, min_size=1, max_size=16),
     st.integers(11, 24),
@@ -256,6 +257,36 @@ def test_every_answer_is_the_requests_alone_and_everything_comes_back(
     budget = data.draw(st.integers(running, 30))
     cache = data.draw(st.booleans())
     s = scheduler(pages, running=running, slots=slots, budget=budget, cache=cache)
+    require_right_answers(s, given_specs)
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 2**62), cache=st.booleans())
+def test_so_it_is_where_texts_begin_alike_and_memory_is_full(seed: int, cache: bool) -> None:
+    rng = random.Random(seed)
+    given_specs = [
+        Spec(
+            arrives=rng.choice([0, rng.randint(0, 20)]),
+            prompt=tuple(rng.choice([(0, 1, 2), (0, 0, 1)]) * 10)[: rng.randint(5, 20)],
+            new=rng.randint(1, 24),
+            adapter=rng.choice([None, None, "x"]),
+            tenant=rng.choice("fffg"),
+            salt=rng.choice(["", "", "s"]),
+            scored=rng.choice([None, None, 0]),
+            aborts_after=rng.choice([None, None, rng.randint(0, 20)]),
+        )
+        for _ in range(rng.randint(4, 16))
+    ]
+    running = rng.randint(2, 8)
+    s = scheduler(
+        rng.randint(11, 20), running=running, budget=rng.randint(running, 16), cache=cache
+    )
+    require_right_answers(s, given_specs)
+
+
+def require_right_answers(s: Scheduler, given_specs: list[Spec]) -> None:
+    """Runs the requests to their ends, and looks at the pages after each step."""
+    pages, running, cache = s.pool.num_pages, s._max_running, s._prefix_cache
     model, bank = PagedModel(s), s._adapters
     waiting = sorted(given_specs, key=lambda spec: spec.arrives)
     jobs: dict[Job, Spec] = {}

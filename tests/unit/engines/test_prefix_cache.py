@@ -150,6 +150,7 @@ def test_of_many_that_come_together_and_begin_alike_one_computes(length: int) ->
     for job in (*jobs, other):
         assert job.tokens[job.prompt_len :] == alone(job.request)[0]
         assert job.request.meter.prompt_tokens == length
+    assert m.s.pool.num_free == m.s.pool.num_pages
     found = (length - 1) // PAGE * PAGE
     told = [job.completion.take((1,)).cached_tokens for job in (*jobs, other)]
     assert told[0] == told[-1] == 0
