@@ -184,9 +184,7 @@ class Scheduler:
         where there are none."""
         needy = [job for job in self.running if self._num_missing(job)]
         for job in sorted(needy, key=self._turn):
-            if len(self.queue) and self.queue.lead(job.request.tenant) > self._max_lead:
-                # Or those that run could grow into all that becomes free, and another tenant's
-                # long prompt would wait for the last of them.
+            if self._is_ahead(job):
                 self._set_back(job)
             while job in self.running:
                 pages = self.pool.take(self._num_missing(job))
@@ -194,6 +192,15 @@ class Scheduler:
                     job.pages += pages
                     break
                 self._set_back(self._last_in_turn())
+
+    def _is_ahead(self, job: Job) -> bool:
+        """Whether its tenant leads by too much while the next request waits for pages. Else those
+        that run could grow into all that becomes free, and another tenant's long prompt would wait
+        for the last of them."""
+        _, waiting = next(iter(self.queue), ("", None))
+        if waiting is None or self.queue.lead(job.request.tenant) <= self._max_lead:
+            return False
+        return self.pool.pages_for(waiting.num_rows) + self._reserve() > self.pool.num_free
 
     def _num_missing(self, job: Job) -> int:
         return self.pool.pages_for(len(job.tokens)) - len(job.pages)
