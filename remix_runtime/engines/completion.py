@@ -82,20 +82,19 @@ class Completion:
         self._reason = None if params.max_tokens else FinishReason.LENGTH
         self._prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         """Set when the prompt is computed, and told by one event only."""
-        self._cached_tokens: int | None = None
-        """Set when the prompt was looked for in a prefix cache, and told by one event only."""
         self._arrived = time.monotonic()
         self._queue_seconds: float | None = None
         """Set when the request is scheduled, and told by one event only."""
+        self._cached_tokens: int | None = None
+        """Tokens of the prompt that were found in a prefix cache, told by one event only."""
 
     def scheduled(self) -> None:
         """Ends the time in the queue: the request enters its first step."""
         self._queue_seconds = time.monotonic() - self._arrived
 
-    def prompt_cached(self, num_tokens: int | None) -> None:
-        """Takes how many tokens of the prompt the prefix cache had, for the first event."""
-        if not self._num_tokens:
-            self._cached_tokens = num_tokens
+    def prompt_cached(self, num_tokens: int) -> None:
+        """Takes how many more tokens of the prompt the prefix cache had, for the first event."""
+        self._cached_tokens = (self._cached_tokens or 0) + num_tokens
 
     def prompt_scored(self, logprobs: Sequence[PositionLogprobs | None]) -> None:
         """Takes the log-probabilities of the whole prompt, for the first event."""

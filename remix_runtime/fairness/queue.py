@@ -46,6 +46,13 @@ class FairQueue(Generic[T]):
             self._waiting[tenant] = {}
         self._waiting[tenant][item] = None
 
+    def put_back(self, tenant: str, item: T) -> None:
+        """Adds an item that was taken out before, in front of its tenant's others."""
+        self.add(tenant, item)
+        items = self._waiting[tenant]
+        del items[item]
+        self._waiting[tenant] = {item: None, **items}
+
     def remove(self, tenant: str, item: T) -> bool:
         """Takes an item out, admitted or not. Returns False for one that does not wait."""
         items = self._waiting.get(tenant, {})

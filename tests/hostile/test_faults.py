@@ -18,7 +18,7 @@ import pytest
 from remix_runtime.adapter.checkpoint import write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.bank import AdapterBank
-from remix_runtime.engines.embedded.scheduler import PagePool
+from remix_runtime.engines.embedded.pages import PagePool
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from remix_runtime.engines.text import TextStream
 from remix_runtime.fairness.shares import Shares
@@ -144,7 +144,7 @@ WRONGS: dict[str, tuple[Any, Any, str, Callable[[Any], Any]]] = {
         embedded,
         PagePool,
         "give_back",
-        once(lambda method: lambda pool, pages: method(pool, pages[1:])),
+        once(lambda method: lambda pool, pages, keys: method(pool, pages[1:], keys[1:])),
     ),
     "slots": (embedded, AdapterBank, "unpin_slot", once(nothing)),
 }

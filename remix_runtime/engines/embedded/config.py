@@ -19,6 +19,9 @@ class EmbeddedConfig(EngineConfig):
     adapter_slots: Annotated[int, "Adapters on the device at the same time."] = 16
     device: Annotated[Literal["auto", "cpu", "cuda"], "Where the model runs."] = "auto"
     kv_cache_bytes: Annotated[int, "Memory for keys and values."] = 1 << 30
+    prefix_cache: Annotated[
+        bool, "Keep keys and values of past texts in what is free of their memory."
+    ] = True
     adapter_bytes: Annotated[int, "Device memory for adapters."] = 1 << 30
     host_adapter_bytes: Annotated[int, "Host memory for adapters."] = 4 << 30
     """Those on the device included. More may be loaded than fit: the one unused longest ago

@@ -16,11 +16,12 @@ from remix_runtime.engines.embedded.bank import AdapterBank, HostAdapter
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.engines.embedded.drawing import Draw
 from remix_runtime.engines.embedded.job import Job
+from remix_runtime.engines.embedded.pages import PagePool
 from remix_runtime.engines.embedded.proposals import Proposer
 from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.sampler import logprobs_of, sample
-from remix_runtime.engines.embedded.scheduler import Chunk, PagePool, Scheduler
+from remix_runtime.engines.embedded.scheduler import Chunk, Scheduler
 from remix_runtime.engines.embedded.tiers import Tiers
 from remix_runtime.engines.front import Prepared
 from remix_runtime.errors import AdapterUnavailableError, EngineDeadError, RemixError
@@ -50,6 +51,7 @@ class EngineCore:
             bank,
             max_running=config.max_running,
             max_tokens_per_step=config.max_tokens_per_step,
+            prefix_cache=config.prefix_cache,
         )
         self.tiers = Tiers(bank, self.scheduler)
         self._jobs: dict[str, Job] = {}
@@ -183,8 +185,9 @@ class EngineCore:
         outputs, row = [], 0
         for chunk in chunks:
             job, first, row = chunk.job, row, row + chunk.num_logits
-            following = job.tokens[chunk.start + 1 : job.prompt_len][: chunk.num_logits]
-            if job.params.prompt_logprobs is None or chunk.start >= job.prompt_len - 1:
+            start = chunk.start + chunk.count + len(chunk.proposed) - chunk.num_logits
+            following = job.tokens[start + 1 : job.prompt_len][: chunk.num_logits]
+            if job.params.prompt_logprobs is None or not following:
                 continue
             rows_TV = logits_SV[first : first + len(following)]
             try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs
 from remix_runtime.engines.bad_words import BadWords
 from remix_runtime.engines.completion import Completion
+from remix_runtime.engines.embedded.pages import PageKeys
 from remix_runtime.engines.embedded.proposals import Proposer
 from remix_runtime.engines.embedded.rules import LogitRules
 
@@ -39,8 +40,18 @@ class Job:
         self.proposer = proposer
         """Guesses the next tokens; None where none are to be proposed."""
         self.pages: list[int] = []
+        self.page_keys: PageKeys | None = PageKeys(
+            request.digest, request.tenant, request.cache_salt
+        )
+        """None where its pages are not to be found, and it looks for none."""
+        self.num_kept = 0
+        """Its first pages that can be found."""
         self.slot = -1
         """The adapter's device slot while running; -1 is the base model."""
+        self.number = -1
+        """How many requests had been admitted before it was for the first time; -1 until then."""
+        self.has_returned = False
+        """It was set back to the queue, and has made no token since."""
         self.turn_came: int | None = None
         """How many requests had been admitted when it was first this job's turn and it found no
         slot."""
@@ -51,6 +62,8 @@ class Job:
         self._rules: LogitRules | None = None
         self.prompt_logprobs: list[PositionLogprobs | None] = [None]
         """Of the prompt's tokens that are computed, where they are asked for."""
+        self.num_scored = 0
+        """Tokens whose logits need not come again for them, since it was set back."""
 
     @property
     def num_generated(self) -> int:
@@ -62,8 +75,21 @@ class Job:
         return self.prompt_len + max(self.params.max_tokens - 1, 0)
 
     @property
+    def num_rows(self) -> int:
+        """KV rows that it takes when it enters: of its tokens and the next one."""
+        return min(len(self.tokens) + 1, self.max_len)
+
+    @property
+    def num_reusable(self) -> int:
+        """Tokens whose keys and values need not be computed where they are found: those before the
+        newest one, or before those whose logits are wanted for the prompt."""
+        if self.params.prompt_logprobs is not None and self.num_scored < self.prompt_len - 1:
+            return self.num_scored
+        return len(self.tokens) - 1
+
+    @property
     def prompt_charge(self) -> int:
-        """Tokens that its tenant is charged for when it is admitted."""
+        """Tokens that its tenant is charged for when it is first admitted."""
         return self.prompt_len
 
     @property
@@ -73,12 +99,21 @@ class Job:
 
     def append(self, token_id: int) -> None:
         self.tokens.append(token_id)
+        self.has_returned = False
+
+    def set_back(self) -> None:
+        """Keeps what was made; keys and values are gone."""
+        self.num_computed = self.num_kept = 0
+        self.num_scored = len(self.prompt_logprobs) - 1
+        self.slot = -1
+        self.turn_came = None
+        self.has_returned = True
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the next tokens to compute give log-probabilities of the prompt."""
         asked = self.params.prompt_logprobs is not None
-        return asked and self.num_computed < self.prompt_len - 1
+        return asked and max(self.num_computed, self.num_scored) < self.prompt_len - 1
 
     def ruled(self, logits_V: Tensor) -> Tensor:
         """The logits that the next token is drawn from."""

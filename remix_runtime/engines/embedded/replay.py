@@ -40,6 +40,7 @@ class Replay(Job):
             tenant=_TENANT,
         )
         super().__init__(request, Completion(request, tokenizer, ()))
+        self.page_keys = None
         self.digest = digest
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()  # whoever waits may go, the result still comes
@@ -48,6 +49,16 @@ class Replay(Job):
         self._index = 0
         self._decisive = 0
         self._routes: list[dict[str, Tensor]] = []
+        self._begin_prompt()
+
+    @property
+    def num_rows(self) -> int:
+        """Those of the longest prompt."""
+        return self.max_len
+
+    def set_back(self) -> None:
+        """The prompt that is under way begins again."""
+        super().set_back()
         self._begin_prompt()
 
     @property

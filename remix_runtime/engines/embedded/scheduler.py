@@ -3,8 +3,10 @@
 Every running job with nothing but its newest token to compute decodes; what is left of the
 step's token budget goes to prompts, in chunks: in equal parts to the tenants that have some, in
 order of admission inside a tenant. What is nearly free after that goes to proposals of next tokens
-(`proposals.py`). A job is admitted only when all the KV pages it can ever need and its adapter's
-slot are there, so nothing is preempted. Between tenants admission is fair
+(`proposals.py`). A job is admitted when KV pages for its tokens and its adapter's slot are there,
+and takes pages as it grows. Where none is left, the one that the fair order serves last is set back
+to the queue: it keeps its tokens, and their keys and values are computed again. Pages that are
+computed already are found by their tokens (`pages.py`). Between tenants admission is fair
 (`fairness/queue.py`); which adapter gets a slot is decided in `admission.py`.
 """
 
@@ -16,37 +18,13 @@ from dataclasses import dataclass, replace
 
 from remix_runtime.engines.embedded.admission import PATIENCE, AdapterSlots, SlotRound
 from remix_runtime.engines.embedded.job import Job
+from remix_runtime.engines.embedded.pages import PagePool
 from remix_runtime.engines.embedded.proposals import MAX_ROWS
 from remix_runtime.fairness.queue import OUTPUT_WEIGHT, FairQueue
 
 MAX_SCORED_TOKENS = 128
 """Prompt tokens of a step whose log-probabilities are computed: each takes logits of the whole
 vocabulary."""
-
-
-class PagePool:
-    """Free KV pages, handed out last-freed first."""
-
-    def __init__(self, num_pages: int, page_tokens: int) -> None:
-        self.num_pages = num_pages
-        self.page_tokens = page_tokens
-        self._free = list(range(num_pages - 1, -1, -1))
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    def pages_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_tokens)
-
-    def take(self, count: int) -> list[int] | None:
-        """Takes `count` pages. Returns None, and takes nothing, when fewer are free."""
-        if count > len(self._free):
-            return None
-        return [self._free.pop() for _ in range(count)]
-
-    def give_back(self, pages: list[int]) -> None:
-        self._free.extend(pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +50,31 @@ class Chunk:
     @property
     def num_logits(self) -> int:
         """Tokens at the chunk's end whose logits are wanted."""
-        if self.job.params.prompt_logprobs is not None and self.start < self.job.prompt_len - 1:
-            return self.count
+        first = max(self.start, self.job.num_scored)
+        if self.job.params.prompt_logprobs is not None and first < self.job.prompt_len - 1:
+            return max(self.start + self.count - first, 0)
         return int(self.samples) + len(self.proposed)
 
 
 class Scheduler:
     def __init__(
-        self, pool: PagePool, adapters: AdapterSlots, *, max_running: int, max_tokens_per_step: int
+        self,
+        pool: PagePool,
+        adapters: AdapterSlots,
+        *,
+        max_running: int,
+        max_tokens_per_step: int,
+        prefix_cache: bool = False,
     ) -> None:
         self.pool = pool
         self.queue: FairQueue[Job] = FairQueue()
         self.running: list[Job] = []
         self.num_admitted = 0
+        self.num_preemptions = 0
+        self.num_looked_for = 0
+        """Prompt tokens that were looked for among the pages, and those that were found."""
+        self.num_found = 0
+        self._prefix_cache = prefix_cache
         self._refused: list[tuple[Job, Exception]] = []
         self._wanted: Counter[str] = Counter()
         """Adapters that jobs in the queue wait for."""
@@ -112,10 +102,14 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The chunks of the next step, tokens of the same adapter side by side."""
+        self._keep()
+        self._grow()
         self._admit()
         if not self.running and len(self.queue):
             self._lose_patience(job for _, job in self.queue)
             self._admit()
+        for job in filter(_is_prompt, self.running):
+            self._look_again(job)
         # Decodes first: the budget is at least max_running, so each of them always fits.
         chunks = _chunks([job for job in self.running if not _is_prompt(job)], self._max_tokens)
         chunks += self._prompt_chunks(self._max_tokens - len(chunks))
@@ -157,20 +151,25 @@ class Scheduler:
         given = []
         for number, (chunk, proposed) in enumerate(wanted):
             proposed = proposed[: left // (len(wanted) - number)]
+            proposed = proposed[: self._make_room(chunk.job, len(proposed))]
             left -= len(proposed)
             given.append(replace(chunk, proposed=proposed) if proposed else chunk)
         return given
 
     def _proposals(self, chunk: Chunk, at_most: int) -> tuple[int, ...]:
         job = chunk.job
-        at_most = min(at_most, self._room(job))
+        at_most = min(at_most, job.max_len - len(job.tokens))
         if job.proposer is None or not chunk.samples or chunk.count > 1 or at_most <= 0:
             return ()
         return job.proposer.propose(job.tokens, at_most)
 
-    def _room(self, job: Job) -> int:
-        """Rows for keys and values that the job may use behind its newest token."""
-        return min(job.max_len, len(job.pages) * self.pool.page_tokens) - len(job.tokens)
+    def _make_room(self, job: Job, num_rows: int) -> int:
+        """How many of so many rows have room for their keys and values behind the newest token. A
+        page is taken for them only where those that run leave one."""
+        missing = self.pool.pages_for(len(job.tokens) + num_rows) - len(job.pages)
+        if missing > 0 and self.pool.num_free - self._reserve() >= missing:
+            job.pages += self.pool.take(missing) or ()
+        return min(num_rows, len(job.pages) * self.pool.page_tokens - len(job.tokens))
 
     def take_refused(self) -> list[tuple[Job, Exception]]:
         """The jobs whose adapters could not be put into a slot, with the reasons, once. They are
@@ -179,10 +178,12 @@ class Scheduler:
         return refused
 
     def _charge(self, chunk: Chunk) -> None:
-        """Charges what a chunk computes; its tenant has paid for the prompt at admission."""
+        """Charges what a chunk computes; its tenant has paid for the prompt at admission. What is
+        computed again costs nothing."""
         job = chunk.job
         meter = job.request.meter
-        meter.prompt_tokens += max(0, min(chunk.count, job.prompt_len - chunk.start))
+        end = min(chunk.start + chunk.count, job.prompt_len)
+        meter.prompt_tokens = max(meter.prompt_tokens, end)
         if chunk.samples:
             self.queue.charge_output(job.request.tenant)
             meter.output_tokens += job.params.max_tokens > 0
@@ -195,13 +196,85 @@ class Scheduler:
     def finish(self, job: Job) -> None:
         """Takes a job out, wherever it is, and frees all that it holds."""
         if job in self.running:
-            self.running.remove(job)
-            self.pool.give_back(job.pages)
-            job.pages = []
-            if job.request.digest is not None:
-                self._adapters.unpin_slot(job.request.digest)
+            self._stop(job)
         else:
             self._leave_queue(job)
+
+    def _stop(self, job: Job) -> None:
+        """Takes a job out of the batch, with its pages and the pin on its slot."""
+        self.running.remove(job)
+        self.pool.give_back(job.pages, self._keys(job, job.num_computed))
+        job.pages = []
+        if job.request.digest is not None:
+            self._adapters.unpin_slot(job.request.digest)
+
+    def _keys(self, job: Job, num_tokens: int) -> list[bytes]:
+        """The keys of the pages that a job's first tokens fill; none where none are to be found."""
+        if not self._prefix_cache or job.page_keys is None:
+            return []
+        size = self.pool.page_tokens
+        return job.page_keys.first(num_tokens // size, job.tokens, size)
+
+    def _keep(self) -> None:
+        """Lets the pages be found that were filled since the last time. Only tokens whose step has
+        succeeded count as computed."""
+        for job in self.running:
+            if job.num_computed // self.pool.page_tokens > job.num_kept:
+                keys = self._keys(job, job.num_computed)
+                for number in range(job.num_kept, len(keys)):
+                    self.pool.keep(job.pages[number], keys[number])
+                job.num_kept = len(keys)
+
+    def _grow(self) -> None:
+        """Gives each running job the pages of its next token, in fair order, and sets jobs back
+        where there are none."""
+        needy = [job for job in self.running if self._num_missing(job)]
+        for job in sorted(needy, key=self._turn):
+            if self._is_ahead(job):
+                self._set_back(job)
+            while job in self.running:
+                pages = self.pool.take(self._num_missing(job))
+                if pages is not None:
+                    job.pages += pages
+                    break
+                self._set_back(self._last_in_turn())
+
+    def _is_ahead(self, job: Job) -> bool:
+        """Whether its tenant leads by too much while the next request waits for pages. Else those
+        that run could grow into all that becomes free, and another tenant's long prompt would wait
+        for the last of them."""
+        _, waiting = next(iter(self.queue), ("", None))
+        if waiting is None or self.queue.lead(job.request.tenant) <= self._max_lead:
+            return False
+        return self.pool.pages_for(waiting.num_rows) + self._reserve() > self.pool.num_free
+
+    def _num_missing(self, job: Job) -> int:
+        return max(0, self.pool.pages_for(len(job.tokens)) - len(job.pages))
+
+    def _turn(self, job: Job) -> tuple[int, int]:
+        """Running jobs in fair order."""
+        return self.queue.counter(job.request.tenant), job.number
+
+    def _last_in_turn(self) -> Job:
+        """Who is set back: never the first in fair order, and nobody who has made no token since it
+        was set back before, as long as there is another."""
+        behind = sorted(self.running, key=self._turn)[1:]
+        assert behind, "a job alone always finds its pages"
+        return next((job for job in reversed(behind) if not job.has_returned), behind[-1])
+
+    def _set_back(self, job: Job) -> None:
+        """Sends a job to the front of its tenant's queue; it goes on where it was."""
+        self._stop(job)
+        job.set_back()
+        self.queue.put_back(job.request.tenant, job)
+        if job.request.digest is not None:
+            self._wanted[job.request.digest] += 1
+        self.num_preemptions += 1
+
+    def _reserve(self) -> int:
+        """Pages that a newcomer leaves to those that run: the next one of each that will grow, so
+        that nobody has to go before some steps are over."""
+        return sum(self.pool.pages_for(job.max_len) > len(job.pages) for job in self.running)
 
     def _admit(self) -> None:
         """Moves waiting jobs in, in fair order.
@@ -222,36 +295,71 @@ class Scheduler:
     def _admit_next(self, slots: SlotRound, waits: set[Job]) -> bool:
         """Admits the first job that can be admitted, or refuses it. `waits`: jobs that found no
         slot in this round."""
+        room = self.pool.num_free - self._reserve()
         for tenant, job in self.queue:
             if self.queue.lead(tenant) > self._max_lead:
                 self._lose_patience(waits)
                 return False
             if job in waits:
                 continue
-            pages = self.pool.take(self.pool.pages_for(job.max_len))
-            if pages is None:
+            count = self.pool.pages_for(job.num_rows)
+            if count > room:
+                count = self.pool.num_needed(count, self._keys(job, job.num_reusable))
+            if count > room:
                 return False
             if job.request.digest is not None:
                 try:
                     slot = slots.pin(job)
                 except Exception as error:  # of the device: the others' adapters may be there
-                    self.pool.give_back(pages)
                     self._leave_queue(job)
                     self._refused.append((job, error))
                     return True
                 if slot is None:
-                    self.pool.give_back(pages)
                     waits.add(job)
                     continue
                 job.slot = slot
-            job.pages = pages
-            job.completion.scheduled()
             self._leave_queue(job)
-            self.queue.charge_prompt(tenant, job.prompt_charge)
-            self.running.append(job)
-            self.num_admitted += 1
+            self._enter(job)
             return True
         return False
+
+    def _enter(self, job: Job) -> None:
+        if job.number < 0:
+            job.number = self.num_admitted
+            job.completion.scheduled()
+            self.queue.charge_prompt(job.request.tenant, job.prompt_charge)
+            if self._prefix_cache and job.page_keys is not None:
+                job.completion.prompt_cached(0)
+                self.num_looked_for += job.prompt_len if job.num_reusable else 0
+        job.pages = self._find(job)
+        pages = self.pool.take(self.pool.pages_for(job.num_rows) - len(job.pages))
+        assert pages is not None
+        job.pages += pages
+        self.running.append(job)
+        self.num_admitted += 1
+
+    def _look_again(self, job: Job) -> None:
+        """Finds what others have computed of a job's tokens since it came: of many that come
+        together and begin alike, one computes."""
+        start = job.num_kept
+        if pages := self._find(job):
+            self.pool.give_back(job.pages[start : job.num_kept])
+            job.pages[start : job.num_kept] = pages
+
+    def _find(self, job: Job) -> list[int]:
+        """Holds the pages that are there already of those which the job would compute next. Its
+        tenant is not charged for what is found, nor for what is computed a second time."""
+        pages = self.pool.share(self._keys(job, job.num_reusable)[job.num_kept :])
+        if pages:
+            done = max(job.num_computed, job.request.meter.prompt_tokens)
+            job.num_kept += len(pages)
+            job.num_computed = job.num_kept * self.pool.page_tokens
+            found = min(job.num_computed, job.prompt_len) - done
+            if found > 0:
+                self.num_found += found
+                job.completion.prompt_cached(found)
+                self.queue.charge_prompt(job.request.tenant, -found)
+        return pages
 
     def _lose_patience(self, jobs: Iterable[Job]) -> None:
         """Lets nobody pass these jobs any more, so that waiting for a slot earns a tenant

@@ -150,16 +150,15 @@ class Backend:
             request.request_id,
             lora_request=None if lora is None else LoRARequest(lora[0], lora[1], str(lora[2])),
         )
-        scores = None
+        scores, is_first = None, True
         try:
             async for output in outputs:
                 (choice,) = output.outputs
                 scores = output.prompt_logprobs or scores
                 if choice.token_ids:
-                    yield NewTokens(
-                        choice.token_ids, choice.logprobs, scores, output.num_cached_tokens
-                    )
-                    scores = None
+                    cached = output.num_cached_tokens if is_first else None
+                    yield NewTokens(choice.token_ids, choice.logprobs, scores, cached)
+                    scores, is_first = None, False
         except VllmDeadError as error:
             raise EngineDeadError(f"the engine stopped: {error}") from None
         except VLLMValidationError as error:

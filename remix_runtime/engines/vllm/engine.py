@@ -253,7 +253,8 @@ class VllmEngine(EngineFront[Job]):
                 self._progress = time.monotonic()
                 self._waiting.charge_output(request.tenant, len(new.token_ids))
                 params = request.params
-                job.completion.prompt_cached(new.cached_tokens)
+                if new.cached_tokens is not None:
+                    job.completion.prompt_cached(new.cached_tokens)
                 asked = params.prompt_logprobs
                 scores = prompt_logprobs_of(new, request.prompt_token_ids, asked)
                 if scores is not None:

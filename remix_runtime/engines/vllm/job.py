@@ -30,7 +30,7 @@ class NewTokens:
     prompt_logprobs: Sequence[Mapping[int, Ranked] | None] | None = None
     """The same for the tokens of the prompt, once."""
     cached_tokens: int | None = None
-    """Of the prompt, in vLLM's prefix cache."""
+    """Of the prompt, in vLLM's prefix cache, once."""
 
 
 class Job(Stream):

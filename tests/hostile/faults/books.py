@@ -214,8 +214,8 @@ async def _of_engine(engine: Any) -> list[str]:
 def _of_core(core: Any) -> Iterator[str]:
     """In the engine's thread."""
     pool, bank, scheduler = core.scheduler.pool, core.bank, core.scheduler
-    if sorted(pool._free) != list(range(pool.num_pages)):
-        yield f"pages: {len(pool._free)} of {pool.num_pages} are free"
+    if sorted([*pool._empty, *pool._idle]) != list(range(pool.num_pages)):
+        yield f"pages: {pool.num_free} of {pool.num_pages} are free"
     held = {
         "jobs": core._jobs,
         "running": scheduler.running,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
-from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.pages import PagePool
+from remix_runtime.engines.embedded.scheduler import Scheduler
 from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
 

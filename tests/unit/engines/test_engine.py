@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.errors import ConfigError, EngineDeadError, InvalidRequestError, RemixError
-from tests.engines import complete, request
+from tests.engines import complete, complete_all, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
 
@@ -284,3 +285,38 @@ async def test_a_start_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> Non
         await asyncio.to_thread(thread.join, 20)
         assert not thread.is_alive()
     await engine.stop()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+async def test_what_is_cached_is_told_and_counted(tmp_path: Path, cache: bool) -> None:
+    save_tiny_base(tmp_path, "llama")
+    engine = EmbeddedEngine(
+        EmbeddedConfig(model=str(tmp_path), kv_cache_bytes=1 << 20, prefix_cache=cache)
+    )
+    await engine.start()
+    prompt, told = list(range(40)), []
+    for _ in range(2):
+        events = [event async for event in engine.generate(request(prompt, max_tokens=4))]
+        assert all(event.cached_tokens is None for event in events[1:])
+        told.append(events[0].cached_tokens)
+    stats = engine.stats()
+    await engine.stop()
+    assert told == ([0, 32] if cache else [None, None])
+    assert stats.kv_tokens_cached == (32 if cache else 0)
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == ((80, 32) if cache else (0, 0))
+    assert stats.kv_tokens_used == 0
+
+
+async def test_requests_that_outgrow_memory_wait_and_go_on(tmp_path: Path) -> None:
+    save_tiny_base(tmp_path, "llama")
+    items = [request([number, 2, 3], max_tokens=100, ignore_eos=True) for number in range(3)]
+    found = []
+    for size in (1 << 20, 150_000):
+        engine = EmbeddedEngine(EmbeddedConfig(model=str(tmp_path), kv_cache_bytes=size))
+        await engine.start()
+        again = [replace(item, request_id=f"{item.request_id} {size}") for item in items]
+        found.append([answer.token_ids for answer in await complete_all(engine, again)])
+        preemptions = engine.stats().preemptions
+        await engine.stop()
+    assert found[0] == found[1]
+    assert preemptions

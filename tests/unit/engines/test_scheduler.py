@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
+from remix_runtime.engines.embedded.pages import PagePool
 from remix_runtime.engines.embedded.replay import Replay
-from remix_runtime.engines.embedded.scheduler import MAX_SCORED_TOKENS, PagePool, Scheduler
+from remix_runtime.engines.embedded.scheduler import MAX_SCORED_TOKENS, Scheduler
 from tests.engines import NoText
 from tests.unit.adapter.checkpoint.adapters import make_parity
 from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
@@ -142,17 +143,22 @@ def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:
     assert 0 < overtook <= PATIENCE
 
 
-def test_admission_waits_for_all_pages_a_request_can_ever_need() -> None:
+def test_a_request_enters_when_its_prompt_fits_and_holds_back_those_behind_it() -> None:
     s, _ = scheduler(pages=5)
-    s.add(job_of(8, 9, name="a"))  # 16 rows: 4 pages
-    s.add(job_of(4, 5, name="b"))  # 8 rows: 2 pages
-    s.add(job_of(1, 1, name="c"))  # 1 page, but not past b
-    assert dict(advance(s)) == {"a": 8}
-    while s.running:
-        advance(s)
-        if s.running:
-            assert [q.request.request_id for q in s.running] == ["a"]
-    assert dict(advance(s)) == {"b": 4, "c": 1}
+    s.add(job_of(8, 100, name="a"))  # 9 rows: 3 pages, and one more soon
+    s.add(job_of(5, 1, name="b"))  # 2 pages are free, but a's next one must be left
+    s.add(job_of(1, 1, name="c"))  # would fit, but not past b
+    for _ in range(4):
+        assert list(dict(advance(s))) == ["a"]
+    s.finish(s.running[0])
+    assert dict(advance(s)) == {"b": 5, "c": 1}
+
+
+def test_a_request_that_will_not_grow_needs_no_room_beside_it() -> None:
+    s, _ = scheduler(pages=5)
+    s.add(job_of(8, 4, name="a"))  # 11 rows: 3 pages to its end
+    s.add(job_of(8, 1, name="b"))  # 2 pages
+    assert dict(advance(s)) == {"a": 8, "b": 8}
 
 
 def test_a_request_without_a_free_slot_lets_others_pass() -> None:
@@ -223,11 +229,3 @@ def test_finishing_twice_frees_once() -> None:
     s.finish(item)
     assert s.pool.num_free == 100
     assert bank.table.pins("x") == 0
-
-
-@pytest.mark.parametrize("count", [0, 3])
-def test_a_pool_that_cannot_give_gives_nothing(count: int) -> None:
-    pool = PagePool(2, PAGE)
-    if count:
-        assert pool.take(count) is None
-    assert pool.num_free == 2

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from remix_runtime.engines.embedded.admission import PATIENCE
 from remix_runtime.engines.embedded.job import Job
-from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.pages import PagePool
+from remix_runtime.engines.embedded.scheduler import Scheduler
 from remix_runtime.engines.embedded.tiers import ColdRequests, Tiers
 from tests.unit.engines.scheduling import PAGE, Slots, job_of
 

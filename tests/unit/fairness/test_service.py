@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remix_runtime.engines.embedded.scheduler import PagePool, Scheduler
+from remix_runtime.engines.embedded.pages import PagePool
+from remix_runtime.engines.embedded.scheduler import Scheduler
 from remix_runtime.fairness.queue import FairQueue, service_bound
 from tests.unit.engines.scheduling import PAGE, Slots, advance, job_of
 
