@@ -1,7 +1,8 @@
 """The words that every room shares, and the border between server and runtime.
 
-Imports no sibling but `errors` and `engine_state`. An *adapter* is one trained mixture, named by its
-*digest*; an *expert* is one LoRA of a layer; a *route* is the set of experts a token activates there.
+Imports no sibling but `errors` and `engine_state`. An *adapter* is one trained mixture, named by
+its *digest*; an *expert* is one LoRA of a layer; a *route* is the set of experts a token activates
+there.
 """
 
 from __future__ import annotations

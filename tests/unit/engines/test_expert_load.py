@@ -175,6 +175,7 @@ async def started(tmp_path: Path, folder: Path) -> EmbeddedEngine:
             adapter_slots=1,
             max_running=4,
             max_tokens_per_step=4,
+            proposals=False,  # those that are refused would count too
             host_adapter_bytes=bank.prepare(read_checkpoint(folder)).num_bytes,
         )
     )

@@ -170,13 +170,21 @@ def test_proposals_never_need_more_rows_than_the_request(new: int, generated: in
     assert len(chunk.proposed) == min(MAX_ROWS - 1, new - 1 - job.num_generated)
 
 
-def test_proposals_stay_within_the_pages_of_the_request() -> None:
-    s = scheduler()
+@pytest.mark.parametrize(("pages", "rows"), [(1, PAGE), (2, PAGE), (3, MAX_ROWS)])
+def test_proposals_take_a_page_only_where_those_that_run_leave_one(pages: int, rows: int) -> None:
+    s = scheduler(pages=pages)
     (job,) = decoding(s, 1)
-    s.schedule()
-    job.pages = job.pages[:1]
     (chunk,) = s.schedule()
-    assert len(chunk.token_ids) == PAGE
+    assert len(chunk.token_ids) == rows
+    assert len(job.pages) * PAGE == rows
+    # A page that was taken for nothing is the next one that the job fills.
+    for _ in range(PAGE - 1):
+        job.num_computed += 1
+        job.append(0)
+        s.schedule()
+    assert len(job.pages) == rows // PAGE
+    s.finish(job)
+    assert s.pool.num_free == pages
 
 
 def test_only_decodes_get_proposals() -> None:
