@@ -101,19 +101,19 @@ def adapted(
     library = native.lib()
     assert library is not None
     function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
     h_Tm, picks_Tk = batch.scratch(*tables[0].scratch_size)
 
     def call(i: int, x_TD: Tensor) -> Tensor:
         linear = linears[i]
         y_TO = torch.empty(len(x_TD), linear.out_features)
         tensors = (batch.runs_R3, x_TD, y_TO, h_Tm, picks_Tk)
-        sizes = (len(batch.runs), *x_TD.shape, linear.out_features)
         function(
-            *linear.native_addresses,
+            linear.native_address,
             tables[i].native_address,
             *(tensor.data_ptr() for tensor in tensors),
-            *sizes,
+            len(batch.runs),
+            len(x_TD),
             h_Tm.shape[1],
             picks_Tk.shape[1],
             torch.get_num_threads(),

@@ -78,7 +78,7 @@ def num_parameters(folder: Path) -> int:
     return sum(tensor.numel() for tensor in _headers(folder, ()).values())
 
 
-def _files(folder: Path) -> list[Path]:
+def tensor_files(folder: Path) -> list[Path]:
     """The files with tensors, which transformers reads."""
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _headers(folder: Path, parameters: Collection[str]) -> dict[str, Tensor]:
     headers: dict[str, Tensor] = {}
-    for file in _files(folder):
+    for file in tensor_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - it is no mapping
