@@ -27,9 +27,9 @@ class _Part:
     def __getitem__(self, index: object) -> _Part:
         return self
 
-    def to(self, *, device: object, dtype: torch.dtype) -> Tensor:
+    def to(self, *, device: str, dtype: torch.dtype) -> Tensor:
         tensor: Tensor = self._part[...]
-        return tensor.to(device=device, dtype=tensor.dtype if tensor.dtype in _KEPT else dtype)  # type: ignore[arg-type]
+        return tensor.to(device, tensor.dtype if tensor.dtype in _KEPT else dtype)
 
 
 def load_stored(
@@ -39,7 +39,7 @@ def load_stored(
     stored, everything else, and what the model computes of its configuration, is of type `dtype`.
     """
     with ExitStack() as files:
-        parts = {}
+        parts: dict[str, _Part] = {}
         for file in tensor_files(folder):
             tensors = files.enter_context(safe_open(file, framework="pt"))
             parts |= {name: _Part(tensors.get_slice(name)) for name in tensors.keys()}  # noqa: SIM118

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from remix_runtime.engines.config import EngineConfig
 from remix_runtime.errors import ConfigError
 
-
 Weights = Literal["stored", "float32", "int8"]
 
 
@@ -23,10 +22,10 @@ class EmbeddedConfig(EngineConfig):
     device: Annotated[Literal["auto", "cpu", "cuda"], "Where the model runs."] = "auto"
     weights: Annotated[
         Weights,
-        "How the base's weights are held. `stored`: as in their files, so 16-bit ones take half the "
-        "memory of `float32` at the same results; on a GPU, and without native kernels, in the type "
-        "of `--dtype`. `int8`: a quarter, and faster for a few requests; answers differ slightly. It "
-        "needs the CPU's native kernels.",
+        "How the base's weights are held. `stored`: as in their files: 16-bit ones take half the "
+        "memory of `float32` and give the same answers, faster; on a GPU, and without native "
+        "kernels, in the type of `--dtype`. `int8`: a quarter of `float32`, faster still for a few "
+        "requests; answers differ a little. It needs the CPU's native kernels.",
     ] = "stored"
     kv_cache_bytes: Annotated[int, "Memory for keys and values."] = 1 << 30
     adapter_bytes: Annotated[int, "Device memory for adapters."] = 1 << 30

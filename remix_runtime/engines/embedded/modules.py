@@ -75,7 +75,7 @@ class StoredEmbedding(nn.Module):
         self._base = base
 
     def forward(self, ids: Tensor) -> Tensor:
-        self._base.weight = F.embedding(ids.flatten(), self.table_VD).float()  # type: ignore[assignment]
+        self._base.weight = F.embedding(ids.flatten(), self.table_VD).float()
         rows: Tensor = self._base(torch.arange(ids.numel()).view(ids.shape))
         return rows
 
@@ -119,9 +119,14 @@ def install(
     the output head has none. Raises `ConfigError` for weights that 8 bits cannot hold."""
     head = network.get_output_embeddings()  # type: ignore[operator]
     tables: dict[str, MixtureTable] = {}
+
+    def put(name: str, served: nn.Module) -> None:
+        parent_name, _, child_name = name.rpartition(".")
+        setattr(network.get_submodule(parent_name), child_name, served)
+
     # By names: what is replaced is freed before the next one is packed.
     for name in [name for name, module in network.named_modules() if _is_replaced(module)]:
-        module, served = network.get_submodule(name), None
+        module = network.get_submodule(name)
         if isinstance(module, nn.Linear):
             if module is not head:
                 tables[name] = make_table(
@@ -131,12 +136,9 @@ def install(
                     device=module.weight.device,
                     dtype=dtype,
                 )
-            served = ServedLinear(module, name, tables.get(name), dtype=dtype, int8=int8)
+            put(name, ServedLinear(module, name, tables.get(name), dtype=dtype, int8=int8))
         elif isinstance(module, nn.Embedding) and module.weight.dtype != dtype:
-            served = StoredEmbedding(module)
-        if served is not None:
-            parent_name, _, child_name = name.rpartition(".")
-            setattr(network.get_submodule(parent_name), child_name, served)
+            put(name, StoredEmbedding(module))
     return tables
 
 
