@@ -72,7 +72,8 @@ class Count:
 
 
 def settings(threads: int) -> list[Setting]:
-    """The reference first; then a restart, other chunk budgets, threads, slots, and a swap."""
+    """The reference first; then a restart, other chunk budgets, slots, a swap, weights and
+    threads."""
     common = {"device": "cpu", "dtype": "float32", "threads": threads, "max_running": 32}
     other = 1 if threads > 1 else 2
     return [
@@ -82,6 +83,7 @@ def settings(threads: int) -> list[Setting]:
         Setting("1024 tokens per step", {**common, "max_tokens_per_step": 1024}),
         Setting("2 adapter slots", {**common, "adapter_slots": 2}),
         Setting("adapters swapped before every batch", common, swap=True),
+        Setting("weights widened to float32", {**common, "weights": "float32"}),
         Setting(f"{other} instead of {threads} threads", {**common, "threads": other}),
     ]
 
