@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from remix_runtime.adapter.examination import FORKSERVER_BYTES, ExaminationLimits
+from remix_runtime.base.config import read_config
 from remix_runtime.base.folder import find_base
 from remix_runtime.base.weights import num_parameters, weight_bytes
 from remix_runtime.engines.embedded.config import EmbeddedConfig
@@ -120,7 +121,7 @@ def _weight_bytes(base: str, given: Mapping[str, Any]) -> int:
         folder = find_base(base)
         if given.get("dtype", "auto") not in ("auto", "float32"):
             return 2 * num_parameters(folder)
-        stored, wide = weight_bytes(folder)
+        stored, wide = weight_bytes(folder, read_config(folder))
     except ConfigError:  # the engine says more of what is wrong with a base
         return 0
     return stored if given.get("weights") != "float32" and cpu.available() else wide

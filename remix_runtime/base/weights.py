@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from remix_runtime.base.config import read_config
 from remix_runtime.base.folder import CONFIG, one_line, read_json, wrong
 from remix_runtime.base.quiet import quiet
 from remix_runtime.errors import ConfigError
@@ -84,11 +83,11 @@ def num_parameters(folder: Path) -> int:
     return sum(tensor.numel() for tensor in _headers(folder, ()).values())
 
 
-def weight_bytes(folder: Path) -> tuple[int, int]:
+def weight_bytes(folder: Path, config: PretrainedConfig) -> tuple[int, int]:
     """What a base's weights take at most where linears and embeddings are as stored, and where all
     is in float32; a head that is the embedding's own takes its memory again. Raises `ConfigError`.
     """
-    network = without_weights(read_config(folder))
+    network = without_weights(config)
     sizes = [tensor.element_size() for tensor in _headers(folder, ()).values() if tensor.ndim > 1]
     stored = wide = 0
     for module in network.modules():
