@@ -20,13 +20,13 @@ PEERS = ("generate", "peft", "vllm", "llamacpp")
 class Lane(StrEnum):
     """A column of the result: one system under one kind of traffic."""
 
-    FLOAT32 = "remix float32"
     REMIX = "remix"
     LOADED = "remix, adapters loaded"
     MIXED = "remix, 4 adapters mixed"
     INT8 = "remix int8"
     INT8_LOADED = "remix int8, adapters loaded"
     INT8_MIXED = "remix int8, 4 adapters mixed"
+    FLOAT32 = "remix float32"
     GENERATE = "generate"
     PEFT = "generate, 4 PEFT LoRAs mixed"
     VLLM = "vllm cpu"

@@ -42,7 +42,7 @@ PARITY_SLACK = {
     torch.float32: 1.0,
     torch.float16: 2.0**8,
     torch.bfloat16: 2.0**11,
-    torch.int8: 2.0**11,
+    torch.int8: 2.0**10,
 }
 """How much coarser a type is than float32, for the tolerances of parity files; int8 stands for
 weights of 8 bits and activations in float32."""

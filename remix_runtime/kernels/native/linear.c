@@ -30,7 +30,7 @@
 // A thread's share of many tokens: its x stays in the L2 cache while a panel passes over it.
 #define TOKEN_BLOCK 192
 // How far ahead of their use weights are fetched, in bytes.
-#define AHEAD 2048
+#define AHEAD 4096
 
 EXPORT int64_t remix_linear_panel(void) { return P; }
 EXPORT int64_t remix_linear_group(void) { return GROUP; }
