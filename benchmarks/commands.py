@@ -17,7 +17,7 @@ Name = TypeVar("Name", bound=str)
 
 
 def bench(
-    base: Annotated[Path, typer.Option(help="Base model folder; it is run in float32.")],
+    base: Annotated[Path, typer.Option(help="Base model folder.")],
     suite: Annotated[
         str,
         typer.Option(

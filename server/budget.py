@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from remix_runtime.adapter.examination import FORKSERVER_BYTES, ExaminationLimits
+from remix_runtime.base.config import read_config
 from remix_runtime.base.folder import find_base
-from remix_runtime.base.weights import num_parameters
+from remix_runtime.base.weights import num_parameters, weight_bytes
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.errors import ConfigError
+from remix_runtime.kernels import cpu
 from server.engines import CONFIGS, EngineName
 from server.http.connection import ConnectionLimits
 from server.live.remembered import MAX_BYTES as REMEMBERED_BYTES
@@ -107,17 +109,22 @@ def parts_of(
     if engine == "embedded" and base is not None:
         parts += embedded_parts(
             options,
-            num_parameters=_num_parameters(base),
+            weight_bytes=_weight_bytes(base, options),
             on_device=options.get("device", "auto") != "cpu" and torch.cuda.is_available(),
         )
     return parts
 
 
-def _num_parameters(base: str) -> int:
+def _weight_bytes(base: str, given: Mapping[str, Any]) -> int:
+    """Of the base on the CPU: int8 is made from what is stored, which must fit before."""
     try:
-        return num_parameters(find_base(base))
+        folder = find_base(base)
+        if given.get("dtype", "auto") not in ("auto", "float32"):
+            return 2 * num_parameters(folder)
+        stored, wide = weight_bytes(folder, read_config(folder))
     except ConfigError:  # the engine says more of what is wrong with a base
         return 0
+    return stored if given.get("weights") != "float32" and cpu.available() else wide
 
 
 def server_parts(settings: ServerSettings, *, num_requests: int) -> list[Part]:
@@ -155,7 +162,7 @@ def server_parts(settings: ServerSettings, *, num_requests: int) -> list[Part]:
     return parts
 
 
-def embedded_parts(given: Mapping[str, Any], *, num_parameters: int, on_device: bool) -> list[Part]:
+def embedded_parts(given: Mapping[str, Any], *, weight_bytes: int, on_device: bool) -> list[Part]:
     """What the embedded engine takes of this machine's memory. `given`: the options that the user
     gave."""
 
@@ -170,9 +177,8 @@ def embedded_parts(given: Mapping[str, Any], *, num_parameters: int, on_device: 
     host = part("host_adapter_bytes", 128 * _MIB)
     if on_device:
         return [host]
-    item = 4 if given.get("dtype", "auto") in ("auto", "float32") else 2
     return [
-        Part(name="the base's weights", value=num_parameters * item),
+        Part(name="the base's weights", value=weight_bytes),
         part("kv_cache_bytes", 256 * _MIB),
         part("adapter_bytes", 64 * _MIB),
         host,

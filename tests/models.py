@@ -127,9 +127,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_base(folder: Path, family: str = "llama", seed: int = 0) -> Path:
-    """`tiny_model` and its tokenizer as a Hugging Face folder. Returns `folder`."""
-    tiny_model(family, seed).save_pretrained(folder)
+def save_tiny_base(
+    folder: Path, family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
+    """`tiny_model` and its tokenizer as a Hugging Face folder, with weights in `dtype`. Returns
+    `folder`."""
+    tiny_model(family, seed).to(dtype).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

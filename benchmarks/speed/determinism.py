@@ -72,8 +72,8 @@ class Count:
 
 
 def settings(threads: int) -> list[Setting]:
-    """The reference first; then a restart, other chunk budgets, no proposals, threads, slots, and a
-    swap."""
+    """The reference first; then a restart, other chunk budgets, no proposals, slots, a swap, weights
+    and threads."""
     common = {"device": "cpu", "dtype": "float32", "threads": threads, "max_running": 32}
     other = 1 if threads > 1 else 2
     return [
@@ -84,6 +84,7 @@ def settings(threads: int) -> list[Setting]:
         Setting("one token per step", {**common, "proposals": False}),
         Setting("2 adapter slots", {**common, "adapter_slots": 2}),
         Setting("adapters swapped before every batch", common, swap=True),
+        Setting("weights widened to float32", {**common, "weights": "float32"}),
         Setting(f"{other} instead of {threads} threads", {**common, "threads": other}),
     ]
 

@@ -1,20 +1,26 @@
-"""Writes a Llama-architecture model folder as one float32 GGUF file, for the llama.cpp peer.
+"""Writes a folder of a Llama or Qwen2 model as one GGUF file, for the llama.cpp peer.
 
-The same weights in llama.cpp's names and order; nothing is quantised. Only what Llama models
-need is written; another architecture is refused, and the bench then leaves llama.cpp out.
+The same weights in llama.cpp's names and order, in float32, bfloat16 or llama.cpp's 8 bits (Q8_0).
+Only what these models need is written; another architecture is refused, and the bench then leaves
+llama.cpp out.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
 from remix_runtime.errors import ConfigError
+
+GgufType = Literal["F32", "BF16", "Q8_0"]
+
+_TOKENIZERS = {"llama": "smollm", "qwen2": "qwen2"}
+"""The model types that are known, and how llama.cpp's tokenizer splits their texts."""
 
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -36,16 +42,16 @@ _TOKEN_NORMAL, _TOKEN_CONTROL = 1, 3
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of a Llama tensor. Raises `ConfigError` for one it does not know."""
+    """llama.cpp's name of a tensor. Raises `ConfigError` for one it does not know."""
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
     head, _, rest = name.removeprefix("model.layers.").partition(".")
-    module = rest.removesuffix(".weight")
+    module, _, kind = rest.rpartition(".")
     if not name.startswith("model.layers.") or module not in _LAYER_NAMES:
         raise ConfigError(
             f"tensor {name!r}: no GGUF name is known; expected a Llama model's tensor"
         )
-    return f"blk.{head}.{_LAYER_NAMES[module]}.weight"
+    return f"blk.{head}.{_LAYER_NAMES[module]}.{kind}"
 
 
 def interleave_rotary(weight_OD: Any, num_heads: int) -> Any:
@@ -57,20 +63,25 @@ def interleave_rotary(weight_OD: Any, num_heads: int) -> Any:
     return pairs.reshape(weight_OD.shape)
 
 
-def export_gguf(base: Path, path: Path) -> None:
-    """Writes the model of folder `base` to `path` in float32. Raises `ConfigError`."""
+def export_gguf(base: Path, path: Path, kind: GgufType) -> None:
+    """Writes the model of folder `base` to `path`, its matrices in `kind`. Raises `ConfigError`."""
     import gguf
 
     config = json.loads((base / "config.json").read_text())
-    if config.get("model_type") != "llama":
-        raise ConfigError(f"model_type: found {config.get('model_type')!r}, expected 'llama'")
-    writer = gguf.GGUFWriter(path, "llama")
-    _add_config(writer, config)
+    model_type = config.get("model_type")
+    if model_type not in _TOKENIZERS:
+        expected = " or ".join(map(repr, _TOKENIZERS))
+        raise ConfigError(f"model_type: found {model_type!r}, expected {expected}")
+    writer = gguf.GGUFWriter(path, model_type)
+    _add_config(writer, config, kind)
     _add_tokenizer(writer, base, config)
+    # llama.cpp rotates neighbours in Llama, and halves, as transformers does, in Qwen2.
     heads = {
         "q_proj": config["num_attention_heads"],
         "k_proj": config["num_key_value_heads"],
     }
+    heads = heads if model_type == "llama" else {}
+    as_type = gguf.GGMLQuantizationType[kind]
     for file in sorted(base.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -80,14 +91,19 @@ def export_gguf(base: Path, path: Path) -> None:
                 projection = name.split(".")[-2]
                 if projection in heads:
                     array = interleave_rotary(array, heads[projection])
-                writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+                array = np.ascontiguousarray(array)
+                if array.ndim == 1 or kind == "F32":
+                    writer.add_tensor(gguf_name(name), array)
+                else:
+                    packed = gguf.quants.quantize(array, as_type)
+                    writer.add_tensor(gguf_name(name), packed, raw_dtype=as_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _add_config(writer: Any, config: dict[str, Any]) -> None:
+def _add_config(writer: Any, config: dict[str, Any], kind: GgufType) -> None:
     import gguf
 
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -107,7 +123,8 @@ def _add_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    name = "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"
+    writer.add_file_type(gguf.LlamaFileType[name])
 
 
 def _add_tokenizer(writer: Any, base: Path, config: dict[str, Any]) -> None:
@@ -119,7 +136,7 @@ def _add_tokenizer(writer: Any, base: Path, config: dict[str, Any]) -> None:
     ids = range(config["vocab_size"])
     merges = [m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(_TOKENIZERS[config["model_type"]])
     writer.add_token_list([texts.get(i, f"[unused{i}]") for i in ids])
     writer.add_token_types([_TOKEN_CONTROL if i in special else _TOKEN_NORMAL for i in ids])
     writer.add_token_merges(merges)

@@ -53,17 +53,30 @@ def _goals_of(case: Case) -> list[tuple[str, Lane, Lane, Metric, float]]:
         return [
             ("4 adapters, prefill", Lane.MIXED, Lane.LOADED, "prefill", 0.85),
             ("adapters loaded, prefill", Lane.LOADED, Lane.REMIX, "prefill", 0.98),
+            ("stored against float32, prefill", Lane.REMIX, Lane.FLOAT32, "prefill", 1.0),
+            ("int8: 4 adapters, prefill", Lane.INT8_MIXED, Lane.INT8_LOADED, "prefill", 0.85),
         ]
     found: list[tuple[str, Lane, Lane, Metric, float]] = [
         ("ahead of generate", Lane.REMIX, Lane.GENERATE, "output", 1.0),
         ("ahead of vLLM CPU", Lane.REMIX, Lane.VLLM, "output", 1.0),
+        ("ahead of llama.cpp BF16", Lane.REMIX, Lane.LLAMACPP_BF16, "output", 1.0),
+        ("int8 level with llama.cpp Q8_0", Lane.INT8, Lane.LLAMACPP_Q8, "output", 1.0),
     ]
     if case.batch == 1:
-        found.append(("share of the roofline", Lane.REMIX, Lane.ROOFLINE, "decode", 0.8))
-        found.append(("level with llama.cpp F32", Lane.REMIX, Lane.LLAMACPP, "output", 1.0))
+        found += [
+            ("stored against float32", Lane.REMIX, Lane.FLOAT32, "decode", 1.6),
+            ("share of the roofline", Lane.REMIX, Lane.ROOFLINE, "decode", 0.8),
+            ("float32: roofline", Lane.FLOAT32, Lane.ROOFLINE_FLOAT32, "decode", 0.8),
+            ("int8: roofline", Lane.INT8, Lane.ROOFLINE_INT8, "decode", 0.8),
+            ("level with llama.cpp F32", Lane.FLOAT32, Lane.LLAMACPP, "output", 1.0),
+        ]
     if case.prompt == "short":
-        found.append(("4 adapters, decode", Lane.MIXED, Lane.LOADED, "decode", 0.85))
-        found.append(("adapters loaded, output", Lane.LOADED, Lane.REMIX, "output", 0.98))
+        found += [
+            ("4 adapters, decode", Lane.MIXED, Lane.LOADED, "decode", 0.85),
+            ("adapters loaded, output", Lane.LOADED, Lane.REMIX, "output", 0.98),
+            ("int8: 4 adapters, decode", Lane.INT8_MIXED, Lane.INT8_LOADED, "decode", 0.85),
+            ("int8: adapters loaded, output", Lane.INT8_LOADED, Lane.INT8, "output", 0.98),
+        ]
     return found
 
 

@@ -2,8 +2,9 @@
 
 `python -m benchmarks.speed.kernels [--threads 2] [--seconds 0.5]` gives, for the feed-forward
 shapes of a 135M model, GB/s of weights and GFLOP/s of our linear layer, of PyTorch's and of oneDNN
-with prepacked weights, and then what the mixtures of four adapters (n 8, k 4, r 8) cost, as a share
-of the base layer's time. The calls walk through more weights than the caches hold and take turns;
+with prepacked weights; our layer with weights of 16 and 8 bits against float32; and then what the
+mixtures of four adapters (n 8, k 4, r 8) cost, as a share of the base layer's time, by the type of
+the base. The calls walk through more weights than the caches hold and take turns;
 the fastest walk of each counts.
 
 Shape suffixes: T tokens, D input width, O output width.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from benchmarks.rounds import fastest
 from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import Batch, MixtureWeights, cpu, native
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
+from remix_runtime.kernels.panels import STORED_TYPES
 
 SHAPES = ((576, 1536), (1536, 576))
 """(D, O)"""
@@ -79,6 +82,25 @@ def bench_linear(D: int, out_features: int, seconds: float) -> Iterator[list[obj
         yield [f"{D} → {out_features}", tokens, *cells, *(f"{t / taken[0]:.2f}" for t in taken[1:])]
 
 
+def in_every_type(weights: Sequence[Tensor]) -> dict[torch.dtype, list[PackedLinear]]:
+    found = {kind: [PackedLinear(w_OD.to(kind)) for w_OD in weights] for kind in STORED_TYPES}
+    return found | {torch.int8: [PackedLinear(w_OD, int8=True) for w_OD in weights]}
+
+
+def bench_types(D: int, out_features: int, seconds: float) -> Iterator[list[object]]:
+    by_type = in_every_type(random_weights(D, out_features))
+    layers = by_type.pop(torch.float32)
+    for tokens in TOKENS:
+        sides = [layers, *by_type.values()]
+        calls: list[Call] = [lambda i, x_TD, side=side: side[i](x_TD) for side in sides]  # type: ignore[misc]
+        taken = walks(calls, len(layers), torch.randn(tokens, D), seconds)
+        cells = [
+            f"{t * 1e6:.0f}, {side[0].panels.nbytes / t / 1e9:.1f}, {taken[0] / t:.2f}"
+            for t, side in zip(taken[1:], sides[1:], strict=True)
+        ]
+        yield [f"{D} → {out_features}", tokens, f"{taken[0] * 1e6:.0f}", *cells]
+
+
 def make_table(D: int, out_features: int, *, short: bool) -> NativeMixtureTable:
     """A table of random adapters; `short` ones fit bfloat16."""
 
@@ -101,19 +123,19 @@ def adapted(
     library = native.lib()
     assert library is not None
     function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
     h_Tm, picks_Tk = batch.scratch(*tables[0].scratch_size)
 
     def call(i: int, x_TD: Tensor) -> Tensor:
         linear = linears[i]
         y_TO = torch.empty(len(x_TD), linear.out_features)
         tensors = (batch.runs_R3, x_TD, y_TO, h_Tm, picks_Tk)
-        sizes = (len(batch.runs), *x_TD.shape, linear.out_features)
         function(
-            *linear.native_addresses,
+            linear.native_address,
             tables[i].native_address,
             *(tensor.data_ptr() for tensor in tensors),
-            *sizes,
+            len(batch.runs),
+            len(x_TD),
             h_Tm.shape[1],
             picks_Tk.shape[1],
             torch.get_num_threads(),
@@ -124,16 +146,18 @@ def adapted(
 
 
 def bench_mixture(D: int, out_features: int, seconds: float) -> Iterator[list[object]]:
-    linears = [PackedLinear(w_OD) for w_OD in random_weights(D, out_features)]
-    by_type = [[make_table(D, out_features, short=s) for _ in linears] for s in (False, True)]
-    for tokens in TOKENS:
+    by_base = in_every_type(random_weights(D, out_features))
+    layers = len(by_base[torch.float32])
+    by_type = [[make_table(D, out_features, short=s) for _ in range(layers)] for s in (False, True)]
+    for tokens, (kind, linears) in product(TOKENS, by_base.items()):
         each = max(1, tokens // ADAPTERS)
         runs = [(i * each, (i + 1) * each, i) for i in range(min(ADAPTERS, tokens))]
-        calls: list[Call] = [lambda i, x_TD: linears[i](x_TD)]
+        calls: list[Call] = [lambda i, x_TD, linears=linears: linears[i](x_TD)]  # type: ignore[misc]
         calls += [adapted(linears, tables, Batch(runs)) for tables in by_type]
-        base, *others = walks(calls, len(linears), torch.randn(tokens, D), seconds)
+        base, *others = walks(calls, layers, torch.randn(tokens, D), seconds)
         shares = [f"{100 * (t / base - 1):+.0f} %" for t in others]
-        yield [f"{D} → {out_features}", tokens, len(runs), f"{base * 1e6:.0f}", *shares]
+        name = str(kind).removeprefix("torch.")
+        yield [f"{D} → {out_features}", tokens, len(runs), name, f"{base * 1e6:.0f}", *shares]
 
 
 def main(threads: int = torch.get_num_threads(), seconds: float = 0.5, out: Out = None) -> None:
@@ -143,6 +167,7 @@ def main(threads: int = torch.get_num_threads(), seconds: float = 0.5, out: Out 
     torch.set_num_threads(threads)
     with torch.inference_mode():
         linear = [row for shape in SHAPES for row in bench_linear(*shape, seconds)]
+        types = [row for shape in SHAPES for row in bench_types(*shape, seconds)]
         mixture = [row for shape in SHAPES for row in bench_mixture(*shape, seconds)]
     header = ["D → O", "tokens", "ours: µs, GB/s, GFLOP/s", "F.linear", "oneDNN"]
     publish(
@@ -150,8 +175,13 @@ def main(threads: int = torch.get_num_threads(), seconds: float = 0.5, out: Out 
         "CPU kernels",
         f"{threads} threads.",
         Table([*header, "F.linear / ours", "oneDNN / ours"], linear),
-        "What four adapters add to the base:",
-        Table(["D → O", "tokens", "adapters", "base µs", "float32", "bfloat16"], mixture),
+        "Weights of other types: µs, GB/s, and the speed against float32's:",
+        Table(["D → O", "tokens", "float32 µs", "bfloat16", "float16", "int8"], types),
+        "What four adapters, float32 and bfloat16, add to a base of each type:",
+        Table(
+            ["D → O", "tokens", "adapters", "base", "base µs", "float32", "bfloat16"],
+            mixture,
+        ),
     )
 
 

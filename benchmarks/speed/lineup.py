@@ -5,19 +5,24 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from benchmarks.adapters import empty_model, write_random_adapters
 from benchmarks.rounds import Report
-from benchmarks.speed.gguf_export import export_gguf
+from benchmarks.speed.gguf_export import GgufType, export_gguf
 from benchmarks.speed.plan import NUM_ADAPTERS, Lane, SpeedConfig
 from benchmarks.speed.worker import Worker, WorkerError
+from remix_runtime.engines.embedded.config import Weights
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import missing_extra
+from remix_runtime.kernels.panels import GROUP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +36,7 @@ _SLOT_TOKENS = 512
 class Lineup:
     """The running systems."""
 
-    bytes_per_token: int
+    bytes_per_token: dict[Weights, int]
     vocab_size: int
     workers: dict[Lane, Worker] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -79,52 +84,70 @@ def lineup(config: SpeedConfig, report: Report) -> Iterator[Lineup]:
                 start(system)
         except WorkerError as error:
             raise ConfigError(f"bench: {error}") from None
-        # The same process as the adapters' base-only traffic: only the requests differ.
+        # The same processes as the adapters' base-only traffic: only the requests differ.
         found.workers[Lane.MIXED] = found.workers[Lane.LOADED]
+        found.workers[Lane.INT8_MIXED] = found.workers[Lane.INT8_LOADED]
         for peer in config.peers:
             try:
-                start(_peer(config, scratch, peer))
+                for system in _peer(config, scratch, peer):
+                    start(system)
             except WorkerError as error:
                 found.left_out[peer] = str(error)
                 report(f"{peer} is left out: {error}")
         yield found
 
 
-def _own_systems(config: SpeedConfig, scratch: Path, bytes_per_token: int) -> list[Start]:
+def _own_systems(
+    config: SpeedConfig, scratch: Path, bytes_per_token: Mapping[Weights, int]
+) -> list[Start]:
     folders = write_random_adapters(
         scratch, config.base, config.shape, NUM_ADAPTERS, config.targets
     )
-    engine = {
-        "model": str(config.base),
-        "device": "cpu",
-        "dtype": "float32",
-        "threads": config.threads,
-        "max_running": config.max_running,
-        # Greedy answers to random tokens soon repeat themselves, as few real ones do.
-        "proposals": False,
+    found = []
+    for lane, loaded, weights in (
+        (Lane.REMIX, Lane.LOADED, "stored"),
+        (Lane.INT8, Lane.INT8_LOADED, "int8"),
+        (Lane.FLOAT32, None, "float32"),
+    ):
+        engine = {
+            "model": str(config.base),
+            "device": "cpu",
+            "dtype": "float32",
+            "weights": weights,
+            "threads": config.threads,
+            "max_running": config.max_running,
+            # Greedy answers to random tokens soon repeat themselves, as few real ones do.
+            "proposals": False,
+        }
+        embedded = "embedded:EmbeddedSystem"
+        found.append(Start(lane, embedded, {"engine": engine}))
+        if loaded:
+            adapters = {"engine": engine, "adapters": [str(f) for f in folders]}
+            found.append(Start(loaded, embedded, adapters))
+    rooflines: dict[Lane, Weights] = {
+        Lane.ROOFLINE: "stored",
+        Lane.ROOFLINE_FLOAT32: "float32",
+        Lane.ROOFLINE_INT8: "int8",
     }
-    embedded = "embedded:EmbeddedSystem"
-    roofline = {"bytes_per_token": bytes_per_token, "threads": config.threads}
-    return [
-        Start(Lane.REMIX, embedded, {"engine": engine}),
-        Start(Lane.LOADED, embedded, {"engine": engine, "adapters": [str(f) for f in folders]}),
-        Start(Lane.ROOFLINE, "roofline:RooflineSystem", roofline),
-    ]
+    for lane, kind in rooflines.items():
+        options = {"bytes_per_token": bytes_per_token[kind], "threads": config.threads}
+        found.append(Start(lane, "roofline:RooflineSystem", options))
+    return found
 
 
-def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
+def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Iterator[Start]:
     """Raises `WorkerError` for one that cannot run here."""
     generate = {"model": str(config.base), "threads": config.threads}
     if peer == "generate":
-        return Start(Lane.GENERATE, "generate:GenerateSystem", generate)
-    if peer == "peft":
+        yield Start(Lane.GENERATE, "generate:GenerateSystem", generate)
+    elif peer == "peft":
         lora = {
             "lora_rank": config.shape.k * config.shape.r,
             "num_adapters": NUM_ADAPTERS,
             "target_modules": config.targets,
         }
-        return Start(Lane.PEFT, "generate:GenerateSystem", {**generate, **lora})
-    if peer == "vllm":
+        yield Start(Lane.PEFT, "generate:GenerateSystem", {**generate, **lora})
+    elif peer == "vllm":
         python = config.vllm_python
         if python is None or shutil.which(str(python)) is None:
             raise WorkerError(
@@ -139,26 +162,38 @@ def _peer(config: SpeedConfig, scratch: Path, peer: str) -> Start:
             "enforce_eager": config.vllm_eager,
         }
         vllm = {"model": str(config.base), "engine": engine}
-        return Start(Lane.VLLM, "vllm:VllmSystem", vllm, {"python": str(python), "env": env})
-    assert peer == "llamacpp"
+        yield Start(Lane.VLLM, "vllm:VllmSystem", vllm, {"python": str(python), "env": env})
+    else:
+        assert peer == "llamacpp"
+        yield from _llamacpp(config, scratch)
+
+
+def _llamacpp(config: SpeedConfig, scratch: Path) -> Iterator[Start]:
     if importlib.util.find_spec("xllamacpp") is None:
         raise WorkerError(str(missing_extra("llama.cpp", "bench", "xllamacpp")))
-    gguf = scratch / "base-f32.gguf"
-    try:
-        export_gguf(config.base, gguf)
-    except ConfigError as error:
-        raise WorkerError(str(error)) from None
-    options: dict[str, Any] = {
-        "gguf": str(gguf),
-        "threads": config.threads,
-        "max_running": config.max_running,
-        "max_model_len": _SLOT_TOKENS,
+    kinds: dict[Lane, GgufType] = {
+        Lane.LLAMACPP: "F32",
+        Lane.LLAMACPP_BF16: "BF16",
+        Lane.LLAMACPP_Q8: "Q8_0",
     }
-    return Start(Lane.LLAMACPP, "llamacpp:LlamaCppSystem", options)
+    for lane, kind in kinds.items():
+        gguf = scratch / f"base-{kind}.gguf"
+        try:
+            export_gguf(config.base, gguf, kind)
+        except ConfigError as error:
+            raise WorkerError(str(error)) from None
+        options: dict[str, Any] = {
+            "gguf": str(gguf),
+            "kind": kind,
+            "threads": config.threads,
+            "max_running": config.max_running,
+            "max_model_len": _SLOT_TOKENS,
+        }
+        yield Start(lane, "llamacpp:LlamaCppSystem", options)
 
 
-def bytes_read_per_token(model: PreTrainedModel) -> int:
-    """Float32 bytes of all weights that one decoded token reads.
+def bytes_read_per_token(model: PreTrainedModel) -> dict[Weights, int]:
+    """Bytes of all weights that one decoded token reads, by how they are held.
 
     Tied embeddings count once, as the output head; of untied input embeddings one row is read.
     """
@@ -167,4 +202,8 @@ def bytes_read_per_token(model: PreTrainedModel) -> int:
     embedding = model.get_input_embeddings()
     if head is not None and head.weight is not embedding.weight:
         elements -= embedding.weight.numel()
-    return 4 * elements
+    linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    stored = model.config.get_text_config().dtype or torch.float32
+    per_weight = {"stored": stored.itemsize, "float32": 4, "int8": 1 + 2 / GROUP}
+    others = 4 * (elements - linears)
+    return {kind: int(linears * size) + others for kind, size in per_weight.items()}  # type: ignore[misc]

@@ -14,8 +14,11 @@ from benchmarks.speed.systems.protocol import Run, Workload
 from benchmarks.speed.worker import Worker, WorkerError
 
 _WARM_UP_PROMPT_TOKENS = 4096
-_COMPARED = (Lane.REMIX, Lane.LOADED, Lane.VLLM, Lane.LLAMACPP)
-"""Lanes whose output should be `generate`'s."""
+_COMPARED = (
+    *(Lane.FLOAT32, Lane.REMIX, Lane.LOADED, Lane.INT8, Lane.VLLM),
+    *(Lane.LLAMACPP, Lane.LLAMACPP_BF16, Lane.LLAMACPP_Q8),
+)
+"""Lanes whose output should be `generate`'s, in 8 bits for the most part."""
 
 Detokenize = Callable[[Sequence[int]], str]
 Metric = Literal["output", "decode", "prefill"]

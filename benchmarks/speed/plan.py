@@ -23,14 +23,22 @@ class Lane(StrEnum):
     REMIX = "remix"
     LOADED = "remix, adapters loaded"
     MIXED = "remix, 4 adapters mixed"
+    INT8 = "remix int8"
+    INT8_LOADED = "remix int8, adapters loaded"
+    INT8_MIXED = "remix int8, 4 adapters mixed"
+    FLOAT32 = "remix float32"
     GENERATE = "generate"
     PEFT = "generate, 4 PEFT LoRAs mixed"
     VLLM = "vllm cpu"
     LLAMACPP = "llama.cpp F32"
+    LLAMACPP_BF16 = "llama.cpp BF16"
+    LLAMACPP_Q8 = "llama.cpp Q8_0"
     ROOFLINE = "roofline"
+    ROOFLINE_FLOAT32 = "roofline float32"
+    ROOFLINE_INT8 = "roofline int8"
 
 
-MIXED_LANES = (Lane.MIXED, Lane.PEFT)
+MIXED_LANES = (Lane.MIXED, Lane.INT8_MIXED, Lane.PEFT)
 """Lanes whose requests all use an adapter, the four in turn; the others ask the base alone."""
 
 Prompt = Literal["short", "long"]
@@ -85,12 +93,16 @@ class Case:
 
     def lanes(self) -> tuple[Lane, ...]:
         """The lanes that run this case, close relatives side by side."""
+        base = (Lane.REMIX, Lane.FLOAT32, Lane.INT8)
+        adapted = (Lane.LOADED, Lane.MIXED, Lane.INT8_LOADED, Lane.INT8_MIXED)
         if self.prefill:
-            return (Lane.LOADED, Lane.MIXED, Lane.REMIX, Lane.GENERATE, Lane.PEFT)
-        peers = (Lane.REMIX, Lane.GENERATE, Lane.VLLM, Lane.LLAMACPP)
-        roofline = (Lane.ROOFLINE,) if self.batch == 1 else ()
+            return (*adapted, *base, Lane.GENERATE, Lane.PEFT)
+        llamacpp = (Lane.LLAMACPP, Lane.LLAMACPP_BF16, Lane.LLAMACPP_Q8)
+        peers = (*base, Lane.GENERATE, Lane.VLLM, *llamacpp)
+        rooflines = (Lane.ROOFLINE, Lane.ROOFLINE_FLOAT32, Lane.ROOFLINE_INT8)
+        roofline = rooflines if self.batch == 1 else ()
         if self.prompt == "short":
-            return (Lane.LOADED, Lane.MIXED, *peers, Lane.PEFT, *roofline)
+            return (*adapted, *peers, Lane.PEFT, *roofline)
         return (*peers, *roofline)
 
 

@@ -35,6 +35,6 @@ def plot_output_rates(results: Results, path: Path) -> None:
     axes.set_yscale("log")
     axes.set_xticks(range(len(grid)), [f"{case.batch} x {case.prompt}" for case in grid])
     axes.set_ylabel("output tokens/s (median, whiskers: all rounds)")
-    axes.set_title("float32, greedy, all requests at once")
+    axes.set_title("greedy, all requests at once")
     axes.legend(fontsize="small", ncols=2)
     figure.savefig(path, dpi=130)

@@ -35,7 +35,9 @@ def run_speed(config: SpeedConfig, stem: Path, report: Report) -> None:
     settings = asdict(config) | {"base": config.base.name, "shape": str(config.shape)}
     for path in ("vllm_python", "vllm_preload"):
         del settings[path]  # of this machine only
-    settings["megabytes_read_per_token"] = round(systems.bytes_per_token / 1e6, 1)
+    settings["megabytes_read_per_token"] = {
+        kind: round(number / 1e6, 1) for kind, number in systems.bytes_per_token.items()
+    }
     verdicts = judge(goals(grid), results)
     write_report(stem, results, verdicts, machine, systems.about(), settings)
     plot_output_rates(results, stem.with_name(stem.name + ".png"))

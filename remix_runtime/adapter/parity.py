@@ -38,8 +38,14 @@ TOP_LOGITS = 16
 # flips routes of margins up to 4e-2. So these pass every float32 path and stop a coarser one.
 ROUTE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-3
-PARITY_SLACK = {torch.float32: 1.0, torch.float16: 2.0**8, torch.bfloat16: 2.0**11}
-"""How much coarser a type is than float32, for the tolerances of parity files."""
+PARITY_SLACK = {
+    torch.float32: 1.0,
+    torch.float16: 2.0**8,
+    torch.bfloat16: 2.0**11,
+    torch.int8: 2.0**10,
+}
+"""How much coarser a type is than float32, for the tolerances of parity files; int8 stands for
+weights of 8 bits and activations in float32."""
 
 RunPrompt = Callable[[Tensor], tuple[Mapping[str, Tensor], Tensor]]
 """token ids [T] to (module name to expert indices [T, k] in any order, last logits [V])."""

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from remix_runtime.base.config import is_quantized, read_config, require_plain
 from remix_runtime.base.folder import CONFIG, find_base, one_line, wrong
 from remix_runtime.base.quiet import quiet
+from remix_runtime.base.stored import load_stored
 from remix_runtime.base.weights import require_clean, require_whole
 
 
@@ -19,6 +20,7 @@ def load_model(
     base: str,
     *,
     dtype: torch.dtype = torch.float32,
+    stored: bool = False,
     attention: str | None = None,
     download: bool = False,
     quantizer: Any = None,
@@ -27,6 +29,7 @@ def load_model(
     """Loads a model in eval mode (no dropout), with all its tensors and no others: on the CPU, or
     on `device` and quantized on the way by `quantizer`, transformers' settings for that.
 
+    `stored` leaves tensors of 16 bits in the type of their files and takes `dtype` for the rest.
     `base` and `download` are `find_base`'s; `attention` is the name of an implementation that
     transformers knows. Only safetensors files are read and no code of the model's author is run.
     Raises `ConfigError`, before weights are read where their headers already tell.
@@ -38,18 +41,21 @@ def load_model(
     try:
         with quiet(bars=sys.stderr.isatty()):
             model: PreTrainedModel
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                quantization_config=quantizer,
-                device_map=device and {"": str(device)},
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            if stored:
+                model, report = load_stored(folder, config, dtype=dtype, attention=attention)
+            else:
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=dtype,
+                    attn_implementation=attention,
+                    quantization_config=quantizer,
+                    device_map=device and {"": str(device)},
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
     except Exception as error:  # which depends on the model's type and on what is wrong
         raise wrong(folder, f"cannot be loaded: {one_line(error)}") from None
     require_clean(folder, report)

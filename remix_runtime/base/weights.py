@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from remix_runtime.base.folder import CONFIG, one_line, read_json, wrong
@@ -16,7 +16,12 @@ from remix_runtime.base.quiet import quiet
 from remix_runtime.errors import ConfigError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = ("F64", "F32", "F16", "BF16")
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class _Header(Tensor):
@@ -78,7 +83,22 @@ def num_parameters(folder: Path) -> int:
     return sum(tensor.numel() for tensor in _headers(folder, ()).values())
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_bytes(folder: Path, config: PretrainedConfig) -> tuple[int, int]:
+    """What a base's weights take at most where linears and embeddings are as stored, and where all
+    is in float32; a head that is the embedding's own takes its memory again. Raises `ConfigError`.
+    """
+    network = without_weights(config)
+    sizes = [tensor.element_size() for tensor in _headers(folder, ()).values() if tensor.ndim > 1]
+    stored = wide = 0
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            kept = isinstance(module, nn.Linear | nn.Embedding) and parameter.ndim > 1
+            stored += parameter.numel() * (min(max(sizes, default=4), 4) if kept else 4)
+            wide += parameter.numel() * 4
+    return stored, wide
+
+
+def tensor_files(folder: Path) -> list[Path]:
     """The files with tensors, which transformers reads."""
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
@@ -105,7 +125,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _headers(folder: Path, parameters: Collection[str]) -> dict[str, Tensor]:
     headers: dict[str, Tensor] = {}
-    for file in _files(folder):
+    for file in tensor_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - it is no mapping
@@ -114,7 +134,8 @@ def _headers(folder: Path, parameters: Collection[str]) -> dict[str, Tensor]:
                     if name in parameters and dtype not in _DTYPES:
                         expected = f"one of {', '.join(_DTYPES)}"
                         raise wrong(file, f"{name}: found dtype {dtype}, expected {expected}")
-                    empty = torch.empty(found.get_shape(), device="meta")
+                    kind = _DTYPES.get(dtype, torch.float32)
+                    empty = torch.empty(found.get_shape(), dtype=kind, device="meta")
                     headers[name] = empty.as_subclass(_Header)
         except (OSError, SafetensorError) as error:
             raise wrong(file, f"cannot be read: {one_line(error)}") from None

@@ -67,11 +67,28 @@ class MixtureTable(Protocol):
         ...
 
 
-def make_linear(weight_OD: Tensor, bias_O: Tensor | None = None) -> Linear:
-    """The fastest linear layer for the weight's device and type. May copy the weight: drop it."""
-    if _is_native(weight_OD.device, weight_OD.dtype):
-        return PackedLinear(weight_OD, bias_O)
+def make_linear(
+    weight_OD: Tensor,
+    bias_O: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    int8: bool = False,
+) -> Linear:
+    """The fastest linear layer for the weight's device and `dtype`, that of x and y: the weight's
+    own by default. May copy the weight: drop it.
+
+    Where `keeps_stored`, the weight may be of any of `STORED_TYPES` and is kept in it, or in 8 bits
+    if `int8`; elsewhere it must have `dtype`.
+    """
+    if keeps_stored(weight_OD.device, dtype or weight_OD.dtype):
+        return PackedLinear(weight_OD, bias_O, int8=int8)
+    assert not int8
     return TorchLinear(weight_OD, bias_O)
+
+
+def keeps_stored(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether linears that compute in `dtype` take weights of other types as they are stored."""
+    return _is_native(device, dtype)
 
 
 def make_table(

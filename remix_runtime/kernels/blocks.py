@@ -34,11 +34,8 @@ _pointer, _int64, _float, _int32 = (
 
 class _Projection(ctypes.Structure):
     _fields_ = (
-        ("weight", _pointer),
-        ("bias", _pointer),
+        ("linear", _pointer),
         ("slots", _pointer),
-        ("in_features", _int64),
-        ("out_features", _int64),
     )
 
 
@@ -163,5 +160,4 @@ def _block(spec: BlockSpec, kv_address: int) -> _Block:
 
 
 def _projection(linear: PackedLinear, table: NativeMixtureTable) -> _Projection:
-    weight, bias = linear.native_addresses
-    return _Projection(weight, bias, table.native_address, linear.in_features, linear.out_features)
+    return _Projection(linear.native_address, table.native_address)

@@ -18,6 +18,7 @@ from torch import Tensor
 from remix_runtime.kernels import native
 from remix_runtime.kernels.huge_pages import Arena
 from remix_runtime.kernels.mixture import Batch, MixtureWeights
+from remix_runtime.kernels.panels import GROUP, pack, pack_int8
 
 _pointer, _int64, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -40,11 +41,26 @@ class _Slot(ctypes.Structure):
     ]
 
 
+class _Linear(ctypes.Structure):
+    """`Linear` of `native/kernels.h`."""
+
+    _fields_ = [
+        ("panels", _pointer),
+        ("bias", _pointer),
+        ("in_features", _int64),
+        ("out_features", _int64),
+        ("type", ctypes.c_int32),
+    ]
+
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+
 class _Functions:
     """The library's functions with their argument types declared."""
 
     def __init__(self, lib: ctypes.CDLL) -> None:
-        self.linear = _declare(lib.remix_linear, *[_pointer] * 4, *[_int64] * 3, _int)
+        self.linear = _declare(lib.remix_linear, *[_pointer] * 3, _int64, _int)
         self.mixture_add = _declare(
             lib.remix_mixture_add,
             *[_pointer] * 4,
@@ -54,6 +70,7 @@ class _Functions:
             *[_int] * 2,
         )
         self.panel = int(lib.remix_linear_panel())
+        assert lib.remix_linear_group() == GROUP
 
 
 def _declare(function: Callable[..., None], *argtypes: type) -> Callable[..., None]:
@@ -73,25 +90,32 @@ def available() -> bool:
 
 
 class PackedLinear:
-    """y = W x + b, with W stored once in the order in which the kernel reads it."""
+    """y = W x + b in float32, with W stored once in the order in which the kernel reads it: in the
+    type that it has, or in 8 bits (`panels.quantize`).
 
-    def __init__(self, weight_OD: Tensor, bias_O: Tensor | None = None) -> None:
+    Whatever the type, y has the bits of float32 weights of the same numbers.
+    """
+
+    def __init__(
+        self, weight_OD: Tensor, bias_O: Tensor | None = None, *, int8: bool = False
+    ) -> None:
         self.out_features, self.in_features = weight_OD.shape
         functions = _functions()
-        self._linear = functions.linear
+        self._function = functions.linear
         P = functions.panel
-        panels = -(-self.out_features // P)
-        self.packed_CDP = _weights.zeros(panels, self.in_features, P)
-        for i, rows_PD in enumerate(torch.split(weight_OD.detach(), P)):
-            self.packed_CDP[i, :, : len(rows_PD)] = rows_PD.T
+        self.panels = (pack_int8 if int8 else pack)(weight_OD.detach(), P, _weights)
         self.bias_O: Tensor | None = None
         if bias_O is not None:
-            self.bias_O = torch.zeros(panels * P)
+            self.bias_O = torch.zeros(len(self.panels) * P)
             self.bias_O[: self.out_features] = bias_O.detach()
-        self.native_addresses = (
-            self.packed_CDP.data_ptr(),
+        self._struct = _Linear(
+            self.panels.data_ptr(),
             None if self.bias_O is None else self.bias_O.data_ptr(),
+            self.in_features,
+            self.out_features,
+            _TYPES[self.panels.dtype],
         )
+        self.native_address = ctypes.addressof(self._struct)
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """float32 [..., D] to float32 [..., O]."""
@@ -99,13 +123,11 @@ class PackedLinear:
         assert x_TD.shape[-1] == self.in_features
         assert x_TD.dtype == torch.float32
         y_TO = torch.empty((*x_TD.shape[:-1], self.out_features))
-        self._linear(
-            *self.native_addresses,
+        self._function(
+            self.native_address,
             x_TD.data_ptr(),
             y_TO.data_ptr(),
             x_TD.numel() // self.in_features,
-            self.in_features,
-            self.out_features,
             torch.get_num_threads(),
         )
         return y_TO

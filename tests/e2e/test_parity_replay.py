@@ -14,10 +14,13 @@ from torch import Tensor
 from remix_runtime.adapter.checkpoint import Checkpoint, Parity, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.adapter.parity import record_parity
+from remix_runtime.base.model import load_model
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.embedded.config import Weights
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.errors import CheckpointFormatError, ParityError
+from remix_runtime.kernels import native
 from tests.engines import complete, request
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 
@@ -140,3 +143,40 @@ async def test_a_prompt_that_no_memory_can_hold_is_refused(tmp_path: Path) -> No
     with pytest.raises(CheckpointFormatError, match="found 40 tokens, expected at most 32"):
         await engine.load_adapter(folder)
     await engine.stop()
+
+
+@pytest.mark.skipif(native.lib() is None, reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("weights", ["stored", "int8"])
+async def test_tolerances_by_the_type_of_the_weights(
+    tmp_path: Path, dtype: torch.dtype, weights: Weights
+) -> None:
+    """Weights as stored have float32's, whatever is stored; those of 8 bits their own."""
+    base = save_tiny_base(tmp_path / "base", dtype=dtype)
+    model = load_model(str(base))
+    checkpoint = random_checkpoint(model, n=4, k=4, r=4)  # no route to differ
+    layers = attach_checkpoint(model, checkpoint)
+    faithful = record_parity(model, layers, PROMPTS)
+
+    def moved(by: float, down: float = 0.0) -> Parity:
+        """The file's top logits, as a share of their size, and by a number."""
+        prompts = [
+            replace(p, top_logits_j=p.top_logits_j + by * p.top_logits_j.abs().clamp(min=1) - down)
+            for p in faithful.prompts
+        ]
+        return replace(faithful, prompts=tuple(prompts))
+
+    slack = 2.0**10 if weights == "int8" else 1.0
+    engine = EmbeddedEngine(
+        EmbeddedConfig(model=str(base), kv_cache_bytes=1 << 20, weights=weights)
+    )
+    await engine.start()
+    try:
+        for number, by in enumerate((0.0, 0.5e-3 * slack)):
+            folder = write(tmp_path / str(number), checkpoint, moved(by))
+            info = await engine.load_adapter(folder)
+            await engine.unload_adapter(info.digest)
+        with pytest.raises(ParityError, match="found logit"):
+            await engine.load_adapter(write(tmp_path / "far", checkpoint, moved(0, down=8.0)))
+    finally:
+        await engine.stop()

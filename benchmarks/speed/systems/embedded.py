@@ -36,7 +36,8 @@ class EmbeddedSystem:
         self.about: dict[str, Any] = {
             "version": f"remix-serve embedded engine, torch {torch.__version__}",
             "threads": torch.get_num_threads(),
-            "settings": f"float32, {len(self._digests)} adapters loaded",
+            "settings": f"weights {engine.get('weights', 'stored')}, "
+            f"{len(self._digests)} adapters loaded",
         }
 
     def run(self, workload: Workload) -> Run:

@@ -1,4 +1,4 @@
-"""llama.cpp on a float32 GGUF of the same weights, through the `xllamacpp` wheel.
+"""llama.cpp on a GGUF of the same weights, through the `xllamacpp` wheel.
 
 The wheel's own server runs in this process: continuous batching with one slot per request
 (`n_parallel`), requests put in from one thread each, tokens taken from its streaming callback.
@@ -16,9 +16,12 @@ from benchmarks.speed.systems.protocol import Run, Workload
 
 
 class LlamaCppSystem:
-    """`gguf` is the model file; `max_model_len` tokens of context for each slot."""
+    """`gguf` is the model file, its weights of `kind`; `max_model_len` tokens of context for each
+    slot."""
 
-    def __init__(self, gguf: str, threads: int, max_running: int, max_model_len: int) -> None:
+    def __init__(
+        self, gguf: str, kind: str, threads: int, max_running: int, max_model_len: int
+    ) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -34,7 +37,7 @@ class LlamaCppSystem:
         self.about: dict[str, Any] = {
             "version": f"xllamacpp {version('xllamacpp')}",
             "threads": threads,
-            "settings": f"GGUF F32 weights, f16 KV, {max_running} slots, "
+            "settings": f"GGUF {kind} weights, f16 KV, {max_running} slots, "
             + " ".join(xllamacpp.get_system_info().split()),
         }
 

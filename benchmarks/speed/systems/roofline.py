@@ -1,9 +1,9 @@
-"""The memory-bandwidth roofline: how often a second the model's float32 bytes can be read.
+"""The memory-bandwidth roofline: how often a second the model's bytes can be read.
 
-At batch 1 every weight is read once per token, so no float32 engine can be faster. Measured as
-a workload like any other: one "token" is one read of a buffer of that many bytes with all
-threads, in huge pages like the engine's weights. The read kernel that proves fastest at start-up
-is used.
+At batch 1 every weight is read once per token, so no engine with weights of that type can be
+faster. Measured as a workload like any other: one "token" is one read of a buffer of that many
+bytes with all threads, in huge pages like the engine's weights. The read kernel that proves fastest
+at start-up is used.
 """
 
 from __future__ import annotations

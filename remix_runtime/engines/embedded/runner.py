@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from remix_runtime.adapter.checkpoint.types import BaseShapes
-from remix_runtime.adapter.parity import PARITY_SLACK
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
@@ -36,7 +35,7 @@ class ModelRunner:
         num_pages: int,
         base_shapes: BaseShapes,
         device: torch.device,
-        dtype: torch.dtype,
+        parity_slack: float,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -45,7 +44,7 @@ class ModelRunner:
         self._network = network
         self._kv = kv
         self._device = device
-        self.parity_slack = PARITY_SLACK[dtype]
+        self.parity_slack = parity_slack
 
     @property
     def is_native(self) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from remix_runtime.adapter.layers import base_shapes
+from remix_runtime.adapter.parity import PARITY_SLACK
 from remix_runtime.base.model import end_token_ids, load_model
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.bank import AdapterBank
@@ -23,6 +24,7 @@ from remix_runtime.engines.embedded.runner import ModelRunner
 from remix_runtime.engines.embedded.small_ops import install_small_ops
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.errors import ConfigError
+from remix_runtime.kernels import keeps_stored
 from remix_runtime.kernels.attention import PAGE_TOKENS, PagedKV, page_bytes
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,16 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
     device = _device(config.device)
     dtype = _dtype(config.dtype, device)
     tokenizer = ModelTokenizer(config.model)
-    network = load_model(config.model, dtype=dtype, attention=ATTENTION_NAME).requires_grad_(False)
+    stored = _stored(config, device, dtype)
+    network = load_model(config.model, dtype=dtype, stored=stored, attention=ATTENTION_NAME)
+    network.requires_grad_(False)
     check_supported(network)
     shapes = base_shapes(network)
     network.to(device)
-    tables = install(network, num_slots=config.adapter_slots)
+    int8 = config.weights == "int8"
+    tables = install(network, num_slots=config.adapter_slots, dtype=dtype, int8=int8)
+    if stored:
+        network.float()  # what is left: norms, biases, and what no kernel of ours reads
     kv, num_pages = _kv(network, config.kv_cache_bytes, dtype, device)
     fuse(network, kv)
     install_small_ops(network)
@@ -57,7 +64,7 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
         num_pages=num_pages,
         base_shapes=shapes,
         device=device,
-        dtype=dtype,
+        parity_slack=PARITY_SLACK[torch.int8 if int8 else dtype],
     )
     bank = AdapterBank(
         tables,
@@ -108,6 +115,21 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def _stored(config: EmbeddedConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the base's weights keep the type of their files. Raises `ConfigError`."""
+    kind = str(dtype).removeprefix("torch.")
+    if config.weights == "float32" and dtype != torch.float32:
+        raise ConfigError(f"weights: found float32, expected stored for dtype {kind}")
+    widens = keeps_stored(device, dtype)
+    if config.weights == "int8" and not widens:
+        if device.type != "cpu" or dtype != torch.float32:
+            needs = f"the CPU and dtype float32; found {device.type} and {kind}"
+        else:
+            needs = "the native CPU kernels, and these need a C compiler such as gcc"
+        raise ConfigError(f"weights: int8 needs {needs}")
+    return widens and config.weights != "float32"
 
 
 def _kv(

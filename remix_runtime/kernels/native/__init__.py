@@ -1,6 +1,6 @@
 """The C kernels of this folder: compiled once per machine, loaded with ctypes.
 
-All `*.c` here become one shared library, compiled at first use (about two seconds) for the CPU
+All `*.c` here become one shared library, compiled at first use (some seconds) for the CPU
 at hand and kept in the user's cache folder under a name that hashes everything it depends on. Its
 last bytes are a checksum of the others: what a crash or a disk has spoilt is compiled again, since
 code that is mapped from it would end the process.

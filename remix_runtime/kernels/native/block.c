@@ -14,9 +14,8 @@
 
 // A base linear and the mixtures in its slots.
 typedef struct {
-    const float *weight, *bias;
+    const Linear *linear;
     const Slot *slots;
-    int64_t in, out;
 } Projection;
 
 typedef struct {
@@ -40,10 +39,10 @@ typedef struct {
 
 static void project(const Projection *p, const Step *s, const float *x, float *y) {
     if (s->adapted)
-        remix_adapted_linear(p->weight, p->bias, p->slots, s->runs_R3, x, y, s->rows_Tm,
-                             s->picks_Tk, s->R, s->T, p->in, p->out, s->m, s->k, s->threads);
+        remix_adapted_linear(p->linear, p->slots, s->runs_R3, x, y, s->rows_Tm, s->picks_Tk, s->R,
+                             s->T, s->m, s->k, s->threads);
     else
-        remix_linear(p->weight, p->bias, x, y, s->T, p->in, p->out, s->threads);
+        remix_linear(p->linear, x, y, s->T, s->threads);
 }
 
 static void norm(const Step *s, const float *x, int64_t rows, int64_t width, const float *weight,
@@ -74,7 +73,7 @@ static void block(const Block *b, const Step *s, float *x_TD) {
     norm(s, x_TD, T, s->D, b->mlp_norm, b->eps, s->norm_TD);
     project(&b->gate, s, s->norm_TD, s->gate_TF);
     project(&b->up, s, s->norm_TD, s->up_TF);
-    const int64_t F = b->gate.out;
+    const int64_t F = b->gate.linear->out;
     remix_act_mul(0, s->gate_TF, F, s->up_TF, F, T, F, s->gate_TF, s->threads);
     project(&b->down, s, s->gate_TF, s->norm_TD);
     add(x_TD, s->norm_TD, T * s->D, s->threads);

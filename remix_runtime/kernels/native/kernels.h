@@ -25,23 +25,31 @@ typedef struct {
     int64_t bytes;
 } Span;
 
-// linear.c; the same with memory that is fetched into the caches on the way.
-void remix_linear_fetching(const float *w_CDP, const float *bias_CP, const float *x_TD,
-                           float *y_TO, int64_t T, int64_t D, int64_t O, int threads,
-                           const Span *spans, int64_t num_spans);
+// linear.c: how weights are stored.
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8 };
 
-void remix_linear(const float *w_CDP, const float *bias_CP, const float *x_TD, float *y_TO,
-                  int64_t T, int64_t D, int64_t O, int threads);
+// linear.c: a layer's weights in panels.
+typedef struct {
+    const char *panels;
+    const float *bias; // of whole panels, or NULL
+    int64_t in, out;
+    int32_t type;
+} Linear;
+
+void remix_linear(const Linear *linear, const float *x_TD, float *y_TO, int64_t T, int threads);
+
+// The same with memory that is fetched into the caches on the way.
+void remix_linear_fetching(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
+                           int threads, const Span *spans, int64_t num_spans);
 
 void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD, float *y_TO,
                        int64_t y_row, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
                        int64_t O, int64_t m, int64_t k, int counted, int threads);
 
 // mixture.c: both, with the mixture's weights on their way while the base product is computed.
-void remix_adapted_linear(const float *w_CDP, const float *bias_CP, const Slot *slots,
-                          const int32_t *runs_R3, const float *x_TD, float *y_TO, float *h_Tm,
-                          int32_t *picks_Tk, int64_t R, int64_t T, int64_t D, int64_t O,
-                          int64_t m, int64_t k, int threads);
+void remix_adapted_linear(const Linear *linear, const Slot *slots, const int32_t *runs_R3,
+                          const float *x_TD, float *y_TO, float *h_Tm, int32_t *picks_Tk, int64_t R,
+                          int64_t T, int64_t m, int64_t k, int threads);
 
 void remix_attend(const Layer *layer, const Batch *batch, int64_t heads, const float *query,
                   int64_t query_row, int64_t query_head, const float *key, int64_t key_row,

@@ -344,13 +344,13 @@ static int64_t spans_of(const Call *c, Span *spans, int64_t room) {
     return count;
 }
 
-EXPORT void remix_adapted_linear(const float *w_CDP, const float *bias_CP, const Slot *slots,
-                                 const int32_t *runs_R3, const float *x_TD, float *y_TO,
-                                 float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t T, int64_t D,
-                                 int64_t O, int64_t m, int64_t k, int threads) {
+EXPORT void remix_adapted_linear(const Linear *linear, const Slot *slots, const int32_t *runs_R3,
+                                 const float *x_TD, float *y_TO, float *h_Tm, int32_t *picks_Tk,
+                                 int64_t R, int64_t T, int64_t m, int64_t k, int threads) {
+    const int64_t D = linear->in, O = linear->out;
     const Call call = {slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k};
     Span spans[16];
     const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&call, spans, 16) : 0;
-    remix_linear_fetching(w_CDP, bias_CP, x_TD, y_TO, T, D, O, threads, spans, count);
+    remix_linear_fetching(linear, x_TD, y_TO, T, threads, spans, count);
     remix_mixture_add(slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k, 1, threads);
 }

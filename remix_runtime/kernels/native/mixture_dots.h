@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "widen.h"
 
 struct Slot {
     const void *a, *b;
@@ -57,15 +58,10 @@ INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Bytes of one weight.
 INLINE int64_t size(const int bf16) { return bf16 ? 2 : 4; }
 
-// Two vectors of weights, 2 VL of them from `p`. bfloat16 is the upper half of a float32; the two
-// vectors are interleaved so that each is one operation away.
+// Two vectors of weights, 2 VL of them from `p`.
 INLINE void load_pair(const char *p, const int bf16, vf *lo, vf *hi) {
     if (bf16) {
-        typedef uint32_t vu __attribute__((vector_size(VL * 4)));
-        vu both;
-        memcpy(&both, p, sizeof both);
-        *lo = (vf)(both << 16);
-        *hi = (vf)(both & 0xffff0000u);
+        load_bfloat16(p, lo, hi);
     } else {
         *lo = load((const float *)p);
         *hi = load((const float *)p + VL);

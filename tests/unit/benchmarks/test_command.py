@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from benchmarks.commands import bench
 from benchmarks.quota import may_set_quota
 from benchmarks.shape import AdapterShape
 from benchmarks.speed import determinism, neighbour
-from benchmarks.speed.gguf_export import gguf_name, interleave_rotary
+from benchmarks.speed.gguf_export import GgufType, export_gguf, gguf_name, interleave_rotary
 from remix_runtime.errors import ConfigError
 from tests.models import save_tiny_base
 
@@ -136,3 +137,25 @@ def test_gguf_refuses_a_tensor_it_cannot_name() -> None:
     assert gguf_name("model.layers.12.mlp.down_proj.weight") == "blk.12.ffn_down.weight"
     with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.router\.weight"):
         gguf_name("model.layers.0.mlp.router.weight")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0"])
+def test_gguf_holds_every_tensor_in_the_type_that_is_asked_for(
+    tmp_path: Path, family: str, kind: GgufType
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    base = save_tiny_base(tmp_path / "base", family)
+    export_gguf(base, tmp_path / "model.gguf", kind)
+    found = {t.name: t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    stored = load_file(base / "model.safetensors")
+    assert found.keys() == {gguf_name(name) for name in stored}
+    assert ("blk.0.attn_q.bias" in found) == (family == "qwen2")
+    for name, tensor in stored.items():
+        if "q_proj" in name or "k_proj" in name:
+            continue  # whose rows llama.cpp wants in another order
+        written = found[gguf_name(name)]
+        assert written.tensor_type.name == ("F32" if tensor.ndim == 1 else kind)
+        values = torch.tensor(gguf.quants.dequantize(written.data, written.tensor_type))
+        limit = {"F32": 0.0, "BF16": 2**-8, "Q8_0": 0.02}[kind] * tensor.abs().max()
+        assert (values.view(tensor.shape) - tensor).abs().max() <= limit

@@ -23,6 +23,7 @@ FAKE = "tests.unit.benchmarks.fake_system:FakeSystem"
 SPEEDS: dict[Lane, dict[str, Any]] = {
     Lane.REMIX: {"seconds_per_token": 0.02},
     Lane.LOADED: {"seconds_per_token": 0.02},
+    Lane.FLOAT32: {"seconds_per_token": 0.04},
     Lane.GENERATE: {"seconds_per_token": 0.05},
     Lane.VLLM: {"seconds_per_token": 0.025, "broken_at": 300},
     Lane.LLAMACPP: {"seconds_per_token": 0.016},
@@ -86,8 +87,9 @@ def test_verdicts_state_ratio_and_gap(results: tuple[list[Case], Results]) -> No
     assert ahead.sentence() == "met: 2.500"
     behind = of("level with llama.cpp F32", Case(1, "short", 6))
     assert behind.met is False
-    assert behind.sentence() == "missed by 0.200 (20.0% of the goal): 0.800"
+    assert behind.sentence() == "missed by 0.600 (60.0% of the goal): 0.400"
     assert of("4 adapters, decode", Case(1, "short", 6)).met is True
+    assert of("stored against float32", Case(1, "short", 6)).sentence() == "met: 2.000"
     assert of("share of the roofline", Case(1, "short", 6)).met is None
     assert of("ahead of vLLM CPU", Case(8, "long", 6)).sentence() == "not measured"
 
@@ -119,7 +121,7 @@ def test_report_holds_every_round_and_every_goal(
     missed = [g for g in document["goals"] if g["met"] is False]
     assert {g["goal"] for g in missed} == {"level with llama.cpp F32"}
     assert "| 8 x short prompt, 6 new tokens | 400.0 (400.0 to 400.0) |" in text
-    assert "missed by 0.200 (20.0% of the goal)" in text
+    assert "missed by 0.600 (60.0% of the goal)" in text
     met = sum(v.met is True for v in verdicts)
     assert f"{met} of {len([v for v in verdicts if v.met is not None])} goals met" in text
     assert "The machine was busy before the run (load average 1.75)" in text

@@ -14,7 +14,7 @@ from torch import Tensor
 from remix_runtime.adapter.checkpoint import Checkpoint
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.completion import Completion
-from remix_runtime.engines.embedded.config import EmbeddedConfig
+from remix_runtime.engines.embedded.config import EmbeddedConfig, Weights
 from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.fused import FusedBlocks
 from remix_runtime.engines.embedded.job import Job
@@ -45,9 +45,11 @@ class Setup:
         self.checkpoints = checkpoints
 
 
-def core_of(folder: Path, family: str) -> Setup:
-    base = save_tiny_base(folder / family, family)
-    core = build_core(EmbeddedConfig(model=str(base), kv_cache_bytes=1 << 22, adapter_slots=4))
+def core_of(folder: Path, family: str, dtype: torch.dtype, weights: Weights) -> Setup:
+    base = save_tiny_base(folder / family, family, dtype=dtype)
+    core = build_core(
+        EmbeddedConfig(model=str(base), kv_cache_bytes=1 << 22, adapter_slots=4, weights=weights)
+    )
     model = tiny_model(family)
     shapes = [(8, 4, 8, MLP), (3, 1, 5, (*MLP, *ATTENTION)), (4, 2, 4, ("down_proj", "q_proj"))]
     checkpoints = [
@@ -59,12 +61,21 @@ def core_of(folder: Path, family: str) -> Setup:
     return Setup(core, checkpoints)
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("llama", torch.float32, "stored"),
+        ("qwen3", torch.bfloat16, "stored"),
+        ("mistral", torch.float16, "stored"),
+        ("qwen2", torch.bfloat16, "int8"),
+    ],
+    ids=str,
+)
 def setup(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Setup]:
     threads = torch.get_num_threads()
-    yield core_of(tmp_path_factory.mktemp("bits"), request.param)
+    yield core_of(tmp_path_factory.mktemp("bits"), *request.param)
     torch.set_num_threads(threads)
 
 

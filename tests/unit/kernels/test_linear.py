@@ -58,7 +58,10 @@ def test_a_broken_row_breaks_no_other_row(bad: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_native_layer_is_for_float32(dtype: torch.dtype) -> None:
-    linear = make_linear(torch.randn(77, 40, dtype=dtype))
-    assert isinstance(linear, PackedLinear) == (dtype == torch.float32)
+def test_the_native_layer_computes_in_float32(dtype: torch.dtype) -> None:
+    weight_OD = torch.randn(77, 40, dtype=dtype)
+    assert isinstance(make_linear(weight_OD), PackedLinear) == (dtype == torch.float32)
+    linear = make_linear(weight_OD, dtype=torch.float32)
+    assert isinstance(linear, PackedLinear)
+    assert linear.panels.dtype == dtype
     assert (linear.in_features, linear.out_features) == (40, 77)

@@ -26,6 +26,7 @@ from remix_runtime.kernels import (
     reference,
 )
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
+from remix_runtime.kernels.panels import STORED_TYPES
 from remix_runtime.kernels.torch_path import TorchMixtureTable
 from remix_runtime.kernels.triton_table import TritonMixtureTable
 
@@ -242,19 +243,23 @@ def _with_threads(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [*STORED_TYPES, torch.int8])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_fetching_weights_during_the_base_product_changes_no_bit(threads: int) -> None:
+def test_fetching_weights_during_the_base_product_changes_no_bit(
+    threads: int, dtype: torch.dtype
+) -> None:
     """`remix_adapted_linear`, which the native blocks use, against its two halves."""
     D, width = 100, 330
     adapters = [make_adapter(8, 4, 8, D, width), make_adapter(5, 2, 3, D, width)]
     table = NativeMixtureTable(2, D, width)
     for slot, adapter in enumerate(adapters):
         table.set(slot, MixtureWeights.from_layer(*adapter))
-    linear = PackedLinear(torch.randn(width, D), torch.randn(width))
+    weight_OD, int8 = torch.randn(width, D), dtype == torch.int8
+    linear = PackedLinear(weight_OD if int8 else weight_OD.to(dtype), torch.randn(width), int8=int8)
     library = native.lib()
     assert library is not None
     function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
     for lengths in ([1], [7, 1, 8], [20, 1, 30], [90, 1, 37], [130, 1, 60]):
         tokens, batch = sum(lengths), Batch(run_lengths(lengths, [0, -1, 1][: len(lengths)]))
         x_TD = torch.randn(tokens, D)
@@ -263,9 +268,9 @@ def test_fetching_weights_during_the_base_product_changes_no_bit(threads: int) -
         got_TO = torch.full_like(want_TO, float("nan"))
         h_Tm, picks_Tk = batch.scratch(*table.scratch_size)
         tensors = (batch.runs_R3, x_TD, got_TO, h_Tm, picks_Tk)
-        sizes = (len(lengths), tokens, D, width, h_Tm.shape[1], picks_Tk.shape[1])
+        sizes = (len(lengths), tokens, h_Tm.shape[1], picks_Tk.shape[1])
         addresses = [tensor.data_ptr() for tensor in tensors]
-        function(*linear.native_addresses, table.native_address, *addresses, *sizes, threads)
+        function(linear.native_address, table.native_address, *addresses, *sizes, threads)
         assert torch.equal(got_TO, want_TO)
 
 

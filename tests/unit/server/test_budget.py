@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remix_runtime.base.config import read_config
+from remix_runtime.base.weights import num_parameters, weight_bytes
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.errors import ConfigError
+from remix_runtime.kernels import cpu
 from server import budget
 from server.budget import Part, embedded_parts, fit, memory_limit, parts_of, server_parts
 from server.commands import _fit_memory
 from server.settings import ServerSettings, load_settings
+from tests.models import save_tiny_base, tiny_model
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -127,7 +132,7 @@ def settings(**given: Any) -> ServerSettings:
 def test_every_setting_in_bytes_is_summed(tmp_path: Path) -> None:
     """A new one that is not would make the sum less than what is taken."""
     found = server_parts(settings(data_dir=tmp_path), num_requests=1)
-    found += embedded_parts({}, num_parameters=1, on_device=False)
+    found += embedded_parts({}, weight_bytes=1, on_device=False)
     wanted = {f.name for f in fields(EmbeddedConfig)} | set(ServerSettings.model_fields)
     wanted = {name for name in wanted if name.endswith("_bytes")} - {"memory_bytes"}
     names = {part.name.removeprefix("--").replace("-", "_") for part in found}
@@ -139,7 +144,7 @@ def test_what_the_user_gave_is_not_changed() -> None:
         part.least is None
         for part in embedded_parts(
             {"kv_cache_bytes": 1, "adapter_bytes": 1, "host_adapter_bytes": 1},
-            num_parameters=1,
+            weight_bytes=1,
             on_device=False,
         )
     )
@@ -151,12 +156,45 @@ def test_what_the_user_gave_is_not_changed() -> None:
     assert (connections.value, connections.least) == (7, None)
 
 
-def test_weights_count_in_the_type_that_they_are_held_in() -> None:
-    for dtype, size in (("auto", 4), ("float32", 4), ("bfloat16", 2)):
-        (weights, *_) = embedded_parts({"dtype": dtype}, num_parameters=1000, on_device=False)
-        assert weights.num_bytes == 1000 * size
-    on_device = embedded_parts({}, num_parameters=1000, on_device=True)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_weights_count_in_the_type_that_they_are_held_in(
+    tmp_path: Path, family: str, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_tiny_base(tmp_path, family, dtype=stored)
+    parameters = list(tiny_model(family).parameters())
+    number = sum(p.numel() for p in parameters)
+    small = sum(p.numel() for p in parameters if p.ndim == 1)
+
+    def counted(**options: Any) -> int:
+        given = {"device": "cpu", **options}
+        parts = parts_of("embedded", str(base), given, settings())
+        return next(part.num_bytes for part in parts if part.name == "the base's weights")
+
+    as_stored = (number - small) * stored.itemsize + small * 4
+    for options, expected in (
+        ({}, as_stored),
+        ({"weights": "int8"}, as_stored),
+        ({"weights": "float32"}, number * 4),
+        ({"dtype": "bfloat16"}, number * 2),
+    ):
+        assert counted(**options) == expected, options
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert counted() == number * 4
+    on_device = embedded_parts({}, weight_bytes=1000, on_device=True)
     assert [part.name for part in on_device] == ["--host-adapter-bytes"]
+
+
+def test_a_tied_head_counts_again(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    untied = save_tiny_base(tmp_path / "untied")
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    base = save_tiny_base(tmp_path / "tied")
+    model.save_pretrained(base)
+    assert num_parameters(base) < num_parameters(untied)
+    found, expected = (weight_bytes(folder, read_config(folder)) for folder in (base, untied))
+    assert found == expected
 
 
 def test_imports_are_in_the_sum_of_a_server_that_has_them(tmp_path: Path) -> None:
@@ -172,7 +210,7 @@ def test_imports_are_in_the_sum_of_a_server_that_has_them(tmp_path: Path) -> Non
 def test_the_command_s_defaults_become_smaller_and_its_numbers_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(budget, "_num_parameters", lambda base: 100_000_000)
+    monkeypatch.setattr(budget, "_weight_bytes", lambda *_: 400_000_000)
     options: dict[str, Any] = dict.fromkeys(f.name for f in fields(EmbeddedConfig))
     options |= {"device": "cpu", "adapter_bytes": 300 * MIB}
     tight = settings(memory_bytes=3 * GIB)
