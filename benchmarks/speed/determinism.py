@@ -72,8 +72,8 @@ class Count:
 
 
 def settings(threads: int) -> list[Setting]:
-    """The reference first; then a restart, other chunk budgets, no proposals, slots, a swap, weights
-    and threads."""
+    """The reference first; then a restart, other chunk budgets, no proposals, slots, a swap,
+    weights and threads."""
     common = {"device": "cpu", "dtype": "float32", "threads": threads, "max_running": 32}
     other = 1 if threads > 1 else 2
     return [
