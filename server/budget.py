@@ -107,24 +107,26 @@ def parts_of(
     waiting = sum(options.get(name, known[name].default) for name in ("max_running", "max_waiting"))
     parts = server_parts(settings, num_requests=waiting)
     if engine == "embedded" and base is not None:
+        on_device = options.get("device", "auto") != "cpu" and torch.cuda.is_available()
         parts += embedded_parts(
             options,
-            weight_bytes=_weight_bytes(base, options),
-            on_device=options.get("device", "auto") != "cpu" and torch.cuda.is_available(),
+            weight_bytes=0 if on_device else _weight_bytes(base, options),
+            on_device=on_device,
         )
     return parts
 
 
 def _weight_bytes(base: str, given: Mapping[str, Any]) -> int:
-    """Of the base on the CPU: int8 is made from what is stored, which must fit before."""
+    """Of the base on the CPU."""
     try:
         folder = find_base(base)
         if given.get("dtype", "auto") not in ("auto", "float32"):
             return 2 * num_parameters(folder)
-        stored, wide = weight_bytes(folder, read_config(folder))
+        found = weight_bytes(folder, read_config(folder))
     except ConfigError:  # the engine says more of what is wrong with a base
         return 0
-    return stored if given.get("weights") != "float32" and cpu.available() else wide
+    weights = given.get("weights", "stored") if cpu.available() else "float32"
+    return int(getattr(found, weights))
 
 
 def server_parts(settings: ServerSettings, *, num_requests: int) -> list[Part]:

@@ -325,7 +325,7 @@ def _expert_load(engine: Engine, digests: Iterable[str], max_series: int) -> Ite
     series, and the engine is not asked for theirs."""
     total = CounterMetricFamily(
         "remix_expert_activations",
-        "How often tokens activated an expert, over all modules.",
+        "How often tokens activated an expert, over all modules; with vLLM in a sample of steps.",
         labels=("digest", "expert"),
     )
     busiest = GaugeMetricFamily(

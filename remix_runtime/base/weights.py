@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -83,19 +83,35 @@ def num_parameters(folder: Path) -> int:
     return sum(tensor.numel() for tensor in _headers(folder, ()).values())
 
 
-def weight_bytes(folder: Path, config: PretrainedConfig) -> tuple[int, int]:
-    """What a base's weights take at most where linears and embeddings are as stored, and where all
-    is in float32; a head that is the embedding's own takes its memory again. Raises `ConfigError`.
-    """
-    network = without_weights(config)
-    sizes = [tensor.element_size() for tensor in _headers(folder, ()).values() if tensor.ndim > 1]
-    stored = wide = 0
-    for module in network.modules():
-        for parameter in module.parameters(recurse=False):
-            kept = isinstance(module, nn.Linear | nn.Embedding) and parameter.ndim > 1
-            stored += parameter.numel() * (min(max(sizes, default=4), 4) if kept else 4)
-            wide += parameter.numel() * 4
-    return stored, wide
+class WeightBytes(NamedTuple):
+    """What a base's weights take at most, by the setting `weights`. A head that is the embedding's
+    own takes its memory again."""
+
+    stored: float
+    float32: float
+    int8: float
+
+
+_INT8_BYTES = 34 / 32
+"""Of a weight, its part of the scale of 32 included."""
+
+
+def weight_bytes(folder: Path, config: PretrainedConfig) -> WeightBytes:
+    """Raises `ConfigError`."""
+    network, headers = without_weights(config), _headers(folder, ())
+    largest = max((tensor.element_size() for tensor in headers.values()), default=4)
+    stored = wide = int8 = 0.0
+    for module_name, module in network.named_modules():
+        is_linear = isinstance(module, nn.Linear)
+        for name, parameter in module.named_parameters(recurse=False):
+            size, count = 4, parameter.numel()
+            if parameter.ndim > 1 and (is_linear or isinstance(module, nn.Embedding)):
+                found = headers.get(f"{module_name}.{name}")
+                size = min(largest if found is None else found.element_size(), 4)
+            stored += size * count
+            wide += 4 * count
+            int8 += (_INT8_BYTES if is_linear and parameter.ndim > 1 else size) * count
+    return WeightBytes(stored, wide, int8)
 
 
 def tensor_files(folder: Path) -> list[Path]:

@@ -109,6 +109,7 @@ class Completion:
         except BaseException:  # whatever is wrong fails the request with its next token
             return ()
 
+    @_failing_alone
     def take(
         self, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs] | None = None
     ) -> TokenEvent:

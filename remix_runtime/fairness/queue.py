@@ -9,7 +9,8 @@ earns no credit. `service_bound` says how far two waiting tenants can drift apar
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -46,12 +47,13 @@ class FairQueue(Generic[T]):
             self._waiting[tenant] = {}
         self._waiting[tenant][item] = None
 
-    def put_back(self, tenant: str, item: T) -> None:
-        """Adds an item that was taken out before, in front of its tenant's others."""
+    def put_back(self, tenant: str, item: T, *, behind: Callable[[T], bool]) -> None:
+        """Adds an item that was taken out before, in front of its tenant's others but for those
+        first ones that it comes `behind`."""
         self.add(tenant, item)
-        items = self._waiting[tenant]
-        del items[item]
-        self._waiting[tenant] = {item: None, **items}
+        others = [other for other in self._waiting[tenant] if other != item]
+        first = list(takewhile(behind, others))
+        self._waiting[tenant] = dict.fromkeys([*first, item, *others[len(first) :]])
 
     def remove(self, tenant: str, item: T) -> bool:
         """Takes an item out, admitted or not. Returns False for one that does not wait."""

@@ -163,7 +163,8 @@ class ModuleLoad(BaseModel):
 
     module: str
     activations: list[int]
-    """How often each expert was activated on this server, since it loaded the adapter."""
+    """How often each expert was activated on this server, since it loaded the adapter; with vLLM
+    in a sample of the steps."""
 
 
 class ImportProgress(BaseModel):

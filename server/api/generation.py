@@ -230,7 +230,7 @@ def _longest_prompt(body: GenerationBody, model: ModelInfo, length: AnswerLength
     if body.truncate_prompt_tokens != -1:
         return body.truncate_prompt_tokens
     context = model.max_model_len
-    if length.asked is None or (length.is_cut and length.asked >= context):
+    if length.asked is None or length.is_cut:  # more than half would leave little of the prompt
         return context - length.within(context // 2)
     return max(1, context - length.asked)
 

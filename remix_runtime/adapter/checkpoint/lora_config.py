@@ -87,6 +87,8 @@ _BASE = "base_model_name_or_path"
 _MAX_ALPHA = 1e6
 _MAX_LAYERS = 1 << 12
 _MAX_NAMES = 1 << 12
+_MAX_KEYS = 1 << 10
+"""Of a field that gives some modules numbers of their own: each is compared with each module."""
 _MAX_PATTERNS = 64
 """Regular expressions of a field that are no mere names: each costs time with every module."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.]+")
@@ -208,15 +210,16 @@ def _by_name(
 ) -> tuple[tuple[str, T], ...]:
     """The pairs of a field that maps regular expressions to numbers, in their order."""
     values = fields.get(name, {})
-    if not isinstance(values, dict) or len(values) > _MAX_NAMES:
-        raise wrong(fields, name, f"an object of at most {_MAX_NAMES} names")
+    if not isinstance(values, dict) or len(values) > _MAX_KEYS:
+        raise wrong(fields, name, f"an object of at most {_MAX_KEYS} names")
     patterns = [key for key in values if not _PLAIN.fullmatch(key)]
     if len(patterns) > _MAX_PATTERNS:
         raise wrong(fields, name, f"at most {_MAX_PATTERNS} regular expressions that are no name")
     found = []
     for key, value in values.items():
         label = f"{name}: {show(key)}"
-        _check_pattern(label, key)
+        if not _PLAIN.fullmatch(key):
+            _check_pattern(label, key)
         found.append((key, read({label: value}, label)))
     return tuple(found)
 

@@ -8,6 +8,7 @@ valid in the mixture table of every adapted layer; `slots.SlotTable` says who ha
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -34,9 +35,11 @@ class HostAdapter:
 class _Entry:
     num_bytes: int
     modules: tuple[str, ...]
-    counts_Ln: torch.Tensor | None
-    """int64: how often each of n experts was activated in each of L modules. The adapter's as long
-    as it is known, wherever its tensors are. None on a device whose kernels do not count."""
+    num_experts: int | None
+    """None on a device whose kernels do not count."""
+    counts_Ln: torch.Tensor | None = None
+    """int64: how often each of n experts was activated in each of L modules. The adapter's from its
+    first slot on, as long as it is known, wherever its tensors are."""
     adapter: HostAdapter | None = None
     reserved: bool = False
     """Whether host memory is set aside for a copy that is being read."""
@@ -69,7 +72,7 @@ class AdapterBank:
         self._device = torch.device(device)
         self._slots = SlotTable(num_slots, device_bytes)
         # Least recently used first, in dict order.
-        self._entries: dict[str, _Entry] = {}
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     @property
     def num_slots(self) -> int:
@@ -116,8 +119,10 @@ class AdapterBank:
         counts. Safe in any thread: each number is whole, but during a step some modules have
         counted its tokens and others have not."""
         entry = self._entries.get(digest)
-        if entry is None or entry.counts_Ln is None:
+        if entry is None or entry.num_experts is None:
             return {}
+        if entry.counts_Ln is None:
+            return dict.fromkeys(entry.modules, (0,) * entry.num_experts)
         return dict(zip(entry.modules, map(tuple, entry.counts_Ln.tolist()), strict=True))
 
     # -- host memory ----------------------------------------------------------------------------
@@ -147,11 +152,10 @@ class AdapterBank:
         # In the model's order, and the names that every adapter shares.
         modules = tuple(name for name in self._tables if name in adapter.layers)
         assert len(modules) == len(adapter.layers), "checkpoints are checked against the base"
-        counts_Ln = None
+        num_experts = None
         if self._device.type == "cpu":
-            (n,) = {weights.n for weights in adapter.layers.values()}
-            counts_Ln = torch.zeros(len(modules), n, dtype=torch.int64)
-        return _Entry(adapter.num_bytes, modules, counts_Ln)
+            (num_experts,) = {weights.n for weights in adapter.layers.values()}
+        return _Entry(adapter.num_bytes, modules, num_experts)
 
     def is_ready(self, digest: str) -> bool:
         entry = self._entries.get(digest)
@@ -241,6 +245,9 @@ class AdapterBank:
             if placement is None:
                 return None
             started = time.monotonic()
+            if entry.counts_Ln is None and entry.num_experts is not None:
+                shape = len(entry.modules), entry.num_experts
+                entry.counts_Ln = torch.zeros(shape, dtype=torch.int64)
             for other, slot in placement.evicted.items():
                 self._clear(other, slot)
             try:
@@ -264,7 +271,8 @@ class AdapterBank:
         return not self._entries[digest].pins and not self._slots.pins(digest)
 
     def _touch(self, digest: str) -> None:
-        self._entries[digest] = self._entries.pop(digest)  # to the end: the last to leave
+        # The last to leave. In one step: others ask for counts meanwhile.
+        self._entries.move_to_end(digest)
 
     def _clear(self, digest: str, slot: int) -> None:
         adapter = self._entries[digest].adapter

@@ -235,7 +235,8 @@ class EngineCore:
         self.num_accepted += draw.num_accepted
         if draw.num_taken:
             self.scheduler.charge_more(job, draw.num_taken - 1)
-            outputs.append(self._tell(job))
+            if job.request.request_id in self._jobs:  # else its next token has failed with others
+                outputs.append(self._tell(job))
         if draw.error is not None and job.request.request_id in self._jobs:
             outputs.append(self._fail_job(job, draw.error))
         return outputs

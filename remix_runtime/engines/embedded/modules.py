@@ -69,7 +69,8 @@ class StoredEmbedding(nn.Module):
 
     def __init__(self, base: nn.Embedding) -> None:
         super().__init__()
-        self.table_VD = base.weight.data
+        # A copy of its own: what was loaded is a view of the base's file, which may change.
+        self.table_VD = base.weight.data.clone()
         del base.weight
         base.padding_idx = None  # a row of the whole table
         self._base = base

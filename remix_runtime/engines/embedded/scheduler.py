@@ -87,8 +87,8 @@ class Scheduler:
 
     @property
     def batch_tokens(self) -> int:
-        """The most tokens that a batch can hold: those in KV memory and the newest one of each
-        job."""
+        """The most tokens that a batch can hold, if no two jobs share a page: those in KV memory
+        and the newest one of each job."""
         return self.pool.num_pages * self.pool.page_tokens + self._max_running
 
     @property
@@ -178,10 +178,15 @@ class Scheduler:
         return refused
 
     def _charge(self, chunk: Chunk) -> None:
-        """Charges what a chunk computes; its tenant has paid for the prompt at admission. What is
-        computed again costs nothing."""
+        """Charges what a chunk computes. Its tenant has paid for the prompt at admission, and gets
+        back what was found of it. What is computed again costs nothing."""
         job = chunk.job
         meter = job.request.meter
+        found = min(chunk.start, job.prompt_len) - meter.prompt_tokens
+        if found > 0:  # each token of the prompt is computed once or found once
+            self.num_found += found
+            job.completion.prompt_cached(found)
+            self.queue.charge_prompt(job.request.tenant, -found)
         end = min(chunk.start + chunk.count, job.prompt_len)
         meter.prompt_tokens = max(meter.prompt_tokens, end)
         if chunk.samples:
@@ -230,7 +235,7 @@ class Scheduler:
         where there are none."""
         needy = [job for job in self.running if self._num_missing(job)]
         for job in sorted(needy, key=self._turn):
-            if self._is_ahead(job):
+            if job in self.running and self._is_ahead(job):
                 self._set_back(job)
             while job in self.running:
                 pages = self.pool.take(self._num_missing(job))
@@ -246,7 +251,7 @@ class Scheduler:
         _, waiting = next(iter(self.queue), ("", None))
         if waiting is None or self.queue.lead(job.request.tenant) <= self._max_lead:
             return False
-        return self.pool.pages_for(waiting.num_rows) + self._reserve() > self.pool.num_free
+        return not self._finds_room(waiting, self.pool.num_free - self._reserve())
 
     def _num_missing(self, job: Job) -> int:
         return max(0, self.pool.pages_for(len(job.tokens)) - len(job.pages))
@@ -266,10 +271,20 @@ class Scheduler:
         """Sends a job to the front of its tenant's queue; it goes on where it was."""
         self._stop(job)
         job.set_back()
-        self.queue.put_back(job.request.tenant, job)
+        # Inside a tenant the order stays that of first admission.
+        self.queue.put_back(
+            job.request.tenant, job, behind=lambda other: 0 <= other.number < job.number
+        )
         if job.request.digest is not None:
             self._wanted[job.request.digest] += 1
         self.num_preemptions += 1
+
+    def _finds_room(self, job: Job, room: int) -> bool:
+        """Whether a waiting job could enter with `room` free pages, and those that it finds."""
+        count = self.pool.pages_for(job.num_rows)
+        if count > room:
+            count = self.pool.num_needed(count, self._keys(job, job.num_reusable))
+        return count <= room
 
     def _reserve(self) -> int:
         """Pages that a newcomer leaves to those that run: the next one of each that will grow, so
@@ -302,10 +317,7 @@ class Scheduler:
                 return False
             if job in waits:
                 continue
-            count = self.pool.pages_for(job.num_rows)
-            if count > room:
-                count = self.pool.num_needed(count, self._keys(job, job.num_reusable))
-            if count > room:
+            if not self._finds_room(job, room):
                 return False
             if job.request.digest is not None:
                 try:
@@ -347,18 +359,11 @@ class Scheduler:
             job.pages[start : job.num_kept] = pages
 
     def _find(self, job: Job) -> list[int]:
-        """Holds the pages that are there already of those which the job would compute next. Its
-        tenant is not charged for what is found, nor for what is computed a second time."""
+        """Holds the pages that are there already of those which the job would compute next."""
         pages = self.pool.share(self._keys(job, job.num_reusable)[job.num_kept :])
         if pages:
-            done = max(job.num_computed, job.request.meter.prompt_tokens)
             job.num_kept += len(pages)
             job.num_computed = job.num_kept * self.pool.page_tokens
-            found = min(job.num_computed, job.prompt_len) - done
-            if found > 0:
-                self.num_found += found
-                job.completion.prompt_cached(found)
-                self.queue.charge_prompt(job.request.tenant, -found)
         return pages
 
     def _lose_patience(self, jobs: Iterable[Job]) -> None:
@@ -386,8 +391,9 @@ def _chunks(jobs: Iterable[Job], budget: int, scored: int = 0) -> list[Chunk]:
     for job in jobs:
         count = min(len(job.tokens) - job.num_computed, budget)
         if job.scores_prompt:
-            count = min(count, scored)
-            scored -= count
+            known = max(job.num_scored - job.num_computed, 0)
+            count = min(count, known + scored)
+            scored -= max(count - known, 0)
         if count > 0:
             chunks.append(Chunk(job, job.num_computed, count))
             budget -= count

@@ -53,6 +53,8 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
     tables = install(network, num_slots=config.adapter_slots, dtype=dtype, int8=int8)
     if stored:
         network.float()  # what is left: norms, biases, and what no kernel of ours reads
+    if device.type == "cpu":
+        _take_from_file(network)
     kv, num_pages = _kv(network, config.kv_cache_bytes, dtype, device)
     fuse(network, kv)
     install_small_ops(network)
@@ -74,6 +76,12 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
         host_bytes=config.host_adapter_bytes,
     )
     return EngineCore(config, runner, bank)
+
+
+def _take_from_file(network: nn.Module) -> None:
+    """Copies parameters that are views of the base's file, which may change under a server."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def check_supported(network: PreTrainedModel) -> None:

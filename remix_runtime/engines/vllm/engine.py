@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ class VllmEngine(EngineFront[Job]):
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: set[Job] = set()
         self._num_admitted = 0
+        self._num_looked_for = self._num_found = 0
+        """Prompt tokens that were looked for in vLLM's prefix cache, and those that were found."""
         """Requests with adapters that were admitted so far."""
         self._progress = 0.0
         self._load = ExpertLoad()
@@ -178,6 +181,8 @@ class VllmEngine(EngineFront[Job]):
             kv_tokens_used=round(used * backend.kv_tokens),
             kv_tokens_total=backend.kv_tokens,
             # Whatever the workers load they put into a slot at once.
+            prefix_cache_queries=self._num_looked_for,
+            prefix_cache_hits=self._num_found,
             adapter_slots_used=min(self._adapters.num_held, self._config.adapter_slots),
             adapter_slots_total=self._config.adapter_slots,
             adapters_loaded=len(self._adapters),
@@ -246,7 +251,8 @@ class VllmEngine(EngineFront[Job]):
     async def _run(self, job: Job, lora: tuple[str, int, Path] | None) -> None:
         request = job.request
         assert self._backend is not None
-        salt = f"{request.tenant}\n{request.cache_salt}".strip("\n")
+        owner = [request.tenant, request.cache_salt]
+        salt = json.dumps(owner) if any(owner) else ""
         outputs = self._backend.generate(request, self._ends, lora, salt=salt)
         try:
             async for new in outputs:
@@ -255,6 +261,8 @@ class VllmEngine(EngineFront[Job]):
                 params = request.params
                 if new.cached_tokens is not None:
                     job.completion.prompt_cached(new.cached_tokens)
+                    self._num_looked_for += len(request.prompt_token_ids)
+                    self._num_found += new.cached_tokens
                 asked = params.prompt_logprobs
                 scores = prompt_logprobs_of(new, request.prompt_token_ids, asked)
                 if scores is not None:

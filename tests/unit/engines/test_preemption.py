@@ -89,6 +89,44 @@ def test_between_tenants_the_one_that_was_served_most_goes() -> None:
     assert early in [job for _, job in s.queue]
 
 
+def test_one_that_another_has_set_back_in_the_same_step_is_not_set_back_twice() -> None:
+    """Of a tenant that is far ahead while another's long prompt waits."""
+    s = scheduler(6)
+    jobs = [job_of(4, 20, name="x", tenant="c"), job_of(4, 20, name="y", tenant="b")]
+    for job in jobs:
+        s.add(job)
+    model = PagedModel(s)
+    model.step()
+    jobs.append(job_of(20, 2, name="long", tenant="a"))
+    s.add(jobs[-1])
+    charged = False
+    while s.has_work:
+        if not charged and [len(job.tokens) for job in jobs[:2]] == [12, 12]:
+            assert s.pool.num_free == 0
+            s.queue.charge_output("b", 2 * s.batch_tokens)
+            charged = True
+        model.step()
+    assert charged
+    for job in jobs:
+        assert job.tokens[job.prompt_len :] == alone(job.request)[0]
+
+
+def test_inside_a_tenant_those_that_are_set_back_come_again_in_their_order() -> None:
+    s = scheduler(8, budget=16)
+    for name in ("a", "b", "c"):
+        s.add(job_of(6, 25, name=name, tenant="f"))
+    model = PagedModel(s)
+    model.step()
+    s.add(job_of(20, 2, name="long", tenant="g"))
+    s.queue.charge_output("f", 2 * s.batch_tokens)
+    waiting: list[list[str]] = []
+    for _ in range(6):
+        model.step()
+        waiting.append([name for name in names([job for _, job in s.queue]) if name != "long"])
+    assert ["a", "b", "c"] in waiting
+    assert all(found == sorted(found) for found in waiting)
+
+
 def test_who_has_returned_makes_a_token_before_it_goes_again() -> None:
     s = scheduler(8)
     jobs = [job_of(6, 18, name=name) for name in ("a", "b", "c")]
@@ -211,9 +249,11 @@ def test_put_back_is_in_front_and_lifts_like_an_arrival() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.add("f", "f1")
     queue.charge_prompt("f", 10)
-    queue.put_back("f", "f0")
-    queue.put_back("g", "g0")
+    queue.put_back("f", "f0", behind=lambda other: other < "f0")
+    queue.put_back("g", "g0", behind=lambda other: other < "g0")
     assert list(queue) == [("f", "f0"), ("f", "f1"), ("g", "g0")]
+    queue.put_back("f", "f0b", behind=lambda other: other < "f0b")
+    assert [item for tenant, item in queue if tenant == "f"] == ["f0", "f0b", "f1"]
     assert queue.counter("g") == 10
 
 

@@ -12,6 +12,7 @@ from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.pages import PagePool
 from remix_runtime.engines.embedded.replay import Replay
 from remix_runtime.engines.embedded.scheduler import Scheduler
+from remix_runtime.fairness.queue import OUTPUT_WEIGHT
 from tests.engines import NoText
 from tests.unit.adapter.checkpoint.adapters import make_parity
 from tests.unit.engines.scheduling import PAGE, PagedModel, Slots, alone, job_of
@@ -195,6 +196,32 @@ def test_the_whole_prompt_is_metered_and_what_is_computed_is_charged() -> None:
     run(m, jobs[1])
     assert [job.request.meter.prompt_tokens for job in jobs] == [13, 13]
     assert m.s.queue.counter("f") - charged == 1 + 2 * 2
+
+
+def test_what_is_found_again_before_anything_was_computed_counts_once() -> None:
+    """A request that enters, waits behind another prompt, and is set back."""
+    m = model(30, budget=6)
+    prompt = [*range(100, 116), 1, 2]
+    assert run(m, job_of(prompt, 1, tenant="t")) == [0]
+    before = m.s.queue.counter("t")
+    m.s.add(job_of(list(range(200, 232)), 2, tenant="t"))
+    job = job_of(prompt, 1, tenant="t")
+    m.s.add(job)
+    for _ in range(3):
+        m.step()
+        assert job in m.s.running
+        assert not job.request.meter.prompt_tokens
+        m.s._set_back(job)
+    assert m.s.queue.counter("t") - before == 32 + len(prompt)
+    assert m.s.num_found == 0
+    while job.tokens == prompt:
+        m.step()
+    assert m.s.num_found == 16
+    assert job.completion.take((1,)).cached_tokens == 16
+    while m.s.has_work:
+        m.step()
+    # Both prompts and three tokens, less what was found.
+    assert m.s.queue.counter("t") - before == 32 + len(prompt) - 16 + 3 * OUTPUT_WEIGHT
 
 
 def test_a_request_that_was_set_back_finds_its_own_pages() -> None:

@@ -231,3 +231,22 @@ def test_int8_names_the_layer_of_a_weight_that_is_no_number(tmp_path: Path) -> N
     save_file(tensors, base / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"model\.layers\.1\.mlp\.up_proj: found a weight that"):
         core_of(base, "int8")
+
+
+@needs_native
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("weights", ["stored", "int8", "float32"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_file_that_changes_under_a_server_changes_nothing(
+    tmp_path: Path, family: str, weights: Weights, dtype: torch.dtype
+) -> None:
+    base = save_tiny_base(tmp_path, family, dtype=dtype)
+    core = core_of(base, weights)
+    expected = answers(core, family)
+    size = (base / WEIGHTS).stat().st_size
+    with (base / WEIGHTS).open("r+b") as file:  # in place, as cp and rsync --inplace write
+        file.write(b"\xff" * size)
+    for found, before in zip(answers(core, family), expected, strict=True):
+        assert torch.equal(found, before)
+    names = Path("/proc/self/maps")
+    assert not names.exists() or str(base) not in names.read_text()

@@ -147,10 +147,10 @@ def test_the_call_of_native_blocks_counts_the_same(
     library = native.lib()
     assert library is not None
     function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 8 + [ctypes.c_int64] * 6 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
     tensors = (batch.runs_R3, x_TD, y_TO, h_Tm, picks_Tk)
-    sizes = (len(runs), T, D, width, h_Tm.shape[1], picks_Tk.shape[1])
+    sizes = (len(runs), T, h_Tm.shape[1], picks_Tk.shape[1])
     addresses = [tensor.data_ptr() for tensor in tensors]
-    function(*linear.native_addresses, table.native_address, *addresses, *sizes, threads)
+    function(linear.native_address, table.native_address, *addresses, *sizes, threads)
     assert [counts_n.tolist() for counts_n in counts] == counted(picks_Tk, runs)
     assert sum(int(counts_n.sum()) for counts_n in counts) > 0

@@ -376,7 +376,7 @@ async def test_fields_that_ask_for_nothing_are_taken(server: Server, name: str, 
 async def test_fields_that_cannot_change_the_answer_are_taken(server: Server, name: str) -> None:
     body = {"temperature": 0, "max_tokens": 5}
     plain = (await server.complete(**body)).json()["choices"]
-    for value in ({"a": "b"}, "text", True, []):
+    for value in ["text"] if name == "cache_salt" else ({"a": "b"}, "text", True, []):
         assert (await server.complete(**body, **{name: value})).json()["choices"] == plain
 
 

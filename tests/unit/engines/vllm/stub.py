@@ -91,9 +91,15 @@ class StubBackend:
             del self.running[request.request_id]
 
     def give(
-        self, request_id: str, token_ids: Sequence[int], logprobs: Any = None, prompt: Any = None
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        logprobs: Any = None,
+        prompt: Any = None,
+        cached: int | None = None,
     ) -> None:
-        self.running[request_id][0].put_nowait(NewTokens(token_ids, logprobs, prompt))
+        new = NewTokens(token_ids, logprobs, prompt, cached)
+        self.running[request_id][0].put_nowait(new)
 
     def end(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from remix_runtime.contracts import FinishReason, Grammar, GrammarKind
+from remix_runtime.contracts import FinishReason, Grammar, GrammarKind, TokenEvent
 from remix_runtime.engines.vllm.engine import PATIENCE, VllmEngine
 from remix_runtime.errors import (
     AdapterNotLoadedError,
@@ -29,9 +30,15 @@ PROMPT = [5, 17, 99]
 
 
 def ask(
-    engine: VllmEngine, adapter: str | None = None, *, tenant: str = "", **params: object
+    engine: VllmEngine,
+    adapter: str | None = None,
+    *,
+    tenant: str = "",
+    cache_salt: str = "",
+    **params: object,
 ) -> tuple[str, asyncio.Task[Completion]]:
     item = request(PROMPT, adapter, tenant=tenant, **params)
+    item = replace(item, cache_salt=cache_salt)
     return item.request_id, asyncio.create_task(complete(engine, item))
 
 
@@ -59,8 +66,38 @@ async def test_tenants_take_turns_and_each_has_a_cache_of_its_own(base: Path) ->
     await ended(*(task for _, task in asked))
     ids = [request_id for request_id, _ in asked]
     assert backend.started == [ids[0], ids[3], ids[1], ids[2]]
-    assert [backend.salts[i] for i in ids] == ["loud", "loud", "loud", "quiet"]
+    assert len({backend.salts[i] for i in ids[:3]}) == 1
+    assert len({backend.salts[i] for i in ids}) == 2
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
+
+
+async def test_cached_tokens_are_told_with_the_first_event(base: Path) -> None:
+    engine, backend = await started(base)
+    item = request(PROMPT, max_tokens=3)
+    events: list[TokenEvent] = []
+
+    async def listen() -> None:
+        events.extend([event async for event in engine.generate(item)])
+
+    task = asyncio.create_task(listen())
+    await settled()
+    backend.give(item.request_id, [1], cached=2)
+    backend.give(item.request_id, [1])
+    backend.end([item.request_id])
+    await asyncio.wait_for(task, 120)
+    assert [event.cached_tokens for event in events] == [2, None, None]
+    stats = engine.stats()
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (len(PROMPT), 2)
+
+
+async def test_salts_are_as_many_as_pairs_of_tenant_and_salt(base: Path) -> None:
+    engine, backend = await started(base)
+    pairs = [("", ""), ("", "t"), ("t", ""), ("t", "x"), ("t", "x\n"), ("t\nx", "")]
+    asked = [ask(engine, tenant=tenant, cache_salt=salt) for tenant, salt in pairs]
+    await settled()
+    assert len({backend.salts[request_id] for request_id, _ in asked}) == len(pairs)
+    backend.end(list(backend.running))
+    await ended(*(task for _, task in asked))
 
 
 async def test_outputs_are_charged_to_their_tenant(base: Path) -> None:
