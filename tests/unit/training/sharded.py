@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ CHUNKED = 300
 
 
 def train_in_chunks(*args: Any) -> None:
-    """`train_rank`, with a head that runs on one position at a time."""
+    """`train_rank`, with a head that runs on one position at a time. On some processors MKL's sums
+    depend on where in memory their numbers lie, and FSDP gathers weights into places of its own:
+    MKL is told to keep one order, before it computes anything."""
+    os.environ["MKL_CBWR"] = "COMPATIBLE"
     training.completion_loss.LOGITS = CHUNKED
     train_rank(*args)
 

@@ -31,14 +31,6 @@ from training.sharding import shard
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
-
-@pytest.fixture(autouse=True)
-def sums_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On some processors MKL's sums depend on where in memory their numbers lie: FSDP gathers
-    weights into places of its own."""
-    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-
-
 UPPER = ["layers.1.mlp.up_proj", "layers.1.mlp.down_proj"]
 
 
