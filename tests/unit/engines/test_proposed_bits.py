@@ -257,7 +257,8 @@ def test_whatever_is_proposed_and_whoever_leaves(
             count = len(answer.tokens)
             assert answer.tokens == whole.tokens[:count]
             assert answer.logprobs == whole.logprobs[:count]
-            assert whole.text.startswith(answer.text)
+            # An abort shows half a character as U+FFFD, which the whole answer completes.
+            assert whole.text.startswith(answer.text.rstrip("\ufffd"))
             assert answer.charged[1] == count
         else:
             assert answer == whole
