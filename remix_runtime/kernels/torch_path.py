@@ -18,12 +18,17 @@ class TorchLinear:
     """y = W x + b with PyTorch's own product."""
 
     def __init__(self, weight_OD: Tensor, bias_O: Tensor | None = None) -> None:
-        self.weight_OD = weight_OD.detach()
-        self.bias_O = None if bias_O is None else bias_O.detach()
+        self.weight_OD = _own(weight_OD)
+        self.bias_O = None if bias_O is None else _own(bias_O)
         self.out_features, self.in_features = weight_OD.shape
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         return F.linear(x_TD, self.weight_OD, self.bias_O)
+
+
+def _own(weight: Tensor) -> Tensor:
+    """On the CPU it may be a view of the base's file, which may change under a server."""
+    return weight.detach().clone() if weight.is_cpu else weight.detach()
 
 
 class TorchMixtureTable:

@@ -234,14 +234,22 @@ def test_int8_names_the_layer_of_a_weight_that_is_no_number(tmp_path: Path) -> N
 
 
 @needs_native
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-@pytest.mark.parametrize("weights", ["stored", "int8", "float32"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weights": "stored"},
+        {"weights": "int8"},
+        {"weights": "float32"},
+        {"dtype": "bfloat16"},  # PyTorch's kernels
+    ],
+)
 def test_a_file_that_changes_under_a_server_changes_nothing(
-    tmp_path: Path, family: str, weights: Weights, dtype: torch.dtype
+    tmp_path: Path, family: str, settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
     base = save_tiny_base(tmp_path, family, dtype=dtype)
-    core = core_of(base, weights)
+    core = core_of(base, **settings)
     expected = answers(core, family)
     size = (base / WEIGHTS).stat().st_size
     with (base / WEIGHTS).open("r+b") as file:  # in place, as cp and rsync --inplace write
