@@ -7,14 +7,15 @@ library only.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Report = Callable[[str], None]
 """Takes one line about what happens now."""
@@ -63,6 +64,13 @@ def rotated(sides: Sequence[S], number: int) -> Iterator[S]:
     """The sides in turn, beginning one further each round, so that none is always first."""
     start = number % len(sides)
     yield from (*sides[start:], *sides[:start])
+
+
+def from_thread(
+    loop: asyncio.AbstractEventLoop, run: Callable[[int], Coroutine[Any, Any, T]]
+) -> Callable[[int], T]:
+    """A side that runs on an event loop, for rounds that run in another thread."""
+    return lambda number: asyncio.run_coroutine_threadsafe(run(number), loop).result()
 
 
 def fastest(

@@ -13,20 +13,19 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import typer
 
 from benchmarks.options import Base, Out
 from benchmarks.result import Table, publish
-from benchmarks.rounds import percentile, ratio, run_rounds
+from benchmarks.rounds import from_thread, percentile, ratio, run_rounds
 from remix_runtime.contracts import GenerationRequest, SamplingParams
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.threads import available_cores
 
-T = TypeVar("T")
 _NUMBERS = itertools.count()
 _TEXT = (
     "the ledger of harbour fees shows that each ship pays by length season cargo and berth while a "
@@ -170,10 +169,10 @@ async def _main(
     context = engine.model.max_model_len - 16
 
     def talk(cached: bool) -> Callable[[int], Talk]:
-        return _waiting(loop, lambda n: chats.run(n, cached=cached, new_tokens=new_tokens))
+        return from_thread(loop, lambda n: chats.run(n, cached=cached, new_tokens=new_tokens))
 
     def answers(max_tokens: int) -> Callable[[int], float]:
-        return _waiting(loop, lambda n: _long_answers(engine, max_tokens, n))
+        return from_thread(loop, lambda n: _long_answers(engine, max_tokens, n))
 
     def report(line: str) -> None:
         print(line, flush=True)
@@ -203,18 +202,12 @@ async def _main(
         Table(["", "without", "with the cache", "ratio"], _rows(talks)),
         f"{REQUESTS} requests that leave after {GENERATED} tokens, `max_tokens` {context} against "
         f"{SHORT}: {longer.show(3)} of the time.",
-        talks={str(cached): [vars_of(talk) for talk in found.values()]
+        talks={str(cached): [_figures(talk) for talk in found.values()]
                for cached, found in talks.items()},
         long_answers={str(length): list(found.values()) for length, found in lengths.items()},
     )  # fmt: skip
     if not same:
         raise typer.Exit(1)
-
-
-def _waiting(
-    loop: asyncio.AbstractEventLoop, run: Callable[[int], Coroutine[Any, Any, T]]
-) -> Callable[[int], T]:
-    return lambda number: asyncio.run_coroutine_threadsafe(run(number), loop).result()
 
 
 def _rows(talks: Mapping[bool, Mapping[int, Talk]]) -> list[list[object]]:
@@ -246,14 +239,8 @@ def _rows(talks: Mapping[bool, Mapping[int, Talk]]) -> list[list[object]]:
     ]  # fmt: skip
 
 
-def vars_of(talk: Talk) -> dict[str, object]:
-    return {
-        "seconds": talk.seconds,
-        "first_tokens": talk.first_tokens,
-        "prompt_tokens": talk.prompt_tokens,
-        "cached_tokens": talk.cached_tokens,
-        "new_tokens": talk.new_tokens,
-    }
+def _figures(talk: Talk) -> dict[str, object]:
+    return {name: value for name, value in asdict(talk).items() if name != "answers"}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.machine import describe_machine
 from benchmarks.result import Table, publish
-from benchmarks.rounds import Report, percentile, ratio, run_rounds, spread
+from benchmarks.rounds import Report, from_thread, percentile, ratio, run_rounds, spread
 from benchmarks.speed.schemas import Sample, endless_schema, random_schema
 from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.contracts import (
@@ -110,9 +110,7 @@ async def _steps(
         return decode / (new_tokens - 1), processor
 
     def measured(batch: int, side: Side) -> Callable[[int], Cost]:
-        return lambda number: asyncio.run_coroutine_threadsafe(
-            run(batch, side, number), loop
-        ).result()
+        return from_thread(loop, lambda number: run(batch, side, number))
 
     sides = list(itertools.product(("greedy", "sampled"), (False, True)))
     cases = {batch: {side: measured(batch, side) for side in sides} for batch in batches}

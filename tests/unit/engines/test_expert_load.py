@@ -14,16 +14,14 @@ from torch import Tensor
 from remix_runtime.adapter.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from remix_runtime.adapter.layers import attach_checkpoint
 from remix_runtime.adapter.parity import record_parity
-from remix_runtime.contracts import AdapterInfo, GenerationRequest, SamplingParams
-from remix_runtime.engines.completion import Completion
+from remix_runtime.contracts import AdapterInfo
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.bank import AdapterBank
-from remix_runtime.engines.embedded.core import EngineCore
 from remix_runtime.engines.embedded.job import Job
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.kernels import make_table
-from tests.engines import NoText, complete, complete_all, request
+from tests.engines import complete, complete_all, request
 from tests.models import (
     ATTENTION,
     MLP,
@@ -32,6 +30,7 @@ from tests.models import (
     save_tiny_base,
     tiny_model,
 )
+from tests.unit.engines.test_bits import job_of
 
 Load = Mapping[str, tuple[int, ...]]
 
@@ -50,24 +49,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
     yield request.param
     torch.set_num_threads(before)
-
-
-def job_of(core: EngineCore, prompt: list[int], digest: str | None) -> Job:
-    item = GenerationRequest(
-        request_id="x",
-        prompt_token_ids=tuple(prompt),
-        params=SamplingParams(max_tokens=1),
-        digest=digest,
-    )
-    job = Job(item, Completion(item, NoText(), ()))
-    pages = core.scheduler.pool.take(core.scheduler.pool.pages_for(len(prompt)))
-    assert pages is not None
-    job.pages = pages
-    if digest is not None:
-        slot = core.bank.pin_slot(digest)
-        assert slot is not None
-        job.slot = slot
-    return job
 
 
 def steps_of(jobs: list[Job]) -> Iterator[list[Chunk]]:
