@@ -25,7 +25,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from remix_runtime.adapter.checkpoint.reader import PARTS, adapter_digest, tensor_name
+from remix_runtime.adapter.checkpoint.layouts import remix_tensors
+from remix_runtime.adapter.checkpoint.reader import adapter_digest
 from remix_runtime.adapter.checkpoint.types import (
     AdapterConfig,
     Checkpoint,
@@ -170,11 +171,7 @@ def random_checkpoint(
             b_nOr=torch.randn(n, width_o, r, generator=generator) * b_scale,
             router_nD=torch.randn(n, width_d, generator=generator) / width_d**0.5,
         )
-    tensors = {
-        tensor_name(module, part): tensor
-        for module, w in layers.items()
-        for part, tensor in zip(PARTS, (w.a_nrD, w.b_nOr, w.router_nD), strict=True)
-    }
+    tensors = remix_tensors(layers)
     return Checkpoint(
         config=config,
         layers=layers,

@@ -11,11 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import ClassVar
 
+from torch import Tensor
+
 from remix_runtime.adapter.checkpoint.config import canonical_json
 from remix_runtime.adapter.checkpoint.lora_config import ALL_LINEAR, canonical_lora_json
 from remix_runtime.adapter.checkpoint.name_pattern import name_pattern
 from remix_runtime.adapter.checkpoint.targets import Targets, target_shapes
-from remix_runtime.adapter.checkpoint.types import AdapterConfig, BaseShapes, LoraConfig, Mixture
+from remix_runtime.adapter.checkpoint.types import (
+    AdapterConfig,
+    BaseShapes,
+    LayerWeights,
+    LoraConfig,
+    Mixture,
+)
 
 
 class Layout(ABC):
@@ -29,8 +37,9 @@ class Layout(ABC):
     targets: str
     """What names the adapted modules, for messages."""
 
-    def tensor_name(self, module: str, part: str) -> str:
-        return f"base_model.model.{module}.{self.prefix}_{part}.weight"
+    @classmethod
+    def tensor_name(cls, module: str, part: str) -> str:
+        return f"base_model.model.{module}.{cls.prefix}_{part}.weight"
 
     def place(self, name: str) -> tuple[str, str] | None:
         """The module and the part that a tensor's name stands for; None where it is none of the
@@ -84,6 +93,17 @@ class RemixLayout(Layout):
 
     def mixture(self, module: str) -> Mixture:
         return self._config
+
+
+def remix_tensors(layers: Mapping[str, LayerWeights]) -> dict[str, Tensor]:
+    """The tensors of a ReMix adapter by their names in the file."""
+    return {
+        RemixLayout.tensor_name(module, part): tensor
+        for module, weights in layers.items()
+        for part, tensor in zip(
+            RemixLayout.parts, (weights.a_nrD, weights.b_nOr, weights.router_nD), strict=True
+        )
+    }
 
 
 class LoraLayout(Layout):

@@ -37,7 +37,6 @@ from remix_runtime.errors import CheckpointFormatError, CheckpointMismatchError
 
 TENSOR_FILE = "adapter_model.safetensors"
 DTYPES = frozenset({"F32", "BF16", "F16"})
-PARTS = tuple(RemixLayout.parts)
 
 
 def read_checkpoint(
@@ -85,11 +84,6 @@ def adapter_digest(
     if defaults is not None:
         digest.update(canonical_defaults(defaults))
     return digest.hexdigest()
-
-
-def tensor_name(module: str, part: str) -> str:
-    """The key of a ReMix layer's tensor; `part` is one of `PARTS`."""
-    return f"base_model.model.{module}.remix_{part}.weight"
 
 
 def _config_in(

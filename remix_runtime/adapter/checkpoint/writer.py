@@ -22,13 +22,14 @@ from remix_runtime.adapter.checkpoint.config import emit_config, parse_config
 from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE, emit_defaults
 from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
 from remix_runtime.adapter.checkpoint.folder import open_folder
+from remix_runtime.adapter.checkpoint.layouts import remix_tensors
 from remix_runtime.adapter.checkpoint.parity_file import (
     PARITY_FILE,
     Parity,
     emit_parity,
     read_parity,
 )
-from remix_runtime.adapter.checkpoint.reader import PARTS, TENSOR_FILE, read_checkpoint, tensor_name
+from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE, read_checkpoint
 from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, AdapterConfig, LayerWeights
 from remix_runtime.contracts import AdapterDefaults
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
@@ -60,13 +61,8 @@ def write_checkpoint(
     _check_place(folder)
     tensors = {
         # The library refuses tensors that share memory: `copy` and a layout of their own.
-        tensor_name(module, part): tensor.detach().to(
-            "cpu", dtype, copy=True, memory_format=torch.contiguous_format
-        )
-        for module, weights in layers.items()
-        for part, tensor in zip(
-            PARTS, (weights.a_nrD, weights.b_nOr, weights.router_nD), strict=True
-        )
+        name: tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in remix_tensors(layers).items()
     }
     contents = {README_FILE: readme.encode()}
     if parity is not None:
