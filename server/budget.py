@@ -22,6 +22,7 @@ from remix_runtime.base.weights import num_parameters, weight_bytes
 from remix_runtime.engines.embedded.config import EmbeddedConfig
 from remix_runtime.errors import ConfigError
 from remix_runtime.kernels import cpu
+from remix_runtime.kernels.panels import INT8_BYTES
 from server.engines import CONFIGS, EngineName
 from server.http.connection import ConnectionLimits
 from server.live.remembered import MAX_BYTES as REMEMBERED_BYTES
@@ -122,7 +123,7 @@ def _weight_bytes(base: str, given: Mapping[str, Any]) -> int:
         folder = find_base(base)
         if given.get("dtype", "auto") not in ("auto", "float32"):
             return 2 * num_parameters(folder)
-        found = weight_bytes(folder, read_config(folder))
+        found = weight_bytes(folder, read_config(folder), int8_bytes=INT8_BYTES)
     except ConfigError:  # the engine says more of what is wrong with a base
         return 0
     weights = given.get("weights", "stored") if cpu.available() else "float32"

@@ -151,6 +151,7 @@ class Metrics:
                 return (OTHER, OTHER)
             self._seen[pair] = set()
             self._series(self._prompt_tokens, pair)
+            self._series(self._cached_tokens, pair)
             self._series(self._generated, pair)
         return pair
 

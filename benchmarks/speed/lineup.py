@@ -22,7 +22,7 @@ from benchmarks.speed.worker import Worker, WorkerError
 from remix_runtime.engines.embedded.config import Weights
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import missing_extra
-from remix_runtime.kernels.panels import GROUP
+from remix_runtime.kernels.panels import INT8_BYTES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -204,6 +204,6 @@ def bytes_read_per_token(model: PreTrainedModel) -> dict[Weights, int]:
         elements -= embedding.weight.numel()
     linears = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     stored = model.config.get_text_config().dtype or torch.float32
-    per_weight = {"stored": stored.itemsize, "float32": 4, "int8": 1 + 2 / GROUP}
+    per_weight = {"stored": stored.itemsize, "float32": 4, "int8": INT8_BYTES}
     others = 4 * (elements - linears)
     return {kind: int(linears * size) + others for kind, size in per_weight.items()}  # type: ignore[misc]

@@ -92,12 +92,8 @@ class WeightBytes(NamedTuple):
     int8: float
 
 
-_INT8_BYTES = 34 / 32
-"""Of a weight, its part of the scale of 32 included."""
-
-
-def weight_bytes(folder: Path, config: PretrainedConfig) -> WeightBytes:
-    """Raises `ConfigError`."""
+def weight_bytes(folder: Path, config: PretrainedConfig, *, int8_bytes: float) -> WeightBytes:
+    """`int8_bytes`: of a linear's weight in 8 bits. Raises `ConfigError`."""
     network, headers = without_weights(config), _headers(folder, ())
     largest = max((tensor.element_size() for tensor in headers.values()), default=4)
     stored = wide = int8 = 0.0
@@ -110,7 +106,7 @@ def weight_bytes(folder: Path, config: PretrainedConfig) -> WeightBytes:
                 size = min(largest if found is None else found.element_size(), 4)
             stored += size * count
             wide += 4 * count
-            int8 += (_INT8_BYTES if is_linear and parameter.ndim > 1 else size) * count
+            int8 += (int8_bytes if is_linear and parameter.ndim > 1 else size) * count
     return WeightBytes(stored, wide, int8)
 
 

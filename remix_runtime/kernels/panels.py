@@ -16,6 +16,8 @@ STORED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Types that are packed as they are."""
 GROUP = 32
 """Inputs that share a scale in 8 bits: GROUP of `native/linear.c`."""
+INT8_BYTES = 1 + 2 / GROUP
+"""Of a weight in 8 bits, its part of the scale included."""
 _LARGEST = 127
 
 

@@ -57,11 +57,7 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
             param="n",
         )
     call.admission.take_places(len(body.prompt) * n)
-    length = AnswerLength(
-        asked=body.most_tokens,
-        default=call.defaults.max_tokens or DEFAULT_MAX_TOKENS,
-        is_cut=services.settings.long_max_tokens == "cut",
-    )
+    length = AnswerLength.of(body, call, services.settings, DEFAULT_MAX_TOKENS)
     prompts = await _tokenized(services, call, body, length)
     answer_id = f"cmpl-{uuid.uuid4().hex}"
     admitted = admit_sequences(

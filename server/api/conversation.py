@@ -87,11 +87,7 @@ async def open_conversation(
         body,
         [chat.prompt],
         answer_id=answer_id,
-        length=AnswerLength(
-            asked=body.most_tokens,
-            default=call.defaults.max_tokens or services.settings.default_max_tokens,
-            is_cut=services.settings.long_max_tokens == "cut",
-        ),
+        length=AnswerLength.of(body, call, services.settings, services.settings.default_max_tokens),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         param=param,

@@ -25,6 +25,7 @@ from server.api.calls import Call
 from server.api.wire.answers import FinishedBy
 from server.api.wire.generation import GenerationBody
 from server.metrics import SequenceWatch
+from server.settings import ServerSettings
 
 MAX_LOGPROB_ENTRIES = 1 << 19
 """Of all log-probabilities of a request: so many are held in memory until the answer is sent."""
@@ -112,6 +113,17 @@ class AnswerLength:
         if self.asked is None:
             return 1
         return min(self.asked, 1) if self.is_cut else self.asked
+
+    @classmethod
+    def of(
+        cls, body: GenerationBody, call: Call, settings: ServerSettings, default: int
+    ) -> AnswerLength:
+        """`default`: of a request and an adapter that do not say."""
+        return cls(
+            asked=body.most_tokens,
+            default=call.defaults.max_tokens or default,
+            is_cut=settings.long_max_tokens == "cut",
+        )
 
     def within(self, room: int) -> int:
         """The most tokens, of so many that there is room for."""
