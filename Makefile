@@ -2,6 +2,7 @@
 # make run       serve the sample adapters         make lint   style, types, import rules, images
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
+# make test-e2e the tests that need a real Prometheus, browser, Ray and PostgreSQL
 # make test-hostile   kills at random, loads from many threads, leaks, hostile clients, faults: hours; see tests/hostile
 # make test-mutants   changes the code and looks whether a test fails: writes docs/results/mutants.md
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-hostile test-mutants test-gpu test-vllm test-conformance gpu-check gpu-pack lint format bench samples lock clean
+.PHONY: help install run stop test test-slow test-e2e test-hostile test-mutants test-gpu test-vllm test-conformance gpu-check gpu-pack lint format bench samples lock clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -83,6 +84,13 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Prometheus and Chromium are the machine's own (Debian: apt install prometheus chromium). One worker:
+# every test starts servers.
+test-e2e: $(VENV)/.installed-e2e
+	@for tool in prometheus promtool chromium; do command -v $$tool >/dev/null \
+		|| { echo "error: needs $$tool (Debian: apt install prometheus chromium)" >&2; exit 1; }; done
+	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system
 
 # Less of it by KILLS=100 LOADS=64 FAULTS=1000 FUZZ=500 (2,000, 1,024, 100,000, 50,000). Part of it
 # by K=catalogue, as pytest's -k. The seed of a failure as REMIX_HOSTILE_SEED, REMIX_HOSTILE_FUZZ_SEED.
