@@ -15,11 +15,12 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import sqlalchemy.exc
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
@@ -61,10 +62,11 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         self.url = _parse(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgres_engine(self.url)
         self._threads: list[threading.Thread] = []
         if self.is_sqlite:
-            event.listen(self.engine.sync_engine, "connect", self._note_thread)
+            self.engine = _sqlite_engine(self.url, self._connect_sqlite)
+        else:
+            self.engine = _postgres_engine(self.url)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -85,12 +87,17 @@ class Database:
         """Closes all connections, those too that a cancelled caller left behind."""
         await self.engine.dispose()
         for thread in self._threads:
-            # It answers to the event loop, which may be closed after this.
-            await asyncio.to_thread(thread.join, READ_SECONDS)
+            if thread.is_alive():
+                # It answers to the event loop, which may be closed after this.
+                await asyncio.to_thread(thread.join, READ_SECONDS)
 
-    def _note_thread(self, connection: Any, _record: object) -> None:
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        self._threads.append(connection.driver_connection._thread)
+    def _connect_sqlite(self, *args: Any, **settings: Any) -> aiosqlite.Connection:
+        # Its thread is noted before it runs: one that still connects may be left behind, too.
+        connection = aiosqlite.connect(*args, **settings)
+        connection._thread.daemon = True
+        self._threads = [t for t in self._threads if t.ident is None or t.is_alive()]
+        self._threads.append(connection._thread)
+        return connection
 
     @asynccontextmanager
     async def _available(self, seconds: float) -> AsyncIterator[None]:
@@ -150,10 +157,10 @@ class _SqliteConnection(sqlite3.Connection):
         super().close()
 
 
-def _sqlite_engine(url: URL) -> AsyncEngine:
+def _sqlite_engine(url: URL, connect: Callable[..., aiosqlite.Connection]) -> AsyncEngine:
     # The driver's own BEGINs are off: they come too late to lock what a transaction reads.
-    connect = {"isolation_level": None, "timeout": READ_SECONDS / 2, "factory": _SqliteConnection}
-    engine = create_async_engine(url, connect_args=connect)
+    settings = {"isolation_level": None, "timeout": READ_SECONDS / 2, "factory": _SqliteConnection}
+    engine = create_async_engine(url, connect_args=settings | {"async_creator_fn": connect})
     file = Path(str(url.database))
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

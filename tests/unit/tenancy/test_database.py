@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -186,6 +188,37 @@ async def test_a_cancelled_write_leaves_nothing_and_holds_no_lock(directory: Dir
         await writing
     await directory.create_tenant("b", actor="test")
     assert [tenant.id for tenant in await directory.tenants()] == ["b"]
+
+
+async def test_a_connection_that_is_left_while_it_is_made_has_no_thread_after_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            begun.set()
+            connecting.append(threading.current_thread())
+            may_end.wait(30)
+            super().__init__(*args, **settings)
+
+    async def read() -> None:
+        async with there.read():
+            pass
+
+    connecting: list[threading.Thread] = []
+    monkeypatch.setattr(database, "_SqliteConnection", Slow)
+    there = Database(sqlite_file(tmp_path / "directory.db"))
+    reading = asyncio.ensure_future(read())
+    assert await asyncio.to_thread(begun.wait, 30)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    closing = asyncio.ensure_future(there.close())
+    await asyncio.sleep(0.05)  # time in which it would end if it did not wait
+    may_end.set()
+    await closing
+    assert not connecting[0].is_alive()
 
 
 async def test_a_write_left_at_any_moment_holds_no_lock_even_while_its_traceback_lives(
