@@ -31,6 +31,10 @@
 #define TOKEN_BLOCK 192
 // How far ahead of their use weights are fetched, in bytes.
 #define AHEAD 4096
+// From so many tokens on a tile computes for longer than its weights take to come.
+#define BUSY_TOKENS 4
+// More than this would leave the L2 caches again while all weights stream through them.
+#define MOST_BYTES_BESIDE (3 << 19)
 
 EXPORT int64_t remix_linear_panel(void) { return P; }
 EXPORT int64_t remix_linear_group(void) { return GROUP; }
@@ -63,6 +67,10 @@ INLINE void load_weights(const int type, const char *w, const vf scale[2], vf *l
     }
 }
 
+// What a register tile does beside its products: read the weights in a stream; keep them in float32
+// for those that come after it; fetch other memory.
+enum { STREAMS, KEEPS, FETCHES };
+
 // What a register tile works on.
 typedef struct {
     const char *w;
@@ -71,9 +79,11 @@ typedef struct {
     int64_t D, O, width; // `width`: outputs of the panel that are none of the padding
     const char *fetch;   // what is read ahead, `fetch_step` / 65536 bytes of it for each d
     int64_t fetch_step;
+    const char *more; // the same, of other memory than the weights
+    int64_t more_step;
 } Tile;
 
-INLINE void tile(const int type, const int keeps, const int tokens, const Tile *task) {
+INLINE void tile(const int type, const int use, const int tokens, const Tile *task) {
     const int64_t D = task->D, O = task->O, fetch_step = task->fetch_step;
     const char *w = task->w, *fetch = task->fetch;
     const float *x = task->x, *bias = task->bias;
@@ -91,9 +101,10 @@ INLINE void tile(const int type, const int keeps, const int tokens, const Tile *
             const char *line = fetch + (d * fetch_step >> 16);
             __builtin_prefetch(line, 0, 3);
             if (row_bytes(type) > 64) __builtin_prefetch(line + 64, 0, 3);
+            if (use == FETCHES) __builtin_prefetch(task->more + (d * task->more_step >> 16), 0, 3);
             vf w_lo, w_hi;
             load_weights(type, w, scale, &w_lo, &w_hi);
-            if (keeps) {
+            if (use == KEEPS) {
                 store(task->wide + d * P, w_lo);
                 store(task->wide + d * P + VL, w_hi);
             }
@@ -124,29 +135,36 @@ INLINE void tile(const int type, const int keeps, const int tokens, const Tile *
 typedef void Tiles(int64_t tokens, const Tile *task);
 
 #define CASE(n) \
-    case n: tile(type, keeps, n, task); break;
+    case n: tile(type, use, n, task); break;
 #if TILE == 12
 #define CASES CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #else
 #define CASES
 #endif
-#define TILES(name, type_, keeps_)                               \
+#define TILES(name, type_, use_)                                 \
     static void name(int64_t tokens, const Tile *task) {         \
-        enum { type = type_, keeps = keeps_ };                   \
+        enum { type = type_, use = use_ };                       \
         switch (tokens) {                                        \
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASES \
         }                                                        \
     }
-TILES(float32, FLOAT32, 0)
-TILES(bfloat16, BFLOAT16, 0)
-TILES(float16, FLOAT16, 0)
-TILES(float16_kept, FLOAT16, 1)
-TILES(int8, INT8, 0)
-TILES(int8_kept, INT8, 1)
+TILES(float32, FLOAT32, STREAMS)
+TILES(bfloat16, BFLOAT16, STREAMS)
+TILES(float16, FLOAT16, STREAMS)
+TILES(int8, INT8, STREAMS)
+TILES(float16_kept, FLOAT16, KEEPS)
+TILES(int8_kept, INT8, KEEPS)
+TILES(float32_fetching, FLOAT32, FETCHES)
+TILES(bfloat16_fetching, BFLOAT16, FETCHES)
+TILES(float16_fetching, FLOAT16, FETCHES)
+TILES(int8_fetching, INT8, FETCHES)
 
 static Tiles *const TILES_OF[] = {float32, bfloat16, float16, int8};
 // Where widening takes longer than the copy that saves it. The first tile of several makes it.
 static Tiles *const KEPT_TILES_OF[] = {NULL, NULL, float16_kept, int8_kept};
+// Where the only tile has time to fetch other memory, too.
+static Tiles *const FETCHING_TILES_OF[] = {float32_fetching, bfloat16_fetching, float16_fetching,
+                                           int8_fetching};
 
 // Memory of this thread, kept from call to call; NULL where there is none.
 static float *wide_panel(int64_t D) {
@@ -187,6 +205,13 @@ static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Spa
     Tiles *first = TILES_OF[type], *others = first;
     if (all > 1 && KEPT_TILES_OF[type] && (task.wide = wide_panel(task.D)))
         first = KEPT_TILES_OF[type], others = float32;
+    if (all == 1 && tokens >= BUSY_TOKENS) {
+        const Span span = part_of(spans, num_spans, unit, units);
+        if (span.bytes && span.bytes * units <= MOST_BYTES_BESIDE) {
+            task.more = span.at, task.more_step = (span.bytes << 16) / task.D;
+            first = FETCHING_TILES_OF[type];
+        }
+    }
     for (int64_t tiles = all; tiles > 0; tiles--) {
         const int64_t count = (tokens + tiles - 1) / tiles;
         if (tiles < all) {

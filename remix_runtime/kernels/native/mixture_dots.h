@@ -41,7 +41,7 @@ typedef struct {
 #define PART (ROWS / 2)
 #endif
 
-#define WIDE_TOKENS 3     // from here on almost every expert is selected by some token of a run
+#define WIDE_TOKENS 2     // from here on most experts are selected by some token of a run
 #define LISTED_TOKENS 256 // tokens of a run that are sorted by expert at a time
 #define STREAM_TOKENS 16  // up to here B is streamed expert by expert
 #define AHEAD 4096        // bytes between a prefetch and its use
