@@ -47,7 +47,7 @@ from server.http.cors import allow_origins
 from server.http.head import HeadMiddleware
 from server.http.host import HostMiddleware
 from server.http.openapi import correct_document, docs_router
-from server.http.request import PROBES, RequestMiddleware
+from server.http.request import PROBES, WITHOUT_TELEMETRY, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
@@ -225,6 +225,7 @@ def _data_app(
         docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=WITHOUT_TELEMETRY,
     )
     modules = (completions, chat, responses, messages, models, tokens, sagemaker, elsewhere, probes)
     for router in (*(module.router for module in modules), docs_router, *more):

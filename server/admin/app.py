@@ -14,7 +14,7 @@ from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.head import HeadMiddleware
 from server.http.openapi import correct_document, docs_router
-from server.http.request import RequestMiddleware, Spans
+from server.http.request import WITHOUT_TELEMETRY, RequestMiddleware, Spans
 from server.live.access import is_key
 
 
@@ -32,6 +32,7 @@ def create_admin_app(
         docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=WITHOUT_TELEMETRY,
         generate_unique_id_function=_operation_id,
     )
     for module in (tenants, keys, sets, adapters, audit, lora, metrics):

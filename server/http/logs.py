@@ -103,11 +103,11 @@ class _JsonFormatter(logging.Formatter):
 class _PassingLogger(logging.Logger):
     """Hands its lines on to the root's handler, whatever its library would do with them."""
 
+    # What a library sets is not kept.
+    propagate = property(lambda _: True, lambda *_: None)
+
     def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802 - logging's name
         pass
-
-    def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802
-        logging.getLogger().callHandlers(record)
 
 
 def configure_logging(level: str, *, as_json: bool = False) -> None:

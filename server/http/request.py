@@ -117,6 +117,14 @@ def label_error(scope: MutableMapping[str, Any], error: str) -> None:
     state_of(scope).error = error
 
 
+WITHOUT_TELEMETRY: Any = {
+    **{"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    "auto_configure": False,
+}
+"""For FastAPI, whose own tells the texts of wrong requests to whatever OpenTelemetry provider the
+process has."""
+
+
 class Spans(Protocol):
     """The maker of requests' spans."""
 
