@@ -129,7 +129,7 @@ def test_lines_of_libraries_too() -> None:
             library.propagate = False
             logging.getLogger(f"{name}.part").warning("of %s", name)
             assert (log.last["logger"], log.last["message"]) == (f"{name}.part", f"of {name}")
-        logging.getLogger("uvicorn.error").warning("of uvicorn")
+        logging.getLogger("uvicorn.error").error("of uvicorn")
         logging.getLogger("of.another").info("not shown")
         assert [entry["message"] for entry in log.objects][-1] == "of uvicorn"
         assert len(log.objects) == 4

@@ -3,11 +3,9 @@ and no server that waits for a collector."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,11 +13,9 @@ from typing import Any
 import pytest
 
 from remix_runtime.engines.fake import FakeConfig
-from remix_runtime.errors import ConfigError
+from remix_runtime.errors import AdapterUnavailableError
 from server import tracing
-from server.settings import ServerSettings
-from server.tracing import make_tracing
-from tests.otlp import Collector, Received, collecting
+from tests.otlp import Collector, Received
 from tests.unit.server.harness import eventually, listening, serving
 from tests.unit.server.tenants import tenant_serving
 from tests.unit.server.test_sockets import open_request
@@ -33,12 +29,6 @@ KEY = "sesame-open"
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_SERVICE_NAME"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with collecting() as found:
-        yield found
 
 
 def only(collector: Collector) -> Received:
@@ -99,6 +89,37 @@ async def test_phases_of_a_generation(tmp_path: Path, collector: Collector) -> N
     assert prefill.end <= decode.begin <= decode.end <= span.end
     assert prefill.end - prefill.begin >= 0.049e9
     assert decode.end - decode.begin >= 3 * 0.019e9
+
+
+async def test_cached_tokens_count_once_for_a_prompt(tmp_path: Path, collector: Collector) -> None:
+    config = FakeConfig(cached_tokens=5)
+    async with serving(tmp_path, config, otlp_endpoint=collector.url) as server:
+        await server.complete(n=3, max_tokens=2, prompt=["Hello there", "Hello, you"])
+    found = only(collector).attributes
+    assert found["gen_ai.usage.cache_read.input_tokens"] == 2 * 5
+    assert found["gen_ai.request.choice.count"] == 3
+
+
+@pytest.mark.parametrize("works", [True, False])
+async def test_a_wait_for_an_adapter(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    async def load(digest: str, tenant: str) -> None:
+        await asyncio.sleep(0.02)
+        if not works:
+            raise AdapterUnavailableError("gone", digest=digest)
+
+    async with serving(tmp_path, otlp_endpoint=collector.url) as server:
+        monkeypatch.setattr(server.services.adapters, "load_for_request", load)
+        await server.complete(model="pirate", max_tokens=2)
+    span = only(collector)
+    first, *others = collector.phases(span)
+    assert (first.name, first.end - first.begin >= 0.019e9) == ("load adapter", True)
+    assert [phase.name for phase in others] == ["queue", "prefill", "decode"] * works
+    assert span.failed == (not works)
+    if not works:
+        assert span.attributes["error.type"] == "model_unavailable"
+        assert span.attributes["http.response.status_code"] == 503
 
 
 @pytest.mark.parametrize(
@@ -295,111 +316,3 @@ async def test_many_spans_for_nobody_are_bounded(
             for _ in range(40):
                 assert (await server.client.get("/v1/models")).status_code == 200
     assert len([r for r in caplog.records if r.name.startswith("opentelemetry")]) < 5
-
-
-def variables(**given: str) -> dict[str, str]:
-    return {f"OTEL_{name}": value for name, value in given.items()}
-
-
-URL = "http://collector:4318"
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        variables(EXPORTER_OTLP_ENDPOINT=" "),
-        variables(EXPORTER_OTLP_ENDPOINT=URL, SDK_DISABLED="TRUE"),
-        variables(EXPORTER_OTLP_ENDPOINT=URL, TRACES_EXPORTER="none"),
-    ],
-)
-def test_off(environment: dict[str, str]) -> None:
-    assert make_tracing(ServerSettings(), environment) is None
-
-
-@pytest.mark.parametrize(
-    ("environment", "endpoint"),
-    [
-        (variables(EXPORTER_OTLP_ENDPOINT=f"{URL}/"), f"{URL}/v1/traces"),
-        (variables(EXPORTER_OTLP_TRACES_ENDPOINT=f"{URL}/mine"), f"{URL}/mine"),
-        (
-            variables(EXPORTER_OTLP_TRACES_ENDPOINT=f"{URL}/mine", EXPORTER_OTLP_ENDPOINT="x"),
-            f"{URL}/mine",
-        ),
-    ],
-)
-def test_on(environment: dict[str, str], endpoint: str) -> None:
-    made = make_tracing(ServerSettings(), environment)
-    assert made is not None
-    assert made._endpoint == endpoint
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"EXPORTER_OTLP_ENDPOINT": f"{KEY}:4317"}, "expected a URL as http://localhost:4318"),
-        ({"EXPORTER_OTLP_PROTOCOL": "grpc"}, "found 'grpc', expected http/protobuf"),
-        ({"TRACES_EXPORTER": "console"}, "found 'console', expected otlp or none"),
-        ({"EXPORTER_OTLP_HEADERS": f"a=b,{KEY}"}, "expected name=value, several separated"),
-        ({"EXPORTER_OTLP_TRACES_HEADERS": f"{KEY};a=b"}, "expected name=value"),
-    ],
-)
-def test_a_wrong_variable_is_one_line(environment: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        make_tracing(ServerSettings(), variables(**{"EXPORTER_OTLP_ENDPOINT": URL, **environment}))
-    assert message in str(raised.value)
-    assert KEY not in str(raised.value)
-    assert str(raised.value).startswith("OTEL_")
-
-
-async def test_the_collectors_key_is_sent(
-    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a%20b, x-other=1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
-    async with serving(tmp_path) as server:
-        await server.complete(max_tokens=2)
-    assert collector.headers[0]["api-key"] == "a b"
-    assert collector.resource["service.name"] == "ours"
-    assert only(collector).attributes["gen_ai.usage.output_tokens"] == 2
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
-    with pytest.raises(ConfigError, match=r"pip install 'remix-serve\[otel\]'"):
-        make_tracing(ServerSettings(otlp_endpoint=URL), {})
-
-
-def test_off_nothing_of_it_is_imported_and_fastapi_tells_nothing_of_its_own() -> None:
-    """FastAPI imports the API alone. To a provider that somebody else has set for the process, its
-    spans and logs would have the texts of wrong requests."""
-    script = """
-import asyncio, sys
-import httpx
-from server.app import create_app
-from server.settings import ServerSettings
-from remix_runtime.engines.fake import FakeConfig, FakeEngine
-app = create_app(FakeEngine(FakeConfig()), ServerSettings(), {})
-ours = ("opentelemetry.sdk", "opentelemetry.exporter", "server.http.spans")
-print([name for name in sys.modules if name.startswith(ours)])
-
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-exporter, provider = InMemorySpanExporter(), TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(exporter))
-trace.set_tracer_provider(provider)
-
-async def main():
-    transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return (await client.post("/v1/completions", json={"prompt": 1})).status_code
-
-print(asyncio.run(main()), len(exporter.get_finished_spans()))
-"""
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert answer.stdout == "[]\n400 0\n", answer.stderr
