@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -42,7 +47,7 @@ from server.http.cors import allow_origins
 from server.http.head import HeadMiddleware
 from server.http.host import HostMiddleware
 from server.http.openapi import correct_document, docs_router
-from server.http.request import PROBES, RequestMiddleware
+from server.http.request import PROBES, WITHOUT_TELEMETRY, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
@@ -60,6 +65,7 @@ from server.settings import ServerSettings
 from server.store import AdapterStore, FetchPolicy
 from server.tenancy.database import sqlite_file
 from server.tenancy.directory import Directory
+from server.tracing import Tracing, make_tracing
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +74,8 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
     """Makes the app of a server without tenants. Its lifespan starts the engine, loads the adapters
     and stops the engine.
 
-    `adapters` maps names to checkpoint folders. Entering the lifespan raises `RemixError`.
+    `adapters` maps names to checkpoint folders. Entering the lifespan raises `RemixError`. Raises
+    `ConfigError`.
     """
 
     @asynccontextmanager
@@ -102,6 +109,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
     return _data_app(
         lifespan,
         settings,
+        make_tracing(settings),
         routers,
         open_paths={*PROBES, "/", "/docs"},
         has_keys=settings.api_key is not None,
@@ -184,27 +192,40 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             )
             yield
 
-    admin = create_admin_app(settings.admin_key, access_log=settings.access_log)
-    data = _data_app(lifespan, settings, (), open_paths=PROBES, has_keys=True)
+    tracing = make_tracing(settings)
+    admin = create_admin_app(
+        settings.admin_key,
+        access_log=settings.access_log,
+        spans=None if tracing is None else tracing.spans,
+    )
+    data = _data_app(lifespan, settings, tracing, (), open_paths=PROBES, has_keys=True)
     return TenantApps(data, admin)
 
 
 def _data_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     settings: ServerSettings,
+    tracing: Tracing | None,
     more: Collection[APIRouter],
     *,
     open_paths: Collection[str],
     has_keys: bool,
 ) -> FastAPI:
     """Makes the app of the OpenAI API. `lifespan` must set `app.state.services`."""
+
+    @asynccontextmanager
+    async def traced(app: FastAPI) -> AsyncIterator[None]:
+        async with nullcontext() if tracing is None else tracing.exporting(), lifespan(app):
+            yield
+
     app = FastAPI(
         title="remix-serve",
         summary="Many ReMix adapters over one base model, behind OpenAI's API.",
-        lifespan=lifespan,
+        lifespan=traced,
         docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=WITHOUT_TELEMETRY,
     )
     modules = (completions, chat, responses, messages, models, tokens, sagemaker, elsewhere, probes)
     for router in (*(module.router for module in modules), docs_router, *more):
@@ -227,7 +248,11 @@ def _data_app(
     only_loopback = not has_keys and settings.host not in ("", "0.0.0.0", "::")  # noqa: S104
     app.add_middleware(HostMiddleware, names=settings.allowed_host, only_loopback=only_loopback)
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(RequestMiddleware, access_log=settings.access_log)
+    app.add_middleware(
+        RequestMiddleware,
+        access_log=settings.access_log,
+        spans=None if tracing is None else tracing.spans,
+    )
     return app
 
 

@@ -60,7 +60,7 @@ def serve(
     from server.http.logs import configure_logging
 
     settings = load_settings(**{name: options[name] for name in _SERVER_OPTIONS})
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, as_json=settings.log_format == "json")
     if adapter and settings.data_dir is not None:
         raise ConfigError("--adapter: with --data-dir adapters belong to tenants: remix set apply")
     console = Console(stderr=True)

@@ -112,9 +112,20 @@ class ServerSettings(BaseSettings):
         ),
     ] = None
     log_level: Annotated[str, _http("critical, error, warning, info or debug.")] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        _http("Lines of the log: text, or json, where each is a JSON object."),
+    ] = "text"
     access_log: Annotated[
         bool, _http("Log a line for each request, at the level info; probes at debug.")
     ] = True
+    otlp_endpoint: Annotated[
+        str | None,
+        _http(
+            "OpenTelemetry collector that gets a trace of each request, as http://localhost:4318; "
+            "OTEL_EXPORTER_OTLP_ENDPOINT says it too. No traces by default."
+        ),
+    ] = None
 
     data_dir: Annotated[
         Path | None, _tenants("Serve tenants, and keep them, their adapters and sets here.")

@@ -14,11 +14,13 @@ from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.head import HeadMiddleware
 from server.http.openapi import correct_document, docs_router
-from server.http.request import RequestMiddleware
+from server.http.request import WITHOUT_TELEMETRY, RequestMiddleware, Spans
 from server.live.access import is_key
 
 
-def create_admin_app(admin_key: SecretStr, *, access_log: bool) -> FastAPI:
+def create_admin_app(
+    admin_key: SecretStr, *, access_log: bool, spans: Spans | None = None
+) -> FastAPI:
     """The app; whoever opens the data app's lifespan sets its `state.services`."""
 
     async def authenticate(scope: Scope, given: str | None) -> str | None:
@@ -30,6 +32,7 @@ def create_admin_app(admin_key: SecretStr, *, access_log: bool) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere; ours is another
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=WITHOUT_TELEMETRY,
         generate_unique_id_function=_operation_id,
     )
     for module in (tenants, keys, sets, adapters, audit, lora, metrics):
@@ -40,7 +43,7 @@ def create_admin_app(admin_key: SecretStr, *, access_log: bool) -> FastAPI:
     app.add_middleware(CatchMiddleware)
     app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=())
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(RequestMiddleware, access_log=access_log)
+    app.add_middleware(RequestMiddleware, access_log=access_log, spans=spans)
     return app
 
 

@@ -150,6 +150,7 @@ def _echoes(
 
 @dataclass(kw_only=True)
 class CompletionWriter(ChoicesWriter):
+    is_chat = False
     chunk_type = whole_type = Completion
 
     body: CompletionRequest

@@ -285,6 +285,12 @@ class Choice:
         return "".join(self.texts)
 
 
+def cached_tokens(choices: Sequence[Choice], per_prompt: int) -> int | None:
+    """Of all prompts: each counts once, however many choices it has. None without a cache."""
+    of_prompts = [choice.cached_tokens for choice in choices[::per_prompt]]
+    return None if None in of_prompts else sum(filter(None, of_prompts))
+
+
 def finished_by(event: TokenEvent) -> FinishedBy | None:
     """OpenAI's finish reason of an event. Raises `EngineBusyError` for a request that the server
     itself ended."""

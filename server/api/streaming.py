@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from time import monotonic
 from typing import Any, TypeVar
 
 from fastapi import Response
@@ -20,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 from remix_runtime.contracts import TokenEvent
 from remix_runtime.errors import AdapterUnavailableError
 from server.api.event_stream import EventStream
-from server.api.generation import Admitted, Fanout
+from server.api.generation import Admitted, Fanout, cached_tokens
 from server.api.writer import Writer, encode
 from server.http.errors import ApiError, as_api_error
-from server.http.request import RequestState, label_error, state_of
+from server.http.request import Generation, RequestState, label_error, state_of
 from server.http.slices import in_slices
 from server.metrics import SequenceWatch
 from server.services import Services
@@ -72,10 +71,17 @@ class GenerationResponse(Response):
     async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:
         """The sequences on the engine, their adapter at hand. Tells what they took."""
         digest = self._call.target.digest
+        generation = state.generation = Generation(
+            params=self._admitted.requests[0].params,
+            choices=self._admitted.choices_per_prompt,
+            stream=self._stream,
+            is_chat=self._writer.is_chat,
+        )
         try:
             if digest is not None:
-                await self._services.adapters.load_for_request(digest, self._call.tenant)
+                await self._load(digest, state, generation)
             watches = self._watches()
+            generation.handed_seconds = state.seconds
             async with Fanout(
                 self._services.engine,
                 self._admitted.requests,
@@ -92,11 +98,22 @@ class GenerationResponse(Response):
                     state.generated_tokens = sum(choice.num_tokens for choice in fanout.choices)
                     waited = [watch.queue_seconds for watch in watches]
                     state.queue_seconds = min((s for s in waited if s is not None), default=None)
+                    generation.cached_tokens = cached_tokens(fanout.choices, generation.choices)
+                    ended = (choice.finished_by for choice in fanout.choices)
+                    generation.finish_reasons = tuple(filter(None, ended))
         finally:
+            generation.ended_seconds = state.seconds
             state.prompt_tokens = self._admitted.prompt_tokens
             # What the engine has scheduled, for those too who left before they saw any of it.
             used = sum(request.meter.tokens for request in self._admitted.requests)
             self._call.admission.settle(used)
+
+    async def _load(self, digest: str, state: RequestState, generation: Generation) -> None:
+        began = state.seconds
+        try:
+            await self._services.adapters.load_for_request(digest, self._call.tenant)
+        finally:
+            generation.load_seconds = began, state.seconds
 
     def _is_long(self, fanout: Fanout) -> bool:
         """Whether the whole answer takes too long to write in a turn of the event loop."""
@@ -175,7 +192,7 @@ class GenerationResponse(Response):
 
 def _see_first(state: RequestState, event: TokenEvent) -> None:
     if state.first_token_seconds is None and event.token_ids:
-        state.first_token_seconds = monotonic() - state.began
+        state.first_token_seconds = state.seconds
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

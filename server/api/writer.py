@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from remix_runtime.contracts import GenerationRequest, TokenEvent, Tokenizer
-from server.api.generation import Choice
+from server.api.generation import Choice, cached_tokens
 from server.api.logprobs import prompt_logprobs
 from server.api.token_texts import Placed, Placement, TokenTexts
 from server.api.wire.answers import PromptLogprobs, Usage
@@ -42,6 +42,8 @@ def encode(events: Iterable[Event]) -> bytes:
 @dataclass(kw_only=True)
 class Writer(ABC):
     """The wire form of one answer."""
+
+    is_chat: ClassVar[bool] = True
 
     answer_id: str
     target: Target
@@ -177,7 +179,5 @@ class ChoicesWriter(Writer):
         )
 
     def _usage(self, choices: Sequence[Choice]) -> Usage:
-        # Each prompt counts once, however many choices it has.
-        of_prompts = [choice.cached_tokens for choice in choices[:: self.body.choices_per_prompt]]
-        cached = None if None in of_prompts else sum(filter(None, of_prompts))
+        cached = cached_tokens(choices, self.body.choices_per_prompt)
         return Usage.of(self.prompt_tokens, sum(choice.num_tokens for choice in choices), cached)

@@ -10,16 +10,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.logs import REQUEST_ID, access, access_line
+from remix_runtime.contracts import SamplingParams
+from server.http.logs import REQUEST_ID, TRACE_ID, RequestEnd, access
 from server.live.quotas import Admission
 from server.live.sets import UnknownModelError
 from server.metrics import OTHER
 from server.services import Services
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 ENDPOINTS = {
     "/v1/completions": "completions",
@@ -35,6 +39,29 @@ _QUIET = PROBES | {"/metrics"}
 """What is asked every few seconds all day long."""
 _USABLE_ID = re.compile(r"[!-~]{1,128}")
 _STATE = "remix.request"
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """What the engine was asked for a request, and when. Times are seconds from its arrival; None
+    where it did not come to that."""
+
+    params: SamplingParams
+    """Of the first sequence."""
+    choices: int
+    """Of each prompt."""
+    stream: bool
+    is_chat: bool
+    load_seconds: tuple[float, float] | None = None
+    """From when to when it waited for its adapter."""
+    handed_seconds: float | None = None
+    """When the engine got it."""
+    ended_seconds: float | None = None
+    """When the last token had come, or the failure."""
+    cached_tokens: int | None = None
+    """Of the prompts, in the prefix cache; None where there is none."""
+    finish_reasons: tuple[str, ...] = ()
+    """Of the sequences that came to their end."""
 
 
 @dataclass(slots=True)
@@ -63,9 +90,16 @@ class RequestState:
     """Of the first of its sequences that left the engine's queue."""
     first_token_seconds: float | None = None
     """From the request's arrival."""
+    generation: Generation | None = None
+    """None until the request is valid."""
     began: float = field(default_factory=monotonic)
     holds: ExitStack = field(default_factory=ExitStack)
     """Given back after the last byte of the answer, whatever the end is."""
+
+    @property
+    def seconds(self) -> float:
+        """Since the request's arrival."""
+        return monotonic() - self.began
 
 
 def open_state(scope: MutableMapping[str, Any]) -> RequestState:
@@ -83,13 +117,40 @@ def label_error(scope: MutableMapping[str, Any], error: str) -> None:
     state_of(scope).error = error
 
 
-class RequestMiddleware:
-    """Gives every request its state and its id, gives back what it held, counts it if it generates
-    and writes its line into the log, whatever its end is."""
+WITHOUT_TELEMETRY: Any = {
+    **{"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    "auto_configure": False,
+}
+"""For FastAPI, whose own tells the texts of wrong requests to whatever OpenTelemetry provider the
+process has."""
 
-    def __init__(self, app: ASGIApp, *, access_log: bool) -> None:
+
+class Spans(Protocol):
+    """The maker of requests' spans."""
+
+    def open(self, scope: Scope) -> Span: ...
+
+    def end(
+        self,
+        span: Span,
+        scope: Scope,
+        state: RequestState,
+        *,
+        endpoint: str | None,
+        name: str | None,
+        seconds: float,
+    ) -> None: ...
+
+
+class RequestMiddleware:
+    """Gives every request its state and its id, gives back what it held, counts it if it generates,
+    writes its line into the log and ends its span, whatever its end is."""
+
+    def __init__(self, app: ASGIApp, *, access_log: bool, spans: Spans | None = None) -> None:
+        """`spans`: None where there are no traces."""
         self._app = app
         self._access_log = access_log
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,16 +166,26 @@ class RequestMiddleware:
                 message["headers"] = [*message.get("headers", ()), id_header]
             await send(message)
 
-        token = REQUEST_ID.set(state.request_id)
+        span = self._open_span(scope)
+        token, trace_token = REQUEST_ID.set(state.request_id), TRACE_ID.set(_trace_id(span))
         try:
             with state.holds:
                 await self._app(scope, receive, watched_send)
+        except Exception:
+            state.error = state.error or "internal_error"
+            raise
         finally:
             REQUEST_ID.reset(token)
-            self._tell(state, scope)
+            TRACE_ID.reset(trace_token)
+            self._tell(state, scope, span)
 
-    def _tell(self, state: RequestState, scope: Scope) -> None:
-        status, seconds = state.status or DISCONNECTED, monotonic() - state.began
+    def _open_span(self, scope: Scope) -> Span | None:
+        if self._spans is None or scope["path"] in _QUIET:
+            return None
+        return self._spans.open(scope)
+
+    def _tell(self, state: RequestState, scope: Scope, span: Span | None) -> None:
+        status, seconds = state.status or DISCONNECTED, state.seconds
         name = state.name
         endpoint = ENDPOINTS.get(scope["path"]) if scope["method"] == "POST" else None
         if endpoint is not None:
@@ -128,10 +199,13 @@ class RequestMiddleware:
                 error=state.error,
                 seconds=seconds,
             )
+        if span is not None:
+            assert self._spans is not None
+            self._spans.end(span, scope, state, endpoint=endpoint, name=name, seconds=seconds)
         if self._access_log:
             level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
             if access.isEnabledFor(level):
-                access.log(level, "%s", _line(state, scope, status, name, seconds))
+                access.log(level, _end(state, scope, name, seconds, span))
 
 
 def _request_id(scope: Scope) -> str:
@@ -141,7 +215,19 @@ def _request_id(scope: Scope) -> str:
     return secrets.token_hex(16)
 
 
-def _line(state: RequestState, scope: Scope, status: str, name: str | None, seconds: float) -> str:
+def _trace_id(span: Span | None) -> str | None:
+    return None if span is None else f"{span.get_span_context().trace_id:032x}"
+
+
+def path_of(scope: Scope) -> bytes:
+    """As it came, without the query: a key that somebody put there would stay in the log."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path.partition(b"?")[0]
+
+
+def _end(
+    state: RequestState, scope: Scope, name: str | None, seconds: float, span: Span | None
+) -> RequestEnd:
     fields = {
         "tenant": state.tenant or None,
         "adapter": name,
@@ -152,11 +238,15 @@ def _line(state: RequestState, scope: Scope, status: str, name: str | None, seco
         "first_token": state.first_token_seconds,
         "duration": seconds,
         "error": state.error,
-        "id": state.request_id,
     }
-    # Never the query: a key that somebody put there would stay in the log.
-    path = scope.get("raw_path") or scope["path"].encode()
-    return access_line(scope["method"], path.partition(b"?")[0], status, fields)
+    return RequestEnd(
+        scope["method"],
+        path_of(scope),
+        None if state.status is None else int(state.status),
+        fields,
+        state.request_id,
+        _trace_id(span),
+    )
 
 
 def _label(services: Services, state: RequestState) -> str:

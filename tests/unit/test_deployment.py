@@ -373,4 +373,4 @@ def test_compose_serves_the_committed_samples() -> None:
 def test_every_manifest_is_checked_by_make_lint() -> None:
     (line,) = re.findall(r"kubernetes-validate.*", (ROOT / "Makefile").read_text())
     checked = {word for word in line.split() if word.endswith(".yaml")}
-    assert checked == {f"deploy/{path.name}" for path in (ROOT / "deploy").iterdir()}
+    assert checked == {f"deploy/{path.name}" for path in (ROOT / "deploy").glob("*.yaml")}

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from remix_runtime.engines.fake import FakeConfig
+from server.http.request import RequestMiddleware
 from tests.unit.admin.harness import administering
 from tests.unit.server.harness import Server, eventually, listening, serving
 from tests.unit.server.tenants import tenant_serving
@@ -108,6 +110,20 @@ async def test_a_client_that_leaves(
         assert line.split()[2] == ("200" if stream else "disconnected")
         assert fields(line)["error"] == "client_disconnected"
         assert int(fields(line)["generated_tokens"]) > 2
+
+
+async def test_an_answer_that_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """By a failure after its beginning, which nothing can answer any more."""
+
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        raise RuntimeError("torn")
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+    with pytest.raises(RuntimeError, match="torn"):
+        await RequestMiddleware(fail, access_log=True)(scope, receive_nothing, swallow)
+    (line,) = lines(caplog)
+    assert (line.split()[2], fields(line)["error"]) == ("200", "internal_error")
 
 
 async def test_probes_are_quiet(server: Server, caplog: pytest.LogCaptureFixture) -> None:
