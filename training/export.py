@@ -19,8 +19,8 @@ from training.data import sequences_of
 from training.encoding import Example
 from training.log import Row
 from training.objective import Layers
-from training.record import training_record
 from training.quantization import is_quantized
+from training.record import training_record
 from training.sharding import is_sharded
 from training.sources import is_hub_name
 

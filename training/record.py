@@ -60,7 +60,7 @@ def curves_of(log: Sequence[Row]) -> Curves:
     good = [row for row in log if all(math.isfinite(row[name]) for name in _CURVES if name in row)]
     size = max(1, math.ceil(len(good) / MAX_POINTS))
     parts = [good[i : i + size] for i in range(0, len(good), size)]
-    curves: dict[str, list[int] | list[float] | list[tuple[int, float]]] = {}
+    curves: Curves = {}
     if parts:
         curves["step"] = [part[-1]["step"] for part in parts]
     for name in _CURVES:

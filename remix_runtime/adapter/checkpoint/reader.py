@@ -77,8 +77,8 @@ def adapter_digest(
 
     SHA-256 of the canonical JSON of the configuration, followed directly by the bytes of
     `adapter_model.safetensors` and by `canonical_defaults(defaults)`. Spelling and order of the
-    JSON files, the fields that PEFT adds, README, parity file and `training.json` are no part of it;
-    dtype and metadata of the tensor file are.
+    JSON files, the fields that PEFT adds, README, parity file and `training.json` are no part of
+    it; dtype and metadata of the tensor file are.
     """
     digest = hashlib.sha256(remix.canonical_json(config))
     digest.update(tensor_file)

@@ -16,7 +16,7 @@ import json
 import re
 import sys
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ _MAX_COUNT = 1 << 53
 _MAX_VALUE = 1e300
 _CURVE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
-Curves = Mapping[str, Sequence[int] | Sequence[float] | Sequence[tuple[int, float]]]
+Curves = dict[str, list[int] | list[float] | list[tuple[int, float]]]
 """`step` and values at those steps by name; `held_out_loss` has steps of its own."""
 
 
@@ -129,7 +129,7 @@ def _curves(value: object) -> Curves:
     if len(given) > _MAX_CURVES:
         raise _wrong("curves", f"{len(given)} curves", f"at most {_MAX_CURVES}")
     steps = _steps(_list(given.get("step", []), "curves.step"), "curves.step")
-    curves: dict[str, list[int] | list[float] | list[tuple[int, float]]] = {}
+    curves: Curves = {}
     for name, values in given.items():
         if not _CURVE.fullmatch(name):
             raise _wrong("curves", name, "names of lower-case letters, digits and underscores")

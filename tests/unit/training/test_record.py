@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -94,9 +93,8 @@ def example(*tokens: int) -> Example:
 
 
 @pytest.fixture
-def hundred_tokens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def hundred_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "LOAD_TOKENS", 100)
-    yield
 
 
 @pytest.mark.usefixtures("hundred_tokens")
@@ -126,7 +124,7 @@ def test_long_curves_are_thinned_to_means() -> None:
     held_out = curves_of(log)["held_out_loss"]
     assert held_out[-1] == (1001, 1001.0)
     assert 300 < len(held_out) <= MAX_POINTS
-    assert Counter(b[0] - a[0] for a, b in zip(held_out, held_out[1:], strict=False)).keys() == {3}
+    assert {b[0] - a[0] for a, b in pairwise(held_out)} == {3}
 
 
 def test_what_is_no_number_is_left_out() -> None:

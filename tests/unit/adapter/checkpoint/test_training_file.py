@@ -171,9 +171,7 @@ def test_remix_check_refuses_what_an_import_does(
 
 
 @pytest.mark.parametrize("change", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
-def test_it_must_be_a_file(
-    folder: Path, tmp_path: Path, change: Callable[[Path], object]
-) -> None:
+def test_it_must_be_a_file(folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     change(copy / TRAINING_FILE)
     refused(copy, TRAINING_FILE)
