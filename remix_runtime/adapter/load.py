@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from remix_runtime.contracts import TrainedLoad
 
-MIN_TOKENS = 2000
+MIN_TOKENS = 1000
 MIN_ACTIVATIONS = 100
 """Fewer than `MIN_TOKENS` tokens, or so few that at an even load an expert would not be activated
 `MIN_ACTIVATIONS` times, are no sample to judge by."""
 DEAD_SHARE = 0.01
 """An expert with less than this part of an even share is dead."""
-DRIFT = 0.1
+DRIFT = 0.008
 """Bits of divergence from which traffic has drifted."""
 COLLAPSE = 0.5
 """Of the effective experts beyond k that training data had, traffic that has not even this part has
@@ -36,7 +36,7 @@ collapsed."""
 BARE_COLLAPSE = 0.1
 """So has an adapter with less than this part of the n − k that there could be, whatever training
 data had."""
-ALIKE = 10.0
+ALIKE = 4.0
 """Tokens of one text are alike: so many show as much chance as one independent token would."""
 
 _Array = NDArray[np.float64]

@@ -188,8 +188,7 @@ class Routing(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     tokens: int
-    """In the window: about the last half minute, or the last tokens if those are fewer than are
-    needed."""
+    """In the window: at most about twice as many as are needed to judge by, the newest ones."""
     enough: bool
     """Whether there are enough tokens to judge by."""
     entropy: float | None

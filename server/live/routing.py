@@ -1,9 +1,9 @@
 """Watches how the traffic of each adapter uses its experts: over a window of recent tokens, beside
 the load that training wrote. A watched task looks every few seconds, never a request.
 
-The window forgets by time, with `WINDOW_SECONDS`, but never so much that too few tokens to judge by
-are left: of a busy adapter it holds about the last half minute, of a quiet one its last tokens. So
-what begins today is seen, whatever went before.
+The window holds about the last `WINDOW` times the tokens that are needed to judge by, older ones
+counting less and less. So what begins today is seen, whatever went before, and as many tokens stand
+behind each verdict on a busy adapter as on a quiet one.
 
 Shape suffixes: L adapted linears, n experts.
 """
@@ -11,9 +11,8 @@ Shape suffixes: L adapted linears, n experts.
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Mapping, Sequence
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,8 @@ ROUTING_TASK = "routing"
 """Name of the watched task."""
 LOOK_SECONDS = 5.0
 """Seconds between two looks."""
-WINDOW_SECONDS = 30.0
-"""After so many seconds a token counts 1/e."""
+WINDOW = 2
+"""Times `tokens_needed`."""
 QUIET_SECONDS = 60.0
 """Seconds after its last use that an adapter is still looked at: vLLM's workers tell their counts
 later than their tokens."""
@@ -46,9 +45,8 @@ class Window:
         self._modules: tuple[str, ...] = ()
         self._counts_Ln: NDArray[np.float64] = np.zeros((0, 0))
         self._recent_Ln = self._counts_Ln
-        self._at = -math.inf
 
-    def add(self, load: Mapping[str, Sequence[int]], now: float) -> bool:
+    def add(self, load: Mapping[str, Sequence[int]]) -> bool:
         """Takes in the counts of this moment, of all tokens so far. Returns whether there are new
         ones. Counts below earlier ones are those of an adapter that was loaded again."""
         if not load:
@@ -63,20 +61,17 @@ class Window:
         self._counts_Ln = counts_Ln
         if not new_Ln.any():
             return False
-        self._recent_Ln = self._recent_Ln * self._kept(now) + new_Ln
-        self._at = now
+        self._recent_Ln = self._recent_Ln + new_Ln
+        tokens = float(self._recent_Ln.sum(1).max()) / self._k
+        most = WINDOW * tokens_needed(counts_Ln.shape[1], self._k)
+        if tokens > most:
+            self._recent_Ln *= most / tokens
         return True
 
     @property
     def load(self) -> dict[str, list[float]]:
         """Activations by module; those of forgotten tokens count less."""
         return dict(zip(self._modules, self._recent_Ln.tolist(), strict=True))
-
-    def _kept(self, now: float) -> float:
-        tokens = float(self._recent_Ln.sum(1).min()) / self._k
-        by_time = math.exp((self._at - now) / WINDOW_SECONDS)
-        needed = tokens_needed(self._recent_Ln.shape[1], self._k)
-        return max(by_time, min(1.0, needed / tokens) if tokens else 1.0)
 
     def _arrange(self, modules: tuple[str, ...], n: int) -> None:
         """Makes room for modules that were not told of before."""
@@ -124,20 +119,20 @@ class RoutingMonitor:
         info = self._adapters.info(digest)
         if info is None:
             return judge({}, k=1)
-        self._look_at(digest, info, time.monotonic())
+        self._look_at(digest, info)
         if digest in self._latest:
             return self._latest[digest]
         return judge(self._engine.expert_load(digest), k=info.top_k, trained=info.trained_load)
 
     async def look(self) -> None:
         """Looks at what was used lately, and forgets adapters that are gone."""
-        now = time.monotonic()
+        now = monotonic()
         for digest in self._adapters.take_used():
             self._used[digest] = now
         turn = Turn()
         for digest, used in list(self._used.items()):
             info = self._adapters.info(digest)
-            if info is not None and self._look_at(digest, info, now):
+            if info is not None and self._look_at(digest, info):
                 self._used[digest] = now
             elif info is None or now - used > QUIET_SECONDS:
                 del self._used[digest]
@@ -146,10 +141,10 @@ class RoutingMonitor:
             del self._windows[digest]
             self._latest.pop(digest, None)
 
-    def _look_at(self, digest: str, info: AdapterInfo, now: float) -> bool:
+    def _look_at(self, digest: str, info: AdapterInfo) -> bool:
         """Judges anew where there are new tokens, and returns whether there are."""
         window = self._windows.setdefault(digest, Window(info.top_k))
-        if not window.add(self._engine.expert_load(digest), now):
+        if not window.add(self._engine.expert_load(digest)):
             return False
         before = self._latest.get(digest)
         found = judge(window.load, k=info.top_k, trained=info.trained_load)
