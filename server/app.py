@@ -91,6 +91,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
                 sets=sets,
                 adapters=live,
                 metrics=Metrics(registry, engine, sets, routing, max_series=MAX_SERIES),
+                routing=routing,
                 watch=watch,
                 bodies=Bodies(settings.room_for_bodies),
             )
@@ -172,6 +173,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 sets=sets,
                 adapters=adapters,
                 metrics=Metrics(registry, engine, sets, routing, max_series=MAX_SERIES),
+                routing=routing,
                 watch=watch,
                 bodies=Bodies(settings.room_for_bodies),
             )

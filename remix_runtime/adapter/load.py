@@ -28,7 +28,7 @@ MIN_ACTIVATIONS = 100
 `MIN_ACTIVATIONS` times, are no sample to judge by."""
 DEAD_SHARE = 0.01
 """An expert with less than this part of an even share is dead."""
-DRIFT = 0.008
+DRIFT = 0.01
 """Bits of divergence from which traffic has drifted."""
 COLLAPSE = 0.5
 """Of the effective experts beyond k that training data had, traffic that has not even this part has

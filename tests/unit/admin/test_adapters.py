@@ -118,8 +118,8 @@ async def test_the_routing_of_recent_traffic_by_module(admin: Admin) -> None:
     }
     found = (await admin.client.get(url)).json()
     assert found == {**NOTHING, "tokens": 5, "modules": [module]}
-    for _ in range(3):  # each of odd tokens alone
-        await complete(admin.engine, request([1] * 1000, digest, max_tokens=1))
+    for _ in range(6):  # of odd tokens alone
+        await complete(admin.engine, request([1] * 500, digest, max_tokens=1))
         found = (await admin.client.get(url)).json()
     assert found["enough"]
     assert found["flags"] == ["collapsed"]

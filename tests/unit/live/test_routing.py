@@ -15,6 +15,7 @@ from remix_runtime.contracts import AdapterInfo, TrainedLoad
 from remix_runtime.watch import Watch
 from server.live import routing as module
 from server.live.routing import QUIET_SECONDS, WINDOW, RoutingMonitor, Window
+from tests.unit.server.harness import eventually
 
 K = 2
 EVEN = (1, 1, 1, 1)
@@ -243,9 +244,7 @@ async def test_it_looks_by_itself_and_stops(fakes: Fakes, monkeypatch: pytest.Mo
     watch: Any = Watch()
     fakes.monitor.start(watch)
     fakes.serve("a", 10)
-    async with asyncio.timeout(30):
-        while "a" not in fakes.monitor.latest:
-            await asyncio.sleep(0.001)
+    await eventually(lambda: "a" in fakes.monitor.latest)
     await fakes.monitor.stop()
     fakes.serve("a", 10)
     await asyncio.sleep(0.02)

@@ -59,7 +59,7 @@ async def test_routing_by_adapter_until_it_leaves(
 ) -> None:
     digests = {"healthy": "a", "collapsed": "b", "quiet": "c", "new": "d"}
     latest = {"a": judged(EVEN), "b": judged(LAST_TWO), "c": judged({"up": [5, 5, 5, 5]})}
-    monkeypatch.setattr(server.services.metrics._collector._routing, "_latest", latest)
+    monkeypatch.setattr(server.services.routing, "_latest", latest)
     sets = {"acme": LiveSet(adapters=digests), "zoo": LiveSet(adapters={"other": "b"})}
     monkeypatch.setattr(server.services.sets, "_sets", sets)
     samples = await scrape(server)
@@ -93,7 +93,7 @@ async def test_an_adapter_without_a_training_load_has_no_drift(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latest = {server.digests["pirate"]: judge(EVEN, k=2)}
-    monkeypatch.setattr(server.services.metrics._collector._routing, "_latest", latest)
+    monkeypatch.setattr(server.services.routing, "_latest", latest)
     found = routing_of(await scrape(server), adapter="pirate")
     assert ("routing_drift", "") not in found
     assert found["routing_flag", "drifted"] == 0
@@ -101,7 +101,7 @@ async def test_an_adapter_without_a_training_load_has_no_drift(
 
 async def test_series_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     latest = {str(i): judged(EVEN) for i in range(50)}
-    monkeypatch.setattr(server.services.metrics._collector._routing, "_latest", latest)
+    monkeypatch.setattr(server.services.routing, "_latest", latest)
     monkeypatch.setattr(server.services.metrics._collector, "_max_series", 7)
     live = LiveSet(adapters={f"name{digest}": digest for digest in latest})
     monkeypatch.setattr(server.services.sets, "_sets", {"": live})
@@ -114,7 +114,7 @@ async def test_traffic_of_a_server_without_tenants_is_watched_too(server: Server
     prompt = {"prompt": [1] * 500, "max_tokens": 1}
     for _ in range(3):
         assert (await server.complete(model="pirate", **prompt)).status_code == 200
-    await server.services.metrics._collector._routing.look()
+    await server.services.routing.look()
     found = routing_of(await scrape(server))
     assert found["routing_flag", "collapsed"] == 1
     assert found["effective_experts", ""] == 1
