@@ -158,14 +158,14 @@ def _span(values: Sequence[float], digits: int) -> str:
 
 async def run(base: Path, folder: Path, kinds: Sequence[Kind]) -> list[Found]:
     """Serves an adapter of each kind in turn and asks for its flags."""
-    model = _small_model(base, folder / "model")
+    model = small_model(base, folder / "model")
     (folder / "adapters").mkdir()
     cases = []
     for seed, kind in enumerate(kinds):
         name = f"adapter-{seed}"
         traffic, other = (Traffic(s, model.config.vocab_size) for s in (2 * seed, 2 * seed + 1))
         place = folder / "adapters" / name
-        _write(place, model, kind, seed, traffic)
+        write_adapter(place, model, kind, seed, traffic)
         cases.append(Case(name, kind, place, traffic, other))
     engine = EmbeddedEngine(EmbeddedConfig(model=str(folder / "model"), kv_cache_bytes=1 << 24))
     app = create_app(
@@ -187,7 +187,7 @@ async def run(base: Path, folder: Path, kinds: Sequence[Kind]) -> list[Found]:
 async def _judge(case: Case, ask: Callable[[], Routing], client: httpx.AsyncClient) -> Found:
     if case.kind == Kind.CHANGED_TRAFFIC:
         for _ in range(TOKENS // _tokens_of(TEXTS_AT_ONCE)):
-            await _send(client, case.name, case.traffic)
+            await send(client, case.name, case.traffic)
         assert not ask().flags, "flagged on its own traffic"
     is_other = case.kind in (Kind.OTHER_TRAFFIC, Kind.CHANGED_TRAFFIC)
     traffic = case.other if is_other else case.traffic
@@ -196,7 +196,7 @@ async def _judge(case: Case, ask: Callable[[], Routing], client: httpx.AsyncClie
     until, seconds = TOKENS, 0.0
     drift, effective = 0.0, float(SHAPE.n)
     while sent < TOKENS:
-        await _send(client, case.name, traffic)
+        await send(client, case.name, traffic)
         sent += _tokens_of(TEXTS_AT_ONCE)
         routing = ask()
         drift = max(drift, routing.drift or 0.0)
@@ -217,7 +217,7 @@ def _tokens_of(texts: int) -> int:
     return texts * (TEXT_TOKENS + NEW_TOKENS - 1)  # the last one that is drawn is not computed
 
 
-async def _send(client: httpx.AsyncClient, name: str, traffic: Traffic) -> None:
+async def send(client: httpx.AsyncClient, name: str, traffic: Traffic) -> None:
     body = {
         "model": name,
         "prompt": [traffic.text() for _ in range(TEXTS_AT_ONCE)],
@@ -228,7 +228,9 @@ async def _send(client: httpx.AsyncClient, name: str, traffic: Traffic) -> None:
     (await client.post("/v1/completions", json=body)).raise_for_status()
 
 
-def _write(folder: Path, model: PreTrainedModel, kind: Kind, seed: int, traffic: Traffic) -> None:
+def write_adapter(
+    folder: Path, model: PreTrainedModel, kind: Kind, seed: int, traffic: Traffic
+) -> None:
     write_random_adapter(folder, model, SHAPE, FEED_FORWARD, seed)
     checkpoint = read_checkpoint(folder)
     assert isinstance(checkpoint.config, AdapterConfig)
@@ -248,7 +250,7 @@ def _routed(layer: LayerWeights, kind: Kind) -> LayerWeights:
     return layer
 
 
-def _small_model(base: Path, folder: Path) -> PreTrainedModel:
+def small_model(base: Path, folder: Path) -> PreTrainedModel:
     tokenizer = load_tokenizer(str(base))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
