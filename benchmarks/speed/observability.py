@@ -15,7 +15,7 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +71,8 @@ def main(
                 "bare": lambda _: side(bare_url, scraped=False),
                 "observed": lambda _: side(observed_url, scraped=True),
             }
-            found = run_rounds({"": sides}, rounds=rounds, warm_up=1, report=print)[""]
+            cases = {"": sides}
+            found = run_rounds(cases, rounds=rounds, warm_up=1, report=print)[""]
     kept = ratio(found["observed"], found["bare"])
     assert kept is not None, "both ran in every round"
     publish(
@@ -101,7 +102,7 @@ async def _load(
     url: str,
     names: Sequence[str],
     prompts: Sequence[list[int]],
-    body: dict[str, object],
+    body: Mapping[str, object],
     concurrent: int,
     scraped: bool,
 ) -> float:

@@ -1,5 +1,5 @@
-"""The whole path of routing's flags: small adapters with a record of training, imported, served to a
-tenant by the embedded engine, asked for over the admin API and scraped."""
+"""The whole path of routing's flags: small adapters with a record of training, imported, served to
+a tenant by the embedded engine, asked for over the admin API and scraped."""
 
 from __future__ import annotations
 
