@@ -12,9 +12,17 @@ import pytest
 
 from remix_runtime.adapter.load import MIN_TOKENS
 from remix_runtime.contracts import AdapterInfo, TrainedLoad
-from remix_runtime.watch import Watch
+from remix_runtime.watch import LAST_PAUSE_SECONDS, TELL_SECONDS, Watch
 from server.live import routing as module
-from server.live.routing import QUIET_SECONDS, WINDOW, RoutingMonitor, Window
+from server.live.routing import (
+    LOOK_SECONDS,
+    QUIET_SECONDS,
+    ROUTING_TASK,
+    WINDOW,
+    RoutingMonitor,
+    Window,
+)
+from tests.clocks import FakeClock
 from tests.unit.server.harness import eventually
 
 K = 2
@@ -250,3 +258,41 @@ async def test_it_looks_by_itself_and_stops(fakes: Fakes, monkeypatch: pytest.Mo
     await asyncio.sleep(0.02)
     assert fakes.monitor.latest["a"].tokens == 10
     assert watch.failing == ()
+
+
+TROUBLES = ["killed", "failing", "hanging"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_the_watch_over_routing_comes_back(
+    trouble: str, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    watch = Watch(clock)
+    fakes.add("a")
+    fakes.monitor.start(watch)
+    fakes.serve("a", 10)
+    await clock.advance(2 * LOOK_SECONDS)
+    assert fakes.monitor.latest["a"].tokens == 10
+    fakes.serve("a", 10)
+    if trouble == "killed":
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[operator]
+        task.cancel()
+        await clock.advance(TELL_SECONDS)
+    else:
+
+        async def broken() -> None:
+            if trouble == "failing":
+                raise ZeroDivisionError
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fakes.monitor, "look", broken)
+            await clock.advance(3 * (TELL_SECONDS + 60))
+            assert watch.failing == (ROUTING_TASK,)
+            assert fakes.monitor.latest["a"].tokens == 10
+    await clock.advance(LAST_PAUSE_SECONDS + 60 + LOOK_SECONDS)
+    assert fakes.monitor.latest["a"].tokens == 20
+    assert watch.failing == ()
+    await fakes.monitor.stop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
