@@ -134,7 +134,7 @@ class RoutingMonitor:
             info = self._adapters.info(digest)
             if info is not None and self._look_at(digest, info):
                 self._used[digest] = now
-            elif info is None or now - used > QUIET_SECONDS:
+            elif now - used > QUIET_SECONDS:  # sooner, and one that is still being loaded is missed
                 del self._used[digest]
             await turn.end_if_long()
         for digest in [d for d in self._windows if self._adapters.info(d) is None]:

@@ -210,6 +210,17 @@ async def test_only_adapters_in_use_are_asked_for(fakes: Fakes) -> None:
     assert fakes.monitor.latest["a"].tokens == 20
 
 
+async def test_an_adapter_that_a_request_waits_for_is_seen_once_it_is_loaded(fakes: Fakes) -> None:
+    fakes.used.add("a")
+    await fakes.monitor.look()
+    assert fakes.monitor.latest == {}
+    fakes.add("a")
+    fakes.load["a"] = counts(10)
+    fakes.time += 5
+    await fakes.monitor.look()
+    assert fakes.monitor.latest["a"].tokens == 10
+
+
 async def test_an_adapter_that_is_gone_is_forgotten(fakes: Fakes) -> None:
     fakes.add("a")
     fakes.serve("a", 10)
