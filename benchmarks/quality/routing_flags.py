@@ -26,6 +26,7 @@ from typing import Annotated
 
 import httpx
 import numpy as np
+import torch
 import typer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -57,8 +58,8 @@ NEW_TOKENS = 4
 TRAINING_TOKENS = 8192
 """As `remix train` counts."""
 TEXTS_AT_ONCE = 5
-TOKENS = 5000
-"""Each adapter gets, in two and a half windows."""
+TOKENS = 4000
+"""Each adapter gets, in two windows."""
 _TOPICS, _WORDS = 12, 400
 
 
@@ -75,14 +76,17 @@ class Traffic:
 
     def __init__(self, seed: int, vocab_size: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self._topics = [self._rng.choice(vocab_size, _WORDS) for _ in range(_TOPICS + 1)]
-        weights = 1.0 / np.arange(1, _WORDS + 1)
+        self._words = min(_WORDS, vocab_size // 8)
+        self._topics = [
+            self._rng.choice(vocab_size, self._words, replace=False) for _ in range(_TOPICS + 1)
+        ]
+        weights = 1.0 / np.arange(1, self._words + 1)
         self._weights = weights / weights.sum()
 
     def text(self) -> list[int]:
         topic = self._topics[self._rng.integers(_TOPICS)]
         common = self._topics[_TOPICS]
-        ranks = self._rng.choice(_WORDS, TEXT_TOKENS, p=self._weights)
+        ranks = self._rng.choice(self._words, TEXT_TOKENS, p=self._weights)
         own = self._rng.random(TEXT_TOKENS) < 0.5
         return [int(token) for token in np.where(own, topic[ranks], common[ranks])]
 
@@ -263,7 +267,9 @@ def small_model(base: Path, folder: Path) -> PreTrainedModel:
         initializer_range=0.12,  # keeps activations near unit size at this width
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder)
     for file in base.glob("*token*"):
         shutil.copy(file, folder)
