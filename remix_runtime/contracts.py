@@ -208,6 +208,15 @@ class AdapterDefaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedLoad:
+    """How often the tokens of a sample of the training data activated each expert."""
+
+    tokens: int
+    modules: Mapping[str, Sequence[int]]
+    """n counts by module, which add up to k times the tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterInfo:
     """A loaded adapter, as `Engine.load_adapter` reports it."""
 
@@ -219,6 +228,8 @@ class AdapterInfo:
     r: int
     num_bytes: int
     defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
+    trained_load: TrainedLoad | None = None
+    """None where the folder has no `training.json`, or one without it."""
 
 
 @runtime_checkable

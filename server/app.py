@@ -56,6 +56,7 @@ from server.live.follower import Follower
 from server.live.garbage import GarbageCollector
 from server.live.metrics import LiveMetrics
 from server.live.quotas import Quotas
+from server.live.routing import RoutingMonitor
 from server.live.sets import LiveSets
 from server.live.single_user import GivenFolders, load_single_set
 from server.live.swap import Swaps
@@ -87,6 +88,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
             live = LiveAdapters(engine, GivenFolders(), live_metrics)
             sets = LiveSets(engine.model.name, live)
             await load_single_set(engine, live, sets, adapters)
+            watch, routing = Watch(), RoutingMonitor(engine, live)
             key = settings.api_key
             services = Services(
                 settings=settings,
@@ -95,13 +97,18 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
                 quotas=Quotas(),
                 sets=sets,
                 adapters=live,
-                metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
-                watch=Watch(),
+                metrics=Metrics(registry, engine, sets, routing, max_series=MAX_SERIES),
+                routing=routing,
+                watch=watch,
                 bodies=Bodies(settings.room_for_bodies),
             )
             live_metrics.failing.set_function(lambda: len(services.failing))
             app.state.services = services
-            yield
+            routing.start(watch)
+            try:
+                yield
+            finally:
+                await routing.stop()
         finally:
             await engine.stop()
 
@@ -162,6 +169,9 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             collector = GarbageCollector(directory, store, adapters)
             collector.start(watch)
             stack.push_async_callback(collector.stop)
+            routing = RoutingMonitor(engine, adapters)
+            routing.start(watch)
+            stack.push_async_callback(routing.stop)
 
             services = Services(
                 settings=settings,
@@ -170,7 +180,8 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 quotas=Quotas(),
                 sets=sets,
                 adapters=adapters,
-                metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),
+                metrics=Metrics(registry, engine, sets, routing, max_series=MAX_SERIES),
+                routing=routing,
                 watch=watch,
                 bodies=Bodies(settings.room_for_bodies),
             )
@@ -187,6 +198,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 sets=sets,
                 engine=engine,
                 metrics=services.metrics,
+                routing=routing,
                 settings=settings,
                 bodies=services.bodies,
             )

@@ -19,7 +19,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from remix_runtime.contracts import Engine, TokenEvent
+from server.live.routing import RoutingMonitor
 from server.live.sets import LiveSets
+from server.routing_series import expert_series, routing_series
+from server.vllm_series import InFlight, vllm_series
 
 OTHER = "other"
 """Stands for a name that is not one of a set's, or that has no series of its own."""
@@ -42,7 +45,13 @@ class Metrics:
     """All series of one server, in a registry of its own."""
 
     def __init__(
-        self, registry: CollectorRegistry, engine: Engine, sets: LiveSets, *, max_series: int
+        self,
+        registry: CollectorRegistry,
+        engine: Engine,
+        sets: LiveSets,
+        routing: RoutingMonitor,
+        *,
+        max_series: int,
     ) -> None:
         self._registry = registry
         self._sets = sets
@@ -79,7 +88,8 @@ class Metrics:
         self._first = histogram("time_to_first_token", "Arrival to first token.", _LONG)
         self._between = histogram("inter_token_latency", "Between two tokens.", _SHORT)
         self._duration = histogram("request_duration", "Whole request.", _LONG)
-        self._collector = _EngineCollector(engine, sets, max_series)
+        self._in_flight = InFlight()
+        self._collector = _EngineCollector(engine, sets, routing, self._in_flight, max_series)
         registry.register(self._collector)
         self._writing: asyncio.Future[bytes] | None = None
 
@@ -123,6 +133,8 @@ class Metrics:
             self._series(self._first, labels),
             self._series(self._between, labels),
             self._series(self._generated, labels),
+            self._in_flight,
+            None if name == self._sets.base_name else name,
         )
 
     def count_request(
@@ -193,17 +205,34 @@ class SequenceWatch:
         first: Histogram,
         between: Histogram,
         generated: Counter,
+        in_flight: InFlight,
+        adapter: str | None,
     ) -> None:
         self._prompt, self._prompt_tokens = prompt, prompt_tokens
         self._cached = cached
         self._queue, self._first, self._between = queue, first, between
         self._generated = generated
+        self._in_flight, self._adapter = in_flight, adapter
         self._start = monotonic()
         self._last: float | None = None
+        self._runs = False
         self.queue_seconds: float | None = None
         """From arrival to the first scheduled step; None before it."""
 
+    def begin(self) -> None:
+        """The engine gets the sequence."""
+        if self._adapter is not None:
+            self._in_flight.enter(self._adapter)
+
+    def end(self) -> None:
+        """The engine has it no more."""
+        if self._adapter is not None:
+            self._in_flight.leave(self._adapter, ran=self._runs)
+
     def see(self, event: TokenEvent) -> None:
+        if not self._runs and self._adapter is not None:
+            self._in_flight.run(self._adapter)
+        self._runs = True
         self._prompt.inc(self._prompt_tokens)
         if self._prompt_tokens:
             self._cached.inc(event.cached_tokens or 0)
@@ -227,9 +256,18 @@ class SequenceWatch:
 class _EngineCollector(Collector):
     """Gauges that are read from the engine and the live sets before every scrape."""
 
-    def __init__(self, engine: Engine, sets: LiveSets, max_series: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sets: LiveSets,
+        routing: RoutingMonitor,
+        in_flight: InFlight,
+        max_series: int,
+    ) -> None:
         self._engine = engine
         self._sets = sets
+        self._routing = routing
+        self._in_flight = in_flight
         self._max_series = max_series
         self._read: list[Metric] = []
 
@@ -313,37 +351,10 @@ class _EngineCollector(Collector):
         for labels in served:
             info.add_metric(labels, 1.0)
         yield info
+        yield from routing_series(served, self._routing.latest)
+        yield from vllm_series(stats, self._in_flight, model=self._sets.base_name)
         digests = dict.fromkeys(digest for *_, digest in served)
-        yield from _expert_load(self._engine, digests, self._max_series)
+        yield from expert_series(self._engine, digests, self._max_series)
 
     def describe(self) -> Iterable[Metric]:
         return ()
-
-
-def _expert_load(engine: Engine, digests: Iterable[str], max_series: int) -> Iterator[Metric]:
-    """The load of experts by digest, which `remix_adapter_info` gives names: every expert over all
-    modules, and how uneven each module is. If there are too many, the last digests have no
-    series, and the engine is not asked for theirs."""
-    total = CounterMetricFamily(
-        "remix_expert_activations",
-        "How often tokens activated an expert, over all modules; with vLLM in a sample of steps.",
-        labels=("digest", "expert"),
-    )
-    busiest = GaugeMetricFamily(
-        "remix_expert_busiest_share",
-        "The busiest expert's share of a module's activations; 1/n is even.",
-        labels=("digest", "module"),
-    )
-    series = 0
-    for digest in digests:
-        modules = engine.expert_load(digest)
-        totals = [sum(column) for column in zip(*modules.values(), strict=True)]
-        series += len(totals) + len(modules)
-        if series > max_series:
-            break
-        for expert, count in enumerate(totals):
-            total.add_metric((digest, str(expert)), float(count))
-        for module, counts in modules.items():
-            if sum(counts):
-                busiest.add_metric((digest, module), max(counts) / sum(counts))
-    yield from (total, busiest)

@@ -18,6 +18,7 @@ from server.live.adapters import ADAPTERS, LiveAdapters
 from server.live.bodies import Bodies
 from server.live.quotas import Quotas
 from server.live.remembered import Memory
+from server.live.routing import RoutingMonitor
 from server.live.sets import LiveSets
 from server.live.worker import make_worker
 from server.metrics import Metrics
@@ -64,6 +65,7 @@ class Services:
     sets: LiveSets
     adapters: LiveAdapters
     metrics: Metrics
+    routing: RoutingMonitor
     watch: Watch
     """The server's long-lived tasks."""
     bodies: Bodies

@@ -1,4 +1,4 @@
-"""A trained run as an adapter folder: tensors, model card, parity prompts."""
+"""A trained run as an adapter folder: tensors, model card, parity prompts, record of training."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from training.encoding import Example
 from training.log import Row
 from training.objective import Layers
 from training.quantization import is_quantized
+from training.record import training_record
 from training.sharding import is_sharded
 from training.sources import is_hub_name
 
@@ -52,6 +53,7 @@ def export_adapter(
     spread = range(0, len(rows), stride)[:PARITY_PROMPTS]
     examples = [sequences_of(rows[i])[-1] for i in spread]
     prompts = [list(example.tokens[:PARITY_TOKENS]) for example in examples]
+    training = training_record(model, layers, rows, log)
     return write_checkpoint(
         folder,
         config.adapter,
@@ -59,6 +61,7 @@ def export_adapter(
         readme=model_card(config, log=log, num_rows=len(rows)),
         parity=record_parity(model, layers, prompts),
         defaults=config.defaults,
+        training=training,
         dtype=dtype,
     )
 

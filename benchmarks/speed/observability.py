@@ -2,11 +2,12 @@
 
     python -m benchmarks.speed.observability [--base FOLDER] [--rounds 9] [--out STEM]
 
-Three servers of the same base, asked in turns by 32 streams at once: one that counts and logs
-nothing (its metrics are replaced by ones that do nothing), one with metrics that are read every
-second and a log of requests as JSON, and that one with a trace of each request, sent to a collector
-beside. Tokens per second count, and the processor's time of the server for each token, which other
-work on the machine changes less.
+Three servers of the same base with four random adapters, asked in turns by 32 streams at once, all
+adapters and the base mixed: one that counts and logs nothing and does not look at routing (its
+metrics are replaced by ones that do nothing; the kernels count experts in all of them), one with
+metrics that are read every second and a log of requests as JSON, and that one with a trace of each
+request, sent to a collector beside. Tokens per second count, and the processor's time of the server
+for each token, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from time import perf_counter
 from typing import Annotated, Any
@@ -26,15 +28,19 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from benchmarks.adapters import write_random_adapters
 from benchmarks.options import Base, Out
 from benchmarks.result import Table, publish
 from benchmarks.rounds import ratio, run_rounds
+from benchmarks.shape import AdapterShape
 from benchmarks.speed.door import server
 
 UNWATCHED, WATCHED, TRACED = "neither", "metrics and log", "traces too"
 GOALS = {WATCHED: 0.99, TRACED: 0.97}
 """Tokens per second against the server that is not watched, at least."""
 SCRAPE_SECONDS = 1.0
+SHAPE = AdapterShape(n=8, k=4, r=8)
+ADAPTERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ def serve_unwatched() -> None:
 
     from remix_runtime.cli import main
     from remix_runtime.contracts import TokenEvent
+    from server.live import routing
     from server.metrics import Metrics
 
     class Watch:
@@ -64,6 +71,7 @@ def serve_unwatched() -> None:
     watch = Watch()
     Metrics.watch = lambda *_, **__: watch  # type: ignore[assignment, method-assign]
     Metrics.count_request = nothing  # type: ignore[method-assign]
+    routing.LOOK_SECONDS = 1e9
     sys.argv[1:] = [*sys.argv[1:], "--no-access-log", "--log-level", "critical"]
     main()
 
@@ -127,7 +135,7 @@ def measured(
 
     async def ask(client: httpx.AsyncClient, stream: int, wave: int) -> None:
         body = {
-            "model": model,
+            "model": models[stream % len(models)],
             "prompt": f"Round {number}, wave {wave}, stream {stream}: once upon a time",
             **{"max_tokens": new_tokens, "ignore_eos": True, "stream": True, "temperature": 0},
         }
@@ -141,7 +149,7 @@ def measured(
             for wave in range(waves):
                 await asyncio.gather(*(ask(client, stream, wave) for stream in range(streams)))
 
-    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+    models = [each["id"] for each in httpx.get(f"{url}/v1/models").json()["data"]]
     before, begin = processor_seconds(process), perf_counter()
     with scraped(url) if is_scraped else nullcontext():
         asyncio.run(play())
@@ -159,9 +167,14 @@ def main(
     out: Out = None,
 ) -> None:
     """Measure a server that is not watched, one with metrics and a log, and one with traces too."""
-    options = ("serve", "--base", str(base), "--port", "0", "--max-running", str(streams))
-    plain = ("-c", "from remix_runtime.cli import main; main()", *options, "--log-format", "json")
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="remix-bench-")))
+        adapters = write_random_adapters(folder, base, SHAPE, ADAPTERS)
+        options = ["serve", "--base", str(base), "--port", "0", "--max-running", str(streams)]
+        for adapter in adapters:
+            options += ["--adapter", f"{adapter.name}={adapter}"]
+        plain = ("-c", "from remix_runtime.cli import main; main()", *options)
+        plain += ("--log-format", "json")
         collector, _ = stack.enter_context(server(*own("serve_collector")))
         commands = {
             UNWATCHED: (*own("serve_unwatched"), *options),
@@ -192,8 +205,9 @@ def main(
         out,
         f"What it costs to be watched, {streams} streams",
         f"{base.name}, {waves} times {streams} streams of {new_tokens} tokens a round, against the "
-        "server that is not watched: ratios within each round, their median (least to most). "
-        "Clients, the collector and all servers share the machine.",
+        f"server that is not watched, {ADAPTERS} adapters ({SHAPE}) and the base mixed: ratios "
+        "within each round, their median (least to most). Clients, the collector and all servers "
+        "share the machine.",
         Table(header, rows),
     )
 

@@ -143,16 +143,18 @@ def model_runner(model: PreTrainedModel, layers: Mapping[str, RemixLinear]) -> R
                 f"{PARITY_FILE}: found token id {int(token_ids_T.max())} in a prompt, "
                 f"expected one below the vocabulary size {vocab_size}"
             )
-        _, routes, logits_V = _forward(model, layers, token_ids_T)
+        _, routes, logits_V = run_prompt(model, layers, token_ids_T)
         return routes, logits_V
 
     return run
 
 
-def _forward(
+def run_prompt(
     model: nn.Module, layers: Mapping[str, RemixLinear], token_ids_T: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Router logits [T, n] and routes [T, k] by module name, last logits [V]; on the CPU."""
+    """What a server computes for one prompt: router logits [T, n] and routes [T, k] by module name,
+    and the last logits [V]; on the CPU. In eval mode with the deterministic top-k, whatever
+    training has set, which is restored."""
     was_training = model.training
     selects = {name: layer.select for name, layer in layers.items()}
     model.eval()
@@ -177,7 +179,7 @@ def _record(
     model: nn.Module, layers: Mapping[str, RemixLinear], prompt: Sequence[int]
 ) -> ParityPrompt:
     token_ids_T = torch.tensor(prompt, dtype=torch.int64)
-    logits, routes, logits_V = _forward(model, layers, token_ids_T)
+    logits, routes, logits_V = run_prompt(model, layers, token_ids_T)
     k = next(iter(routes.values())).shape[-1]
     margins_LT = torch.stack([_margins(logits[name], k) for name in sorted(logits)])
     top = torch.sort(logits_V, descending=True, stable=True)

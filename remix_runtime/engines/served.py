@@ -156,4 +156,5 @@ def adapter_info(checkpoint: Checkpoint) -> AdapterInfo:
         r=checkpoint.r,
         num_bytes=checkpoint.num_bytes,
         defaults=checkpoint.defaults,
+        trained_load=checkpoint.trained_load,
     )

@@ -11,6 +11,7 @@ from remix_runtime.fairness.worker import FairWorker
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
 from server.live.follower import Follower
+from server.live.routing import RoutingMonitor
 from server.live.sets import LiveSets
 from server.live.swap import Swaps
 from server.live.worker import make_worker
@@ -35,6 +36,7 @@ class AdminServices:
     sets: LiveSets
     engine: Engine
     metrics: Metrics
+    routing: RoutingMonitor
     settings: ServerSettings
     bodies: Bodies
     worker: FairWorker = field(default_factory=make_worker)

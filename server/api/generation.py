@@ -327,6 +327,8 @@ class Fanout:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        for watch in self._watches:
+            watch.begin()
         if len(self._sequences) > 1:
             self._tasks = [
                 asyncio.create_task(self._pump(index, events))
@@ -340,6 +342,8 @@ class Fanout:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for watch in self._watches:
+            watch.end()
         # The last ones first: those that wait must not get the places of those that run.
         running = [task for task in reversed(self._tasks) if not task.done()]
         for task in running:

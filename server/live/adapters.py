@@ -112,6 +112,7 @@ class LiveAdapters:
         self._folders = folders
         self._metrics = metrics
         self._entries: dict[str, _Entry] = {}
+        self._used: set[str] = set()
         self._cold_waits = Shares(engine.model.max_requests)
         self._turns = FairTurns(LOADS_AT_ONCE)
         self._tasks = BackgroundTasks(log, "loading, repairing or unloading an adapter")
@@ -120,6 +121,7 @@ class LiveAdapters:
     def pin(self, digest: str) -> None:
         """Pins a digest; nothing is loaded yet."""
         self._entries.setdefault(digest, _Entry()).pins += 1
+        self._used.add(digest)
 
     def unpin(self, digest: str) -> None:
         entry = self._entries[digest]
@@ -230,6 +232,16 @@ class LiveAdapters:
     def pins(self, digest: str) -> int:
         entry = self._entries.get(digest)
         return 0 if entry is None else entry.pins
+
+    def info(self, digest: str) -> AdapterInfo | None:
+        """What the engine said of an adapter that it takes requests for."""
+        entry = self._entries.get(digest)
+        return None if entry is None else entry.info
+
+    def take_used(self) -> set[str]:
+        """The digests that were pinned since the last call."""
+        used, self._used = self._used, set()
+        return used
 
     def load_seconds(self, digest: str) -> float | None:
         """Seconds that the last load took, waiting for others' included."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from remix_runtime.adapter.load import judge
+from remix_runtime.contracts import TrainedLoad
+from server.routing_series import routing_series
 from tests.dashboards import (
     RULES,
     Asked,
@@ -25,17 +29,6 @@ from tests.unit.server.tenants import tenant_serving
 
 OF_PROMETHEUS = {"job", "instance"}
 """Labels that a scrape adds."""
-COMING = {
-    name: {"tenant", "adapter", *more}
-    for name, more in {
-        "remix_adapter_routing_entropy": (),
-        "remix_adapter_effective_experts": (),
-        "remix_adapter_dead_experts": (),
-        "remix_adapter_routing_drift": (),
-        "remix_adapter_routing_flag": ("flag",),
-    }.items()
-}
-"""Series of routing, which the server is to export."""
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +36,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The labels of every series of a server with tenants that has had requests."""
     text = asyncio.run(metrics_of_tenants(tmp_path_factory.mktemp("server")))
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(text):
+    # Those of routing come with thousands of tokens.
+    for family in (*text_string_to_metric_families(text), *series_of_routing()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
-    return COMING | found
+    return found
+
+
+def series_of_routing() -> Iterator[Metric]:
+    tokens = 1_000_000
+    trained = TrainedLoad(tokens=tokens, modules={"m": [tokens, 0]})
+    judged = judge({"m": [0, tokens]}, k=1, trained=trained)
+    return routing_series([("acme", "pirate", "a digest")], {"a digest": judged})
 
 
 async def metrics_of_tenants(folder: Path) -> str:

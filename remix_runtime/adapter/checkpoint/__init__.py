@@ -4,6 +4,7 @@ from remix_runtime.adapter.checkpoint.defaults import read_defaults
 from remix_runtime.adapter.checkpoint.describe import Description, describe
 from remix_runtime.adapter.checkpoint.parity_file import Parity, ParityPrompt, read_parity
 from remix_runtime.adapter.checkpoint.reader import adapter_digest, read_adapter, read_checkpoint
+from remix_runtime.adapter.checkpoint.training_file import Curves, TrainingRecord, read_curves
 from remix_runtime.adapter.checkpoint.types import (
     DEFAULT_LIMITS,
     AdapterConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "BaseShapes",
     "Checkpoint",
     "CheckpointLimits",
+    "Curves",
     "Description",
     "LayerWeights",
     "LoraConfig",
@@ -31,10 +33,12 @@ __all__ = [
     "Parity",
     "ParityPrompt",
     "Scaling",
+    "TrainingRecord",
     "adapter_digest",
     "describe",
     "read_adapter",
     "read_checkpoint",
+    "read_curves",
     "read_defaults",
     "read_parity",
     "routing_weight",

@@ -22,6 +22,7 @@ from remix_runtime.adapter.checkpoint.layouts import Layout, LoraLayout, RemixLa
 from remix_runtime.adapter.checkpoint.parity_file import Parity, parity_in
 from remix_runtime.adapter.checkpoint.strict_json import parse_object, show
 from remix_runtime.adapter.checkpoint.tensor_file import Header, read_header, read_tensors
+from remix_runtime.adapter.checkpoint.training_file import training_in
 from remix_runtime.adapter.checkpoint.types import (
     DEFAULT_LIMITS,
     AdapterConfig,
@@ -76,8 +77,8 @@ def adapter_digest(
 
     SHA-256 of the canonical JSON of the configuration, followed directly by the bytes of
     `adapter_model.safetensors` and by `canonical_defaults(defaults)`. Spelling and order of the
-    JSON files, the fields that PEFT adds, README and parity file are no part of it; dtype and
-    metadata of the tensor file are.
+    JSON files, the fields that PEFT adds, README, parity file and `training.json` are no part of
+    it; dtype and metadata of the tensor file are.
     """
     digest = hashlib.sha256(remix.canonical_json(config))
     digest.update(tensor_file)
@@ -110,6 +111,7 @@ def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLim
         shapes, mixtures = _check_layers(header, layout)
         if base is not None:
             _check_base(shapes, base, layout, config.base_model_name_or_path)
+        training = training_in(files, mixtures)
         num_bytes = 4 * sum(
             mixture.num_experts * (mixture.r * (width_o + width_d) + width_d)
             for mixture, (width_o, width_d) in zip(mixtures.values(), shapes.values(), strict=True)
@@ -134,6 +136,7 @@ def _checkpoint_in(files: Folder, base: BaseShapes | None, limits: CheckpointLim
         digest=digest.hexdigest(),
         num_bytes=num_bytes,
         defaults=defaults,
+        trained_load=None if training is None else training.load,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from remix_runtime.contracts import AdapterDefaults
+from remix_runtime.contracts import AdapterDefaults, TrainedLoad
 
 FORMAT_VERSION = 1
 
@@ -95,6 +95,8 @@ class Checkpoint:
     num_bytes: int
     """Bytes of all tensors in memory."""
     defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
+    trained_load: TrainedLoad | None = None
+    """None where training wrote none."""
 
     @property
     def num_experts(self) -> int:

@@ -30,6 +30,12 @@ from remix_runtime.adapter.checkpoint.parity_file import (
     read_parity,
 )
 from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE, read_checkpoint
+from remix_runtime.adapter.checkpoint.training_file import (
+    TRAINING_FILE,
+    TrainingRecord,
+    emit_training,
+    parse_training,
+)
 from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS, AdapterConfig, LayerWeights
 from remix_runtime.contracts import AdapterDefaults
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
@@ -48,6 +54,7 @@ def write_checkpoint(
     readme: str,
     parity: Parity | None = None,
     defaults: AdapterDefaults | None = None,
+    training: TrainingRecord | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """Writes an adapter to `folder`, parents included, and returns its digest.
@@ -69,6 +76,8 @@ def write_checkpoint(
         contents[PARITY_FILE] = emit_parity(parity)
     if defaults is not None and defaults != AdapterDefaults():
         contents[DEFAULTS_FILE] = emit_defaults(defaults)
+    if training is not None:
+        contents[TRAINING_FILE] = emit_training(training)
     # The metadata is what PEFT writes, so that both write the same bytes.
     contents[TENSOR_FILE] = safetensors.torch.save(tensors, metadata={"format": "pt"})
     contents[CONFIG_FILE] = emit_config(config)
@@ -93,6 +102,22 @@ def write_checkpoint(
     if old.exists():
         shutil.rmtree(old)
     return digest
+
+
+def put_training(folder: Path, record: TrainingRecord) -> None:
+    """Writes `training.json` beside an adapter, in the place of one that is there; the digest stays
+    as it is. A reader sees the old file or the new one. Raises `CheckpointError` for a folder that
+    is no adapter and a record that does not fit it."""
+    data = emit_training(record)
+    parse_training(data, read_checkpoint(folder).mixtures)
+    temporary = folder / f".{TRAINING_FILE}.tmp-{secrets.token_hex(8)}"
+    try:
+        _write_synced(temporary, data)
+        temporary.replace(folder / TRAINING_FILE)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
 
 
 def tidy_place(folder: Path) -> None:

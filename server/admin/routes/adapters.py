@@ -11,6 +11,7 @@ from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from remix_runtime.adapter.checkpoint import read_curves
 from server.admin import schemas
 from server.admin.documentation import failures
 from server.admin.imports import describe_adapters, import_adapter
@@ -20,7 +21,7 @@ from server.admin.services import ACTOR, AdminServices, admin_services
 from server.http.errors import as_api_error
 from server.http.lines import one_line
 from server.live.garbage import MIN_AGE_SECONDS, collect_garbage
-from server.store import Progress
+from server.store import Progress, UnknownDigestError
 
 router = admin_router()
 
@@ -115,16 +116,27 @@ async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
     return adapter
 
 
-@router.get("/adapters/{digest}/experts", responses=failures(404))
-async def get_expert_load(digest: str, http: Request) -> schemas.Listed[schemas.ModuleLoad]:
-    """How often tokens activated each expert, by adapted linear. Empty while this server's engine
-    does not hold the adapter, and where it does not count."""
+@router.get("/adapters/{digest}/routing", responses=failures(404))
+async def get_routing(digest: str, http: Request) -> schemas.Routing:
+    """How recent traffic of this server uses the adapter's experts, and how that compares with the
+    training data. No modules while the engine does not hold the adapter, and where it does not
+    count."""
     services = admin_services(http)
     record = await services.directory.adapter(digest)
-    load = services.engine.expert_load(record.digest)
-    return schemas.Listed(
-        data=[schemas.ModuleLoad(module=m, activations=list(counts)) for m, counts in load.items()]
-    )
+    return schemas.Routing.model_validate(services.routing.now(record.digest))
+
+
+@router.get("/adapters/{digest}/training", responses=failures(404))
+async def get_training(digest: str, http: Request) -> schemas.Training:
+    """The curves of the run that made the adapter; none where its folder has no `training.json`,
+    or this server's store has no copy of it yet."""
+    services = admin_services(http)
+    record = await services.directory.adapter(digest)
+    try:
+        folder = services.store.folder(record.digest)
+    except UnknownDigestError:
+        return schemas.Training(curves={})
+    return schemas.Training(curves=await asyncio.to_thread(read_curves, folder))
 
 
 @router.delete(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.adapter.checkpoint import TrainingRecord, read_checkpoint
+from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
+from remix_runtime.adapter.checkpoint.writer import put_training
 from server.admin.routes.adapters import import_lines
 from server.store import Progress, SourceUnavailableError
 from tests.engines import complete, request
@@ -85,23 +87,73 @@ async def test_state_on_this_server(admin: Admin) -> None:
     assert (await admin.client.get(f"{URL}/{digest}")).json()["replica"] is None
 
 
-async def test_the_load_of_experts_by_module(admin: Admin) -> None:
+NOTHING: dict[str, Any] = {
+    "tokens": 0,
+    "enough": False,
+    "entropy": None,
+    "effective_experts": None,
+    "dead_experts": 0,
+    "drift": None,
+    "flags": [],
+    "modules": [],
+}
+
+
+async def test_the_routing_of_recent_traffic_by_module(admin: Admin) -> None:
     digest = await admin.add_adapter()
-    url = f"{URL}/{digest}/experts"
-    nothing = {"data": [], "has_more": False}
-    assert (await admin.client.get(url)).json() == nothing, "it is not loaded"
+    url = f"{URL}/{digest}/routing"
+    assert (await admin.client.get(url)).json() == NOTHING, "it is not loaded"
     await admin.add_tenant()
     await admin.put_set({"x": digest})
     prompt = [1, 2, 3, 5, 7]
     await complete(admin.engine, request(prompt, digest, max_tokens=1))
+    module = {
+        "module": "fake",
+        "activations": [sum(token % 2 == expert for token in prompt) for expert in range(2)],
+        "trained": None,
+        "entropy": None,
+        "effective_experts": None,
+        "dead_experts": [],
+        "drift": None,
+    }
     found = (await admin.client.get(url)).json()
-    activations = [sum(token % 2 == expert for token in prompt) for expert in range(2)]
-    assert found == {"data": [{"module": "fake", "activations": activations}], "has_more": False}
+    assert found == {**NOTHING, "tokens": 5, "modules": [module]}
+    for _ in range(6):  # of odd tokens alone
+        await complete(admin.engine, request([1] * 500, digest, max_tokens=1))
+        found = (await admin.client.get(url)).json()
+    assert found["enough"]
+    assert found["flags"] == ["collapsed"]
+    assert found["tokens"] == 2000
+    assert found["dead_experts"] == 1
+    assert found["modules"][0]["dead_experts"] == [0]
+    assert found["effective_experts"] == pytest.approx(1, abs=0.05)
     await admin.put_set({})
     await admin.services.adapters.settle()
-    assert (await admin.client.get(url)).json() == nothing
+    assert (await admin.client.get(url)).json() == NOTHING
     unknown = digest_of("unknown")
-    check_error(await admin.client.get(f"{URL}/{unknown}/experts"), 404)
+    check_error(await admin.client.get(f"{URL}/{unknown}/routing"), 404)
+
+
+async def test_the_curves_of_training(admin: Admin) -> None:
+    folder = admin.root / "trained"
+    write_adapter(folder)
+    curves = {"step": [1, 2], "loss": [2.0, 1.5], "held_out_loss": [(2, 1.75)]}
+    put_training(folder, TrainingRecord(curves=curves))
+    digest = (await post(admin, "trained")).json()["digest"]
+    assert (await admin.client.get(f"{URL}/{digest}/training")).json() == {
+        "curves": {"step": [1, 2], "loss": [2.0, 1.5], "held_out_loss": [[2, 1.75]]}
+    }
+    bare = await admin.add_adapter(1)
+    assert (await admin.client.get(f"{URL}/{bare}/training")).json() == {"curves": {}}
+    check_error(await admin.client.get(f"{URL}/{digest_of('unknown')}/training"), 404)
+
+
+async def test_a_record_of_training_that_is_wrong_is_refused_at_import(admin: Admin) -> None:
+    folder = admin.root / "trained"
+    write_adapter(folder)
+    (folder / TRAINING_FILE).write_text('{"format_version": 1, "expert_load": {"tokens": -1}}')
+    error = check_error(await post(admin, "trained"), 422)
+    assert "training.json: expert_load.tokens: found -1" in error["message"]
 
 
 async def test_import_with_progress(admin: Admin) -> None:

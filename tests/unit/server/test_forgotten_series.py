@@ -24,7 +24,8 @@ class Told:
         self.sets = {"acme": LiveSet(1, FIRST)}
         monkeypatch.setattr(module, "monotonic", lambda: self.now)
         sets = SimpleNamespace(all=self.sets, base_name="base")
-        self.metrics = Metrics(CollectorRegistry(), FakeEngine(), sets, max_series=4)
+        routing = SimpleNamespace(latest={})
+        self.metrics = Metrics(CollectorRegistry(), FakeEngine(), sets, routing, max_series=4)
 
     def serve(self, tenant: str, name: str) -> None:
         self.metrics.count_request(

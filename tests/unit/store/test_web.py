@@ -58,6 +58,7 @@ async def test_only_an_adapters_names_are_asked_for(store: AdapterStore, web: Fi
         TENSOR_FILE,
         PARITY_FILE,
         "defaults.json",
+        "training.json",
         "README.md",
     }
 
