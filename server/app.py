@@ -49,6 +49,7 @@ from server.live.bodies import Bodies
 from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.garbage import GarbageCollector
+from server.live.leasing import Lender
 from server.live.metrics import LiveMetrics
 from server.live.quotas import Quotas
 from server.live.sets import LiveSets
@@ -151,6 +152,13 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             log.info("loading the sets of the tenants")
             await follower.start()
             stack.push_async_callback(follower.stop)
+            quotas = Quotas()
+            if directory.leases is not None:
+                lender = Lender(directory.leases, watch)
+                quotas = Quotas(supply=lender, usage=lender.tenants)
+                live_metrics.quota_servers.set_function(lambda: lender.servers)
+                await lender.start()
+                stack.push_async_callback(lender.stop)
             collector = GarbageCollector(directory, store, adapters)
             collector.start(watch)
             stack.push_async_callback(collector.stop)
@@ -159,7 +167,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 settings=settings,
                 engine=engine,
                 access=TenantAccess(directory, follower, grace_seconds=settings.key_grace_seconds),
-                quotas=Quotas(),
+                quotas=quotas,
                 sets=sets,
                 adapters=adapters,
                 metrics=Metrics(registry, engine, sets, max_series=MAX_SERIES),

@@ -39,7 +39,7 @@ class CountedRequest(StrictRequest):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             try:
-                _admit(self)
+                await _admit(self)
             except RateLimitedError as error:
                 await self._read_model()
                 raise as_api_error(error) from error
@@ -60,11 +60,12 @@ class CountedRoute(StrictRoute):
     request_class = CountedRequest
 
 
-def _admit(http: Request) -> None:
+async def _admit(http: Request) -> None:
     """Takes a place until the last byte of the answer. Raises `RateLimitedError`."""
     services, state = services_of(http), state_of(http.scope)
     quota = services.access.quota(state.tenant)
-    state.admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
+    admission = await services.quotas.obtain(state.tenant, quota)
+    state.admission = state.holds.enter_context(admission)
 
 
 def resolve(http: Request, model: str) -> Target:
