@@ -149,8 +149,8 @@ class Lender:
         self, server: str, some: Sequence[tuple[str, LeasedUsage]], now: float
     ) -> None:
         reports = {tenant: usage.report(server, now) for tenant, usage in some}
-        done = await self._leases.exchange(server, reports)
         standing = self._standing
+        done = await self._leases.exchange(server, reports, enters=server != standing.server)
         standing.server, standing.until = server, now + LEASE_SECONDS
         standing.servers = done.servers
         for tenant, usage in some:

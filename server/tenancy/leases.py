@@ -40,18 +40,24 @@ PLACES = "places"
 _LIVE = f"seen > clock_timestamp() - interval '{LEASE_SECONDS} s'"
 _DEAD = f"seen < clock_timestamp() - interval '{LEASE_SECONDS + GRACE_SECONDS} s'"
 
-_BEAT = text(
-    f"""
+_OPEN = """
     WITH made AS (
         INSERT INTO quota_pools (tenant, pools)
-        SELECT id, '{{}}' FROM tenants WHERE id = ANY(:tenants) ORDER BY id
+        SELECT id, '{}' FROM tenants WHERE id = ANY(:tenants) ORDER BY id
         ON CONFLICT DO NOTHING
     )
-    INSERT INTO quota_servers AS known (id, seen) VALUES (:server, clock_timestamp())
-    ON CONFLICT (id) DO UPDATE SET seen = clock_timestamp() WHERE known.{_LIVE}
-    RETURNING id
+"""
+_ENTER = text(
+    f"""
+    {_OPEN} INSERT INTO quota_servers (id, seen) VALUES (:server, clock_timestamp()) RETURNING id
     """  # noqa: S608 - only constants
-).bindparams(bindparam("tenants", type_=ARRAY(Text)))
+)
+_BEAT = text(
+    f"""
+    {_OPEN} UPDATE quota_servers SET seen = clock_timestamp()
+    WHERE id = :server AND {_LIVE} RETURNING id
+    """  # noqa: S608
+)
 # `FOR UPDATE` takes the rows in their order, whoever else wants some of them.
 _TAKE = text(
     """
@@ -87,12 +93,14 @@ class Leases:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    async def exchange(self, server: str, reports: Reports) -> Exchanged:
-        """Renews the server's leases, and exchanges reports for answers in one transaction. Raises
-        `DatabaseUnavailableError`; `LeaseLostError` where the server was not seen in time."""
+    async def exchange(self, server: str, reports: Reports, *, enters: bool) -> Exchanged:
+        """Renews the server's leases, and exchanges reports for answers in one transaction.
+        `enters`: under this name for the first time. Raises `DatabaseUnavailableError`;
+        `LeaseLostError` where the server was not seen in time."""
         tenants = sorted(reports)
         async with self.database.share(EXCHANGE_SECONDS) as connection:
-            beat = await connection.scalar(_BEAT, {"server": server, "tenants": tenants})
+            sign = (_ENTER if enters else _BEAT).bindparams(bindparam("tenants", type_=ARRAY(Text)))
+            beat = await connection.scalar(sign, {"server": server, "tenants": tenants})
             if beat is None:
                 raise LeaseLostError(server)
             rows = (await connection.execute(_TAKE, {"tenants": tenants})).all() if tenants else ()
@@ -122,7 +130,7 @@ class Leases:
 
     async def leave(self, server: str, reports: Reports) -> None:
         """Gives everything back. Raises as `exchange`."""
-        await self.exchange(server, reports)
+        await self.exchange(server, reports, enters=False)
         async with self.database.share(EXCHANGE_SECONDS) as connection:
             await connection.execute(_LEAVE, {"server": server})
 
