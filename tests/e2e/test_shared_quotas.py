@@ -1,0 +1,122 @@
+"""Two servers on one PostgreSQL under load: each kind of limit holds for both together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tests.postgres import PostgresServer
+from tests.served import FAKE, Served, served, tenants
+
+CLIENTS = 4
+"""Of each server."""
+SECONDS = 2.5
+BODY = {"model": "fake-base", "prompt": "Hello", "max_tokens": 15, "ignore_eos": True}
+TOKENS = 20
+"""Of one such request."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers(
+    tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
+) -> AsyncIterator[list[Served]]:
+    root, url = tmp_path_factory.mktemp("servers"), postgres.fresh_database()
+    async with AsyncExitStack() as stack:
+        starting = [
+            stack.enter_async_context(
+                served(
+                    root / f"log-{number}",
+                    *(*FAKE, *tenants(root / str(number), "--database-url", url)),
+                )
+            )
+            for number in range(2)
+        ]
+        yield list(await asyncio.gather(*starting))
+
+
+async def load(client: httpx.AsyncClient, until: float, seen: Counter[int]) -> None:
+    while time.monotonic() < until:
+        answer = await client.post("/v1/completions", json=BODY)
+        seen[answer.status_code] += 1
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("limits", "most", "of_one"),
+    [
+        ({"requests_per_minute": 120}, 120, 1),
+        ({"requests_per_minute": 3}, 3, 1),
+        ({"tokens_per_minute": 2000}, 2000, TOKENS),
+    ],
+    ids=str,
+)
+async def test_what_both_let_in_is_one_quota(
+    servers: list[Served], limits: dict[str, Any], most: int, of_one: int
+) -> None:
+    name = f"t{most}"
+    key = await servers[0].tenant(name, **limits)
+    began = time.monotonic()
+    seen: Counter[int] = Counter()
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(item.client(key)) for item in servers]
+        await asyncio.gather(
+            *(load(client, began + SECONDS, seen) for client in clients for _ in range(CLIENTS))
+        )
+        minutes = (time.monotonic() - began) / 60
+        assert set(seen) == {200, 429}
+        assert seen[200] * of_one <= most * (1 + minutes)
+        # What is not used is in somebody's stock at most, and comes to whoever asks.
+        async with asyncio.timeout(20):
+            while seen[200] * of_one < most:
+                for client in clients:
+                    answer = await client.post("/v1/completions", json=BODY)
+                    seen[answer.status_code] += 1
+        minutes = (time.monotonic() - began) / 60
+        assert seen[200] * of_one <= most * (1 + minutes)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_runs_on_both_is_one_limit(servers: list[Served]) -> None:
+    key = await servers[1].tenant("places", max_concurrent=3)
+    body = {**BODY, "stream": True, "max_tokens": 500, "min_tokens": 500}
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(item.client(key)) for item in servers]
+
+        async def upload(client: httpx.AsyncClient) -> tuple[int, asyncio.Event]:
+            """A request whose body is not whole yet holds its place."""
+            over = asyncio.Event()
+
+            async def halves() -> AsyncIterator[bytes]:
+                yield b"{"
+                await over.wait()
+                yield b"}"
+
+            sending = asyncio.create_task(client.post("/v1/completions", content=halves()))
+            stack.push_async_callback(asyncio.gather, sending, return_exceptions=True)
+            stack.callback(over.set)
+            done, _ = await asyncio.wait({sending}, timeout=1.0)
+            return (sending.result().status_code if done else 0), over
+
+        states = [await upload(clients[number % 2]) for number in range(6)]
+        assert Counter(code for code, _ in states) == {0: 3, 429: 3}
+        for _, over in states:
+            over.set()
+        # All of them on one server, a moment after they have ended on both.
+        async with asyncio.timeout(20):
+            while True:
+                answers = await asyncio.gather(
+                    *(clients[0].post("/v1/completions", json=body) for _ in range(3))
+                )
+                if [answer.status_code for answer in answers] == [200] * 3:
+                    break
