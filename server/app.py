@@ -39,6 +39,7 @@ from server.http import errors
 from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.cors import allow_origins
+from server.http.drain import DrainMiddleware
 from server.http.head import HeadMiddleware
 from server.http.host import HostMiddleware
 from server.http.openapi import correct_document, docs_router
@@ -235,6 +236,7 @@ def _data_app(
     only_loopback = not has_keys and settings.host not in ("", "0.0.0.0", "::")  # noqa: S104
     app.add_middleware(HostMiddleware, names=settings.allowed_host, only_loopback=only_loopback)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(DrainMiddleware)
     app.add_middleware(RequestMiddleware, access_log=settings.access_log)
     return app
 

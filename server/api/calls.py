@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from remix_runtime.contracts import AdapterDefaults
+from remix_runtime.errors import EngineBusyError
 from server.http.body import SMALL_BODY_BYTES, StrictRequest, StrictRoute
 from server.http.errors import ApiError, as_api_error
 from server.http.request import state_of
@@ -40,7 +41,7 @@ class CountedRequest(StrictRequest):
         if not hasattr(self, "_body"):
             try:
                 await _admit(self)
-            except RateLimitedError as error:
+            except (RateLimitedError, EngineBusyError) as error:
                 await self._read_model()
                 raise as_api_error(error) from error
         return await super().body()
@@ -61,8 +62,11 @@ class CountedRoute(StrictRoute):
 
 
 async def _admit(http: Request) -> None:
-    """Takes a place until the last byte of the answer. Raises `RateLimitedError`."""
+    """Takes a place until the last byte of the answer. Raises `RateLimitedError`,
+    `EngineBusyError`."""
     services, state = services_of(http), state_of(http.scope)
+    if state.is_late:
+        raise EngineBusyError("The server is shutting down.", retry_after=5)
     quota = services.access.quota(state.tenant)
     admission = await services.quotas.obtain(state.tenant, quota)
     state.admission = state.holds.enter_context(admission)
