@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from tests.held import Held
 from tests.postgres import PostgresServer
 from tests.served import FAKE, Served, served, tenants
 
@@ -74,11 +75,11 @@ async def test_what_both_let_in_is_one_quota(
             *(load(client, began + SECONDS, seen) for client in clients for _ in range(CLIENTS))
         )
         minutes = (time.monotonic() - began) / 60
-        assert set(seen) == {200, 429}
+        assert set(seen) <= {200, 429}
         assert seen[200] * of_one <= most * (1 + minutes)
         # What is not used is in somebody's stock at most, and comes to whoever asks.
-        async with asyncio.timeout(20):
-            while seen[200] * of_one < most:
+        async with asyncio.timeout(60):
+            while seen[200] * of_one < most or not seen[429]:
                 for client in clients:
                     answer = await client.post("/v1/completions", json=BODY)
                     seen[answer.status_code] += 1
@@ -89,34 +90,20 @@ async def test_what_both_let_in_is_one_quota(
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_runs_on_both_is_one_limit(servers: list[Served]) -> None:
     key = await servers[1].tenant("places", max_concurrent=3)
-    body = {**BODY, "stream": True, "max_tokens": 500, "min_tokens": 500}
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(item.client(key)) for item in servers]
-
-        async def upload(client: httpx.AsyncClient) -> tuple[int, asyncio.Event]:
-            """A request whose body is not whole yet holds its place."""
-            over = asyncio.Event()
-
-            async def halves() -> AsyncIterator[bytes]:
-                yield b"{"
-                await over.wait()
-                yield b"}"
-
-            sending = asyncio.create_task(client.post("/v1/completions", content=halves()))
-            stack.push_async_callback(asyncio.gather, sending, return_exceptions=True)
-            stack.callback(over.set)
-            done, _ = await asyncio.wait({sending}, timeout=1.0)
-            return (sending.result().status_code if done else 0), over
-
-        states = [await upload(clients[number % 2]) for number in range(6)]
-        assert Counter(code for code, _ in states) == {0: 3, 429: 3}
-        for _, over in states:
-            over.set()
-        # All of them on one server, a moment after they have ended on both.
-        async with asyncio.timeout(20):
-            while True:
-                answers = await asyncio.gather(
-                    *(clients[0].post("/v1/completions", json=body) for _ in range(3))
-                )
-                if [answer.status_code for answer in answers] == [200] * 3:
-                    break
+    held = [await Held.open(servers[number % 2].url) for number in range(6)]
+    # A request holds its place before its body is there.
+    codes = [await item.begin("/v1/completions", BODY, key) for item in held]
+    assert Counter(codes) == {100: 3, 429: 3}
+    for item in held:
+        item.send()
+        await item.finish()
+        item.writer.close()
+    # All of them on one server, a moment after they have ended on both.
+    async with asyncio.timeout(20):
+        while True:
+            held = [await Held.open(servers[0].url) for _ in range(3)]
+            codes = [await item.begin("/v1/completions", BODY, key) for item in held]
+            for item in held:
+                item.writer.close()
+            if codes == [100] * 3:
+                break
