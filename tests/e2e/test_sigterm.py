@@ -22,7 +22,7 @@ CHAT = [{"role": "user", "content": "Hello"}]
 ENDS = {
     "/v1/completions": "data: [DONE]\n\n",
     "/v1/chat/completions": "data: [DONE]\n\n",
-    "/v1/responses": "response.completed",
+    "/v1/responses": "response.incomplete",
     "/v1/messages": "message_stop",
 }
 """How a stream ends that is whole."""
