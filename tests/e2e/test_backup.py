@@ -4,19 +4,28 @@ commands are those of docs/backup.md, as they stand there."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from remix_runtime.adapter.checkpoint import write_checkpoint
+from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from server.app import TenantApps, create_tenant_apps
+from server.settings import ServerSettings
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
 from tests.postgres import PostgresServer
-from tests.served import Served, served, tenants
+
+ADMIN_KEY = "the-key-of-the-operator"
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "backup.md"
 BLOCKS = dict(re.findall(r"^```bash (\w+ \w+)\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S))
@@ -28,34 +37,59 @@ def run(*blocks: str, env: dict[str, str]) -> None:
         subprocess.run(["bash", "-euc", BLOCKS[block]], env={**os.environ, **env}, check=True)
 
 
-async def answer(server: Served, key: str, model: str) -> dict[str, Any]:
-    body = {"model": model, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
-    async with server.client(key) as client:
-        got = await client.post("/v1/completions", json={**body, "logprobs": 1, "ignore_eos": True})
-    assert got.status_code == 200, got.text
-    told = got.json()
-    return {"choices": told["choices"], "fingerprint": told["system_fingerprint"]}
+@dataclass
+class Server:
+    apps: TenantApps
+
+    async def call(self, method: str, path: str, key: str, **kwargs: Any) -> httpx.Response:
+        app = self.apps.admin if path.startswith("/admin") else self.apps.data
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, headers=headers, timeout=120, **kwargs)
+
+    async def admin(self, method: str, path: str, **kwargs: Any) -> Any:
+        got = await self.call(method, f"/admin/v1{path}", ADMIN_KEY, **kwargs)
+        assert got.is_success, got.text
+        return got.json() if got.content else None
+
+    async def complete(self, key: str, model: str) -> httpx.Response:
+        body = {"model": model, "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+        return await self.call(
+            "POST", "/v1/completions", key, json={**body, "logprobs": 1, "ignore_eos": True}
+        )
 
 
-async def state(server: Served, keys: dict[str, str]) -> dict[str, Any]:
-    """All that a restore must bring back, but for sets that changed during the backup."""
+@asynccontextmanager
+async def serving(base: Path, data: Path, sources: Path, url: str | None) -> AsyncIterator[Server]:
+    settings = ServerSettings(
+        admin_key=ADMIN_KEY, import_root=sources, database_url=url, poll_seconds=0.05
+    )
+    apps = create_tenant_apps(EmbeddedEngine(EmbeddedConfig(model=str(base))), settings, data)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(apps.data.router.lifespan_context(apps.data))
+        yield Server(apps)
+
+
+async def state(server: Server, keys: dict[str, str]) -> dict[str, Any]:
+    """All that a restore must bring back, but for the set that changes during the backup."""
     found: dict[str, Any] = {}
     for tenant, key in keys.items():
+        told = (await server.complete(key, "stable")).json()
         found[tenant] = {
             "quota": await server.admin("GET", f"/tenants/{tenant}/quota"),
             "keys": await server.admin("GET", f"/tenants/{tenant}/keys"),
-            "answers": [await answer(server, key, "stable")],
+            "answer": (told["choices"], told["system_fingerprint"]),
         }
-    found["acme"]["revisions"] = await server.admin("GET", "/tenants/acme/set/revisions")
+    found["revisions"] = await server.admin("GET", "/tenants/acme/set/revisions")
     return found
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_restored_servers_have_the_same_sets_and_answers(
-    tmp_path: Path, kind: str, postgres: PostgresServer
+    tmp_path: Path, kind: str, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = save_tiny_base(tmp_path / "tiny")
-    sources = tmp_path / "adapters"
+    base, sources = save_tiny_base(tmp_path / "tiny"), tmp_path / "adapters"
     for seed in range(3):
         made = random_checkpoint(tiny_model("llama"), seed=seed)
         write_checkpoint(sources / f"a{seed}", made.config, made.layers, readme=f"# {seed}\n")
@@ -64,13 +98,13 @@ async def test_restored_servers_have_the_same_sets_and_answers(
     url = postgres.fresh_database() if kind == "postgresql" else None
     env = {"DATA": str(data), "BACKUP": str(backup), "DATABASE_URL": url or ""}
     env["PATH"] = f"{postgres.binaries}:{os.environ['PATH']}"
-    options = (
-        *("--base", str(base), "--threads", "1", "--import-root", str(sources)),
-        *tenants(data, *(("--database-url", url) if url else ())),
-    )
 
-    async with served(tmp_path / "log", *options) as server:
-        keys = {name: await server.tenant(name, **quota) for name, quota in QUOTAS.items()}
+    async with serving(base, data, sources, url) as server:
+        keys = {}
+        for tenant, quota in QUOTAS.items():
+            await server.admin("POST", "/tenants", json={"id": tenant})
+            await server.admin("PUT", f"/tenants/{tenant}/quota", json=quota)
+            keys[tenant] = (await server.admin("POST", f"/tenants/{tenant}/keys"))["secret"]
         digests = [
             (await server.admin("POST", "/adapters", json={"source": f"a{seed}"}))["digest"]
             for seed in range(3)
@@ -80,43 +114,59 @@ async def test_restored_servers_have_the_same_sets_and_answers(
                 wanted = {"stable": digests[first], "other": digests[2]}
                 await server.admin("PUT", f"/tenants/{tenant}/set", json={"adapters": wanted})
         before = await state(server, keys)
-        stop, swaps = asyncio.Event(), 0
+        stop, begun = asyncio.Event(), asyncio.Event()
 
         async def swap() -> None:
-            nonlocal swaps
+            number = 0
             while not stop.is_set():
-                wanted = {"stable": digests[0], "moving": digests[1 + swaps % 2]}
+                wanted = {"stable": digests[0], "moving": digests[1 + number % 2]}
                 await server.admin("PUT", "/tenants/globex/set", json={"adapters": wanted})
-                swaps += 1
+                begun.set()
+                number += 1
 
         swapping = asyncio.create_task(swap())
-        async with asyncio.timeout(60):
-            while not swaps:  # noqa: ASYNC110 - no event tells of it
-                await asyncio.sleep(0.01)
+        await begun.wait()
         await asyncio.to_thread(run, f"{kind} backup", "adapters backup", env=env)
         stop.set()
         await swapping
-        assert await server.end() == 0
 
     shutil.rmtree(data)
-    shutil.rmtree(sources / "a0")
     if url is not None:
         postgres.drop(url)
         env["DATABASE_URL"] = url = postgres.fresh_database()
-        options = (*options[:-1], url)
     run(f"{kind} restore", "adapters restore", env=env)
-    # One adapter is lost with its source, one without.
-    for lost in digests[1:]:
-        shutil.rmtree(data / "store" / "adapters" / lost)
-    shutil.rmtree(sources / "a1")
-    async with served(tmp_path / "log", *options) as server:
+    # Of one adapter the source is lost, of one what was restored, of one both.
+    for lost in ("a0", "a1"):
+        shutil.rmtree(sources / lost)
+    for digest in digests[1:]:
+        shutil.rmtree(data / "store" / "adapters" / digest)
+    caplog.set_level(logging.INFO)
+    async with serving(base, data, sources, url) as server:
         assert await state(server, keys) == before
         moving = (await server.admin("GET", "/tenants/globex/set"))["adapters"]
-        assert moving["stable"]["digest"] == digests[0]
-        assert moving["moving"]["digest"] in digests[1:]
-        assert (await answer(server, keys["acme"], "other"))["fingerprint"] is not None
-        await server.admin(
-            "PUT", "/tenants/acme/set", json={"adapters": {"stable": digests[0]}}
-        )  # goes on from the restored revision
-        assert await server.end() == 0
-    assert f"adapter {digests[2]} is not in this store; importing" in (tmp_path / "log").read_text()
+        assert set(moving) == {"stable", "moving"}
+        assert (await server.complete(keys["acme"], "other")).status_code == 200
+        assert f"adapter {digests[2]} is not in this store; importing" in caplog.text
+        # Goes on from the restored revision, and takes nothing that is not there.
+        revision = (await server.admin("GET", "/tenants/acme/set"))["revision"]
+        put = {"adapters": {"stable": digests[0]}}
+        assert (await server.admin("PUT", "/tenants/acme/set", json=put))["after"] == revision + 1
+
+
+async def test_an_adapter_that_is_lost_with_its_source_is_named(tmp_path: Path) -> None:
+    base, sources, data = save_tiny_base(tmp_path / "tiny"), tmp_path / "from", tmp_path / "data"
+    made = random_checkpoint(tiny_model("llama"))
+    write_checkpoint(sources / "a", made.config, made.layers, readme="# a\n")
+    async with serving(base, data, sources, None) as server:
+        await server.admin("POST", "/tenants", json={"id": "acme"})
+        key = (await server.admin("POST", "/tenants/acme/keys"))["secret"]
+        digest = (await server.admin("POST", "/adapters", json={"source": "a"}))["digest"]
+        await server.admin("PUT", "/tenants/acme/set", json={"adapters": {"x": digest}})
+    shutil.rmtree(sources / "a")
+    shutil.rmtree(data / "store" / "adapters" / digest)
+    async with serving(base, data, sources, None) as server:
+        refused = await server.complete(key, "x")
+        assert refused.status_code == 503
+        assert digest in refused.json()["error"]["message"]
+        ready = await server.call("GET", "/ready", "")
+        assert (ready.status_code, ready.json()["failing"]) == (200, ["adapters"])

@@ -52,6 +52,7 @@ async def load(client: httpx.AsyncClient, until: float, seen: Counter[int]) -> N
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("limits", "most", "of_one"),
@@ -87,6 +88,7 @@ async def test_what_both_let_in_is_one_quota(
         assert seen[200] * of_one <= most * (1 + minutes)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_runs_on_both_is_one_limit(servers: list[Served]) -> None:
     key = await servers[1].tenant("places", max_concurrent=3)

@@ -122,6 +122,7 @@ async def test_a_single_users_server_drops_nothing(tmp_path: Path, base: Path) -
         await drain_under_load(server, ["a0"], None)
 
 
+@pytest.mark.slow
 async def test_a_server_with_tenants_drops_nothing_and_no_load_of_an_adapter(
     tmp_path: Path, base: Path
 ) -> None:
@@ -141,6 +142,7 @@ async def test_a_server_with_tenants_drops_nothing_and_no_load_of_an_adapter(
         await drain_under_load(server, ["a1", "a0"], key)
 
 
+@pytest.mark.slow
 async def test_a_second_signal_ends_at_once_and_tells_who_waits(tmp_path: Path, base: Path) -> None:
     options = (*SIZES, "--drain-delay-seconds", "600", "--max-model-len", "4096")
     async with served(tmp_path / "log", "--base", str(base), *options) as server:
