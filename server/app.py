@@ -44,6 +44,7 @@ from server.http import errors
 from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.cors import allow_origins
+from server.http.drain import DrainMiddleware
 from server.http.head import HeadMiddleware
 from server.http.host import HostMiddleware
 from server.http.openapi import correct_document, docs_router
@@ -54,6 +55,7 @@ from server.live.bodies import Bodies
 from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.garbage import GarbageCollector
+from server.live.leasing import Lender
 from server.live.metrics import LiveMetrics
 from server.live.quotas import Quotas
 from server.live.routing import RoutingMonitor
@@ -166,6 +168,13 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             log.info("loading the sets of the tenants")
             await follower.start()
             stack.push_async_callback(follower.stop)
+            quotas = Quotas()
+            if directory.leases is not None:
+                lender = Lender(directory.leases, watch)
+                quotas = Quotas(supply=lender, usage=lender.tenants)
+                live_metrics.quota_servers.set_function(lambda: lender.servers)
+                await lender.start()
+                stack.push_async_callback(lender.stop)
             collector = GarbageCollector(directory, store, adapters)
             collector.start(watch)
             stack.push_async_callback(collector.stop)
@@ -177,7 +186,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 settings=settings,
                 engine=engine,
                 access=TenantAccess(directory, follower, grace_seconds=settings.key_grace_seconds),
-                quotas=Quotas(),
+                quotas=quotas,
                 sets=sets,
                 adapters=adapters,
                 metrics=Metrics(registry, engine, sets, routing, max_series=MAX_SERIES),
@@ -260,6 +269,7 @@ def _data_app(
     only_loopback = not has_keys and settings.host not in ("", "0.0.0.0", "::")  # noqa: S104
     app.add_middleware(HostMiddleware, names=settings.allowed_host, only_loopback=only_loopback)
     app.add_middleware(HeadMiddleware)
+    app.add_middleware(DrainMiddleware)
     app.add_middleware(
         RequestMiddleware,
         access_log=settings.access_log,

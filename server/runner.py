@@ -1,7 +1,9 @@
 """Runs the app under uvicorn, with a SIGTERM that drains.
 
-First signal: /ready says no and new requests get 503, those in flight go on for at most
-`drain_seconds`, then the process ends with exit code 0. A second signal ends it at once.
+First signal: /ready says no, every answer closes its connection. After `drain_delay_seconds` new
+requests get 503; those whose head had come before go on for at most `drain_seconds`. What is left
+then ends with an error that its client can read, and the process with exit code 0. A second signal
+ends it at once.
 """
 
 from __future__ import annotations
@@ -299,11 +301,18 @@ class _DrainingServer(_Server):
             self._hurry.set()
 
     async def _drain_and_exit(self) -> None:
-        seconds = self._services.settings.drain_seconds
-        log.info("draining: new requests are refused, running ones have %g s", seconds)
-        self._services.gate.closed = True
+        settings, gate = self._services.settings, self._services.gate
+        gate.is_leaving = True
         try:
-            idle = asyncio.ensure_future(self._services.gate.wait_idle())
+            if settings.drain_delay_seconds:
+                log.info("not ready; the drain begins in %g s", settings.drain_delay_seconds)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(settings.drain_delay_seconds):
+                        await self._hurry.wait()
+            seconds = settings.drain_seconds
+            log.info("draining: new requests are refused, running ones have %g s", seconds)
+            gate.closed = True
+            idle = asyncio.ensure_future(gate.wait_idle())
             hurry = asyncio.ensure_future(self._hurry.wait())
             await asyncio.wait({idle, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             for waiting in (idle, hurry):

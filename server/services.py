@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from remix_runtime.contracts import Engine
-from remix_runtime.errors import EngineBusyError
 from remix_runtime.fairness.worker import FairWorker
 from remix_runtime.watch import Watch
 from server.live.access import Access
@@ -29,18 +28,19 @@ MAX_TEXTS = 256
 
 
 class Gate:
-    """Counts the generations in flight; once closed it lets no new one in."""
+    """Counts the requests in flight."""
 
     def __init__(self) -> None:
+        self.is_leaving = False
+        """The server ends soon: whoever sends it requests should stop."""
         self.closed = False
+        """What begins now is refused, where it has work to do."""
         self._inside = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        if self.closed:
-            raise EngineBusyError("The server is shutting down.", retry_after=5)
         self._inside += 1
         self._idle.clear()
         try:

@@ -75,6 +75,15 @@ class ServerSettings(BaseSettings):
         float,
         _http("Time that running requests have after SIGTERM.", ge=0, allow_inf_nan=False),
     ] = 30.0
+    drain_delay_seconds: Annotated[
+        float,
+        _http(
+            "Time between SIGTERM and the drain: /ready says no, and new requests are still "
+            "answered, until load balancers have seen it.",
+            ge=0,
+            allow_inf_nan=False,
+        ),
+    ] = 0.0
     keep_alive_seconds: Annotated[
         float,
         _http(

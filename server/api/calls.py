@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from remix_runtime.contracts import AdapterDefaults
+from remix_runtime.errors import EngineBusyError
 from server.http.body import SMALL_BODY_BYTES, StrictRequest, StrictRoute
 from server.http.errors import ApiError, as_api_error
 from server.http.request import state_of
@@ -39,8 +40,8 @@ class CountedRequest(StrictRequest):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             try:
-                _admit(self)
-            except RateLimitedError as error:
+                await _admit(self)
+            except (RateLimitedError, EngineBusyError) as error:
                 await self._read_model()
                 raise as_api_error(error) from error
         return await super().body()
@@ -60,11 +61,15 @@ class CountedRoute(StrictRoute):
     request_class = CountedRequest
 
 
-def _admit(http: Request) -> None:
-    """Takes a place until the last byte of the answer. Raises `RateLimitedError`."""
+async def _admit(http: Request) -> None:
+    """Takes a place until the last byte of the answer. Raises `RateLimitedError`,
+    `EngineBusyError`."""
     services, state = services_of(http), state_of(http.scope)
+    if state.is_late:
+        raise EngineBusyError("The server is shutting down.", retry_after=5)
     quota = services.access.quota(state.tenant)
-    state.admission = state.holds.enter_context(services.quotas.admit(state.tenant, quota))
+    admission = await services.quotas.obtain(state.tenant, quota)
+    state.admission = state.holds.enter_context(admission)
 
 
 def resolve(http: Request, model: str) -> Target:

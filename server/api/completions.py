@@ -56,11 +56,11 @@ async def create_completion(body: CompletionRequest, http: Request) -> Response:
             f"{services.max_choices} sequences that one request may ask for",
             param="n",
         )
-    call.admission.take_places(len(body.prompt) * n)
+    await call.admission.obtain_places(len(body.prompt) * n)
     length = AnswerLength.of(body, call, services.settings, DEFAULT_MAX_TOKENS)
     prompts = await _tokenized(services, call, body, length)
     answer_id = f"cmpl-{uuid.uuid4().hex}"
-    admitted = admit_sequences(
+    admitted = await admit_sequences(
         call,
         engine.model,
         body,
@@ -95,7 +95,7 @@ async def _tokenized(
     `RateLimitedError`, `EngineBusyError`."""
     engine = services.engine
     least = [_least_tokens(engine, body, prompt) for prompt in body.prompt]
-    reserve_least(call, body, engine.model, least)
+    await reserve_least(call, body, engine.model, least)
     tokenize = run_short if call.is_short else run_tokenizer
     prompts = []
     for prompt in body.prompt:

@@ -64,8 +64,10 @@ async def open_conversation(
         raise InvalidRequestError(
             f"n: found {n}, expected at most {services.max_choices}", param="n"
         )
-    call.admission.take_places(n)
-    reserve_least(call, body, engine.model, [require_short(engine, body.num_characters, param)])
+    await call.admission.obtain_places(n)
+    await reserve_least(
+        call, body, engine.model, [require_short(engine, body.num_characters, param)]
+    )
     template = call.defaults.chat_template
     # An adapter's own template is a program of its tenant.
     tokenize = run_short if call.is_short and template is None else run_tokenizer
@@ -81,7 +83,7 @@ async def open_conversation(
         keep_end=keeps_end(body),
     )
     call.admission.tokenized(len(chat.prompt))
-    admitted = admit_sequences(
+    admitted = await admit_sequences(
         call,
         engine.model,
         body,

@@ -130,7 +130,7 @@ class AnswerLength:
         return min(self.default if self.asked is None else self.asked, room)
 
 
-def admit_sequences(
+async def admit_sequences(
     call: Call,
     model: ModelInfo,
     body: GenerationBody,
@@ -185,7 +185,7 @@ def admit_sequences(
             param="logprobs",
         )
     # All copies of a prompt: each is computed.
-    call.admission.reserve_tokens(
+    await call.admission.obtain_tokens(
         sum(len(request.prompt_token_ids) + request.params.max_tokens for request in requests)
     )
     return Admitted(
@@ -196,7 +196,9 @@ def admit_sequences(
     )
 
 
-def reserve_least(call: Call, body: GenerationBody, model: ModelInfo, least: Sequence[int]) -> None:
+async def reserve_least(
+    call: Call, body: GenerationBody, model: ModelInfo, least: Sequence[int]
+) -> None:
     """Reserves what prompts take that have so many tokens at least, before they are tokenized, if
     the quota has what their copies and answers take too. Raises `RateLimitedError`."""
     most, asked, context = body.truncate_prompt_tokens, body.most_tokens or 0, model.max_model_len
@@ -204,7 +206,7 @@ def reserve_least(call: Call, body: GenerationBody, model: ModelInfo, least: Seq
     # An answer that is longer than its room may be cut, and a longer prompt leaves it less.
     answers = body.choices_per_prompt * sum(min(asked, max(context - count, 0)) for count in cut)
     copies = (body.choices_per_prompt - 1) * sum(cut)
-    call.admission.reserve_tokens(sum(cut), later=copies + answers)
+    await call.admission.obtain_tokens(sum(cut), later=copies + answers)
 
 
 def fitting(

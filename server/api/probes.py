@@ -34,7 +34,7 @@ async def ready(http: Request) -> Response:
     """200 while new requests are taken; 503 before start-up, while draining, when dead, and while
     no key can be confirmed."""
     services = services_of(http)
-    if services.gate.closed:
+    if services.gate.is_leaving:
         return _answer(services, False, "draining")
     if not services.engine.health().ready:
         return _answer(services, False, "not ready")

@@ -58,14 +58,13 @@ class GenerationResponse(Response):
         return api_error
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._services.gate.enter():
-            if self._stream:
-                answer = self._send_stream(scope, send)
-            else:
-                answer = self._send_whole(scope, receive, send)
-            answered = await until_disconnect(receive, answer)
-            if not answered:
-                label_error(scope, "client_disconnected")
+        if self._stream:
+            answer = self._send_stream(scope, send)
+        else:
+            answer = self._send_whole(scope, receive, send)
+        answered = await until_disconnect(receive, answer)
+        if not answered:
+            label_error(scope, "client_disconnected")
 
     @asynccontextmanager
     async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:

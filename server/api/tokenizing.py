@@ -70,7 +70,7 @@ async def count_tokens(
     engine, admission = services.engine, state.admission
     assert admission is not None, "the route is no CountedRoute"
     least = require_short(engine, characters, param)
-    admission.reserve_tokenizing(least)
+    await admission.obtain_tokenizing(least)
     at_most = COUNTED_CONTEXTS * engine.model.max_model_len
     ids = await run_tokenizer(services, state.tenant, tokenize, at_most)
     admission.tokenized(len(ids))

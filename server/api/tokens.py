@@ -76,7 +76,7 @@ async def detokenize(body: DetokenizeRequest, http: Request) -> Detokenized:
     _target(http, body.model)
     engine.model.require_known(body.tokens, param="tokens")
     assert state.admission is not None
-    state.admission.reserve_tokenizing(len(body.tokens))
+    await state.admission.obtain_tokenizing(len(body.tokens))
     text = await run_tokenizer(
         services, state.tenant, engine.tokenizer.decode, body.tokens, skip_special_tokens=False
     )

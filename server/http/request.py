@@ -83,6 +83,8 @@ class RequestState:
     """The model's name, once the tenant's set has resolved it."""
     digest: str | None = None
     """Of the model's adapter."""
+    is_late: bool = False
+    """It began when the server let no more in."""
     error: str | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None

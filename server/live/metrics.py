@@ -57,6 +57,12 @@ class LiveMetrics:
             "Since the database last confirmed this server's copy; it grows while it cannot.",
             registry=registry,
         )
+        self.quota_servers = Gauge(
+            "remix_quota_servers",
+            "Servers that share quotas on one PostgreSQL; 0 while this one cannot reach it, or "
+            "where quotas are this server's own.",
+            registry=registry,
+        )
         self.failing = Gauge(
             "remix_tasks_failing",
             "Kinds of long-lived tasks that do not work, as /ready names them.",

@@ -1,4 +1,5 @@
-"""Quotas of tenants, as limits of this process: requests and tokens per minute, concurrency.
+"""Quotas of tenants: requests and tokens per minute, concurrency. They are limits of this process,
+or what it holds of those that it shares with other servers (`server/live/leasing.py`).
 
 A minute's limit is a bucket that starts full and refills continuously, so no window of `t` seconds
 sees more than `limit + limit * t / 60`. Tokens are reserved before a generation and what it did not
@@ -12,13 +13,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Protocol, Self, TypeVar
 
 from remix_runtime.errors import RemixError
+from server.live.buckets import Bucket, Reservation
+from server.live.usage import Usage
+from server.tenancy.allocation import MINUTE
+from server.tenancy.leases import PLACES
 from server.tenancy.records import Quota
 
-MINUTE = 60.0
+T = TypeVar("T")
+
 BUSY_SECONDS = 1.0
 """Seconds after which to try again when it is not known which request ends next."""
 
@@ -31,19 +37,64 @@ class RateLimitedError(RemixError):
 
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after: float, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float,
+        headers: dict[str, str],
+        usage: Usage,
+        lack: tuple[str, int],
+    ) -> None:
+        """`lack`: the limit, and how much of it is wanted."""
         super().__init__(message)
         self.retry_after = retry_after
         self.headers = headers
+        self.usage = usage
+        self.lack = lack
+
+
+class Supply(Protocol):
+    """Where more of a limit comes from than is here."""
+
+    def usage(self) -> Usage:
+        """Of a tenant that nothing is known of."""
+        ...
+
+    async def more(self, usage: Usage, name: str, amount: int, since: float) -> bool:
+        """Waits for what a request lacks since this moment. Whether to look again."""
+        ...
+
+
+class NoSupply:
+    """All there is of a limit is here."""
+
+    def usage(self) -> Usage:
+        return Usage()
+
+    async def more(self, usage: Usage, name: str, amount: int, since: float) -> bool:
+        return False
 
 
 class Quotas:
     """What the tenants of this process use at the moment."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        supply: Supply | None = None,
+        usage: dict[str, Usage] | None = None,
+    ) -> None:
+        """`usage`: where to keep it, by tenant, so that the supply finds it."""
         self._clock = clock
-        self._usage: dict[str, _Usage] = {}
+        self._supply = supply or NoSupply()
+        self._usage: dict[str, Usage] = {} if usage is None else usage
         self._swept = clock()
+
+    async def obtain(self, tenant: str, quota: Quota) -> Admission:
+        """Admits a request, and waits a moment for what only other servers have of its quota.
+        Raises `RateLimitedError`."""
+        return await _obtained(partial(self.admit, tenant, quota), self._supply, self._clock)
 
     def admit(self, tenant: str, quota: Quota) -> Admission:
         """Counts one request and takes one place. A refused request counts for nothing. Raises
@@ -51,11 +102,13 @@ class Quotas:
         now = self._clock()
         if now - self._swept >= MINUTE:
             self._swept = now
-            self._usage = {name: item for name, item in self._usage.items() if not item.idle(now)}
-        usage = self._usage.setdefault(tenant, _Usage())
-        usage.requests = _resized(usage.requests, quota.requests_per_minute, now)
-        usage.tokens = _resized(usage.tokens, quota.tokens_per_minute, now)
-        admission = Admission(usage, self._clock, quota.max_concurrent)
+            for idle in [name for name, item in self._usage.items() if item.idle(now)]:
+                del self._usage[idle]
+        usage = self._usage.get(tenant)
+        if usage is None:
+            usage = self._usage[tenant] = self._supply.usage()
+        usage.limit(quota, now)
+        admission = Admission(usage, self._clock, quota.max_concurrent, self._supply)
         admission.require_places(1)
         if usage.requests is not None:
             admission.take(usage.requests, 1, "requests")
@@ -68,30 +121,63 @@ class Admission:
     reserved and not settled by then count as used."""
 
     def __init__(
-        self, usage: _Usage, clock: Callable[[], float], max_concurrent: int | None
+        self,
+        usage: Usage,
+        clock: Callable[[], float],
+        max_concurrent: int | None,
+        supply: Supply,
     ) -> None:
         self._usage = usage
+        self._supply = supply
         self._requests = usage.requests
         self._tokens = usage.tokens
         self._clock = clock
         self._max_concurrent = max_concurrent
         self._places = 0
-        self._reserved: _Reservation | None = None
+        self._reserved: Reservation | None = None
         self._tokenized = 0
 
     def require_places(self, sequences: int) -> None:
         """Raises `RateLimitedError` where so many cannot be taken."""
         others, limit = self._usage.running - self._places, self._max_concurrent
-        if limit is not None and others + sequences > limit:
+        if limit is not None and others + sequences > self._usage.places(limit, self._clock()):
             message = f"{others} sequences are running, the limit is {limit}"
             if sequences > 1:
                 message += f", and this request has {sequences}"
-            raise RateLimitedError(f"{message}.", retry_after=BUSY_SECONDS, headers=self.headers)
+            if others + sequences <= limit:
+                message += ", which other servers share"
+            raise RateLimitedError(
+                f"{message}.",
+                retry_after=BUSY_SECONDS,
+                headers=self.headers,
+                usage=self._usage,
+                lack=(PLACES, sequences - self._places),
+            )
+
+    async def obtain_places(self, sequences: int) -> None:
+        """As `take_places`, and waits a moment for what only other servers have."""
+        await _obtained(partial(self.take_places, sequences), self._supply, self._clock)
+
+    async def obtain_tokens(self, tokens: int, *, later: int = 0) -> None:
+        """As `reserve_tokens`, and waits a moment for what only other servers have."""
+        act = partial(self.reserve_tokens, tokens, later=later)
+        await _obtained(act, self._supply, self._clock)
+
+    async def obtain_tokenizing(self, tokens: int) -> None:
+        """As `reserve_tokenizing`, and waits a moment for what only other servers have."""
+        await self.obtain_tokens(_tokenizing(tokens))
+
+    def reserve_tokenizing(self, tokens: int) -> None:
+        """Reserves what it costs to turn so many tokens into text, or text into them. Raises
+        `RateLimitedError`."""
+        self.reserve_tokens(_tokenizing(tokens))
 
     def take_places(self, sequences: int) -> None:
         """Makes the request hold a place for each of its sequences. Raises `RateLimitedError`."""
         self.require_places(sequences)
-        self._usage.running += sequences - self._places
+        more = sequences - self._places
+        self._usage.running += more
+        self._usage.started += more
         self._places = sequences
 
     def reserve_tokens(self, tokens: int, *, later: int = 0) -> None:
@@ -108,11 +194,6 @@ class Admission:
         else:
             self._reserved.grow(more)
 
-    def reserve_tokenizing(self, tokens: int) -> None:
-        """Reserves what it costs to turn so many tokens into text, or text into them. Raises
-        `RateLimitedError`."""
-        self.reserve_tokens(_tokenizing(tokens))
-
     def tokenized(self, tokens: int) -> None:
         """Notes tokens that text was turned into, or that were turned into text."""
         self._tokenized += tokens
@@ -125,31 +206,38 @@ class Admission:
             self._reserved = None
 
     def take(
-        self, bucket: _Bucket, amount: int, unit: str, *, held: int = 0, later: int = 0
+        self, bucket: Bucket, amount: int, unit: str, *, held: int = 0, later: int = 0
     ) -> None:
         """Raises `RateLimitedError` where not all of it is there; then what was `held` is lost."""
-        if bucket.take(amount, self._clock(), later=later):
+        now = self._clock()
+        if bucket.take(amount, now, later=later):
             return
         total = held + amount + later
-        wait = bucket.wait_for(total)
+        wait = bucket.wait_for(total, now)
         message = f"Rate limit reached for {unit}: limit {bucket.limit} per minute, "
-        message += f"remaining {math.floor(bucket.level)}, requested {total}. "
-        if total > bucket.limit:
+        message += f"remaining {_whole(bucket.left(now))}, requested {total}. "
+        if total > bucket.most:
             message += f"This request alone is more than the limit: it must have fewer {unit}."
         else:
             message += f"Please try again in {duration(wait)}."
-        raise RateLimitedError(message, retry_after=wait, headers=self.headers)
+        raise RateLimitedError(
+            message,
+            retry_after=wait,
+            headers=self.headers,
+            usage=self._usage,
+            lack=(unit, amount + later),
+        )
 
     @property
     def headers(self) -> dict[str, str]:
         """The rate limit headers, as OpenAI sends them, for the limits that there are."""
-        headers = {}
+        headers, now = {}, self._clock()
         for unit, bucket in (("requests", self._requests), ("tokens", self._tokens)):
             if bucket is not None:
-                bucket.refill(self._clock())
+                reset = bucket.seconds_until(bucket.limit, now)
                 headers[f"x-ratelimit-limit-{unit}"] = str(bucket.limit)
-                headers[f"x-ratelimit-remaining-{unit}"] = str(math.floor(bucket.level))
-                headers[f"x-ratelimit-reset-{unit}"] = duration(bucket.seconds_until(bucket.limit))
+                headers[f"x-ratelimit-remaining-{unit}"] = str(_whole(bucket.left(now)))
+                headers[f"x-ratelimit-reset-{unit}"] = duration(reset)
         return headers
 
     def __enter__(self) -> Self:
@@ -162,110 +250,23 @@ class Admission:
             self.settle(self._reserved.amount)
 
 
+async def _obtained(act: Callable[[], T], supply: Supply, clock: Callable[[], float]) -> T:
+    """Tries again for as long as there is hope."""
+    began = clock()
+    while True:
+        try:
+            return act()
+        except RateLimitedError as error:
+            if not await supply.more(error.usage, *error.lack, began):
+                raise
+
+
 def _tokenizing(tokens: int) -> int:
     return math.ceil(tokens * TOKENIZED_SHARE)
 
 
-class _Usage:
-    """What one tenant uses."""
-
-    def __init__(self) -> None:
-        self.requests: _Bucket | None = None
-        self.tokens: _Bucket | None = None
-        self.running = 0
-
-    def idle(self, now: float) -> bool:
-        """Whether forgetting it would change nothing."""
-        buckets = (self.requests, self.tokens)
-        return self.running == 0 and all(item is None or item.full(now) for item in buckets)
-
-
-@dataclass(eq=False, slots=True)
-class _Reservation:
-    amount: int
-    refundable: float
-
-    def grow(self, more: int) -> None:
-        self.amount += more
-        self.refundable += more
-
-
-class _Bucket:
-    """Up to `limit` units, refilled by as many in a minute.
-
-    A refund comes late: the bucket has refilled meanwhile, and both together would let a burst
-    through. So what is there and what may come back never exceed the limit together; what refills
-    beyond that is taken from the refunds, the oldest first.
-    """
-
-    def __init__(self, limit: int, now: float) -> None:
-        self.limit = limit
-        self.level = float(limit)
-        self._updated = now
-        self._open: dict[_Reservation, None] = {}
-
-    def take(self, amount: int, now: float, *, later: int) -> bool:
-        """Takes all, or nothing where it is not there together with what is taken `later`."""
-        self.refill(now)
-        if amount + later > self.level:
-            return False
-        self.level -= amount
-        return True
-
-    def wait_for(self, amount: int) -> float:
-        """The seconds after which to try again."""
-        if amount > self.limit:
-            return MINUTE
-        # A millisecond more than needed: rounding must not refuse those who wait so long.
-        return self.seconds_until(amount) + 0.001
-
-    def hold(self, amount: int) -> _Reservation:
-        """Makes what was just taken something that can be given back."""
-        reservation = _Reservation(amount, amount)
-        self._open[reservation] = None
-        return reservation
-
-    def close(self, reservation: _Reservation, used: int, now: float) -> None:
-        self.refill(now)
-        del self._open[reservation]
-        unused = reservation.amount - used
-        # More may have been tokenized than the least that was reserved for it.
-        self.level = max(self.level + min(unused, reservation.refundable), 0.0)
-
-    def resize(self, limit: int, now: float) -> None:
-        """Changes the limit; what is used stays used."""
-        self.refill(now)
-        self.level = max(self.level + limit - self.limit, 0.0)
-        self.limit = limit
-        self.refill(now)
-
-    def refill(self, now: float) -> None:
-        self.level = min(self.level + (now - self._updated) * self.limit / MINUTE, self.limit)
-        self._updated = now
-        excess = self.level + sum(item.refundable for item in self._open) - self.limit
-        for item in self._open:
-            if excess <= 0:
-                break
-            lost = min(item.refundable, excess)
-            item.refundable -= lost
-            excess -= lost
-
-    def seconds_until(self, level: float) -> float:
-        return max(level - self.level, 0.0) * MINUTE / self.limit
-
-    def full(self, now: float) -> bool:
-        self.refill(now)
-        return self.level == self.limit
-
-
-def _resized(bucket: _Bucket | None, limit: int | None, now: float) -> _Bucket | None:
-    if limit is None:
-        return None
-    if bucket is None:
-        return _Bucket(limit, now)
-    if bucket.limit != limit:
-        bucket.resize(limit, now)
-    return bucket
+def _whole(level: float) -> int:
+    return max(math.floor(level), 0)
 
 
 def duration(seconds: float) -> str:

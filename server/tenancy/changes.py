@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CHANNEL = "remix_changes"
+CHANGES = "remix_changes"
+"""The channel of the notifications."""
 
 
 async def record(
@@ -41,7 +42,7 @@ async def record(
     row = {"at": now(), "actor": actor, "action": action, "tenant": tenant, "detail": detail or {}}
     await connection.execute(insert(audit).values(row))
     if connection.dialect.name == "postgresql":
-        await connection.exec_driver_sql(f"NOTIFY {_CHANNEL}")
+        await connection.exec_driver_sql(f"NOTIFY {CHANGES}")
 
 
 async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int, None]:
@@ -50,7 +51,7 @@ async def changes(database: Database, poll_seconds: float) -> AsyncGenerator[int
     What is read after a yield is never older than that change. Raises `DatabaseUnavailableError`,
     within the time of a read; whoever follows asks for another feed then.
     """
-    bell = Bell(database)
+    bell = Bell(database, CHANGES)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(bell.close)
         while True:
@@ -66,8 +67,9 @@ class Bell:
     """Rings when PostgreSQL notifies, at the latest when the time is over; only then on SQLite, and
     while no connection that listens can be had."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, channel: str) -> None:
         self._database = database
+        self._channel = channel
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._trouble: Exception | None = None
         self._told = False
@@ -85,7 +87,7 @@ class Bell:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 self._connection = await LeavableConnection.connect(conninfo, autocommit=True)
-                await self._connection.execute(f"LISTEN {_CHANNEL}")
+                await self._connection.execute(f"LISTEN {self._channel}")
         except (psycopg.Error, OSError) as error:
             await self.close()
             self._trouble = error
@@ -99,18 +101,21 @@ class Bell:
             self._told = True
             log.warning("cannot listen for changes, polling for them: %s", self._trouble)
 
-    async def wait(self, seconds: float) -> None:
+    async def wait(self, seconds: float) -> list[str]:
+        """Returns what came with the notifications."""
         if self._connection is None:
             await asyncio.sleep(seconds)
-            return
+            return []
         import psycopg
 
+        told: list[str] = []
         try:
-            async for _ in self._connection.notifies(timeout=seconds, stop_after=1):
-                pass
+            async for notification in self._connection.notifies(timeout=seconds, stop_after=1):
+                told.append(notification.payload)
         except (psycopg.Error, OSError) as error:
             log.warning("the connection that listens for changes broke: %s", error)
             await self.close()
+        return told
 
     async def close(self) -> None:
         if self._connection is not None:

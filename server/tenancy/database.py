@@ -83,6 +83,14 @@ class Database:
         async with self._available(wait + answer), engine.begin() as connection:
             yield connection
 
+    @asynccontextmanager
+    async def share(self, seconds: float) -> AsyncIterator[AsyncConnection]:
+        """Opens a transaction that writes beside others, and locks the rows that it needs. For
+        PostgreSQL."""
+        engine = self.engine.execution_options(writes=True, beside=True, wait_ms=_ms(seconds))
+        async with self._available(seconds), engine.begin() as connection:
+            yield connection
+
     async def close(self) -> None:
         """Closes all connections, those too that a cancelled caller left behind."""
         await self.engine.dispose()
@@ -223,10 +231,9 @@ def _postgres_engine(url: URL) -> AsyncEngine:
         options = connection.get_execution_options()
         settings = f"SET LOCAL lock_timeout = {options['wait_ms']};"
         if options["writes"]:
-            settings += (
-                f"SET LOCAL idle_in_transaction_session_timeout = {_ms(IDLE_SECONDS)};"
-                f"SELECT pg_advisory_xact_lock({_LOCK})"
-            )
+            settings += f"SET LOCAL idle_in_transaction_session_timeout = {_ms(IDLE_SECONDS)};"
+            if not options.get("beside"):
+                settings += f"SELECT pg_advisory_xact_lock({_LOCK})"
         else:
             settings += "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
         connection.exec_driver_sql(settings)

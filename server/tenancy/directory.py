@@ -25,6 +25,7 @@ from server.tenancy.errors import (
     UnknownAdapterError,
     UnknownKeyError,
 )
+from server.tenancy.leases import Leases
 from server.tenancy.migrate import migrate
 from server.tenancy.records import (
     AdapterRecord,
@@ -62,6 +63,11 @@ class Directory:
     async def close(self) -> None:
         await self._database.close()
 
+    @property
+    def leases(self) -> Leases | None:
+        """What servers on this database share of quotas; None where there is one server only."""
+        return None if self._database.is_sqlite else Leases(self._database)
+
     # Tenants
 
     async def create_tenant(self, tenant: str, *, actor: str) -> Tenant:
@@ -84,7 +90,8 @@ class Directory:
         """Deletes a tenant with its keys, quota and set; its audit rows stay."""
         async with self._database.write() as connection:
             current = await sets.newest(connection, tenant)
-            for table in (tables.api_keys, tables.quotas, tables.set_revisions):
+            mine = (tables.api_keys, tables.quotas, tables.quota_pools, tables.set_revisions)
+            for table in mine:
                 await connection.execute(delete(table).where(table.c.tenant == tenant))
             of_tenant = tables.tenants.c.id == tenant
             await connection.execute(update(tables.tenants).where(of_tenant).values(deleted=now()))

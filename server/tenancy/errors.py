@@ -12,7 +12,8 @@ TenancyError
 │   └── ReferencedError            an adapter is in use (`tenants`)
 ├── StaleRevisionError        412  compare-and-set lost (`found`, `expected`)
 ├── UnknownAdapterError       422  a set names digests that are not registered (`adapters`)
-└── DatabaseUnavailableError  503  down, locked or too slow; try again (`retry_after`)
+├── DatabaseUnavailableError  503  down, locked or too slow; try again (`retry_after`)
+└── LeaseLostError                 no request's: this server has renewed its leases too late
 """
 
 from __future__ import annotations
@@ -112,3 +113,10 @@ class DatabaseUnavailableError(TenancyError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class LeaseLostError(TenancyError):
+    """A server has come too late to renew what it held of quotas."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(f"the database has not seen the server {server} in time")

@@ -97,6 +97,22 @@ quotas = Table(
     Column("may_use_base", Boolean, nullable=False),
 )
 
+# Who shares quotas, with its last sign of life; and what each tenant's limits have left (see
+# `allocation`). Only on PostgreSQL: on SQLite there is one server.
+quota_servers = Table(
+    "quota_servers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("seen", UtcDateTime, nullable=False),
+)
+
+quota_pools = Table(
+    "quota_pools",
+    metadata,
+    _tenant(primary_key=True),
+    Column("pools", JSON, nullable=False),
+)
+
 adapters = Table(
     "adapters",
     metadata,

@@ -26,7 +26,8 @@ from server.api.event_stream import EventStream
 from server.api.writer import ChoicesWriter
 from server.http import request as request_module
 from server.live.adapters import LiveAdapters
-from server.live.quotas import Admission, _Bucket
+from server.live.buckets import Bucket
+from server.live.quotas import Admission
 from server.metrics import Metrics
 from tests.hostile.faults.served import serving
 from tests.hostile.faults.trial import Trial
@@ -125,7 +126,7 @@ def two_ends(method: Any) -> Any:
 
 
 WRONGS: dict[str, tuple[Any, Any, str, Callable[[Any], Any]]] = {
-    "reservations": (fake, _Bucket, "close", once(nothing)),
+    "reservations": (fake, Bucket, "close", once(nothing)),
     "places": (fake, Admission, "__exit__", once(nothing)),
     "pins": (fake, LiveAdapters, "unpin", once(nothing)),
     "held": (fake, Shares, "give_back", once(nothing)),

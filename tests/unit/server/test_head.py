@@ -63,7 +63,7 @@ async def test_every_path_of_the_admin_api(tmp_path: Path) -> None:
 
 async def test_a_probe_that_says_no(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        server.services.gate.closed = True
+        server.services.gate.is_leaving = True
         assert (await server.client.head("/ready")).status_code == 503
 
 
