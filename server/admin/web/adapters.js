@@ -15,7 +15,7 @@ export async function show(signal) {
   const rows = new Map();
   const list = await pagedTable({
     caption: "Imported adapters",
-    columns: ["Adapter", "Used by", "Tier", "Slot", ...TRAFFIC_COLUMNS, ""],
+    columns: ["Adapter", "Used by", "Tier", "Slot", ...TRAFFIC_COLUMNS, "Action"],
     where: "adapters?limit=50",
     cursor: (item) => path`after=${item.digest}`,
     empty: "There are no adapters yet.",

@@ -19,13 +19,14 @@ export async function readCatalogue(signal) {
     list: el("datalist", { id }, [...labels.values()].map((value) => el("option", { value }))),
     label: (digest) => labels.get(digest) ?? digest,
     describe: (digest) => described.get(digest) ?? "",
-    /** The digest that a text means; null where it means none or more than one. */
+    /** The digest that a text means: a label, a digest, or the beginning of one of either. null
+     * where it is none or more than one. */
     find(text) {
       if (digests.has(text)) return digests.get(text);
       if (/^[0-9a-f]{64}$/.test(text)) return text;
-      if (!/^[0-9a-f]{4,63}$/.test(text)) return null;
-      const meant = [...labels.keys()].filter((digest) => digest.startsWith(text));
-      return meant.length === 1 ? meant[0] : null;
+      if (text === "") return null;
+      const meant = [...labels].filter(([digest, label]) => digest.startsWith(text) || label.startsWith(text));
+      return meant.length === 1 ? meant[0][0] : null;
     },
   };
 }

@@ -97,9 +97,9 @@ function fillCell(cell, value, { end, isDead, signed }) {
     cell.removeAttribute("style");
     return;
   }
-  const points = Math.round(1000 * value) / 10;
+  const points = 100 * value;
   const text = Math.abs(points) < 9.95 ? points.toFixed(1) : points.toFixed(0);
-  cell.textContent = `${signed && points > 0 ? "+" : ""}${text.replace("-", "−")}${isDead ? " ✕" : ""}`;
+  cell.textContent = `${signed && Number(text) > 0 ? "+" : ""}${text.replace("-", "−")}${isDead ? " ✕" : ""}`;
   paint(cell, signed ? diverging(value / end) : sequential(value / end));
 }
 

@@ -6,8 +6,8 @@ import { el, freshId, say } from "./dom.js";
 import { count } from "./format.js";
 import { button, checkbox, field, form } from "./forms.js";
 
-const AT_ONCE = 5;
 /** Browsers open six connections to a server: more would wait, and their times would be wrong. */
+const AT_ONCE = 5;
 
 export async function show(signal) {
   const tenants = await all("tenants?limit=1000", (item) => path`after=${item.id}`, { signal });

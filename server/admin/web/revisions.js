@@ -15,7 +15,7 @@ export async function revisionsSection(tenant, where, catalogue, signal, { newes
   const comparison = compareForm(catalogue);
   const list = await pagedTable({
     caption: `Revisions of ${tenant}`,
-    columns: ["Revision", "Made", "By", "Adapters", "Rolled back from", ""],
+    columns: ["Revision", "Made", "By", "Adapters", "Rolled back from", "Action"],
     where: `${where}/revisions?limit=20`,
     cursor: (item) => path`before=${item.revision}`,
     empty: "There are no revisions yet.",
@@ -79,16 +79,18 @@ function compareForm(catalogue) {
     el("div", { class: "row" }, from.root, to.root, button("Show the difference", compareThem)), result);
   return {
     node,
-    offer(newest) {
-      items = newest;
+    /** Offers these, the newest first: the last two, unless only older ones came. */
+    offer(known) {
+      const kept = known[0] === items[0] ? [from.input.value, to.input.value] : [];
+      items = [...known];
       node.hidden = items.length < 2;
-      const [left, right] = [from.input.value, to.input.value];
+      result.replaceChildren();
       for (const { input } of [from, to]) {
         input.replaceChildren(...items.map(({ revision }) => el("option", { value: revision }, String(revision))));
       }
       if (items.length < 2) return;
-      from.input.value = items.some((i) => String(i.revision) === left) ? left : String(items[1].revision);
-      to.input.value = items.some((i) => String(i.revision) === right) ? right : String(items[0].revision);
+      from.input.value = kept[0] ?? String(items[1].revision);
+      to.input.value = kept[1] ?? String(items[0].revision);
     },
   };
 }

@@ -1,12 +1,12 @@
-// How an adapter's routers use its experts here, against how they did in training.
+// How recent traffic uses an adapter's experts, against how the training data did.
 
 import { el, facts, section } from "./dom.js";
 import { count, number, percent } from "./format.js";
 import { choice, field } from "./forms.js";
 import { heatTable, placeOf, projectionsOf } from "./heat.js";
 
-const FEW_ROWS = 60;
 /** Rows that are shown at once before a projection is picked. */
+const FEW_ROWS = 60;
 const FLAGS = {
   drifted: "▲ Drifted: the routing here differs from that of the training.",
   collapsed: "▼ Collapsed: few experts get nearly all tokens.",
@@ -71,14 +71,14 @@ function summaryOf({ tokens, enough, entropy, effective_experts, dead_experts, d
   }
   const experts = Math.max(...modules.map((module) => module.activations.length));
   return [
-    enough ? null : el("p", { class: "note" }, `${count(tokens, "token")} so far: too few to tell how the experts are used.`),
+    enough ? null : el("p", { class: "note" }, `${count(tokens, "recent token")}: too few to tell how the experts are used.`),
     flags.length ? el("ul", { class: "flags" }, flags.map((flag) => el("li", {}, FLAGS[flag] ?? flag))) : null,
     facts([
-      ["Tokens here", number(tokens)],
+      ["Recent tokens", number(tokens)],
       ["Experts in use", effective_experts === null ? "–" : `${effective_experts.toFixed(1)} of ${experts}`],
       ["Entropy", entropy === null ? "–" : `${percent(entropy)} of an even use`],
       ["Dead experts", number(dead_experts)],
-      ["Drift from training", drift === null ? "–" : drift.toFixed(3)],
+      ["Drift from training", drift === null ? "–" : `${drift.toFixed(3)} on a scale from 0 to 1`],
     ]),
     modules.some((module) => module.trained) ? null
       : el("p", { class: "hint" }, "The adapter's folder has no expert load of its training to compare with."),

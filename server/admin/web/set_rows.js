@@ -26,7 +26,7 @@ export class SetRows {
     };
     row.describe = () => {
       const found = this.catalogue.find(row.adapter.input.value.trim());
-      row.adapter.hint = found === null ? "Pick one, or type the beginning of its digest." : this.catalogue.describe(found);
+      row.adapter.hint = found === null ? "Pick one, or type the beginning of its name or digest." : this.catalogue.describe(found);
     };
     row.adapter.input.addEventListener("input", row.describe);
     row.describe();

@@ -32,7 +32,7 @@ async function keySection(id, signal) {
   const secret = el("div", { class: "secret" });
   const list = await pagedTable({
     caption: `Keys of ${id}`,
-    columns: ["Key begins with", "Created", "Revoked", ""],
+    columns: ["Key begins with", "Created", "Revoked", "Action"],
     where: path`tenants/${id}/keys?limit=100`,
     cursor: (key) => path`after=${key.id}`,
     empty: "There are no keys yet.",

@@ -9,7 +9,7 @@ import { pagedTable } from "./list.js";
 export async function show(signal) {
   const list = await pagedTable({
     caption: "Tenants",
-    columns: ["Tenant", "Created", "Adapter set", ""],
+    columns: ["Tenant", "Created", "Adapter set", "Action"],
     where: "tenants?limit=100",
     cursor: (tenant) => path`after=${tenant.id}`,
     empty: "There are no tenants yet.",
