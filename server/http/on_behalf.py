@@ -1,5 +1,5 @@
-"""Hands a request of the admin API to the data API as a tenant's: no key of the tenant is needed, and
-all behind the key is as it is for the tenant itself."""
+"""Hands a request of the admin API to the data API as a tenant's: no key of the tenant is needed,
+and all behind the key is as it is for the tenant itself."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _HEADERS = frozenset(
 
 
 def tenant_on_behalf(scope: Scope) -> str | None:
-    """The tenant that this process itself sends a request for; None for all that came from outside."""
+    """The tenant that this process itself sends a request for; None for what came from outside."""
     tenant: str | None = scope.get(_TENANT)
     return tenant
 
 
 class OnBehalf(Response):
-    """The answer of `app` at `path` to the request that `http` began, whose body nobody has read, as
-    one of `tenant`. It is counted, limited and logged as the tenant's, under the same request id."""
+    """The answer of `app` at `path` to the request that `http` began, whose body nobody has read,
+    as one of `tenant`: it is counted, limited and logged as the tenant's, under the same id."""
 
     def __init__(self, app: ASGIApp, http: Request, *, tenant: str, path: str) -> None:
         super().__init__()

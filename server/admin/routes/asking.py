@@ -59,8 +59,8 @@ async def list_tenant_models(tenant: str, http: Request) -> Response:
     openapi_extra=_BODY,
 )
 async def create_tenant_chat_completion(tenant: str, http: Request) -> Response:
-    """Answers a chat as the tenant's own `POST /v1/chat/completions` would: with its models, from its
-    quota, counted in its metrics. No key of the tenant is needed."""
+    """Answers a chat as the tenant's own `POST /v1/chat/completions` would: with its models, from
+    its quota, counted in its metrics. No key of the tenant is needed."""
     return await _as_tenant(http, tenant, "/v1/chat/completions")
 
 

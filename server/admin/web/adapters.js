@@ -1,7 +1,7 @@
 // The imported adapters: where they are, what they do, and the import of more.
 
 import { ask, path } from "./api.js";
-import { el, link, say, section, table } from "./dom.js";
+import { el, focusTitle, link, say, section, table } from "./dom.js";
 import { count, moment, short, sourceName } from "./format.js";
 import { button, confirm } from "./forms.js";
 import { importForm } from "./importing.js";
@@ -90,7 +90,7 @@ async function remove(item, list) {
   const done = await confirmDelete(item);
   if (!done) return;
   await list.reload();
-  document.querySelector("h1").focus();
+  focusTitle();
   say("The adapter was deleted.");
 }
 

@@ -44,6 +44,11 @@ export function alertBox(text = "") {
   return box;
 }
 
+/** Puts the focus on the view's title: what had it is gone, or the view is new. */
+export function focusTitle() {
+  document.querySelector("#view h1").focus();
+}
+
 export function link(text, ...path) {
   return el("a", { href: `#/${path.map(encodeURIComponent).join("/")}` }, text);
 }

@@ -2,7 +2,7 @@
 
 import { ask, path } from "./api.js";
 import { differenceTable } from "./difference.js";
-import { el, freshId, say, section } from "./dom.js";
+import { el, focusTitle, freshId, say, section } from "./dom.js";
 import { moment } from "./format.js";
 import { button, confirm } from "./forms.js";
 import { pagedTable } from "./list.js";
@@ -41,7 +41,7 @@ export async function revisionsSection(tenant, where, catalogue, signal, { newes
     if (!done) return;
     onchange(swap.after);
     await list.reload();
-    document.querySelector("h1").focus();
+    focusTitle();
     say(`Revision ${swap.after.revision} has the adapters of revision ${item.revision}.`);
   }
 

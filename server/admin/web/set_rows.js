@@ -1,6 +1,6 @@
 // The rows of a set that is edited: a name and an adapter each.
 
-import { el } from "./dom.js";
+import { el, focusTitle } from "./dom.js";
 import { button, field } from "./forms.js";
 
 export class SetRows {
@@ -44,7 +44,8 @@ export class SetRows {
     const next = this.rows[this.rows.indexOf(row) + 1] ?? this.rows[this.rows.indexOf(row) - 1];
     this.rows = this.rows.filter((other) => other !== row);
     row.root.remove();
-    (next?.name.input ?? document.querySelector("h1")).focus();
+    if (next) next.name.input.focus();
+    else focusTitle();
   }
 
   /** The set that the rows say, names to digests. Raises an error where a row is

@@ -1,7 +1,7 @@
 // One tenant: its keys and its quota.
 
 import { ask, path } from "./api.js";
-import { el, facts, link, say, section } from "./dom.js";
+import { el, facts, focusTitle, link, say, section } from "./dom.js";
 import { moment } from "./format.js";
 import { button, checkbox, confirm, field, form } from "./forms.js";
 import { pagedTable } from "./list.js";
@@ -76,7 +76,7 @@ async function revoke(id, key, list) {
     ask("DELETE", path`tenants/${id}/keys/${key.id}`));
   if (!done) return;
   await list.reload();
-  document.querySelector("h1").focus();
+  focusTitle();
   say(`The key ${key.prefix} was revoked.`);
 }
 

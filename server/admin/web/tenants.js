@@ -1,7 +1,7 @@
 // The list of tenants.
 
 import { ask, path } from "./api.js";
-import { el, link, say } from "./dom.js";
+import { el, focusTitle, link, say } from "./dom.js";
 import { moment } from "./format.js";
 import { button, confirm, field, form } from "./forms.js";
 import { pagedTable } from "./list.js";
@@ -50,6 +50,6 @@ async function remove(id, list) {
   const done = await confirm(`Delete the tenant ${id}?`, body, `Delete ${id}`, () => ask("DELETE", path`tenants/${id}`));
   if (!done) return;
   await list.reload();
-  document.querySelector("h1").focus(); // the button is gone
+  focusTitle();
   say(`Tenant ${id} was deleted.`);
 }

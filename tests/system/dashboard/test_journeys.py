@@ -244,7 +244,9 @@ def test_who_was_slower_sees_what_changed_and_keeps_the_rows(
 def test_an_adapter_that_cannot_be_served_is_told_at_its_row(dashboard: Dashboard) -> None:
     dashboard.expected.append("422")
     dashboard.enter(SET, SET_TITLE)
-    row = dashboard.page.get_by_role("listitem").filter(has=dashboard.page.get_by_label("Name", exact=True))
+    row = dashboard.page.get_by_role("listitem").filter(
+        has=dashboard.page.get_by_label("Name", exact=True)
+    )
     row.nth(1).get_by_label("Adapter").fill("ab" * 32)
     dashboard.button("Dry run").click()
     expect(row.nth(1)).to_contain_text("no adapter with the digest")

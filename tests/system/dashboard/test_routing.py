@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,7 +103,8 @@ def test_curves_have_a_text_and_a_table(dashboard: Dashboard, digest: str) -> No
     assert dashes[0] == "none" != dashes[1]
     page.locator("summary").first.click()
     rows = dashboard.cells("Loss by step")
-    assert [row[2] for row in rows if row[2] != "–"] == [f"{y:.2f}".rstrip("0") for _, y in held_out]
+    shown = [row[2] for row in rows if row[2] != "–"]
+    assert shown == [f"{loss:.2f}".rstrip("0") for _, loss in held_out]
     dashboard.picture("training", of=page.locator("figure").first)
 
 
