@@ -15,7 +15,7 @@ export function lineChart({ title, xLabel, yLabel, series }) {
   const drawn = series.filter(({ points }) => points.length > 0);
   const xs = drawn.flatMap(({ points }) => points.map(([x]) => x));
   const ys = drawn.flatMap(({ points }) => points.map(([, y]) => y));
-  const x = axis(Math.min(...xs), Math.max(...xs), MARGIN.left, WIDTH - MARGIN.right);
+  const x = axis(Math.min(...xs), Math.max(...xs), MARGIN.left, WIDTH - MARGIN.right, { tight: true });
   const y = axis(Math.min(...ys), Math.max(...ys), HEIGHT - MARGIN.bottom, MARGIN.top);
   const id = freshId("chart");
   const image = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-labelledby": id, class: "chart" },
@@ -65,13 +65,15 @@ function dataTable(title, xLabel, series) {
   return table(title, [xLabel, ...series.map(({ name }) => name)], rows).node;
 }
 
-/** Round ticks over a range, and where a value is between two places of the picture. */
-function axis(low, high, from, to) {
+/** Round ticks over a range, and where a value is between two places of the picture. `tight` ends with
+ * the range and not with a tick. */
+function axis(low, high, from, to, { tight = false } = {}) {
   if (low === high) [low, high] = [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1];
   const rough = (high - low) / 5;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const [start, end] = [Math.floor(low / step) * step, Math.ceil(high / step) * step];
-  const ticks = Array.from({ length: Math.round((end - start) / step) + 1 }, (_, i) => start + i * step);
+  const [start, end] = tight ? [low, high] : [Math.floor(low / step) * step, Math.ceil(high / step) * step];
+  const first = Math.ceil(start / step - 1e-9);
+  const ticks = Array.from({ length: Math.floor(end / step + 1e-9) - first + 1 }, (_, i) => (first + i) * step);
   return { ticks, at: (value) => from + ((value - start) / (end - start)) * (to - from) };
 }

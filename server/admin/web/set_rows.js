@@ -29,6 +29,10 @@ export class SetRows {
       row.adapter.hint = found === null ? "Pick one, or type the beginning of its name or digest." : this.catalogue.describe(found);
     };
     row.adapter.input.addEventListener("input", row.describe);
+    row.adapter.input.addEventListener("change", () => {
+      const found = this.catalogue.find(row.adapter.input.value.trim());
+      if (found !== null) row.adapter.input.value = this.catalogue.label(found);
+    });
     row.describe();
     const remove = button("Remove", () => this.remove(row));
     const describeRemove = () => remove.setAttribute("aria-label", `Remove ${row.name.input.value || "the row"}`);

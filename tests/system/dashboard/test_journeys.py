@@ -316,6 +316,21 @@ def test_the_playground_tells_what_a_quota_refuses_and_can_be_stopped(
     expect(page.get_by_label("Tenant")).to_have_attribute("aria-invalid", "true")
 
 
+def test_long_lists_come_page_by_page(dashboard: Dashboard) -> None:
+    first, second = (
+        {"data": [{"id": name, "created": "2026-11-29T12:00:00Z"}], "has_more": more}
+        for name, more in (("a/b", True), ("c", False))
+    )
+    dashboard.answer("tenants?limit=100", first)
+    dashboard.answer("tenants?limit=100&after=a%2Fb", second)
+    dashboard.enter("#/tenants", "Tenants")
+    assert dashboard.column("Tenants") == ["a/b"]
+    dashboard.button("Show more").click()
+    expect(dashboard.status).to_have_text("1 more shown.")
+    assert dashboard.column("Tenants") == ["a/b", "c"]
+    expect(dashboard.button("Show more")).to_be_hidden()
+
+
 def test_what_cannot_be_shown_says_so(dashboard: Dashboard, server: Served) -> None:
     dashboard.expected += ["404", "500"]
     dashboard.enter("#/tenants/nobody", "Not found")

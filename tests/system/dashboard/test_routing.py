@@ -101,11 +101,11 @@ def test_curves_have_a_text_and_a_table(dashboard: Dashboard, digest: str) -> No
         "lines => lines.map(line => getComputedStyle(line).strokeDasharray)"
     )
     assert dashes[0] == "none" != dashes[1]
+    dashboard.picture("training", of=page.locator("figure").first)
     page.locator("summary").first.click()
     rows = dashboard.cells("Loss by step")
     shown = [row[2] for row in rows if row[2] != "–"]
     assert shown == [f"{loss:.2f}".rstrip("0") for _, loss in held_out]
-    dashboard.picture("training", of=page.locator("figure").first)
 
 
 @pytest.fixture(scope="module")
