@@ -47,6 +47,7 @@ from server.http.cors import allow_origins
 from server.http.drain import DrainMiddleware
 from server.http.head import HeadMiddleware
 from server.http.host import HostMiddleware
+from server.http.on_behalf import tenant_on_behalf
 from server.http.openapi import correct_document, docs_router
 from server.http.request import PROBES, WITHOUT_TELEMETRY, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
@@ -210,6 +211,7 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 routing=routing,
                 settings=settings,
                 bodies=services.bodies,
+                data_app=data,
             )
             yield
 
@@ -255,6 +257,9 @@ def _data_app(
     errors.install(app)
 
     async def authenticate(scope: Scope, key: str | None) -> str | None:
+        tenant = tenant_on_behalf(scope)
+        if tenant is not None:
+            return tenant
         services: Services = scope["app"].state.services
         return await services.access.tenant_of(key)
 

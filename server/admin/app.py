@@ -7,7 +7,8 @@ from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.types import Scope
 
-from server.admin.routes import adapters, audit, keys, lora, metrics, sets, tenants
+from server.admin import dashboard
+from server.admin.routes import adapters, asking, audit, keys, lora, metrics, sets, tenants
 from server.admin.services import ACTOR
 from server.http import errors
 from server.http.auth import KeyMiddleware
@@ -35,13 +36,13 @@ def create_admin_app(
         telemetry=WITHOUT_TELEMETRY,
         generate_unique_id_function=_operation_id,
     )
-    for module in (tenants, keys, sets, adapters, audit, lora, metrics):
+    for module in (tenants, keys, sets, asking, adapters, audit, lora, metrics, dashboard):
         app.include_router(module.router)
     app.include_router(docs_router)
     correct_document(app)
     errors.install(app)
     app.add_middleware(CatchMiddleware)
-    app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=())
+    app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=dashboard.PATHS)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, access_log=access_log, spans=spans)
     return app

@@ -36,5 +36,7 @@ class AdminRoute(StrictRoute):
         return changing_handler
 
 
-def admin_router(prefix: str = "/admin/v1") -> APIRouter:
-    return APIRouter(prefix=prefix, route_class=AdminRoute, dependencies=[Security(_ADMIN_KEY)])
+def admin_router(
+    prefix: str = "/admin/v1", route_class: type[StrictRoute] = AdminRoute
+) -> APIRouter:
+    return APIRouter(prefix=prefix, route_class=route_class, dependencies=[Security(_ADMIN_KEY)])

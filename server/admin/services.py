@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastapi import Request
+from starlette.types import ASGIApp
 
 from remix_runtime.contracts import Engine
 from remix_runtime.fairness.worker import FairWorker
@@ -39,6 +40,8 @@ class AdminServices:
     routing: RoutingMonitor
     settings: ServerSettings
     bodies: Bodies
+    data_app: ASGIApp
+    """The API for tenants, to ask their models as they would."""
     worker: FairWorker = field(default_factory=make_worker)
 
 

@@ -11,7 +11,12 @@ from tests.unit.admin.harness import API, Admin
 
 async def test_every_route_that_changes_something_refreshes(admin: Admin) -> None:
     routes = [context.original_route for context in iter_route_contexts(admin.app.routes)]
-    changing = [route for route in routes if not getattr(route, "methods", {}) <= {"GET", "HEAD"}]
+    changing = [
+        route
+        for route in routes
+        if not getattr(route, "methods", {}) <= {"GET", "HEAD"}
+        and not route.path.endswith("/chat/completions")  # it asks a model
+    ]
     assert len(changing) >= 11
     assert [route for route in changing if not isinstance(route, AdminRoute)] == []
 

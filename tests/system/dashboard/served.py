@@ -1,0 +1,71 @@
+"""`remix serve` with tenants as a process, for a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+KEY = "the-key-of-the-operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    url: str
+    """Of the admin API, and so of the dashboard."""
+    client: httpx.Client
+    """With the admin key."""
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        answer = self.client.request(method, f"/admin/v1/{path}", json=body, headers=headers)
+        assert answer.is_success, answer.text
+        return answer.json() if answer.content else None
+
+    def add_adapters(self, *sources: str) -> list[str]:
+        """Their digests."""
+        return [self.ask("POST", "adapters", {"source": source})["digest"] for source in sources]
+
+    def add_tenant(self, tenant: str, adapters: dict[str, str], **quota: Any) -> None:
+        self.ask("POST", "tenants", {"id": tenant})
+        self.ask("PUT", f"tenants/{tenant}/set", {"adapters": adapters})
+        if quota:
+            self.ask("PUT", f"tenants/{tenant}/quota", quota)
+
+
+@contextmanager
+def serving(folder: Path, *options: str | Path) -> Iterator[Served]:
+    """Adapters are imported from under `folder`/sources."""
+    log = folder / "server.log"
+    command: Sequence[str | Path] = [
+        *(sys.executable, "-c", "from remix_runtime.cli import main; main()", "serve"),
+        *("--data-dir", folder / "data", "--import-root", folder / "sources"),
+        *("--port", "0", "--admin-port", "0"),
+        *options,
+    ]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "REMIX_ADMIN_KEY": KEY},
+        )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        found = re.search(r"the admin API at (\S+)", first)
+        assert found, f"the server did not start: {log.read_text()[-2000:]}"
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=found[1], headers=headers, timeout=120) as client:
+            yield Served(found[1], client)
+    finally:
+        process.terminate()
+        process.communicate()
