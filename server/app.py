@@ -46,6 +46,8 @@ from server.http.request import PROBES, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
+from server.live.canary.series import CanarySeries
+from server.live.canary_keeper import CanaryKeeper
 from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.garbage import GarbageCollector
@@ -143,7 +145,8 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             await _start(engine)
 
             watch, live_metrics = Watch(), LiveMetrics(registry)
-            adapters = LiveAdapters(engine, Folders(directory, store), live_metrics)
+            folders = Folders(directory, store)
+            adapters = LiveAdapters(engine, folders, live_metrics)
             sets = LiveSets(engine.model.name, adapters)
             follower = Follower(
                 directory, adapters, sets, live_metrics, watch, poll_seconds=settings.poll_seconds
@@ -151,6 +154,10 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             log.info("loading the sets of the tenants")
             await follower.start()
             stack.push_async_callback(follower.stop)
+            registry.register(CanarySeries(sets.canaries))
+            canaries = CanaryKeeper(directory, adapters, sets, follower, live_metrics)
+            canaries.start(watch)
+            stack.push_async_callback(canaries.stop)
             collector = GarbageCollector(directory, store, adapters)
             collector.start(watch)
             stack.push_async_callback(collector.stop)
@@ -174,6 +181,8 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 swaps=Swaps(
                     directory, adapters, follower, live_metrics, base_name=engine.model.name
                 ),
+                canaries=canaries,
+                folders=folders,
                 follower=follower,
                 adapters=adapters,
                 sets=sets,

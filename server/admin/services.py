@@ -10,6 +10,8 @@ from remix_runtime.contracts import Engine
 from remix_runtime.fairness.worker import FairWorker
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
+from server.live.canary_keeper import CanaryKeeper
+from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.sets import LiveSets
 from server.live.swap import Swaps
@@ -30,6 +32,8 @@ class AdminServices:
     directory: Directory
     store: AdapterStore
     swaps: Swaps
+    canaries: CanaryKeeper
+    folders: Folders
     follower: Follower
     adapters: LiveAdapters
     sets: LiveSets
