@@ -7,7 +7,18 @@ from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.types import Scope
 
-from server.admin.routes import adapters, audit, canaries, keys, lora, metrics, sets, tenants
+from server.admin.routes import (
+    about,
+    adapters,
+    audit,
+    canaries,
+    files,
+    keys,
+    lora,
+    metrics,
+    sets,
+    tenants,
+)
 from server.admin.services import ACTOR
 from server.http import errors
 from server.http.auth import KeyMiddleware
@@ -32,7 +43,7 @@ def create_admin_app(admin_key: SecretStr, *, access_log: bool) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
     )
-    for module in (tenants, keys, sets, canaries, adapters, audit, lora, metrics):
+    for module in (about, tenants, keys, sets, canaries, adapters, files, audit, lora, metrics):
         app.include_router(module.router)
     app.include_router(docs_router)
     correct_document(app)

@@ -218,6 +218,23 @@ class ModuleLoad(BaseModel):
     in a sample of the steps."""
 
 
+class AdapterFile(BaseModel):
+    name: str
+    size: int
+
+
+class Server(BaseModel):
+    """What this server is."""
+
+    version: str
+    base: str
+    """The name of the base model."""
+    base_fingerprint: str | None
+    """Of its weights: adapters that were trained on the same base fit it. null where the engine
+    does not tell."""
+    max_model_len: int
+
+
 class ImportProgress(BaseModel):
     """A line of an import with progress."""
 
