@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from dataclasses import replace
 from typing import Any
@@ -52,22 +53,17 @@ class CanaryKeeper:
         sets: LiveSets,
         follower: Follower,
         metrics: LiveMetrics,
-        *,
-        look_seconds: float = LOOK_SECONDS,
-        report_seconds: float = REPORT_SECONDS,
     ) -> None:
         self._directory = directory
         self._adapters = adapters
         self._sets = sets
         self._follower = follower
         self._metrics = metrics
-        self._look_seconds = look_seconds
-        self._report_seconds = report_seconds
         self._server = secrets.token_hex(8)
         """This process, in reports."""
         self._reported: dict[str, dict[str, Any]] = {}
         """The last report on each canary."""
-        self._exchanged = -report_seconds
+        self._exchanged = -math.inf
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._tasks = BackgroundTasks(log, "loading a canary")
         self._watched: Watched | None = None
@@ -152,12 +148,12 @@ class CanaryKeeper:
                     await self._look_at(canary)
                 except Exception as error:
                     failure = error  # the others do not wait for this one
-            if self._time() - self._exchanged >= self._report_seconds:
+            if self._time() - self._exchanged >= REPORT_SECONDS:
                 await self._exchange()
                 self._exchanged = self._time()
             if failure is not None:
                 raise failure
-            await task.rest(self._look_seconds)
+            await task.rest(LOOK_SECONDS)
 
     async def _look_at(self, canary: RunningCanary) -> None:
         if canary.fault is None and not self._sets.canaries.is_loaded(canary):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -34,7 +34,7 @@ class HeldOut:
     data: Path
     split: str | None = None
     subset: str | None = None
-    columns: Mapping[str, str] = NO_COLUMNS
+    columns: Mapping[str, str] = field(default_factory=lambda: NO_COLUMNS)
     max_length: int | None = None
     too_long: TooLong = "refuse"
 

@@ -10,9 +10,7 @@ from remix_runtime.errors import ConfigError
 
 
 def margin(name: str) -> Any:
-    text = (
-        "Nats per token by which it must beat the live adapter and the base, with 95 % certainty."
-    )
+    text = "Nats per token by which it must beat the live adapter and the base, at 95 % certainty."
     return typer.Option(name, min=0.0, help=text)
 
 

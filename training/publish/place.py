@@ -1,4 +1,4 @@
-"""The name that an adapter is published to, on a server: what has it now, and how it gets another."""
+"""The name that an adapter is published to, on a server: what has it now, and how that changes."""
 
 from __future__ import annotations
 
