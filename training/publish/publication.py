@@ -126,7 +126,7 @@ def _waited(place: Place, canary: str, console: Console) -> Any:
 
 
 def figures_of(comparisons: list[Comparison]) -> Table:
-    table = Table("beside", "its loss", "the new one's", "better by", "at least", "wanted", "")
+    table = Table("beside", "loss", "new", "better by", "at least", "wanted", "")
     for found in comparisons:
         table.add_row(
             found.than,

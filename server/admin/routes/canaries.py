@@ -78,7 +78,8 @@ async def delete_canary(
 def _state(canary: Canary, waits_for: str) -> schemas.CanaryState:
     fields = asdict(canary)
     del fields["tenant"]
-    rules = fields.pop("rules")
-    return schemas.CanaryState(
-        **{**fields, "state": fields.pop("outcome") or "running", "waits_for": waits_for}, **rules
+    rules, outcome = fields.pop("rules"), fields.pop("outcome")
+    state = "running" if outcome is None else str(outcome)
+    return schemas.CanaryState.model_validate(
+        {**fields, **rules, "state": state, "waits_for": waits_for}
     )
