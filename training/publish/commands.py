@@ -74,10 +74,11 @@ def publish(
         source=source,
         waits=wait,
     )
-    base = base or named_base(read_checkpoint(adapter).config)
+    found = read_checkpoint(adapter)
+    base = base or named_base(found.config)
     with admin_api(url) as admin:
         target = Place.parse(admin, place)
-        target.require_ready(base)
+        target.require_ready(base, found.digest)
         held_out.require_enough()
         code = publish_adapter(adapter, target, base, held_out, plan, Console())
     raise typer.Exit(code)

@@ -46,9 +46,9 @@ class Place:
             raise ConfigError(f"publish: found {text!r}, expected TENANT/NAME")
         return cls(admin, tenant, name)
 
-    def require_ready(self, base: str) -> None:
+    def require_ready(self, base: str, digest: str | None = None) -> None:
         """Before anything takes hours: the server answers, knows the key and the tenant, serves
-        this base, and has no other canary for the name. Raises `AdminError`, `ConfigError`."""
+        this base, and has no canary for the name but this adapter, if there is one. Raises `AdminError`, `ConfigError`."""
         served = self.admin.call("GET", "/server")
         if self.name == served["base"]:
             raise ConfigError(f"publish: {self.name} is the name of the server's base")
@@ -59,7 +59,8 @@ class Place:
                 "weights differ, and the adapter would not fit"
             )
         canary = self.canary()
-        if canary is not None and canary["state"] == "running":
+        is_busy = canary is not None and canary["state"] == "running"
+        if is_busy and canary["digest"] != digest:
             raise ConfigError(
                 f"publish: {self.tenant}/{self.name} has a canary already, adapter "
                 f"{canary['digest']}; end it first: remix set canary end {self.tenant} {self.name}"
