@@ -48,7 +48,8 @@ class Place:
 
     def require_ready(self, base: str, digest: str | None = None) -> None:
         """Before anything takes hours: the server answers, knows the key and the tenant, serves
-        this base, and has no canary for the name but this adapter, if there is one. Raises `AdminError`, `ConfigError`."""
+        this base, and has no canary for the name but this adapter, if there is one. Raises
+        `AdminError`, `ConfigError`."""
         served = self.admin.call("GET", "/server")
         if self.name == served["base"]:
             raise ConfigError(f"publish: {self.name} is the name of the server's base")
