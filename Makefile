@@ -157,7 +157,7 @@ lint: install
 	$(BIN)/mypy -p examples
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
-	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml deploy/kubernetes-tenants.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml deploy/kubernetes-tenants.yaml deploy/publish-job.yaml
 
 format: install
 	$(BIN)/ruff format .

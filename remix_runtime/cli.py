@@ -86,15 +86,22 @@ def build_app(commands: Iterable[EntryPoint] | None = None) -> typer.Typer:
     for entry_point in sorted(commands, key=lambda entry_point: entry_point.name):
         loaded = _load(entry_point)
         if isinstance(loaded, typer.Typer):
-            group = typer.Typer(help=loaded.info.help, no_args_is_help=True)
-            for command in loaded.registered_commands:
-                assert command.callback is not None
-                guarded = _errors_in_one_line(command.callback, lambda: debug)
-                group.command(command.name)(guarded)
-            app.add_typer(group, name=entry_point.name)
+            app.add_typer(_guarded(loaded, lambda: debug), name=entry_point.name)
         else:
             app.command(entry_point.name)(_errors_in_one_line(loaded, lambda: debug))
     return app
+
+
+def _guarded(commands: typer.Typer, debug: Callable[[], bool]) -> typer.Typer:
+    """A group of commands, and the groups in it, each command with its errors in one line."""
+    group = typer.Typer(help=commands.info.help, no_args_is_help=True)
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        group.command(command.name)(_errors_in_one_line(command.callback, debug))
+    for inner in commands.registered_groups:
+        assert inner.typer_instance is not None
+        group.add_typer(_guarded(inner.typer_instance, debug), name=inner.name)
+    return group
 
 
 def _print_version(requested: bool) -> None:

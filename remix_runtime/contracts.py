@@ -162,6 +162,8 @@ class ModelInfo:
     max_requests: int
     """Requests that the engine takes at the same time, those in its queue included; tenants have
     shares of them."""
+    fingerprint: str | None = None
+    """Of the weights in the base's files; None where the engine does not tell."""
 
     def require_room(self, prompt_tokens: int, max_tokens: int, *, param: str = "prompt") -> None:
         """Raises `InvalidRequestError` where a request does not fit the context. `param`: the

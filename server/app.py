@@ -53,6 +53,8 @@ from server.http.request import PROBES, WITHOUT_TELEMETRY, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
+from server.live.canary.series import CanarySeries
+from server.live.canary_keeper import CanaryKeeper
 from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.garbage import GarbageCollector
@@ -161,7 +163,8 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
             await _start(engine)
 
             watch, live_metrics = Watch(), LiveMetrics(registry)
-            adapters = LiveAdapters(engine, Folders(directory, store), live_metrics)
+            folders = Folders(directory, store)
+            adapters = LiveAdapters(engine, folders, live_metrics)
             sets = LiveSets(engine.model.name, adapters)
             follower = Follower(
                 directory, adapters, sets, live_metrics, watch, poll_seconds=settings.poll_seconds
@@ -176,6 +179,10 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 live_metrics.quota_servers.set_function(lambda: lender.servers)
                 await lender.start()
                 stack.push_async_callback(lender.stop)
+            registry.register(CanarySeries(sets.canaries))
+            canaries = CanaryKeeper(directory, adapters, sets, follower, live_metrics)
+            canaries.start(watch)
+            stack.push_async_callback(canaries.stop)
             collector = GarbageCollector(directory, store, adapters)
             collector.start(watch)
             stack.push_async_callback(collector.stop)
@@ -203,6 +210,8 @@ def create_tenant_apps(engine: Engine, settings: ServerSettings, data_dir: Path)
                 swaps=Swaps(
                     directory, adapters, follower, live_metrics, base_name=engine.model.name
                 ),
+                canaries=canaries,
+                folders=folders,
                 follower=follower,
                 adapters=adapters,
                 sets=sets,

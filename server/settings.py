@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from remix_runtime.chats.families import ToolParserName
 from remix_runtime.errors import ConfigError
-from server.given_keys import USABLE_KEY, is_usable_key
+from remix_runtime.given_keys import USABLE_KEY, is_usable_key
 
 _HOST = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", re.ASCII)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*A-Z]+")

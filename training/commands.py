@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from remix_runtime.admin_api import DEFAULT_URL, Url
+from training.publish import options
+
 
 def _list_settings(wanted: bool) -> None:
     """Prints every field of `TrainConfig` and ends the command."""
@@ -59,6 +62,24 @@ def train(
     public: Annotated[
         bool, typer.Option("--public", help="A repository that --push-to-hub makes is public.")
     ] = False,
+    publish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TENANT/NAME",
+            help="Make the adapter live on a server at the end, as `remix publish` does.",
+        ),
+    ] = None,
+    publish_margin: Annotated[float, options.margin("--publish-margin")] = 0.01,
+    publish_share: Annotated[float | None, options.share("--publish-share")] = None,
+    publish_bake_seconds: Annotated[
+        float | None, options.bake_seconds("--publish-bake-seconds")
+    ] = None,
+    publish_bake_requests: Annotated[
+        int | None, options.bake_requests("--publish-bake-requests")
+    ] = None,
+    publish_source: Annotated[str | None, options.source("--publish-source")] = None,
+    publish_wait: Annotated[bool, options.wait("--publish-wait/--no-publish-wait")] = True,
+    url: Url = DEFAULT_URL,
 ) -> None:
     """Train a ReMix adapter (or a baseline) on rows of text or chats.
 
@@ -81,6 +102,10 @@ def train(
     The adapter is written to OUTPUT/adapter, ready for `remix serve`.
     Beside it stand metrics.jsonl, plots, TensorBoard logs and the
     states that --resume goes on from.
+
+    \b
+    With --publish the exit code is 0 when the adapter is live, 3 when it
+    is not better than what is live, 4 when its canary was rolled back.
     """
     from rich.console import Console
 
@@ -101,6 +126,19 @@ def train(
         require_pushable(push_to_hub, run)
     elif public:
         raise ConfigError("public: found without --push-to-hub, expected both or neither")
+    publisher = None
+    if publish is not None:
+        from training.publish.after_training import Publisher
+        from training.publish.publication import Plan
+
+        plan = Plan(
+            margin=publish_margin,
+            canary=options.canary_of(publish_share, publish_bake_seconds, publish_bake_requests),
+            source=publish_source,
+            waits=publish_wait,
+        )
+        publisher = Publisher(run, publish, url, plan, console)
+        publisher.require_ready()
     if dry_run:
         rehearsal.dry_run(run, console)
         return
@@ -121,6 +159,8 @@ def train(
             with stage(console, f"uploading it to {push_to_hub}"):
                 address = push(result.adapter, push_to_hub, public=public)
             console.print(f"pushed: {address}", markup=False, soft_wrap=True)
+        if publisher is not None:
+            raise typer.Exit(publisher.publish(result.adapter))
 
 
 def evaluate(
@@ -185,6 +225,7 @@ def evaluate(
     from rich.table import Table
     from rich.text import Text
 
+    from training.columns import columns_of
     from training.evaluation import compare_with_base
     from training.judges import JUDGES, as_judge
 
@@ -197,7 +238,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
-        columns=_pairs(columns),
+        columns=columns_of(columns),
         split=split,
         subset=subset,
         judge=judge,
@@ -212,14 +253,3 @@ def evaluate(
     for name, found in scores.items():
         table.add_row(name, f"{found.loss:.4f}", f"{found.accuracy:.1%}")
     Console().print(table)
-
-
-def _pairs(text: str) -> dict[str, str]:
-    """`a=b,c=d` as a mapping. Raises `ConfigError`."""
-    from remix_runtime.errors import ConfigError
-
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise ConfigError(f"columns: found {text!r}, expected pairs as in prompt=question")
-    return {name: value for name, _, value in pairs}

@@ -37,6 +37,7 @@ ANSWER_TOKENS = 256
 """The most of an answer that need not be the reference's text."""
 MAX_LENGTH = 2048
 SILENT = Console(quiet=True)
+_NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def compare_with_base(
     found = read_checkpoint(adapter)
     if not (data.exists() or is_hub_name(data)):  # known before a model is loaded
         raise DataError(f"{data}: there is no such file")
-    folder = find_base(_named_base(found.config) if base is None else base, download=True)
+    folder = find_base(named_base(found.config) if base is None else base, download=True)
     tokenizer = load_tokenizer_of(folder, chat_template=found.defaults.chat_template)
     longest = row_limit(read_config(folder), max_length, default=MAX_LENGTH)
 
@@ -186,15 +187,10 @@ async def score(
         return await asyncio.to_thread(question.judge, said)  # which may run tests
 
     async def loss(question: Question, digest: str | None) -> float:
-        events = await ask(question.example.tokens, digest, max_tokens=0, prompt_logprobs=0)
-        told = events[0].prompt_logprobs
-        assert told is not None
-        learned = [
-            -position.chosen.logprob
-            for position, is_target in zip(told, question.example.is_target, strict=True)
-            if is_target and position is not None
-        ]
-        return sum(learned) / len(learned)
+        async with places:
+            found = await completion_loss(engine, question.example, digest)
+        move(next(ended) / total)
+        return found
 
     async def scored(digest: str | None) -> Score:
         right = asyncio.gather(*(answer(question, digest) for question in questions))
@@ -208,6 +204,24 @@ async def score(
     ended = itertools.count(1)
     found = await asyncio.gather(*map(scored, models.values()))
     return dict(zip(models, found, strict=True))
+
+
+async def completion_loss(engine: Engine, example: Example, digest: str | None) -> float:
+    """The mean loss of a sequence's learned tokens, in nats."""
+    request = GenerationRequest(
+        request_id=f"loss-{next(_NUMBERS)}",
+        prompt_token_ids=tuple(example.tokens),
+        params=SamplingParams(temperature=0.0, max_tokens=0, prompt_logprobs=0),
+        digest=digest,
+    )
+    (event,) = [event async for event in engine.generate(request)]
+    assert event.prompt_logprobs is not None
+    learned = [
+        -position.chosen.logprob
+        for position, is_target in zip(event.prompt_logprobs, example.is_target, strict=True)
+        if is_target and position is not None
+    ]
+    return sum(learned) / len(learned)
 
 
 def split_at_answer(example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -227,7 +241,8 @@ def said_after(
     return "".join(map(stream.push, answer)) + stream.flush()
 
 
-def _named_base(config: AdapterConfig | LoraConfig) -> str:
+def named_base(config: AdapterConfig | LoraConfig) -> str:
+    """The base that an adapter names. Raises `ConfigError`."""
     if config.revision is not None:  # a path or hub id alone may stand for other weights
         raise ConfigError(
             f"revision: the adapter names revision {config.revision!r} of "

@@ -8,7 +8,19 @@ from pydantic import SecretStr
 from starlette.types import Scope
 
 from server.admin import dashboard
-from server.admin.routes import adapters, asking, audit, keys, lora, metrics, sets, tenants
+from server.admin.routes import (
+    about,
+    adapters,
+    asking,
+    audit,
+    canaries,
+    files,
+    keys,
+    lora,
+    metrics,
+    sets,
+    tenants,
+)
 from server.admin.services import ACTOR
 from server.http import errors
 from server.http.auth import KeyMiddleware
@@ -36,7 +48,10 @@ def create_admin_app(
         telemetry=WITHOUT_TELEMETRY,
         generate_unique_id_function=_operation_id,
     )
-    for module in (tenants, keys, sets, asking, adapters, audit, lora, metrics, dashboard):
+    for module in (
+        *(about, tenants, keys, sets, canaries, asking, adapters, files, audit, lora, metrics),
+        dashboard,
+    ):
         app.include_router(module.router)
     app.include_router(docs_router)
     correct_document(app)

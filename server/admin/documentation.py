@@ -17,6 +17,7 @@ _ERRORS: dict[int, dict[str, Any]] = {
     401: {"description": "Not the admin key.", "headers": _CHALLENGE},
     404: {"description": "What the path or the body names does not exist."},
     409: {"description": "The present state forbids it."},
+    411: {"description": "The body's size is not announced."},
     412: {
         "description": "The set has another revision than If-Match states; see ETag.",
         "headers": _ETAG,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -13,6 +13,7 @@ from remix_runtime.adapter.checkpoint import Curves
 from remix_runtime.adapter.load import RoutingFlag
 from remix_runtime.engine_state import AdapterTier
 from server.store import Progress
+from server.tenancy.canary_rows import CanaryRules
 from server.tenancy.records import (
     DIGEST_PATTERN,
     MAX_ADAPTERS,
@@ -32,6 +33,7 @@ Item = TypeVar("Item")
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Source = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
 Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 
 # Names to digests, which the directory checks.
@@ -64,6 +66,55 @@ class PutSet(_Request):
 class RollBack(_Request):
     revision: Annotated[int, Field(ge=0, lt=1 << 31)]
     """The revision whose adapters become the set again, as a new revision."""
+
+
+_RULES = CanaryRules()
+
+
+class _CanaryRules(_Request):
+    max_extra_errors: float = _RULES.max_extra_errors
+    """The share of its requests that may fail beyond that of the live adapter's."""
+    max_first_token_ratio: float = _RULES.max_first_token_ratio
+    """How many times as long as with the live adapter the first token may take."""
+    max_token_ratio: float = _RULES.max_token_ratio
+    """The same for the later tokens."""
+    max_first_token_seconds: float | None = None
+    """The most that the median first token may take, whatever the live adapter does."""
+    max_token_seconds: float | None = None
+    """The same for the later tokens."""
+    bake_seconds: float = _RULES.bake_seconds
+    bake_requests: int = _RULES.bake_requests
+    """It is promoted after so long and so many requests within the bounds."""
+    give_up_seconds: float = _RULES.give_up_seconds
+    """It is rolled back when it has come to no end after so long."""
+
+
+class PutCanary(_CanaryRules):
+    name: Name
+    """Of the set: its requests are shared."""
+    digest: Digest
+    """The adapter that may get the name."""
+    share: float = 0.1
+    """Of the name's requests, above 0 and at most 1."""
+
+
+class CanaryState(_CanaryRules):
+    """A canary, and what was seen of it and of the live adapter beside it."""
+
+    name: str
+    id: str
+    digest: str
+    share: float
+    created: datetime
+    actor: str
+    state: Literal["running", "promoted", "rolled_back", "superseded"]
+    ended: datetime | None
+    reason: str
+    """Why it ended."""
+    waits_for: str
+    """What one that runs waits for."""
+    figures: dict[str, Any]
+    """By arm (`canary`, `live`): requests, failures, and times. Empty before the first."""
 
 
 class ImportAdapter(_Request):
@@ -203,6 +254,23 @@ class Routing(BaseModel):
 class Training(BaseModel):
     curves: Curves
     """`step` and values at those steps by name; `held_out_loss` is pairs of a step and a value."""
+
+
+class AdapterFile(BaseModel):
+    name: str
+    size: int
+
+
+class Server(BaseModel):
+    """What this server is."""
+
+    version: str
+    base: str
+    """The name of the base model."""
+    base_fingerprint: str | None
+    """Of its weights: adapters that were trained on the same base fit it. null where the engine
+    does not tell."""
+    max_model_len: int
 
 
 class ImportProgress(BaseModel):

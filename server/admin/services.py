@@ -11,6 +11,8 @@ from remix_runtime.contracts import Engine
 from remix_runtime.fairness.worker import FairWorker
 from server.live.adapters import LiveAdapters
 from server.live.bodies import Bodies
+from server.live.canary_keeper import CanaryKeeper
+from server.live.folders import Folders
 from server.live.follower import Follower
 from server.live.routing import RoutingMonitor
 from server.live.sets import LiveSets
@@ -32,6 +34,8 @@ class AdminServices:
     directory: Directory
     store: AdapterStore
     swaps: Swaps
+    canaries: CanaryKeeper
+    folders: Folders
     follower: Follower
     adapters: LiveAdapters
     sets: LiveSets

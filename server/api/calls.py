@@ -13,6 +13,7 @@ from remix_runtime.errors import EngineBusyError
 from server.http.body import SMALL_BODY_BYTES, StrictRequest, StrictRoute
 from server.http.errors import ApiError, as_api_error
 from server.http.request import state_of
+from server.live.canary.running import Trial
 from server.live.quotas import Admission, RateLimitedError
 from server.live.sets import Target
 from server.services import Services, services_of
@@ -31,6 +32,10 @@ class Call:
     """What the request has where it says nothing else."""
     is_short: bool
     """Whether its body is: whatever is in it, its tokens are made within a few milliseconds."""
+    trial: Trial | None = None
+    """Of the canary of its name, where there is one."""
+    has_fallback: bool = False
+    """Whether another adapter answers if this one fails before the client has seen anything."""
 
 
 class CountedRequest(StrictRequest):
@@ -85,9 +90,16 @@ async def open_call(http: Request, model: str) -> Call:
     """Pins the adapter that the request's `model` stands for: whatever is swapped meanwhile, it
     ends on the adapter that it began with. Raises `UnknownModelError`,
     `AdapterUnavailableError`."""
+    return await open_target(http, resolve(http, model))
+
+
+async def open_target(
+    http: Request, target: Target, *, trial: Trial | None = None, has_fallback: bool = False
+) -> Call:
+    """The same for a target. Raises `AdapterUnavailableError`."""
     services, state = services_of(http), state_of(http.scope)
     assert state.admission is not None, "the route is no CountedRoute"
-    target = resolve(http, model)
+    state.digest = target.digest
     if target.digest is not None:
         services.adapters.pin(target.digest)
         state.holds.callback(services.adapters.unpin, target.digest)
@@ -97,6 +109,8 @@ async def open_call(http: Request, model: str) -> Call:
         state.admission,
         await defaults_of(services, target),
         is_short=state.body_bytes <= _SHORT_BODY_BYTES,
+        trial=trial,
+        has_fallback=has_fallback,
     )
 
 

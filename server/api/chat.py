@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import TokenEvent
-from server.api.calls import CountedRoute, open_call
+from server.api.arms import answered
+from server.api.calls import Call, CountedRoute
 from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
 from server.api.generation import Choice, finished_by
@@ -51,19 +52,23 @@ router = APIRouter(route_class=CountedRoute)
 @router.post("/v1/chat/completions", responses=generation_responses(ChatCompletion))
 async def create_chat_completion(body: ChatRequest, http: Request) -> Response:
     """Answers a chat with the base model's chat template; OpenAI's API with vLLM's extras."""
-    services, answer_id = services_of(http), f"chatcmpl-{uuid.uuid4().hex}"
-    call = await open_call(http, body.model)
-    chat = await open_conversation(services, call, body, answer_id=answer_id)
-    writer = ChatWriter(
-        answer_id=body.request_id or answer_id,
-        target=call.target,
-        tokenizer=services.engine.tokenizer,
-        prompt_tokens=chat.prompt_tokens,
-        body=body,
-        requests=chat.requests,
-        make_parser=chat.make_parser,
-    )
-    return GenerationResponse(services, chat, writer, stream=bool(body.stream))
+    services = services_of(http)
+
+    async def answer(call: Call) -> Response:
+        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+        chat = await open_conversation(services, call, body, answer_id=answer_id)
+        writer = ChatWriter(
+            answer_id=body.request_id or answer_id,
+            target=call.target,
+            tokenizer=services.engine.tokenizer,
+            prompt_tokens=chat.prompt_tokens,
+            body=body,
+            requests=chat.requests,
+            make_parser=chat.make_parser,
+        )
+        return GenerationResponse(services, chat, writer, stream=bool(body.stream))
+
+    return await answered(http, body.model, body.conversation, answer)
 
 
 _NOTHING_NEW = ChatDelta()

@@ -16,7 +16,8 @@ from remix_runtime.contracts import (
     Tokenizer,
 )
 from remix_runtime.errors import InvalidRequestError, RemixError
-from server.api.calls import Call, CountedRoute, open_call
+from server.api.arms import answered
+from server.api.calls import Call, CountedRoute
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
 from server.api.generation import (
@@ -47,8 +48,15 @@ DEFAULT_MAX_TOKENS = 16
 async def create_completion(body: CompletionRequest, http: Request) -> Response:
     """Completes each prompt; OpenAI's API with vLLM's extra sampling parameters."""
     services = services_of(http)
-    call = await open_call(http, body.model)
-    body = with_defaults(body, call.defaults)
+
+    async def answer(call: Call) -> Response:
+        return await _completed(services, call, with_defaults(body, call.defaults))
+
+    return await answered(http, body.model, body.conversation, answer)
+
+
+async def _completed(services: Services, call: Call, body: CompletionRequest) -> Response:
+    """Raises `InvalidRequestError`, `RateLimitedError`, `EngineBusyError`."""
     engine, n = services.engine, body.choices_per_prompt
     if len(body.prompt) * n > services.max_choices:
         raise InvalidRequestError(

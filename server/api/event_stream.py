@@ -29,8 +29,10 @@ class EventStream:
     Proxies cut connections that are silent for a minute, which a queue or a long prompt may take.
     """
 
-    def __init__(self, send: Send, admission: Admission, silence: float) -> None:
-        self._started = False
+    def __init__(
+        self, send: Send, admission: Admission, silence: float, *, has_started: bool = False
+    ) -> None:
+        self._started = has_started
         self._send = in_slices(send)
         self._admission = admission
         self._silence = silence

@@ -7,7 +7,8 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import CountedRoute, open_call
+from server.api.arms import answered
+from server.api.calls import Call, CountedRoute, open_call
 from server.api.conversation import open_conversation, prompt_of
 from server.api.documentation import error_responses, generation_responses
 from server.api.message_input import chat_form
@@ -28,26 +29,30 @@ router = APIRouter(route_class=CountedRoute)
 @router.post("/v1/messages", responses=generation_responses(AnsweredMessage, AnthropicErrorBody))
 async def create_message(body: MessagesRequest, http: Request) -> Response:
     """Answers a conversation with blocks: words, thoughts and uses of tools; Anthropic's API."""
-    services, answer_id = services_of(http), f"msg_{uuid.uuid4().hex}"
-    call = await open_call(http, body.model)
-    form, chat_body = await run_if_large(http, _as_chat, body)
-    try:
-        chat = await open_conversation(services, call, chat_body, answer_id=answer_id)
-    except InvalidRequestError as error:
-        raise form.refusal(error) from error
-    writer = MessageWriter(
-        answer_id=answer_id,
-        target=call.target,
-        tokenizer=services.engine.tokenizer,
-        prompt_tokens=chat.prompt_tokens,
-        make_parser=chat.make_parser,
-        renamed=form.renamed,
-        request_id=state_of(http.scope).request_id,
-        omits_thoughts=body.omits_thoughts,
-        stops=body.stop_sequences or (),
-    )
-    answer = GenerationResponse(services, chat, writer, stream=bool(body.stream))
-    return TranslatedResponse(form, answer)
+    services = services_of(http)
+
+    async def answer(call: Call) -> Response:
+        answer_id = f"msg_{uuid.uuid4().hex}"
+        form, chat_body = await run_if_large(http, _as_chat, body)
+        try:
+            chat = await open_conversation(services, call, chat_body, answer_id=answer_id)
+        except InvalidRequestError as error:
+            raise form.refusal(error) from error
+        writer = MessageWriter(
+            answer_id=answer_id,
+            target=call.target,
+            tokenizer=services.engine.tokenizer,
+            prompt_tokens=chat.prompt_tokens,
+            make_parser=chat.make_parser,
+            renamed=form.renamed,
+            request_id=state_of(http.scope).request_id,
+            omits_thoughts=body.omits_thoughts,
+            stops=body.stop_sequences or (),
+        )
+        generated = GenerationResponse(services, chat, writer, stream=bool(body.stream))
+        return TranslatedResponse(form, generated)
+
+    return await answered(http, body.model, body.conversation, answer)
 
 
 @router.post(

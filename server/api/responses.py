@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from remix_runtime.contracts import SamplingParams
 from remix_runtime.errors import InvalidRequestError
-from server.api.calls import CountedRoute, open_call
+from server.api.arms import answered
+from server.api.calls import Call, CountedRoute, open_call
 from server.api.conversation import open_conversation, prompt_of
 from server.api.documentation import error_responses, generation_responses
 from server.api.response_input import chat_form
@@ -46,41 +47,44 @@ _MAX_REFERENCED = 4 << 20
 async def create_response(body: ResponsesRequest, http: Request) -> Response:
     """Answers with items: words, thoughts and calls of tools; OpenAI's Responses API."""
     services, tenant = services_of(http), state_of(http.scope).tenant
-    answer_id = f"resp_{uuid.uuid4().hex}"
-    # Before anything else: what is remembered may be much to read.
-    call = await open_call(http, body.model)
-    before, given = _remembered_items(services.memory, tenant, body)
-    form, chat_body, items = await _as_chat(http, body, before, given)
-    try:
-        chat = await open_conversation(
-            services, call, chat_body, answer_id=answer_id, param="input"
-        )
-    except InvalidRequestError as error:
-        raise form.refusal(error) from error
 
-    def remember(answer: ResponseObject) -> None:
-        if answer.store:
-            remembered = Remembered(
-                id=answer.id,
-                answer=write_json(answer),
-                context=[*before, *(item.model_dump_json(exclude_none=True) for item in items)],
-                output=[(item.id, write_json(item)) for item in answer.output],
+    async def answer(call: Call) -> Response:
+        # Behind the name, which is looked at first: what is remembered may be much to read.
+        answer_id = f"resp_{uuid.uuid4().hex}"
+        before, given = _remembered_items(services.memory, tenant, body)
+        form, chat_body, items = await _as_chat(http, body, before, given)
+        try:
+            chat = await open_conversation(
+                services, call, chat_body, answer_id=answer_id, param="input"
             )
-            services.memory.keep(tenant, remembered)
+        except InvalidRequestError as error:
+            raise form.refusal(error) from error
 
-    writer = ResponseWriter(
-        answer_id=answer_id,
-        target=call.target,
-        tokenizer=services.engine.tokenizer,
-        prompt_tokens=chat.prompt_tokens,
-        request=chat.requests[0],
-        response=_begun(answer_id, call.target, chat.requests[0].params, body),
-        make_parser=chat.make_parser,
-        remember=remember,
-        renamed=form.renamed,
-    )
-    answer = GenerationResponse(services, chat, writer, stream=bool(body.stream))
-    return TranslatedResponse(form, answer)
+        def remember(answer: ResponseObject) -> None:
+            if answer.store:
+                remembered = Remembered(
+                    id=answer.id,
+                    answer=write_json(answer),
+                    context=[*before, *(item.model_dump_json(exclude_none=True) for item in items)],
+                    output=[(item.id, write_json(item)) for item in answer.output],
+                )
+                services.memory.keep(tenant, remembered)
+
+        writer = ResponseWriter(
+            answer_id=answer_id,
+            target=call.target,
+            tokenizer=services.engine.tokenizer,
+            prompt_tokens=chat.prompt_tokens,
+            request=chat.requests[0],
+            response=_begun(answer_id, call.target, chat.requests[0].params, body),
+            make_parser=chat.make_parser,
+            remember=remember,
+            renamed=form.renamed,
+        )
+        generated = GenerationResponse(services, chat, writer, stream=bool(body.stream))
+        return TranslatedResponse(form, generated)
+
+    return await answered(http, body.model, body.conversation, answer)
 
 
 @router.post("/v1/responses/input_tokens", responses=error_responses())

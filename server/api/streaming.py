@@ -22,7 +22,7 @@ from server.api.event_stream import EventStream
 from server.api.generation import Admitted, Fanout, cached_tokens
 from server.api.writer import Writer, encode
 from server.http.errors import ApiError, as_api_error
-from server.http.request import Generation, RequestState, label_error, state_of
+from server.http.request import CLIENT_GONE, Generation, RequestState, label_error, state_of
 from server.http.slices import in_slices
 from server.metrics import SequenceWatch
 from server.services import Services
@@ -64,12 +64,12 @@ class GenerationResponse(Response):
             answer = self._send_whole(scope, receive, send)
         answered = await until_disconnect(receive, answer)
         if not answered:
-            label_error(scope, "client_disconnected")
+            label_error(scope, CLIENT_GONE)
 
     @asynccontextmanager
     async def _sequences(self, state: RequestState) -> AsyncIterator[Fanout]:
         """The sequences on the engine, their adapter at hand. Tells what they took."""
-        digest = self._call.target.digest
+        digest, has_failed = self._call.target.digest, False
         generation = state.generation = Generation(
             params=self._admitted.requests[0].params,
             choices=self._admitted.choices_per_prompt,
@@ -100,11 +100,16 @@ class GenerationResponse(Response):
                     generation.cached_tokens = cached_tokens(fanout.choices, generation.choices)
                     ended = (choice.finished_by for choice in fanout.choices)
                     generation.finish_reasons = tuple(filter(None, ended))
+        except Exception:
+            has_failed = True
+            raise
         finally:
             generation.ended_seconds = state.seconds
             state.prompt_tokens = self._admitted.prompt_tokens
             # What the engine has scheduled, for those too who left before they saw any of it.
             used = sum(request.meter.tokens for request in self._admitted.requests)
+            if has_failed and self._call.has_fallback:
+                used = 0  # another adapter answers, and that is what the tenant pays
             self._call.admission.settle(used)
 
     async def _load(self, digest: str, state: RequestState, generation: Generation) -> None:
@@ -146,7 +151,7 @@ class GenerationResponse(Response):
         state = state_of(scope)
         async with self._sequences(state) as fanout:
             async for _, event in fanout.events():
-                _see_first(state, event)
+                self._see(state, event)
 
             def whole() -> bytes:
                 return self._writer.whole(fanout.choices).encode()
@@ -161,11 +166,14 @@ class GenerationResponse(Response):
     async def _send_stream(self, scope: Scope, send: Send) -> None:
         state, opened = state_of(scope), False
         silence = self._services.settings.keep_alive_seconds
-        async with EventStream(send, self._call.admission, silence) as stream:
+        has_started = state.status is not None  # a comment of an attempt that failed
+        async with EventStream(
+            send, self._call.admission, silence, has_started=has_started
+        ) as stream:
             try:
                 async with self._sequences(state) as fanout:
                     async for index, event in fanout.events():
-                        _see_first(state, event)
+                        self._see(state, event)
                         if not opened:
                             # Only now: what the engine refuses at once is still an HTTP error.
                             await stream.write(self._writer.opening(event))
@@ -181,17 +189,19 @@ class GenerationResponse(Response):
                     else:
                         await stream.write(closing)
             except Exception as error:
-                if not await stream.has_started():
+                is_untold = self._call.has_fallback and not opened
+                if is_untold or not await stream.has_started():
                     raise
                 api_error = self._as_api_error(error)
                 label_error(scope, api_error.label)
                 await stream.write(self._writer.failed(api_error))
             await stream.end()
 
-
-def _see_first(state: RequestState, event: TokenEvent) -> None:
-    if state.first_token_seconds is None and event.token_ids:
-        state.first_token_seconds = state.seconds
+    def _see(self, state: RequestState, event: TokenEvent) -> None:
+        if state.first_token_seconds is None and event.token_ids:
+            state.first_token_seconds = state.seconds
+        if self._call.trial is not None:
+            self._call.trial.see(len(event.token_ids))
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

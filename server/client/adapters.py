@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from server.client.api import (
+from remix_runtime.admin_api import (
     DEFAULT_URL,
     Admin,
     AdminError,
@@ -22,6 +23,8 @@ from server.client.api import (
 from server.client.output import Row, print_answer, print_fields, print_json, print_list, short
 
 app = typer.Typer(help="Adapters of a server: import, look at, delete.")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Digest = Annotated[str, typer.Argument(help="The adapter's digest, whole.")]
 
@@ -38,6 +41,13 @@ def import_adapter(
     with admin_api(url) as admin:
         answer = import_source(admin, source)
     print_answer(answer, answer["adapter"]["digest"], as_json=as_json)
+
+
+def digest_of(admin: Admin, text: str) -> str:
+    """A digest as it is; of a source, that of the adapter there, which is imported."""
+    if _DIGEST.fullmatch(text):
+        return text
+    return str(import_source(admin, text)["adapter"]["digest"])
 
 
 def import_source(admin: Admin, source: str) -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from remix_runtime.errors import ConfigError
-from server.client.adapters import import_source
-from server.client.api import (
+from remix_runtime.admin_api import (
     DEFAULT_URL,
     Admin,
     AdminError,
@@ -22,14 +19,17 @@ from server.client.api import (
     ask_all,
     part,
 )
+from remix_runtime.errors import ConfigError
+from server.client import canaries
+from server.client.adapters import digest_of
 from server.client.output import print_answer, print_diff, print_json, print_list, print_table
 
 app = typer.Typer(help="The adapter set of a tenant.")
+app.add_typer(canaries.app, name="canary")
 
 Tenant = Annotated[str, typer.Argument(help="The tenant's name.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PRECONDITION_FAILED = 412
 
 
@@ -62,7 +62,7 @@ def apply(
     with admin_api(url) as admin:
         path = f"/tenants/{part(tenant)}/set"
         shown = admin.answer("GET", path)
-        adapters = {name: _digest_of(admin, text) for name, text in wanted.items()}
+        adapters = {name: digest_of(admin, text) for name, text in wanted.items()}
         question = None if yes or dry_run else f"Change the set of {tenant}?"
         if not _agreed(shown.json()["adapters"], adapters, question, as_json=as_json):
             return
@@ -146,12 +146,6 @@ def read_set_file(file: Path) -> tuple[str, dict[str, str]]:
                 f"{file}: adapters: {name}: found {text!r}, expected a digest or a source as text"
             )
     return tenant, adapters
-
-
-def _digest_of(admin: Admin, text: str) -> str:
-    if _DIGEST.fullmatch(text):
-        return text
-    return str(import_source(admin, text)["adapter"]["digest"])
 
 
 def _adapters_of(admin: Admin, path: str, revision: int) -> dict[str, str]:

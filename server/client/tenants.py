@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.client.api import DEFAULT_URL, AsJson, Url, admin_api, ask, ask_all, part
+from remix_runtime.admin_api import DEFAULT_URL, AsJson, Url, admin_api, ask, ask_all, part
 from server.client.output import print_answer, print_json, print_list, print_table
 
 app = typer.Typer(help="Tenants of a server, their keys and quotas.")

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from remix_runtime.errors import EngineBusyError
 from remix_runtime.fairness.worker import FairWorker
 from server.http.errors import ApiError, as_api_error, unavailable
-from server.http.request import label_error, state_of
+from server.http.request import CLIENT_GONE, label_error, state_of
 from server.http.weight import require_light, require_small_objects
 
 P = ParamSpec("P")
@@ -135,7 +135,7 @@ class StrictRoute(APIRoute):
             try:
                 return await handler(strict)
             except ClientGoneError:
-                label_error(request.scope, "client_disconnected")
+                label_error(request.scope, CLIENT_GONE)
                 return _NoResponse()
             except Exception as error:
                 raise as_api_error(error) from error

@@ -33,6 +33,8 @@ ENDPOINTS = {
     "/invocations": "invocations",
 }
 DISCONNECTED = "disconnected"
+CLIENT_GONE = "client_disconnected"
+"""The error of a request whose client left before the end of its answer."""
 PROBES = frozenset({"/health", "/ping", "/ready"})
 REQUEST_ID_HEADER = "x-request-id"
 _QUIET = PROBES | {"/metrics"}

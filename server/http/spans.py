@@ -17,12 +17,10 @@ from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from server.http.request import Generation, RequestState, path_of
+from server.http.request import CLIENT_GONE, Generation, RequestState, path_of
 from server.metrics import OTHER
 
 PROVIDER = "remix-serve"
-CLIENT_LEFT = "client_disconnected"
-"""The type of error of a request whose client went away."""
 
 _METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
@@ -159,13 +157,13 @@ def _error_type(state: RequestState) -> str | None:
     if state.error is not None:
         return state.error
     if state.status is None:
-        return CLIENT_LEFT
+        return CLIENT_GONE
     return state.status if int(state.status) >= 400 else None
 
 
 def _is_failure(state: RequestState) -> bool:
     """Whether it is the server's: not what a client did wrong, nor that it left."""
-    if state.status is None or state.error == CLIENT_LEFT:
+    if state.status is None or state.error == CLIENT_GONE:
         return False
     status = int(state.status)
     return status >= 500 or (status < 400 and state.error is not None)

@@ -68,6 +68,7 @@ class Follower:
         self._confirmed = asked
         for tenant, state in self.snapshot.tenants.items():
             self._sets.flip(tenant, state.set.revision, state.set.adapters)
+        self._follow_canaries()
         self._made_live = self.snapshot
         self._metrics.behind.set_function(lambda: len(self.set_lag()))
         self._metrics.directory_age.set_function(lambda: self.age_seconds)
@@ -116,9 +117,17 @@ class Follower:
                     self._metrics.followed.inc()
             except Exception as error:
                 failure = error  # the other tenants' sets do not wait for this one
+        # Behind the sets: one that was promoted has its name by now.
+        self._follow_canaries()
         if failure is not None:
             raise failure
         self._made_live = snapshot
+
+    def _follow_canaries(self) -> None:
+        tenants = self.snapshot.tenants.values()
+        self._sets.canaries.follow(
+            canary for state in tenants for canary in state.canaries.values()
+        )
 
     def make_live(self, wanted: SetRevision) -> bool:
         """Flips to a set now if the engine has all its adapters, else when they are loaded; the

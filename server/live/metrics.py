@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from server.tenancy.canary_rows import Outcome
+
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
 
 OUTCOMES = ("applied", "unchanged", "stale", "refused", "failed")
@@ -47,6 +49,14 @@ class LiveMetrics:
             "Adapters in use here that cannot be loaded or read again, so that requests get a 503.",
             registry=registry,
         )
+        self.canaries = Counter(
+            "remix_canaries_ended_total",
+            "Canaries that this server ended, by outcome.",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in (Outcome.PROMOTED, Outcome.ROLLED_BACK):
+            self.canaries.labels(outcome)
         self.behind = Gauge(
             "remix_sets_behind",
             "Tenants whose newest set is not live on this server yet.",

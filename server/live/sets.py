@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from remix_runtime.errors import RemixError
 from server.live.adapters import LiveAdapters
+from server.live.canary.running import RunningCanaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class LiveSets:
         self.started = int(time.time())
         self._adapters = adapters
         self._sets: dict[str, LiveSet] = {}
+        self.canaries = RunningCanaries(adapters)
+        """Which share the requests for names of the sets."""
 
     def resolve(self, tenant: str, model: str, *, may_use_base: bool) -> Target:
         """What a request's `model` stands for. Raises `UnknownModelError`, the same for another

@@ -1,6 +1,7 @@
 """Adapters on disk by digest: a folder under `adapters/` is whole, verified and never changes.
 
     adapters/<digest>/   what is served
+    uploads/             what clients send, see `server/store/uploads.py`
     incoming/            imports that are not done, see `server/store/incoming.py`
     quarantine/          what was refused, see `server/store/quarantine.py`
     lock                 held for the moment in which adapters/ changes
@@ -35,6 +36,7 @@ from server.store.download import CHUNK_BYTES, download, verify
 from server.store.errors import (
     ImportStoppedError,
     RejectedAdapterError,
+    SourceError,
     SourceUnavailableError,
     StoreError,
     StoreFullError,
@@ -46,6 +48,8 @@ from server.store.quarantine import Quarantine, Quarantined
 from server.store.rooms import THREADS, Examiner, Room
 from server.store.sources import PROTOCOLS, FetchPolicy, Source, SourceFile, open_source
 from server.store.sources.base import check_files
+from server.store.uploads import PROTOCOL as UPLOAD
+from server.store.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +113,11 @@ class AdapterStore:
         )
         self._disk_room = DiskRoom(self._root)
         self._lock = self._root / "lock"
-        self._examiner = Examiner(limits or ExaminationLimits())
+        limits = limits or ExaminationLimits()
+        self._examiner = Examiner(limits)
+        self.uploads = Uploads(
+            self._root / "uploads", self._disk_room, tensor_bytes=limits.tensor_bytes
+        )
         self._closed = threading.Event()
         self._new, self._served = Room("import"), Room("import-again")
         self._collector = ThreadPoolExecutor(1, thread_name_prefix="remix-collector")
@@ -204,13 +212,7 @@ class AdapterStore:
     ) -> StoredAdapter:
         advanced(0, 0)
         pace = Pace(text[:200], self._policy.seconds)
-        source = open_source(
-            text,
-            pace=pace,
-            protocols=self._protocols,
-            import_root=self._import_root,
-            policy=self._policy,
-        )
+        source = self._open(text, pace)
         for _ in range(_TRIES):
             files = source.files()
             check_files(files, source.address)
@@ -226,10 +228,33 @@ class AdapterStore:
 
                 download(source, files, folder, pace=pace, advanced=came)
                 if source.files() == files:
-                    return self._admit(folder, source, files, is_served)
+                    stored = self._admit(folder, source, files, is_served)
+                    self._received(text, stored)
+                    return stored
         raise SourceUnavailableError(
             f"{source.address}: changed while it was read, {_TRIES} times in a row"
         )
+
+    def _open(self, text: str, pace: Pace) -> Source:
+        if text.startswith(UPLOAD):
+            return self.uploads.source(text)
+        return open_source(
+            text,
+            pace=pace,
+            protocols=self._protocols,
+            import_root=self._import_root,
+            policy=self._policy,
+        )
+
+    def _received(self, text: str, stored: StoredAdapter) -> None:
+        """An upload is no longer needed. Raises `SourceError` where it was another adapter than its
+        address says: who asks for one again must get that one."""
+        if not text.startswith(UPLOAD):
+            return
+        expected = self.uploads.digest_of(text)
+        self.uploads.forget(expected)
+        if stored.digest != expected:
+            raise SourceError(f"{text}: found adapter {stored.digest}, expected {expected}")
 
     def _admit(
         self, files: Path, source: Source, listed: Sequence[SourceFile], is_served: bool
@@ -316,6 +341,7 @@ class AdapterStore:
                     self._incoming.hide(path)
                     removed.append(digest)
         self._incoming.sweep(max_age_seconds=min_age_seconds)
+        self.uploads.sweep()
         return removed
 
 

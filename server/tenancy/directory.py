@@ -13,8 +13,8 @@ from dataclasses import asdict
 from sqlalchemy import URL, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.tenancy import canaries, canary_rows, sets, tables
 from server.tenancy import keys as api_keys
-from server.tenancy import sets, tables
 from server.tenancy.changes import changes, record
 from server.tenancy.database import Database
 from server.tenancy.errors import (
@@ -48,6 +48,7 @@ class Directory:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.canaries = canaries.CanaryDirectory(database)
 
     @classmethod
     async def open(cls, url: str | URL) -> Directory:
@@ -90,6 +91,7 @@ class Directory:
         """Deletes a tenant with its keys, quota and set; its audit rows stay."""
         async with self._database.write() as connection:
             current = await sets.newest(connection, tenant)
+            await canaries.forget_tenant(connection, tenant)
             mine = (tables.api_keys, tables.quotas, tables.quota_pools, tables.set_revisions)
             for table in mine:
                 await connection.execute(delete(table).where(table.c.tenant == tenant))
@@ -249,13 +251,17 @@ class Directory:
             return await sets.unregistered(connection, adapters)
 
     async def delete_adapter(self, digest: str, *, actor: str) -> None:
-        """Raises `ReferencedError` while a tenant's newest set names it, `AdapterNotFoundError`."""
+        """Raises `ReferencedError` while a tenant's newest set, or a canary, names it;
+        `AdapterNotFoundError`."""
         table = tables.adapters
         async with self._database.write() as connection:
             if await find(connection, table.c.digest, digest) is None:
                 raise AdapterNotFoundError(digest)
             live = await sets.newest_of_all(connection)
             users = [tenant for tenant, item in live.items() if digest in item.adapters.values()]
+            for tenant, running in (await canary_rows.running(connection)).items():
+                if any(canary.digest == digest for canary in running.values()):
+                    users.append(tenant)
             if users:
                 raise ReferencedError(digest, users)
             await connection.execute(delete(table).where(table.c.digest == digest))
@@ -357,6 +363,7 @@ async def _replace(
     new = await sets.append(
         connection, current, adapters, actor=actor, rolled_back_from=rolled_back_from
     )
+    await canaries.supersede(connection, current, new, actor=actor)
     detail: dict[str, object] = {"revision": new.revision, "adapters": new.adapters}
     if rolled_back_from is None:
         await record(connection, actor, "set.put", tenant, detail)

@@ -6,9 +6,11 @@ TenancyError
 │   ├── UnknownTenantError
 │   ├── UnknownKeyError
 │   ├── UnknownRevisionError
+│   ├── UnknownCanaryError
 │   └── AdapterNotFoundError
 ├── ConflictError             409  the state forbids it
 │   ├── TenantExistsError
+│   ├── CanaryError                the set, or another canary, forbids this one
 │   └── ReferencedError            an adapter is in use (`tenants`)
 ├── StaleRevisionError        412  compare-and-set lost (`found`, `expected`)
 ├── UnknownAdapterError       422  a set names digests that are not registered (`adapters`)
@@ -58,6 +60,11 @@ class UnknownRevisionError(NotFoundError):
         self.revision = revision
 
 
+class UnknownCanaryError(NotFoundError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no such canary of {name[:100]!r}")
+
+
 class AdapterNotFoundError(NotFoundError):
     def __init__(self, digest: str) -> None:
         super().__init__(f"no adapter with the digest {digest[:100]!r} is registered")
@@ -74,12 +81,18 @@ class TenantExistsError(ConflictError):
         self.tenant = tenant
 
 
+class CanaryError(ConflictError):
+    """The set, or a canary that runs, forbids this canary."""
+
+
 class ReferencedError(ConflictError):
-    """The newest set of each of `tenants` names the adapter."""
+    """The newest set, or a canary that runs, of each of `tenants` names the adapter."""
 
     def __init__(self, digest: str, tenants: Sequence[str]) -> None:
         some = ", ".join(tenants[:5]) + (", …" if len(tenants) > 5 else "")
-        super().__init__(f"adapter {digest} is in the live set of {some}; take it out first")
+        super().__init__(
+            f"adapter {digest} is in the live set or a canary of {some}; take it out first"
+        )
         self.digest = digest
         self.tenants = tuple(tenants)
 

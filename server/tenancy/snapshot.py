@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.tenancy import canary_rows, sets, tables
 from server.tenancy import keys as api_keys
-from server.tenancy import sets, tables
+from server.tenancy.canary_rows import Canary
 from server.tenancy.records import Quota, SetRevision
 from server.tenancy.tables import from_row, rows_of
 
@@ -21,6 +22,8 @@ class TenantState:
     set: SetRevision
     """The newest revision: what the tenant wants to have live."""
     quota: Quota
+    canaries: Mapping[str, Canary] = field(default_factory=dict)
+    """Those that run, by the names whose requests they share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
     live = await sets.newest_of_all(connection, known)
     rows = await connection.execute(select(tables.quotas))
     quotas = {row.tenant: from_row(Quota, row) for row in rows}
+    running = await canary_rows.running(connection)
     table = tables.api_keys
     keys: dict[str, list[StoredKey]] = defaultdict(list)
     async for row in rows_of(connection, select(table).where(table.c.revoked.is_(None))):
@@ -63,7 +67,11 @@ async def take(connection: AsyncConnection, held: Snapshot | None) -> Snapshot:
     return Snapshot(
         change=change,
         tenants={
-            tenant: TenantState(set=revision, quota=quotas.get(tenant, Quota()))
+            tenant: TenantState(
+                set=revision,
+                quota=quotas.get(tenant, Quota()),
+                canaries=running.get(tenant, {}),
+            )
             for tenant, revision in live.items()
         },
         keys=dict(keys),

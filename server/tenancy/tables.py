@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -133,6 +134,33 @@ set_revisions = Table(
     Column("created", UtcDateTime, nullable=False),
     Column("actor", Text, nullable=False),
     Column("rolled_back_from", Integer),
+)
+
+# The newest canary of each name, running (`ended` is null) or not; the audit has those before.
+canaries = Table(
+    "canaries",
+    metadata,
+    _tenant(primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("share", Float, nullable=False),
+    Column("rules", JSON, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("ended", UtcDateTime),
+    Column("outcome", Text),
+    Column("reason", Text, nullable=False),
+    Column("figures", JSON, nullable=False),
+)
+
+# What each server has seen of a running canary. No foreign key: a late report harms nobody.
+canary_reports = Table(
+    "canary_reports",
+    metadata,
+    Column("canary", Text, primary_key=True),
+    Column("server", Text, primary_key=True),
+    Column("figures", JSON, nullable=False),
 )
 
 # No foreign key: the audit outlives what it tells of.

@@ -92,7 +92,7 @@ def manifest(name: str, kind: str, of: str = "remix-serve") -> dict[str, Any]:
 
 
 def workload(name: str) -> dict[str, Any]:
-    (found,) = [item for item in manifests(name) if "template" in item["spec"]]
+    (found,) = [item for item in manifests(name) if "template" in item.get("spec", {})]
     return found
 
 

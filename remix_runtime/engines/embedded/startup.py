@@ -13,6 +13,8 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.adapter.parity import PARITY_SLACK
+from remix_runtime.base.fingerprint import fingerprint
+from remix_runtime.base.folder import find_base
 from remix_runtime.base.model import end_token_ids, load_model
 from remix_runtime.contracts import ModelInfo
 from remix_runtime.engines.embedded.bank import AdapterBank
@@ -184,4 +186,5 @@ def _model_info(
         vocab_size=network.config.vocab_size,
         eos_token_ids=tuple(sorted(end_token_ids(network, tokenizer.eos_token_id))),
         max_requests=config.max_requests,
+        fingerprint=fingerprint(find_base(config.model)),
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from llguidance import LLTokenizer
 
+from remix_runtime.base.fingerprint import fingerprint
 from remix_runtime.base.model import check_base
 from remix_runtime.contracts import GenerationRequest, ModelInfo, Tokenizer
 from remix_runtime.engine_state import EngineStats
@@ -83,6 +84,7 @@ class VllmEngine(EngineFront[Job]):
             vocab_size=backend.vocab_size,
             eos_token_ids=tuple(sorted(self._ends)),
             max_requests=self._config.max_requests,
+            fingerprint=await asyncio.to_thread(fingerprint, Path(folder)),
         )
         self._adapters.start(backend)
         self._backend = backend

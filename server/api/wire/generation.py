@@ -28,6 +28,12 @@ from server.http.fields import (
 )
 
 
+def conversation_of(*given: object) -> str | None:
+    """The first text among fields that clients send alike with all requests of a conversation, or
+    of a user."""
+    return next((field for field in given if isinstance(field, str) and field), None)
+
+
 class StreamOptions(Setting):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -104,6 +110,12 @@ class GenerationBody(StructuredBody):
         if self.max_completion_tokens is None:
             return self.max_tokens
         return self.max_completion_tokens
+
+    @property
+    def conversation(self) -> str | None:
+        """What its client says it belongs to."""
+        extra = self.model_extra or {}
+        return conversation_of(extra.get("prompt_cache_key"), extra.get("user"))
 
     @property
     def choices_per_prompt(self) -> int:

@@ -208,7 +208,7 @@ class MessagesRequest(CountTokensRequest):
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
-    """Taken; nothing depends on it."""
+    """Its `user_id` is what a canary keeps on one side; nothing else depends on it."""
     service_tier: Literal["auto", "standard_only"] | None = None
 
     @model_validator(mode="after")
@@ -217,6 +217,11 @@ class MessagesRequest(CountTokensRequest):
         if budget and budget >= self.max_tokens:
             raise refused("thinking.budget_tokens", "expected fewer than max_tokens")
         return self
+
+    @property
+    def conversation(self) -> str | None:
+        """What its client says it belongs to."""
+        return (self.metadata and self.metadata.user_id) or None
 
     @property
     def omits_thoughts(self) -> bool:

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from remix_runtime.contracts import MAX_MODEL_NAME
+from server.api.wire.generation import conversation_of
 from server.api.wire.refusal import refused
 from server.api.wire.response_items import Id, InputItem
 from server.api.wire.setting import Effort, Setting
@@ -193,7 +194,7 @@ class ResponsesRequest(BaseModel):
     stream_options: StreamOptions | None = None
     metadata: Annotated[dict[ShortText, ShortText], Field(max_length=16)] | None = None
 
-    # Taken and given back; nothing depends on them.
+    # Taken and given back; a canary keeps on one side what has the same.
     user: Text | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
@@ -209,6 +210,11 @@ class ResponsesRequest(BaseModel):
         if self.wants_logprobs and self.tools and self.tool_choice != "none":
             raise refused("include", f"{LOGPROBS} is not supported together with tools")
         return self
+
+    @property
+    def conversation(self) -> str | None:
+        """What its client says it belongs to."""
+        return conversation_of(self.prompt_cache_key, self.user)
 
     @property
     def wants_logprobs(self) -> bool:

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
-from server.client.api import _PAGE
-from server.client.api import Admin as AdminClient
+from remix_runtime.admin_api import _PAGE
+from remix_runtime.admin_api import Admin as AdminClient
 from server.tenancy import tables
 from server.tenancy.records import MAX_ADAPTERS, now
 from tests.unit.admin.harness import API, KEY, Admin

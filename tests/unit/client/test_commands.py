@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -141,14 +142,42 @@ async def test_a_script_gets_the_answer_alone(remix: Remix, tmp_path: Path) -> N
 
 def test_every_answer_is_there_as_json() -> None:
     root = typer.main.get_command(build_app(entry_points(group="remix.commands")))
+
+    def commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, f"{path} {name}")
+            else:
+                yield f"{path} {name}", command
+
     without = {
-        f"{group} {name}"
+        path
         for group in ("tenant", "adapter", "set")
-        for name, command in root.commands[group].commands.items()  # type: ignore[attr-defined]
+        for path, command in commands(root.commands[group], group)  # type: ignore[attr-defined]
         if not any("--json" in parameter.opts for parameter in command.params)
     }
     # The API answers these with nothing.
     assert without == {"tenant delete", "tenant revoke", "adapter delete"}
+
+
+async def test_a_canary_is_begun_shown_and_ended(remix: Remix, tmp_path: Path) -> None:
+    await done(remix("tenant", "create", "acme"))
+    digests = [write_adapter(tmp_path / f"adapter-{seed}", seed=seed) for seed in range(2)]
+    for seed in range(2):
+        await done(remix("adapter", "import", str(tmp_path / f"adapter-{seed}")))
+    file = set_file(tmp_path, {"x": digests[0]})
+    await done(remix("set", "apply", "-f", file, "--yes"))
+    assert "never was" in await done(remix("set", "canary", "show", "acme"))
+    begin = ("set", "canary", "begin", "acme", "x", digests[1], "--share", "0.25")
+    assert "nothing was changed" in await done(remix(*begin, "--dry-run"))
+    assert "gets 0.25 of x" in await done(remix(*begin, "--bake-requests", "7"))
+    shown = await done(remix("set", "canary", "show", "acme"))
+    assert "running" in shown
+    assert "0 of 7 requests" in shown
+    assert "runs already" in await refused(remix(*begin))
+    ended = json.loads(await done(remix("set", "canary", "end", "acme", "x", "--json")))
+    assert ended["state"] == "rolled_back"
+    assert "rolled_back" in await done(remix("set", "canary", "show", "acme"))
 
 
 async def test_keys_and_quotas(remix: Remix) -> None:

@@ -1,4 +1,5 @@
-"""Talking to the admin API: where it is, its key, its errors as one line."""
+"""The admin API of a server, for every command that speaks to one: where it is, its key, its errors
+as one line."""
 
 from __future__ import annotations
 
@@ -6,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from remix_runtime.errors import ConfigError, RemixError
-from server.given_keys import USABLE_KEY, is_usable_key
+from remix_runtime.given_keys import USABLE_KEY, is_usable_key
 
 if TYPE_CHECKING:
     import httpx
@@ -65,6 +67,29 @@ class Admin:
             answer = self._client.request(method, f"/admin/v1{path}", **kwargs)
             _check(answer)
             return answer
+
+    def upload(self, path: str, file: Path) -> None:
+        """PUTs the bytes of a file as they are."""
+        headers = {"Content-Type": "application/octet-stream"}
+        with file.open("rb") as stream:
+            self.answer("PUT", path, content=stream, headers=headers)
+
+    def download(self, path: str, file: Path, *, max_bytes: int) -> None:
+        """Writes what a GET gives into a file. Raises `AdminError` for more than `max_bytes`."""
+        with (
+            self._failures(),
+            self._client.stream("GET", f"/admin/v1{path}") as answer,
+            file.open("wb") as stream,
+        ):
+            if not answer.is_success:
+                answer.read()
+                _check(answer)
+            done = 0
+            for chunk in answer.iter_bytes():
+                done += len(chunk)
+                if done > max_bytes:
+                    raise AdminError(f"{path}: found more than {max_bytes} bytes")
+                stream.write(chunk)
 
     def lines(self, path: str, body: Any) -> Iterator[Any]:
         """The answer to a POST, line by line as it comes."""

@@ -1,0 +1,79 @@
+"""The jobs that train and publish, for compose and Kubernetes, fit the servers that are shipped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.test_deployment import (
+    ADMIN_PORT,
+    EXTRAS,
+    LOCKED,
+    Served,
+    compose,
+    manifest,
+    pod,
+    workload,
+)
+
+COMPOSE, MANIFEST, SERVER = "compose.publish.yaml", "publish-job.yaml", "kubernetes-tenants.yaml"
+
+
+def service() -> dict[str, Any]:
+    found: dict[str, Any] = compose(COMPOSE)["services"]["publish"]
+    return found
+
+
+def arguments(of: str) -> list[str]:
+    found: list[str] = service()["command"] if of == COMPOSE else pod(MANIFEST)[1]["args"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        (COMPOSE, f"http://remix:{ADMIN_PORT}"),
+        (MANIFEST, f"http://remix-serve-admin:{ADMIN_PORT}"),
+    ],
+)
+def test_the_command_line_is_one_and_its_server_is_the_shipped_one(name: str, url: str) -> None:
+    options = Served(arguments(name), {}).options
+    assert str(options["config"]) == "/runs/recipe.yaml"
+    assert options["publish"].endswith("acme/pirate}" if name == COMPOSE else "acme/pirate")
+    assert options["url"] == url
+    assert "remix" in compose("compose.yaml")["services"]
+    assert manifest(SERVER, "Service", "remix-serve-admin")
+
+
+def test_the_image_has_what_training_needs_and_its_lock_too() -> None:
+    assert service()["build"]["args"] == {"EXTRAS": "train"}
+    assert "train" in LOCKED
+    assert EXTRAS["train"]
+    assert pod(MANIFEST)[1]["image"] == service()["image"]
+
+
+def test_the_job_may_reach_the_admin_port_and_has_its_key() -> None:
+    policy = manifest(SERVER, "NetworkPolicy")["spec"]
+    (rule,) = (rule for rule in policy["ingress"] if "from" in rule)
+    wanted = rule["from"][0]["podSelector"]["matchLabels"]
+    assert wanted.items() <= workload(MANIFEST)["spec"]["template"]["metadata"]["labels"].items()
+    for container in (pod(SERVER)[1], pod(MANIFEST)[1]):
+        (key,) = (item for item in container["env"] if item["name"] == "REMIX_ADMIN_KEY")
+        assert key["valueFrom"]["secretKeyRef"] == {"name": "remix-serve", "key": "admin-key"}
+    assert service()["environment"]["REMIX_ADMIN_KEY"].startswith("${REMIX_ADMIN_KEY:?")
+
+
+def test_a_refusal_is_not_tried_again_and_nothing_is_open_that_need_not_be() -> None:
+    spec, container = pod(MANIFEST)
+    assert workload(MANIFEST)["spec"]["backoffLimit"] == 0
+    assert spec["restartPolicy"] == "Never"
+    server, its_container = pod(SERVER)
+    assert spec["securityContext"] == server["securityContext"]
+    assert container["securityContext"] == its_container["securityContext"]
+    assert service()["profiles"] == ["publish"]
+    assert "ports" not in service()
+    hardened = ("read_only", "cap_drop", "security_opt")
+    assert [service()[n] for n in hardened] == [
+        compose("compose.yaml")["services"]["remix"][n] for n in hardened
+    ]
