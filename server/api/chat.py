@@ -14,7 +14,7 @@ from server.api.arms import answered
 from server.api.calls import Call, CountedRoute
 from server.api.conversation import open_conversation
 from server.api.documentation import generation_responses
-from server.api.generation import Choice, finished_by
+from server.api.fanout import Choice, finished_by
 from server.api.logprobs import chat_logprobs
 from server.api.parts import (
     AnswerParser,

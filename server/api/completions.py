@@ -20,15 +20,8 @@ from server.api.arms import answered
 from server.api.calls import Call, CountedRoute
 from server.api.defaults import with_defaults
 from server.api.documentation import generation_responses
-from server.api.generation import (
-    AnswerLength,
-    Choice,
-    admit_sequences,
-    finished_by,
-    fitting,
-    keeps_end,
-    reserve_least,
-)
+from server.api.fanout import Choice, finished_by
+from server.api.generation import AnswerLength, admit_sequences, fitting, keeps_end, reserve_least
 from server.api.logprobs import completion_logprobs, echoed_logprobs, joined
 from server.api.streaming import GenerationResponse
 from server.api.token_texts import Placed, place_prompt

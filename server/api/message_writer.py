@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 
 from remix_runtime.contracts import TokenEvent
 from server.api.blocks import Block, BlockKind, Blocks, Change, Closed, Grew, Opened
-from server.api.generation import Choice, finished_by
+from server.api.fanout import Choice, finished_by
 from server.api.parts import AnswerParser
 from server.api.wire.answers import FinishedBy
 from server.api.wire.message_answers import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from remix_runtime.contracts import GenerationRequest, PositionLogprobs, TokenEvent
 from server.api.blocks import Block, BlockKind, Blocks, Change, Closed, Grew, Opened
-from server.api.generation import Choice
+from server.api.fanout import Choice
 from server.api.logprobs import chat_logprobs
 from server.api.parts import AnswerParser
 from server.api.token_texts import Placement, TokenTexts

@@ -19,7 +19,8 @@ from starlette.types import Receive, Scope, Send
 from remix_runtime.contracts import TokenEvent
 from remix_runtime.errors import AdapterUnavailableError
 from server.api.event_stream import EventStream
-from server.api.generation import Admitted, Fanout, cached_tokens
+from server.api.fanout import Fanout, cached_tokens
+from server.api.generation import Admitted
 from server.api.writer import Writer, encode
 from server.http.errors import ApiError, as_api_error
 from server.http.request import CLIENT_GONE, Generation, RequestState, label_error, state_of

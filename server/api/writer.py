@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from remix_runtime.contracts import GenerationRequest, TokenEvent, Tokenizer
-from server.api.generation import Choice, cached_tokens
+from server.api.fanout import Choice, cached_tokens
 from server.api.logprobs import prompt_logprobs
 from server.api.token_texts import Placed, Placement, TokenTexts
 from server.api.wire.answers import PromptLogprobs, Usage

@@ -35,7 +35,7 @@ UNWATCHED = {
     "remix_runtime/adapter/examination.py": "one examination, which ends or is killed",
     "server/admin/routes/adapters.py": "one request",
     "server/api/event_stream.py": "one request",
-    "server/api/generation.py": "one request",
+    "server/api/fanout.py": "one request",
     "server/api/streaming.py": "one request",
     "server/metrics.py": "one scrape, whose error those get who wait for it",
     "server/runner.py": "the drain, at the end of the process",

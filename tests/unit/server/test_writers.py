@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from remix_runtime.engines.fake_model import ByteTokenizer
-from server.api.generation import Choice
+from server.api.fanout import Choice
 from server.api.message_writer import MessageWriter, arguments_object
 from server.api.response_writer import ResponseWriter
 from server.api.wire.response_answers import AnsweredReasoning, AnsweredText, ResponseObject
