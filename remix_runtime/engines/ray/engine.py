@@ -39,6 +39,8 @@ REPORT_SECONDS = 2.0
 """Seconds between two questions to the replicas."""
 REPORT_TASK = "replicas"
 """Name of the watched task."""
+ACCEPT_SECONDS = 1.0
+"""Seconds in which a replica accepts a request that is aborted on its way there."""
 ABORT_SECONDS = 5.0
 """Seconds in which a replica tells how far an aborted request has come."""
 
@@ -50,7 +52,8 @@ class Job(Stream):
         super().__init__(request, prepared)
         self.arrived = self.sent = time.monotonic()
         self.replica: str | None = None
-        """Once one has accepted it."""
+        self.accepted = asyncio.Event()
+        """Set with the replica."""
         self.has_told = False
         """Whether an event of it has come."""
         self.ended = asyncio.Event()
@@ -106,7 +109,10 @@ class RayEngine(EngineFront[Job]):
         self._model = replace(
             found.model, max_requests=self._inner.max_requests * self._config.most_replicas
         )
-        await self._ask()
+        reports = await self._cluster.reports()
+        self._placement.set_replicas([report.replica for report in reports])
+        for report in reports:
+            self._fleet.take(report)
         self._watch.start(
             REPORT_TASK,
             self._ask_for_ever,
@@ -186,6 +192,9 @@ class RayEngine(EngineFront[Job]):
         job = self._streams.get(request_id)
         if job is None:
             return
+        if job.run is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(job.accepted.wait(), ACCEPT_SECONDS)
         if job.replica is not None:
             # The last event says how far the request has come, for whoever charges for it.
             with contextlib.suppress(TimeoutError):
@@ -233,6 +242,7 @@ class RayEngine(EngineFront[Job]):
                 except (ReplicaLostError, EngineDeadError) as error:
                     self._placement.release(request_id)
                     job.replica = None
+                    job.accepted.clear()
                     if is_last or job.has_told:
                         raise ReplicaLostError(str(error)) from error
         except RemixError as error:
@@ -254,6 +264,7 @@ class RayEngine(EngineFront[Job]):
         match message:
             case Accepted():
                 job.replica = message.replica
+                job.accepted.set()
                 if digest is not None:
                     self._fleet.count(digest, found=message.found)
             case Wanted():
@@ -289,6 +300,7 @@ class RayEngine(EngineFront[Job]):
 
     def _close(self, stream: Job) -> None:
         super()._close(stream)
+        stream.accepted.set()
         stream.ended.set()
         self._placement.release(stream.request.request_id)
         self._waiting.remove(stream.request.tenant, stream)

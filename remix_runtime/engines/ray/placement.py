@@ -41,10 +41,10 @@ class Placement:
         return self._replicas
 
     def set_replicas(self, replicas: Collection[str]) -> None:
+        names = frozenset(replicas)
         with self._lock:
-            changed = self._replicas != frozenset(replicas)
-            self._replicas = frozenset(replicas)
-            self._held = {name: held for name, held in self._held.items() if name in replicas}
+            changed, self._replicas = self._replicas != names, names
+            self._held = {name: held for name, held in self._held.items() if name in names}
         if changed:
             self._on_change()
 
@@ -81,6 +81,7 @@ class Placement:
         """The replicas in the order in which they should be asked; the first one counts as chosen.
         `queued`: requests of all servers that they are known to have, some of which may have
         ended."""
+        self.set_replicas(replicas)
         with self._lock:
             order = self._order(replicas, digest, queued)
             if order:

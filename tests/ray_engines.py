@@ -1,0 +1,53 @@
+"""Ray as the tests run it: one instance on this machine, small, whose files lie in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from remix_runtime.engines.config import FrontConfig
+from remix_runtime.engines.ray.config import RayConfig
+from remix_runtime.engines.ray.engine import RayEngine
+
+
+@contextmanager
+def running_ray(num_cpus: int) -> Iterator[None]:
+    """Ray in this process. Engines that are made meanwhile use it and leave it as it is."""
+    import ray
+    from ray import serve
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Sockets lie there, whose paths must be short.
+    folder = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=100 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def ray_engine(inner: FrontConfig, **settings: object) -> RayEngine:
+    """An engine on the replicas that an earlier one has left, if their settings are the same. They
+    have no adapters."""
+    engine = RayEngine(RayConfig(**settings), inner)  # type: ignore[arg-type]
+    assert not engine.health().ready
+    await engine.start()
+    for report in await engine._cluster.reports():
+        for digest in report.adapters:
+            await engine._cluster.drop(digest)
+    for report in await engine._cluster.reports():
+        engine._fleet.take(report)
+    return engine
