@@ -1,14 +1,14 @@
-"""Ray as the tests run it: one instance on this machine, small, whose files lie in a folder of its own."""
+"""Ray as the tests run it: one instance on this machine, its files in a folder of its own."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from remix_runtime.engines.config import FrontConfig
+from remix_runtime.engines.ray.cluster import start_here
 from remix_runtime.engines.ray.config import RayConfig
 from remix_runtime.engines.ray.engine import RayEngine
 
@@ -19,19 +19,10 @@ def running_ray(num_cpus: int) -> Iterator[None]:
     import ray
     from ray import serve
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Sockets lie there, whose paths must be short.
     folder = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=100 << 20,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-        )
+        start_here(num_cpus, _temp_dir=folder)
         yield
         serve.shutdown()
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from tests.loras import write_lora
 from tests.models import MLP, random_checkpoint, save_tiny_base, tiny_model
-from tests.ray_engines import ray_engine, running_ray
+from tests.ray_engines import ray_engine
 from tests.vllm_engines import vllm_engine
 
 MAX_WAITING = 4
@@ -55,13 +55,6 @@ def adapter_bytes(folder: Path) -> int:
     return bank.prepare(read_checkpoint(folder)).num_bytes
 
 
-@pytest.fixture(scope="session")
-def ray_instance() -> Iterator[None]:
-    """Replicas take many seconds to start: all tests use the same."""
-    with running_ray(num_cpus=4):
-        yield
-
-
 # Ray and what it imports warn of their own.
 RAY = (pytest.mark.system, pytest.mark.filterwarnings("ignore"))
 ENGINES = [
@@ -94,7 +87,7 @@ async def ray_setup(request: pytest.FixtureRequest, folders: Path) -> Engine:
         inner,
         engine_of=request.param.split()[-1],
         replicas=2,
-        replica_cpus=1.0,
+        replica_cpus=0.5,
         replica_adapters=HOST_ADAPTERS // 2,
         ray_app=request.param.replace(" ", "-"),
     )

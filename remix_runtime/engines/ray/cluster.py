@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -32,6 +32,7 @@ DRAIN_SECONDS = 3600.0
 OBJECT_STORE_BYTES = 512 << 20
 """Memory for adapters on their way, on a machine where Ray is started for this server alone."""
 
+_QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 _DEPLOYMENT = "replica"
 _OUR_ERROR = re.compile(r"remix_runtime\.errors\.\w+: (.+)")
 
@@ -61,7 +62,6 @@ class Cluster:
         await asyncio.to_thread(self._stop)
 
     def _start(self) -> Description:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from ray import serve
 
         self._connect()
@@ -79,21 +79,13 @@ class Cluster:
         if ray.is_initialized():  # by the program that this engine is a part of
             return
         address = self._config.ray_address
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-        try:
-            if address is None:
-                ray.init(
-                    address="local",
-                    num_cpus=max(1, round(self._cpus * self._config.most_replicas)),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    **quiet,
-                )
-            else:
-                ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"ray_address: {address or 'local'}: {error}") from error
+        if address is None:
+            start_here(num_cpus=max(1, round(self._cpus * self._config.most_replicas)))
+        else:
+            try:
+                ray.init(address=address, **_QUIET)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"ray_address: {address}: {error}") from error
         self._is_ours = True
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -288,6 +280,31 @@ class Cluster:
             if isinstance(error, BaseException):
                 log.info("a replica did not answer %s: %s", method, _line(error))
         return [answer for answer in found if not isinstance(answer, BaseException)]
+
+
+def start_here(num_cpus: int, **more: Any) -> None:
+    """Starts Ray on this machine, for this process and nobody else; nothing of it listens to other
+    machines. Raises `ConfigError`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    for is_last in (False, False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **_QUIET,
+                **more,
+            )
+        except Exception as error:  # on a busy machine it may not start within Ray's 30 seconds
+            ray.shutdown()
+            if is_last:
+                raise ConfigError(f"Ray does not start on this machine: {_line(error)}") from error
+        else:
+            return
 
 
 def _lost() -> tuple[type[BaseException], ...]:

@@ -35,6 +35,8 @@ class Report:
     """What a replica says of itself at this moment."""
 
     replica: str
+    pid: int
+    """Of its process, on its own machine."""
     stats: EngineStats
     health: Health
     adapters: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
@@ -56,6 +57,7 @@ class Replica:
     def report(self) -> Report:
         return Report(
             replica=self._name,
+            pid=os.getpid(),
             stats=self._engine.stats(),
             health=self._engine.health(),
             adapters=self._adapters.digests,
