@@ -31,13 +31,13 @@ class RayAdapters(ServedAdapters[ServedAdapter]):
         self._cluster = cluster
         self._fleet = fleet
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
-        """By digest and replica."""
+        self._deliveries: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        """By digest, replica and its round."""
 
-    async def deliver(self, digest: str, replica: str) -> None:
+    async def deliver(self, digest: str, replica: str, number: int) -> None:
         """Sends the adapter's bytes to a replica that lacks it. Raises
         `AdapterUnavailableError`."""
-        key = digest, replica
+        key = digest, replica, number
         if key not in self._deliveries:
             task = self._deliveries[key] = self._tasks.start(self._deliver(digest, replica))
             task.add_done_callback(lambda _: self._deliveries.pop(key))

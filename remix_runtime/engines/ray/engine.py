@@ -267,10 +267,10 @@ class RayEngine(EngineFront[Job]):
                 job.accepted.set()
                 if digest is not None:
                     self._fleet.count(digest, found=message.found)
-            case Wanted():
+            case Wanted(round=number):
                 assert digest is not None
                 assert job.replica is not None
-                await self._adapters.deliver(digest, job.replica)
+                await self._adapters.deliver(digest, job.replica, number)
             case Events():
                 self._tell(job, message)
             case Ended():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +48,7 @@ class KeptAdapters:
         self._delivered: dict[str, Path] = {}
         """Those whose bytes have come and that no request has loaded yet."""
         self._arrivals: dict[str, asyncio.Event] = {}
-        self._failed: dict[str, AdapterUnavailableError] = {}
-        """Why those that came last could not be loaded."""
+        self._rounds: Counter[str] = Counter()
         self._changing = asyncio.Lock()
         self._counted: dict[str, Load] = {}
         """The load of experts from before an adapter left for another one."""
@@ -85,20 +83,46 @@ class KeptAdapters:
             folder = await self._unpack(bundle)
             if self._delivered.setdefault(digest, folder) is not folder:
                 await _remove(folder)
-        if arrival := self._arrivals.pop(digest, None):
-            arrival.set()
+        self._wake(digest)
 
-    @asynccontextmanager
-    async def using(self, digest: str) -> AsyncGenerator[None, None]:
-        """Keeps an adapter as long as a request needs it; waits until it has come. Raises
-        `AdapterUnavailableError`."""
-        kept = await self._pin(digest)
+    def round_of(self, digest: str) -> int:
+        """Another number each time that the adapter has left: what was asked for before that is no
+        answer to what is asked for now."""
+        return self._rounds[digest]
+
+    async def pin(self, digest: str) -> bool:
+        """Keeps an adapter as long as a request needs it; its bytes must have come, else returns
+        False. Raises `AdapterUnavailableError`."""
+        while digest not in self._kept:
+            if (leaving := self._leaving.pop(digest, None)) is not None:
+                leaving.is_dropped = False
+                self._kept[digest] = leaving
+                self._make_room()
+            elif digest in self._delivered:
+                await self._load(digest)
+            else:
+                return False
+        kept = self._kept[digest] = self._kept.pop(digest)
+        kept.pins += 1
+        return True
+
+    def unpin(self, digest: str) -> None:
+        kept = self._kept.get(digest) or self._leaving[digest]
+        kept.pins -= 1
+        if not kept.pins and digest in self._leaving:
+            self._tasks.start(self._unload(digest))
+
+    async def wait(self, digest: str) -> None:
+        """Waits until the bytes of an adapter have come. Raises `AdapterUnavailableError`."""
+        if digest in self._kept or digest in self._leaving or digest in self._delivered:
+            return
+        arrival = self._arrivals.setdefault(digest, asyncio.Event())
         try:
-            yield
-        finally:
-            kept.pins -= 1
-            if not kept.pins and self._leaving.get(digest) is kept:
-                self._tasks.start(self._unload(digest))
+            await asyncio.wait_for(arrival.wait(), DELIVERY_SECONDS)
+        except TimeoutError:
+            raise AdapterUnavailableError(
+                f"adapter {digest}: its bytes did not come", digest=digest
+            ) from None
 
     async def drop(self, digest: str) -> None:
         """A server has unloaded the adapter. Another one whose requests use it keeps it."""
@@ -117,24 +141,6 @@ class KeptAdapters:
             counts[module] = tuple(map(sum, zip(before, now, strict=True)))
         return counts
 
-    async def _pin(self, digest: str) -> _Kept:
-        before = self._failed.get(digest)
-        while digest not in self._kept:
-            failed = self._failed.get(digest)
-            if failed is not None and failed is not before:
-                raise failed
-            if (leaving := self._leaving.pop(digest, None)) is not None:
-                leaving.is_dropped = False
-                self._kept[digest] = leaving
-                self._make_room()
-            elif digest in self._delivered:
-                await self._load(digest)
-            else:
-                await self._wait(digest)
-        kept = self._kept[digest] = self._kept.pop(digest)
-        kept.pins += 1
-        return kept
-
     async def _load(self, digest: str) -> None:
         async with self._changing:
             folder = self._delivered.pop(digest, None)
@@ -143,25 +149,14 @@ class KeptAdapters:
             try:
                 await self._engine.load_adapter(folder, digest)
             except CheckpointError as error:
+                self._rounds[digest] += 1
                 await _remove(folder)
-                self._failed[digest] = AdapterUnavailableError(
-                    f"adapter {digest}: {error}", digest=digest
-                )
-                return
+                raise AdapterUnavailableError(f"adapter {digest}: {error}", digest=digest) from None
             except BaseException:
+                self._rounds[digest] += 1
                 await _remove(folder)
                 raise
-            self._failed.pop(digest, None)
             await self._keep(digest, folder)
-
-    async def _wait(self, digest: str) -> None:
-        arrival = self._arrivals.setdefault(digest, asyncio.Event())
-        try:
-            await asyncio.wait_for(arrival.wait(), DELIVERY_SECONDS)
-        except TimeoutError:
-            raise AdapterUnavailableError(
-                f"adapter {digest}: its bytes did not come", digest=digest
-            ) from None
 
     async def _keep(self, digest: str, folder: Path) -> None:
         """Takes an adapter that the engine has loaded from this folder."""
@@ -170,6 +165,7 @@ class KeptAdapters:
         self._kept[digest] = kept
         before, kept.folder = kept.folder, folder
         self._make_room()
+        self._wake(digest)
         if before != folder:
             await _remove(before)
 
@@ -186,12 +182,17 @@ class KeptAdapters:
             if kept is None or kept.pins:
                 return
             del self._leaving[digest]
+            self._rounds[digest] += 1
             counted = self.expert_load(digest)
             self._counted.pop(digest, None)
             if not kept.is_dropped:
                 self._counted[digest] = counted
             await self._engine.unload_adapter(digest)
             await _remove(kept.folder)
+
+    def _wake(self, digest: str) -> None:
+        if arrival := self._arrivals.pop(digest, None):
+            arrival.set()
 
     async def _unpack(self, bundle: Bundle) -> Path:
         self._number += 1

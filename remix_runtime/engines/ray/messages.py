@@ -62,6 +62,9 @@ class Accepted:
 class Wanted:
     """The replica lacks the request's adapter and waits for it."""
 
+    round: int
+    """The same for requests that one delivery is enough for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Events:

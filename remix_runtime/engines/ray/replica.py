@@ -121,9 +121,10 @@ class Replica:
         digest = request.digest
         async with AsyncExitStack() as stack:
             if digest is not None:
-                if digest not in self._adapters:
-                    yield Wanted()
-                await stack.enter_async_context(self._adapters.using(digest))
+                while not await self._adapters.pin(digest):
+                    yield Wanted(round=self._adapters.round_of(digest))
+                    await self._adapters.wait(digest)
+                stack.callback(self._adapters.unpin, digest)
             self._before.discard(request.request_id)
             if request.request_id in self._aborted:
                 event = TokenEvent(token_ids=(), text="", finish_reason=FinishReason.ABORT)
