@@ -16,16 +16,14 @@ from remix_runtime.engines.ray.engine import RayEngine
 @contextmanager
 def running_ray(num_cpus: int) -> Iterator[None]:
     """Ray in this process. Engines that are made meanwhile use it and leave it as it is."""
-    import ray
-    from ray import serve
-
     # Sockets lie there, whose paths must be short.
     folder = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")
     try:
         start_here(num_cpus, _temp_dir=folder)
         yield
-        serve.shutdown()
     finally:
+        import ray
+
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 

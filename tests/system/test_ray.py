@@ -30,6 +30,7 @@ from remix_runtime.errors import ConfigError, ReplicaLostError
 from tests.engines import complete, request
 from tests.ray_engines import ray_engine
 from tests.unit.server.tenants import ADMIN_KEY, make_tenant_apps
+from tests.unit.store.conftest import write_adapter
 
 pytestmark = [
     pytest.mark.system,
@@ -200,8 +201,7 @@ async def test_a_server_with_other_settings_is_refused_and_one_with_the_same_joi
     await second.stop()
 
 
-async def test_replicas_that_cannot_start_are_one_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
+async def test_replicas_that_cannot_start_are_one_clear_error() -> None:
     config = FakeConfig(served_model_name="x")
     engine = RayEngine(RayConfig(engine_of="fake", replica_cpus=0.1, ray_app="broken"), config)
     engine._cluster._settings.options["no_such_option"] = 1  # type: ignore[index]
@@ -234,7 +234,7 @@ async def test_tenants_swap_their_sets_under_traffic_on_ray(tmp_path: Path) -> N
 
         digests = []
         for name in ("one", "two"):
-            folder_of_adapter(tmp_path / "adapters", name)
+            write_adapter(tmp_path / "adapters" / name, seed=len(digests))
             digests.append((await ask("POST", "/adapters", source=name))["digest"])
         users = {}
         for tenant in ("acme", "zeta"):
@@ -268,7 +268,7 @@ async def test_tenants_swap_their_sets_under_traffic_on_ray(tmp_path: Path) -> N
     assert len(seen) == len({fingerprint for fingerprint, _ in seen}) == 2
     assert other.status_code == 404
     assert "remix_replicas 2.0" in metrics
-    assert float(metrics.partition("remix_placed_requests_found_total ")[2].split()[0]) > 10
+    assert float(metrics.partition("\nremix_placed_requests_found_total ")[2].split()[0]) > 10
 
 
 async def test_sigterm_under_streams_drops_none() -> None:
@@ -289,6 +289,13 @@ async def test_sigterm_under_streams_drops_none() -> None:
         assert first.startswith("Serving fake-base at http://127.0.0.1:"), first
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 3
+        listening = {
+            each.laddr.ip.removeprefix("::ffff:")
+            for child in children
+            for each in child.net_connections(kind="inet")
+            if each.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
         limits = httpx.Limits(max_connections=STREAMS + 5)
         async with httpx.AsyncClient(
             base_url=first.split()[-1], timeout=120, limits=limits

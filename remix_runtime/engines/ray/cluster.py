@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
@@ -34,7 +35,7 @@ OBJECT_STORE_BYTES = 512 << 20
 
 _QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 _DEPLOYMENT = "replica"
-_OUR_ERROR = re.compile(r"remix_runtime\.errors\.\w+: (.+)")
+_ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", re.MULTILINE)
 
 
 class Cluster:
@@ -62,9 +63,9 @@ class Cluster:
         await asyncio.to_thread(self._stop)
 
     def _start(self) -> Description:
+        self._connect()
         from ray import serve
 
-        self._connect()
         try:
             serve.start(proxy_location="Disabled", logging_config=_quiet())
             self._handle = self._deployed()
@@ -74,14 +75,17 @@ class Cluster:
             raise
 
     def _connect(self) -> None:
-        import ray
+        if "ray" in sys.modules:
+            import ray
 
-        if ray.is_initialized():  # by the program that this engine is a part of
-            return
+            if ray.is_initialized():  # by the program that this engine is a part of
+                return
         address = self._config.ray_address
         if address is None:
             start_here(num_cpus=max(1, round(self._cpus * self._config.most_replicas)))
         else:
+            import ray
+
             try:
                 ray.init(address=address, **_QUIET)
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -110,10 +114,11 @@ class Cluster:
         try:
             return serve.run(self._application(), name=name, route_prefix=None)
         except RuntimeError as error:
+            app = serve.status().applications.get(name)
+            told = "" if app is None else app.deployments[_DEPLOYMENT].message
+            log.error("%s: %s", error, told)
             serve.delete(name)
-            known = _OUR_ERROR.findall(str(error))
-            reason = known[-1] if known else str(error).strip().splitlines()[-1]
-            raise ConfigError(f"the replicas do not start: {reason}") from None
+            raise ConfigError(f"the replicas do not start: {reason_in(told)}") from None
 
     def _application(self) -> Any:
         from ray import serve
@@ -282,10 +287,18 @@ class Cluster:
         return [answer for answer in found if not isinstance(answer, BaseException)]
 
 
+def reason_in(told: str) -> str:
+    """The error in the traceback that Ray tells of."""
+    found = _ERROR.findall(told)
+    return found[-1][1] if found else "see the log"
+
+
 def start_here(num_cpus: int, **more: Any) -> None:
     """Starts Ray on this machine, for this process and nobody else; nothing of it listens to other
     machines. Raises `ConfigError`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Read when Ray is imported: without it all of Ray's processes listen to every machine.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     for is_last in (False, False, True):

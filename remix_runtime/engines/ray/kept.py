@@ -6,10 +6,10 @@ import asyncio
 import logging
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import ray
+from typing import Any
 
 from remix_runtime.background import BackgroundTasks
 from remix_runtime.contracts import AdapterInfo, Engine
@@ -36,9 +36,11 @@ class KeptAdapters:
     """At most so many adapters; the one unused longest ago leaves, as soon as no request uses it.
     They come from servers as bytes, and lie in a folder of this process while they are loaded."""
 
-    def __init__(self, engine: Engine, most: int) -> None:
+    def __init__(self, engine: Engine, most: int, get: Callable[[Any], bytes]) -> None:
+        """`get` takes the chunks of a bundle out of the store."""
         self._engine = engine
         self._most = most
+        self._get = get
         self._root = make_root()
         self._number = 0
         self._kept: dict[str, _Kept] = {}
@@ -197,7 +199,7 @@ class KeptAdapters:
     async def _unpack(self, bundle: Bundle) -> Path:
         self._number += 1
         folder = self._root / str(self._number)
-        await asyncio.to_thread(unpack, bundle, ray.get, folder)
+        await asyncio.to_thread(unpack, bundle, self._get, folder)
         return folder
 
 

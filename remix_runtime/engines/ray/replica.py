@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
+import ray
 from ray import serve
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
@@ -39,7 +40,7 @@ class Replica:
         self._name = serve.get_replica_context().replica_tag
         self._engine = make(CONFIGS[settings.engine](**settings.options))
         await self._engine.start()
-        self._adapters = KeptAdapters(self._engine, settings.adapters)
+        self._adapters = KeptAdapters(self._engine, settings.adapters, ray.get)
         self._before: set[str] = set()
         """Requests that have not come to the engine yet."""
         self._aborted: set[str] = set()
