@@ -30,6 +30,8 @@ ANSWER_SECONDS = 60.0
 """Seconds that replicas have for an answer that needs no computation."""
 DRAIN_SECONDS = 3600.0
 """Seconds that the requests of a replica have to end when scaling takes it away."""
+START_TRIES = 5
+"""Ray gives itself 30 seconds to start on a machine, which a busy one exceeds."""
 OBJECT_STORE_BYTES = 512 << 20
 """Memory for adapters on their way, on a machine where Ray is started for this server alone."""
 
@@ -301,7 +303,7 @@ def start_here(num_cpus: int, **more: Any) -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    for is_last in (False, False, True):
+    for is_last in (*[False] * (START_TRIES - 1), True):
         try:
             ray.init(
                 address="local",
@@ -312,7 +314,7 @@ def start_here(num_cpus: int, **more: Any) -> None:
                 **_QUIET,
                 **more,
             )
-        except Exception as error:  # on a busy machine it may not start within Ray's 30 seconds
+        except Exception as error:  # Ray raises no type of its own
             ray.shutdown()
             if is_last:
                 raise ConfigError(f"Ray does not start on this machine: {_line(error)}") from error
