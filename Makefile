@@ -90,7 +90,7 @@ test-slow: install
 test-e2e: $(VENV)/.installed-e2e
 	@for tool in prometheus promtool chromium; do command -v $$tool >/dev/null \
 		|| { echo "error: needs $$tool (Debian: apt install prometheus chromium)" >&2; exit 1; }; done
-	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system
+	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system tests/contract
 
 # Less of it by KILLS=100 LOADS=64 FAULTS=1000 FUZZ=500 (2,000, 1,024, 100,000, 50,000). Part of it
 # by K=catalogue, as pytest's -k. The seed of a failure as REMIX_HOSTILE_SEED, REMIX_HOSTILE_FUZZ_SEED.

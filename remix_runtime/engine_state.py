@@ -44,6 +44,12 @@ class EngineStats:
     device_adapter_bytes_total: int = 0
     host_adapter_bytes_used: int = 0
     host_adapter_bytes_total: int = 0
+    replicas: int = 0
+    """Replicas that answer, of an engine that has some."""
+    placed_requests: int = 0
+    """Requests with adapters that came to a replica, since the start."""
+    placed_requests_found: int = 0
+    """Those of them whose adapter the replica had."""
 
 
 class AdapterTier(StrEnum):

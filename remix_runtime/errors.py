@@ -10,6 +10,7 @@ RemixError
 │   ├── InvalidRequestError      a field of the request is wrong (`param` names it)
 │   ├── AdapterNotLoadedError    the digest is not loaded in this engine
 │   ├── AdapterUnavailableError  the adapter's folder is gone or has changed since it was loaded
+│   ├── ReplicaLostError         the replica that computed the request ended; try again
 │   └── EngineBusyError          the queue is full or the engine drains; try again (`retry_after`)
 ├── CapacityError            an adapter or a request can never fit the stated memory budget
 ├── EngineDeadError          the engine stopped working; the process should be replaced
@@ -84,6 +85,11 @@ class EngineBusyError(RequestError):
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ReplicaLostError(RequestError):
+    """The process or machine that computed the request ended; others go on. Sent again, the request
+    goes elsewhere."""
 
 
 class CapacityError(RemixError):

@@ -32,6 +32,8 @@ from server.store import DOWNLOADING_BYTES
 _MIB = 1 << 20
 PROCESS_BYTES = 640 * _MIB
 """Python, PyTorch and the other libraries; measured, and rounded up."""
+RAY_BYTES = 1536 * _MIB
+"""Ray's own processes, and its store for adapters on their way."""
 CONNECTION_BYTES = ConnectionLimits(connections=1).head_bytes + (16 << 10)
 REQUEST_BYTES = 256 << 10
 """Token ids, events and texts of a request that waits or runs, without its body."""
@@ -104,16 +106,27 @@ def parts_of(
     """All parts of the sum, of which vLLM counts its own itself. `given`: the engine's options,
     None where the user gave none."""
     options = {name: value for name, value in given.items() if value is not None}
-    known = CONFIGS[engine].__dataclass_fields__
+    computing, copies, here = engine, 1, 1
+    if engine == "ray":
+        computing = options.get("engine_of", "embedded")
+        copies = options.get("max_replicas", options.get("replicas", 1))
+        here = 0 if "ray_address" in options else copies
+    known = CONFIGS[computing].__dataclass_fields__
     waiting = sum(options.get(name, known[name].default) for name in ("max_running", "max_waiting"))
-    parts = server_parts(settings, num_requests=waiting)
-    if engine == "embedded" and base is not None:
+    parts = server_parts(settings, num_requests=waiting * copies)
+    if engine == "ray" and here:
+        parts += [
+            Part(name="Ray", value=RAY_BYTES),
+            Part(name="the replicas' processes", value=PROCESS_BYTES, factor=here),
+        ]
+    if computing == "embedded" and base is not None and here:
         on_device = options.get("device", "auto") != "cpu" and torch.cuda.is_available()
-        parts += embedded_parts(
+        inner = embedded_parts(
             options,
             weight_bytes=0 if on_device else _weight_bytes(base, options),
             on_device=on_device,
         )
+        parts += [replace(part, factor=here * part.factor) for part in inner]
     return parts
 
 

@@ -42,8 +42,9 @@ def serve(
     engine: Annotated[
         EngineName,
         typer.Option(
-            help="`embedded` runs everywhere; `vllm` is for GPU nodes; `fake` answers nonsense "
-            "without any model, within limits, to test clients with."
+            help="`embedded` runs everywhere; `vllm` is for GPU nodes; `ray` runs replicas of "
+            "either on one machine or many; `fake` answers nonsense without any model, within "
+            "limits, to test clients with."
         ),
     ] = "embedded",
     **options: Any,

@@ -310,6 +310,7 @@ class _EngineCollector(Collector):
                 stats.device_adapter_bytes_total,
             ),
             ("engine_alive", "1 while the engine makes progress.", health.alive),
+            ("replicas", "Replicas that answer; 0 for an engine without any.", stats.replicas),
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))
         for name, text, total in (
@@ -325,6 +326,16 @@ class _EngineCollector(Collector):
                 stats.prefix_cache_queries,
             ),
             ("prefix_cache_hits", "Those of them that were found.", stats.prefix_cache_hits),
+            (
+                "placed_requests",
+                "Requests with adapters that came to a replica.",
+                stats.placed_requests,
+            ),
+            (
+                "placed_requests_found",
+                "Those of them whose adapter the replica had.",
+                stats.placed_requests_found,
+            ),
             (
                 "preemptions",
                 "Running requests set back to the queue for want of KV memory.",

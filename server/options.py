@@ -17,7 +17,12 @@ from server.settings import ServerSettings
 
 F = TypeVar("F", bound=Callable[..., None])
 
-_PANELS = {"embedded": "Embedded engine", "vllm": "vLLM engine", "fake": "Fake engine"}
+_PANELS = {
+    "embedded": "Embedded engine",
+    "vllm": "vLLM engine",
+    "ray": "Ray engine",
+    "fake": "Fake engine",
+}
 
 
 def server_options() -> dict[str, Any]:

@@ -52,6 +52,15 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def ray_instance() -> Iterator[None]:
+    """Ray for all tests of a run: it takes half a minute to start."""
+    from tests.ray_engines import running_ray
+
+    with running_ray(num_cpus=4):
+        yield
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of an empty database; every test that asks for it runs on SQLite and on PostgreSQL."""

@@ -23,6 +23,7 @@ from remix_runtime.errors import (
     EngineDeadError,
     InvalidRequestError,
     RemixError,
+    ReplicaLostError,
 )
 from server.http.anthropic import anthropic_error, is_anthropic
 from server.http.paths import describe
@@ -169,6 +170,10 @@ def as_api_error(error: Exception) -> ApiError:
         case EngineDeadError():
             log.error("a request met a dead engine: %s", error)
             return unavailable(_NOT_NOW, code="engine_dead", retry_after=10)
+        case ReplicaLostError():
+            log.error("a request lost its replica: %s", error)
+            message = "What computed this request has ended. Send it again."
+            return unavailable(message, code="replica_lost", retry_after=1)
         case DatabaseUnavailableError():
             log.error("the directory cannot be asked: %s", error)
             message = "The server cannot check this at the moment."

@@ -10,11 +10,13 @@ import pytest
 
 from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
 from remix_runtime.contracts import Engine
+from remix_runtime.engines.config import FrontConfig
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.bank import AdapterBank
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from tests.loras import write_lora
 from tests.models import MLP, random_checkpoint, save_tiny_base, tiny_model
+from tests.ray_engines import ray_engine
 from tests.vllm_engines import vllm_engine
 
 MAX_WAITING = 4
@@ -53,10 +55,50 @@ def adapter_bytes(folder: Path) -> int:
     return bank.prepare(read_checkpoint(folder)).num_bytes
 
 
-@pytest.fixture(params=["fake", "embedded", pytest.param("vllm", marks=pytest.mark.vllm)])
+# Ray and what it imports warn of their own.
+RAY = (pytest.mark.system, pytest.mark.filterwarnings("ignore"))
+ENGINES = [
+    "fake",
+    "embedded",
+    pytest.param("vllm", marks=pytest.mark.vllm),
+    pytest.param("ray of fake", marks=RAY),
+    pytest.param("ray of embedded", marks=RAY),
+]
+
+
+async def ray_setup(request: pytest.FixtureRequest, folders: Path) -> Engine:
+    """Two replicas with half of what another engine has."""
+    request.getfixturevalue("ray_instance")
+    if request.param == "ray of fake":
+        # A request must last until it is aborted.
+        inner: FrontConfig = FakeConfig(
+            max_running=1, max_waiting=MAX_WAITING // 2, host_adapters=1, token_seconds=0.005
+        )
+    else:
+        inner = EmbeddedConfig(
+            model=str(folders / "base"),
+            max_running=1,
+            max_waiting=MAX_WAITING // 2,
+            max_tokens_per_step=8,
+            kv_cache_bytes=1 << 20,
+            adapter_slots=1,
+        )
+    return await ray_engine(
+        inner,
+        engine_of=request.param.split()[-1],
+        replicas=2,
+        replica_cpus=0.5,
+        replica_adapters=HOST_ADAPTERS // 2,
+        ray_app=request.param.replace(" ", "-"),
+    )
+
+
+@pytest.fixture(params=ENGINES)
 async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[Setup]:
     engine: Engine
-    if request.param == "fake":
+    if request.param.startswith("ray"):
+        engine = await ray_setup(request, folders)
+    elif request.param == "fake":
         engine = FakeEngine(
             FakeConfig(max_running=2, max_waiting=MAX_WAITING, host_adapters=HOST_ADAPTERS)
         )
@@ -80,8 +122,9 @@ async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[
                 host_adapter_bytes=HOST_ADAPTERS * adapter_bytes(folders / "a0"),
             )
         )
-    assert not engine.health().ready
-    await engine.start()
+    if not request.param.startswith("ray"):
+        assert not engine.health().ready
+        await engine.start()
     adapters = [folders / f"a{i}" for i in range(3)]
     yield Setup(engine, adapters, folders / "broken", is_exact=request.param != "vllm")
     await engine.stop()

@@ -48,6 +48,7 @@ def check_line(line: str, feature: str, package: str) -> None:
         (["demo-model", "--cache", "cache"], "demo model", "gguf"),
         (["demo-model", "--cache", "cache"], "demo model", "accelerate"),
         (["serve", "--base", "base", "--engine", "vllm", "--port", "0"], "engine", "vllm"),
+        (["serve", "--base", "base", "--engine", "ray", "--port", "0"], "engine", "ray"),
     ],
 )
 def test_command_without_its_extra_ends_in_one_line(
@@ -91,5 +92,5 @@ def test_what_is_installed_is_not_missing() -> None:
 def test_development_has_every_extra_that_tests_need() -> None:
     (own,) = [requirement for requirement in EXTRAS["dev"] if requirement.name == "remix-serve"]
     # Other engines to compare with: of gigabytes, or with an environment of their own. What
-    # quantizes is large too: its tests are skipped without it.
-    assert own.extras == EXTRAS.keys() - {"dev", "bench", "vllm", "quantize"}
+    # quantizes is large too: its tests are skipped without it. `make test-e2e` has its own extra.
+    assert own.extras == EXTRAS.keys() - {"dev", "bench", "vllm", "quantize", "ray", "e2e"}

@@ -30,6 +30,8 @@ UNWATCHED = {
     "remix_runtime/engines/embedded/thread.py": "the engine: Health.alive tells of it",
     "remix_runtime/barriers.py": "threads; they go on by themselves",
     "remix_runtime/engines/fake.py": "one request",
+    "remix_runtime/engines/ray/engine.py": "one request",
+    "remix_runtime/engines/ray/replica.py": "one request",
     "remix_runtime/engines/vllm/engine.py": "one request",
     "remix_runtime/engines/vllm/backend.py": "one call, which ends or is given up",
     "remix_runtime/adapter/examination.py": "one examination, which ends or is killed",

@@ -1,0 +1,1 @@
+"""Many machines: replicas of another engine on Ray Serve, behind one `Engine`."""
