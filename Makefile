@@ -172,7 +172,7 @@ samples: $(VENV)/.installed-demo $(VENV)/.installed-train
 # What the images install, by version and hash, for every extra that an image may have. CUDA's
 # packages are none of the CPU image's, and its torch is in docker/torch-cpu.txt.
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command='make lock' \
-	$(patsubst %,--extra=%,postgres s3 train peft demo)
+	$(patsubst %,--extra=%,postgres s3 train peft demo otel ray)
 CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
 lock: $(VENV)/.installed-demo
 	$(LOCK) --upgrade --python-version=3.11 --no-emit-package=torch --excludes=<(printf '%s\n' $(CUDA)) \
