@@ -21,8 +21,8 @@ import yaml
 
 CHART = Path(__file__).parents[1] / "deploy" / "chart"
 REQUIREMENTS = Path(__file__).with_name("requirements-helm.txt")
-"""The package, by version and hash. It is AWS's layer for Lambda: the Linux builds of Helm and kubectl
-for x86_64, as their makers publish them."""
+"""The package, by version and hash. It is AWS's layer for Lambda: the Linux builds of Helm and
+kubectl for x86_64, as their makers publish them."""
 
 
 class HelmError(Exception):
@@ -30,8 +30,8 @@ class HelmError(Exception):
 
 
 def render(*values: str, sets: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The objects of a release `remix-serve`: with files of deploy/chart/values by their names, then
-    with single values as NAME=VALUE. Raises `HelmError`."""
+    """The objects of a release `remix-serve`: with files of deploy/chart/values by their names,
+    then with single values as NAME=VALUE. Raises `HelmError`."""
     text = _render(values, sets)
     return [found for found in yaml.safe_load_all(text) if found]
 

@@ -28,6 +28,8 @@ class Base:
     packages: tuple[str, ...]
     python: str | None = None
     """A Python of Debian that gets the place and the names of the real base's own."""
+    copied_python: str | None = None
+    """A Python of this machine that is copied there, where Debian has none of that version."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Buildah:
         if base.python is not None:
             for name in ("python", "python3"):
                 (root / PYTHON_PREFIX.lstrip("/") / name).symlink_to(f"/usr/bin/{base.python}")
+        if base.copied_python is not None:
+            copy_python(base.copied_python, root / "usr/local")
+            subprocess.run(["chroot", root, "ldconfig"], check=True)
         for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
             marker.unlink()  # the real base's Python is not Debian's
         container = self.run("from", "--pull-never", "scratch")
@@ -137,6 +142,35 @@ class Buildah:
         self.run("rm", "--all")
         self.run("rmi", "--all", "--force")
         shutil.rmtree(self._folder)
+
+
+def copy_python(name: str, to: Path) -> None:
+    """A Python that was built for a folder of its own, without what was installed there later."""
+    prefix = _prefix_of(name)
+    for folder in ("lib", "include"):
+        (to / folder).mkdir(exist_ok=True)
+        shutil.copytree(
+            prefix / folder / name,
+            to / folder / name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("site-packages", "test", "__pycache__"),
+        )
+    shutil.copy2((prefix / "bin" / name).resolve(), to / "bin" / name)
+    for library in (prefix / "lib").glob("libpython3*.so*"):
+        shutil.copy2(library, to / "lib", follow_symlinks=False)
+    (to / "bin" / "python3").symlink_to(name)
+
+
+def _prefix_of(name: str) -> Path:
+    """The folder that a Python of this machine was built into, of PATH or of pyenv."""
+    tried = [shutil.which(name), *sorted(Path.home().glob(f".pyenv/versions/*/bin/{name}"))]
+    for program in filter(None, tried):
+        command = [program, "-c", "import sys; print(sys.base_prefix)"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        prefix = Path(done.stdout.strip())
+        if done.returncode == 0 and prefix != Path("/usr"):
+            return prefix
+    raise AssertionError(f"needs a {name} that was built into a folder of its own")
 
 
 def missing_tools() -> Sequence[str]:

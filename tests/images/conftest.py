@@ -19,6 +19,13 @@ PYTHON_BASE = Base(
     ("python3.11", "python3.11-venv", "python3-pip"),
     python="python3.11",
 )
+GPU = "localhost/remix-serve:gpu"
+CUDA_BASE = Base(
+    "docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04",
+    "bookworm",
+    ("libssl3", "libffi8", "libsqlite3-0", "libbz2-1.0", "liblzma5", "libreadline8", "zlib1g"),
+    copied_python="python3.12",
+)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +43,14 @@ def cpu_image(buildah: Buildah) -> str:
     buildah.make_base(PYTHON_BASE)
     buildah.build("Dockerfile.cpu", CPU, indexes_of_this_machine())
     return CPU
+
+
+@pytest.fixture(scope="session")
+def gpu_image(buildah: Buildah) -> str:
+    """Its tag."""
+    buildah.make_base(CUDA_BASE)
+    buildah.build("Dockerfile.gpu", GPU, indexes_of_this_machine())
+    return GPU
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
-"""A container as an orchestrator runs it: namespaces of its own, the image's user without rights, and
-a root that nobody can write to."""
+"""A container as an orchestrator runs it: namespaces of its own, the image's user without rights,
+and a root that nobody can write to."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Image:
 
 
 class Container:
-    """A running one. `root` is the image's files, `data` a folder for /data, `read_only` folders of this
-    machine by where they are mounted, `more` what is given after the image's own command."""
+    """A running one. `root` is the image's files, `data` a folder for /data, `read_only` folders of
+    this machine by where they are mounted, `more` what is given after the image's own command."""
 
     def __init__(
         self, image: Image, root: Path, data: Path, read_only: Mapping[str, Path], *more: str
@@ -89,8 +89,10 @@ class Container:
         )
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*isolated, "bash", "-euc", START, "start", str(root), str(data), *mounts, "--"]
-                + [*self._environment, *image.entrypoint, *image.command, *more],
+                [
+                    *(*isolated, "bash", "-euc", START, "start", str(root), str(data), *mounts),
+                    *("--", *self._environment, *image.entrypoint, *image.command, *more),
+                ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={"PATH": os.environ["PATH"], "ID": image.user},
@@ -105,8 +107,12 @@ class Container:
     def pid(self) -> int:
         """Of the first process inside, as this machine counts."""
         outer = self._process.pid
-        children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
-        return int(children[0])
+        for _ in range(500):
+            children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
+            if children:
+                return int(children[0])
+            time.sleep(0.01)
+        raise AssertionError(self.log.read_text())
 
     def status(self, field: str) -> str:
         """Of /proc/PID/status."""
@@ -115,7 +121,7 @@ class Container:
         return line.partition(":")[2].strip()
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """As the image's user, where the first process is: what an orchestrator does for a probe."""
+        """As the image's user, where the first process is, as an orchestrator does for a probe."""
         inside = ("nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--root")
         user = (f"--setuid={self.image.user}", f"--setgid={self.image.user}")
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""What is in an image: Python's and Debian's packages with their licences, as a CycloneDX document."""
+"""What is in an image: Python's and Debian's packages with their licences, as CycloneDX."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cyclonedx.model.bom import Bom
 
 SPDX = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache 2.0 License": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
     "Apache License, Version 2.0": "Apache-2.0",
@@ -101,7 +103,7 @@ def _debian_licence(file: Path) -> str:
 
 def document(image: str, packages: Iterable[Package]) -> Bom:
     """The bill of materials of an image."""
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL

@@ -18,27 +18,21 @@ KEPT, DOCUMENT = RESULTS / "images.json", RESULTS / "images.md"
 INTRODUCTION = Path(__file__).with_name("introduction.md")
 
 REASONS = {
-    "cpu": (
-        ("/bin/sh", "the base: Debian and Python"),
-        (
-            "gcc",
-            "the kernels' compiler: at start, for the processor it starts on; OpenMP; the user",
-        ),
-        (
-            "/opt/remix",
-            "Python's packages: 7 of 10 bytes are torch; bytecode, since the root is read-only",
-        ),
-    ),
-    "gpu": (
-        ("/bin/sh", "the base: Ubuntu and CUDA's driver interface"),
-        (
-            "gcc",
-            "Python and its headers, and gcc: Triton compiles what launches its kernels; the user",
-        ),
-        ("/opt/remix", "Python's packages: torch with CUDA's libraries, vLLM; bytecode"),
-    ),
+    "cpu": {
+        "": "the base: Debian and Python",
+        "gcc": "gcc, which compiles the kernels at start, for the processor it starts on; OpenMP; "
+        "the user and /data",
+        "/opt/remix": "Python's packages, of which torch is a half; bytecode, since the root is "
+        "read-only",
+    },
+    "gpu": {
+        "": "the base: Ubuntu, and what the driver asks for",
+        "gcc": "Python and its headers, and gcc: Triton compiles what launches its kernels; OpenMP; "
+        "the user and /data",
+        "/opt/remix": "Python's packages: torch with CUDA's libraries, vLLM; bytecode",
+    },
 }
-"""For each image and layer a word of what made it, and why it is there."""
+"""For each image why a layer is there, by a word of what made it; the base has none."""
 
 PERMISSIVE = {
     *(
@@ -71,7 +65,7 @@ def not_allowed(packages: Iterable[Package]) -> list[str]:
 
 
 def is_allowed(licence: str) -> bool:
-    """Whether an SPDX expression holds with the licences of the list. `A WITH exception` is as A."""
+    """Whether an SPDX expression holds with the list's licences. `A WITH exception` is as A."""
     if not licence:
         return False
     licensing = get_spdx_licensing()
@@ -80,7 +74,7 @@ def is_allowed(licence: str) -> bool:
     except Exception:  # its own words, or nothing that is known
         return False
     values = {
-        symbol: licensing.TRUE if symbol.key.split(" ")[0] in ALLOWED else licensing.FALSE
+        symbol: licensing.TRUE if str(symbol).split(" ")[0] in ALLOWED else licensing.FALSE
         for symbol in expression.symbols
     }
     return bool(expression.subs(values, simplify=True) == licensing.TRUE)
@@ -95,9 +89,15 @@ def licences(python: Sequence[Package], debian: Sequence[Package]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def reason_of(image: str, layer: Layer) -> str:
-    """Why a layer is there. Fails for one that nobody has thought of."""
-    return next(reason for word, reason in REASONS[image] if word in layer.made_by)
+def reasons(image: str, layers: Sequence[Layer]) -> list[str]:
+    """Why each layer is there. Fails for one that nobody has thought of."""
+    known = REASONS[image]
+    words = [word for word in known if word]
+    found = [[word for word in words if word in layer.made_by] for layer in layers[1:]]
+    assert all(found), [
+        layer.made_by for layer, has in zip(layers[1:], found, strict=True) if not has
+    ]
+    return [known[""], *(known[has[0]] for has in found)]
 
 
 def write(
@@ -109,7 +109,8 @@ def write(
     kept[image] = {
         "date": date.today().isoformat(),
         "layers": [
-            [reason_of(image, layer), layer.num_bytes, layer.compressed_bytes] for layer in layers
+            [reason, layer.num_bytes, layer.compressed_bytes]
+            for reason, layer in zip(reasons(image, layers), layers, strict=True)
         ],
         "python": len(python),
         "debian": len(debian),
@@ -137,9 +138,8 @@ def _section(image: str, found: dict[str, object]) -> str:
             *rows,
             f"| all | {total / 1e6:.0f} | {packed / 1e6:.0f} |",
             "",
-            f"{found['python']} packages of Python and {found['debian']} of Debian. Licences of Python's: "
-            + ", ".join(f"{name} {count}" for name, count in named.items())
-            + ".",
+            f"{found['python']} packages of Python, {found['debian']} of Debian. Licences of "
+            f"Python's: {', '.join(f'{name} {count}' for name, count in named.items())}.",
             "",
         ]
     )

@@ -94,21 +94,25 @@ def test_sigterm_under_load_ends_no_stream(container: Container) -> None:
         """The number of tokens, why it ended, and whether the stream was whole."""
         question = chat("pirate" if number % 2 else "base", stream=True, max_tokens=40)
         question |= {"ignore_eos": True}
-        deltas, reason, done = 0, "", False
-        with container.network(), httpx.Client(base_url=URL, timeout=300) as client:
-            with client.stream("POST", "/v1/chat/completions", json=question) as answer:
-                assert answer.status_code == 200, answer.read()
-                for line in answer.iter_lines():
-                    if not line.startswith("data: "):
-                        continue
-                    if line == "data: [DONE]":
-                        done = True
-                        break
-                    choice = json.loads(line.removeprefix("data: "))["choices"][0]
-                    reason = choice["finish_reason"] or reason
-                    deltas += bool(choice["delta"].get("content"))
-                    if deltas == 1 and not all_run.broken:
-                        all_run.wait(300)
+        deltas, reason, done, waited = 0, "", False, False
+        with (
+            container.network(),
+            httpx.Client(base_url=URL, timeout=300) as client,
+            client.stream("POST", "/v1/chat/completions", json=question) as answer,
+        ):
+            assert answer.status_code == 200, answer.read()
+            for line in answer.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                if line == "data: [DONE]":
+                    done = True
+                    break
+                choice = json.loads(line.removeprefix("data: "))["choices"][0]
+                reason = choice["finish_reason"] or reason
+                deltas += bool(choice["delta"].get("content"))
+                if deltas == 1 and not waited:
+                    waited = True
+                    all_run.wait(300)
         return deltas, reason, done
 
     with ThreadPoolExecutor(STREAMS) as pool:

@@ -20,8 +20,8 @@ def in_bytes(text: str) -> int:
 
 
 def memory_of(name: str) -> int:
-    """The limit that a container is shipped with, less what its file systems in memory may take. A name
-    without an ending is of the chart's values."""
+    """The limit that a container is shipped with, less what its file systems in memory may take. A
+    name without an ending is of the chart's values."""
     if not name.endswith(".yaml"):
         _, container = pod(name)
         return in_bytes(container["resources"]["limits"]["memory"])
