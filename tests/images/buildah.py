@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,13 @@ from tests.images.indexes import Indexes
 ROOT = Path(__file__).parents[2]
 MIRROR = "http://deb.debian.org/debian"
 PYTHON_PREFIX = "/usr/local/bin"
+CLEAN = """\
+DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+APT::Update::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
+"""What base images of Debian and Ubuntu tell apt, so that layers have no downloads in them."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Buildah:
         for folder in (root / "var/cache/apt/archives", root / "var/lib/apt/lists"):
             shutil.rmtree(folder)
             folder.mkdir()
+        (root / "etc/apt/apt.conf.d/docker-clean").write_text(CLEAN)
         if base.python is not None:
             for name in ("python", "python3"):
                 (root / PYTHON_PREFIX.lstrip("/") / name).symlink_to(f"/usr/bin/{base.python}")
@@ -171,7 +179,3 @@ def _prefix_of(name: str) -> Path:
         if done.returncode == 0 and prefix != Path("/usr"):
             return prefix
     raise AssertionError(f"needs a {name} that was built into a folder of its own")
-
-
-def missing_tools() -> Sequence[str]:
-    return [tool for tool in ("buildah", "debootstrap") if shutil.which(tool) is None]

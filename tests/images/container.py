@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +66,20 @@ class Image:
 
 class Container:
     """A running one. `root` is the image's files, `data` a folder for /data, `read_only` folders of
-    this machine by where they are mounted, `more` what is given after the image's own command."""
+    this machine by where they are mounted, `more` what is given after the image's own command,
+    `environment` beside the image's own."""
 
     def __init__(
-        self, image: Image, root: Path, data: Path, read_only: Mapping[str, Path], *more: str
+        self,
+        image: Image,
+        root: Path,
+        data: Path,
+        read_only: Mapping[str, Path],
+        *more: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.image = image
+        self._given = tuple(f"{name}={value}" for name, value in (environment or {}).items())
         data.mkdir(exist_ok=True)
         os.chown(data, int(image.user), int(image.user))  # as a new volume has it
         self.log = data.with_suffix(".log")
@@ -101,7 +108,8 @@ class Container:
     @property
     def _environment(self) -> tuple[str, ...]:
         """In front of a command inside."""
-        return ("/usr/bin/env", "-i", "-C", self.image.folder, *self.image.environment)
+        fixed = ("/usr/bin/env", "-i", "-C", self.image.folder)
+        return (*fixed, *self.image.environment, *self._given)
 
     @property
     def pid(self) -> int:
@@ -175,8 +183,3 @@ class Container:
 def _set_network(file: int) -> None:
     if ctypes.CDLL(None, use_errno=True).setns(file, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), f"setns in {threading.current_thread().name}")
-
-
-def missing_tools() -> Sequence[str]:
-    tools = ("unshare", "nsenter", "setpriv", "chroot", "ip")
-    return [tool for tool in tools if shutil.which(tool) is None]

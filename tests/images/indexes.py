@@ -1,6 +1,6 @@
-"""Where a build gets its packages from: what this machine's pip is told, told to uv in the build.
+"""Where a build gets its packages from: what this machine's pip is told, told to pip and uv there.
 
-Nothing of it is in what users run: it comes as read-only mounts, of which an empty file is left.
+Nothing of it is in what users run: it comes as read-only mounts, of which empty files are left.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ class Indexes:
     index: str | None = None
 
     def options(self, folder: Path) -> list[str]:
-        """For `buildah build`. A configuration of uv is written to `folder`."""
+        """For `buildah build`. Configurations of pip and uv are written to `folder`."""
         lines = ["native-tls = true"]
+        pip = ["[global]", f"cert = {CERTIFICATES}"]
         volumes = []
         if CERTIFICATES.exists():  # a proxy of this machine may have a certificate of its own
             volumes.append(f"{CERTIFICATES}:{CERTIFICATES}:ro")
         if self.index is not None:
+            pip.append(f"index-url = {self.index}")
             lines += ["[[index]]", f"url = {json.dumps(self.index)}", "default = true"]
         arguments = []
         if self.wheels is not None:
@@ -37,9 +39,12 @@ class Indexes:
             if any(self.wheels.glob("torch-*+cpu-*.whl")):  # then PyTorch's index is not needed
                 default = self.index or "https://pypi.org/simple"
                 arguments = ["--build-arg", f"TORCH_INDEX={default}"]
-        config = folder / "uv.toml"
-        config.write_text("\n".join(lines) + "\n")
-        volumes.append(f"{config}:/etc/uv/uv.toml:ro")
+        for file, place, content in (
+            ("uv.toml", "/etc/uv/uv.toml", lines),
+            ("pip.conf", "/etc/pip.conf", pip),
+        ):
+            (folder / file).write_text("\n".join(content) + "\n")
+            volumes.append(f"{folder / file}:{place}:ro")
         return [*arguments, *(text for volume in volumes for text in ("--volume", volume))]
 
 

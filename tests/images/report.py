@@ -27,7 +27,7 @@ REASONS = {
     },
     "gpu": {
         "": "the base: Ubuntu, and what the driver asks for",
-        "gcc": "Python and its headers, and gcc: Triton compiles what launches its kernels; OpenMP; "
+        "gcc": "Python and its headers, and gcc: Triton compiles what launches its "
         "the user and /data",
         "/opt/remix": "Python's packages: torch with CUDA's libraries, vLLM; bytecode",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,41 @@ def test_it_answers_as_its_user_and_writes_to_no_place_but_tmp_and_data(
     assert "Read-only" not in log
 
 
+def test_tenants_last_in_data_from_one_container_to_the_next(
+    buildah: Buildah, cpu_image: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """And the image's own command line manages them."""
+    image = Image.of(buildah.inspect(cpu_image))
+    key = {"REMIX_ADMIN_KEY": secrets.token_hex(24)}
+    options = ("--data-dir", "/data", "--import-root", "/models/adapters")
+    tenant_key = ""
+    for start in ("first", "second"):
+        with buildah.mounted(cpu_image) as root:
+            container = Container(image, root, tmp_path / "data", models, *options, environment=key)
+            try:
+                container.wait_healthy()
+                if start == "first":
+                    made = container.execute("remix", "tenant", "create", "acme")
+                    assert made.returncode == 0, made.stderr
+                    told = container.execute("remix", "tenant", "key", "acme", "--json")
+                    tenant_key = json.loads(told.stdout)["secret"]
+                    document = "{tenant: acme, adapters: {arr: /models/adapters/pirate}}"
+                    script = (
+                        f"echo '{document}' > /tmp/set.yaml && remix set apply -f /tmp/set.yaml"
+                    )
+                    applied = container.execute("sh", "-c", script)
+                    assert applied.returncode == 0, applied.stderr
+                headers = {"Authorization": f"Bearer {tenant_key}"}
+                with container.network(), httpx.Client(base_url=URL, timeout=120) as client:
+                    answer = client.post("/v1/chat/completions", json=chat("arr"), headers=headers)
+                    assert answer.status_code == 200, answer.text
+                    assert client.get("/v1/models").status_code == 401
+                container.terminate()
+                assert container.wait(60) == 0
+            finally:
+                container.stop()
+
+
 def test_its_check_fails_where_nobody_answers(container: Container) -> None:
     assert container.is_healthy()
     wrong = [part.replace(":8000", ":8009") for part in container.image.health]
@@ -132,7 +168,8 @@ def test_sigterm_under_load_ends_no_stream(container: Container) -> None:
 
 def test_nothing_of_this_machine_is_left_in_it(files: Path) -> None:
     """Neither its package index nor its certificates."""
-    assert (files / "etc/uv/uv.toml").read_text() == ""
+    for name in ("etc/uv/uv.toml", "etc/pip.conf"):
+        assert (files / name).read_text() == ""
     assert not list((files / "mnt").iterdir())
     assert not (files / "opt/remix/lib/python3.11/site-packages/pip").exists()
 
