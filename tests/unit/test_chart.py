@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from remix_runtime.engines.fake import FakeEngine
 from server.app import create_app
+from server.engines import EngineName
 from server.settings import ServerSettings
 from tests.helm import CHART, HelmError, helm, render
 from tests.served import DEFAULTS, Served
@@ -89,7 +92,13 @@ def test_every_object_is_valid(values: tuple[str, ...]) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [name for name in VALUES if name != "ray"])
+ENGINES = {"gpu": "vllm", "ray": "ray"}
+"""By names of values; the others have the embedded one."""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in VALUES if ENGINES.get(name, "embedded") in get_args(EngineName)]
+)
 def test_the_server_understands_what_it_is_given(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +107,7 @@ def test_the_server_understands_what_it_is_given(
     assert (settings.port, settings.admin_port) == (PORT, ADMIN_PORT)
     assert settings.host == "0.0.0.0"
     assert any(Path(served.options["base"]).is_relative_to(f) for f in served.read_only)
-    assert served.options["engine"] == ("vllm" if name == "gpu" else "embedded")
+    assert served.options["engine"] == ENGINES.get(name, "embedded")
 
 
 def test_values_become_options_as_they_are_meant() -> None:
@@ -318,6 +327,8 @@ def test_prometheus_scrapes_where_metrics_are_with_the_key_they_want() -> None:
         if monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     ]
     assert chosen["metadata"]["name"] == "remix-serve-admin"
+    # The job's name, which the rules ask for, whatever the release is called.
+    assert chosen["metadata"]["labels"][monitor["jobLabel"]] == "remix-serve"
     (endpoint,) = monitor["endpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("admin", "/metrics")
     assert endpoint["authorization"] == {
@@ -328,6 +339,28 @@ def test_prometheus_scrapes_where_metrics_are_with_the_key_they_want() -> None:
     (endpoint,) = alone["endpoints"]
     assert endpoint["port"] == "http"
     assert "authorization" not in endpoint
+
+
+def test_rules_of_prometheus_are_taken_from_their_files(tmp_path: Path) -> None:
+    """Those of deploy/prometheus, by a link in the chart's folder `rules`."""
+    expression = "{{ $labels.instance }} has {{ $value }} waiting"
+    rule = {
+        "alert": "Full",
+        "expr": "remix_requests_waiting > 9",
+        "annotations": {"is": expression},
+    }
+    groups = [{"name": "remix", "rules": [rule]}]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    (chart / "rules").mkdir(exist_ok=True)
+    for file in (chart / "rules").iterdir():
+        file.unlink()
+    (chart / "rules" / "rules.yaml").symlink_to("../../rules.yaml")
+    text = helm("template", "remix-serve", str(chart), "--set=metrics.rules.enabled=true")
+    items = filter(None, yaml.safe_load_all(text))
+    (found,) = [item for item in items if item["kind"] == "PrometheusRule"]
+    assert found["spec"]["groups"] == groups
 
 
 def test_gpus_are_asked_for_where_the_engine_runs() -> None:
