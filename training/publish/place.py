@@ -12,6 +12,7 @@ from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE
 from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
 from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
 from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
+from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
 from remix_runtime.adapter.checkpoint.writer import README_FILE
 from remix_runtime.admin_api import Admin, AdminError, part
 from remix_runtime.base.fingerprint import fingerprint
@@ -19,7 +20,7 @@ from remix_runtime.base.folder import find_base
 from remix_runtime.errors import CheckpointError, ConfigError
 from training.progress import Move
 
-FILES = (CONFIG_FILE, DEFAULTS_FILE, README_FILE, PARITY_FILE, TENSOR_FILE)
+FILES = (CONFIG_FILE, DEFAULTS_FILE, README_FILE, PARITY_FILE, TRAINING_FILE, TENSOR_FILE)
 """What is sent of an adapter's folder."""
 _MAX_FILE_BYTES = 64 << 30
 _TRIES = 20

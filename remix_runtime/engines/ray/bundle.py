@@ -14,6 +14,8 @@ from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
 from remix_runtime.adapter.checkpoint.folder import open_folder
 from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
 from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
+from remix_runtime.adapter.checkpoint.training_file import MAX_BYTES as TRAINING_BYTES
+from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
 from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS
 
 CHUNK_BYTES = 32 << 20
@@ -24,6 +26,7 @@ _FILES: Mapping[str, int] = {
     CONFIG_FILE: _LIMITS.config_bytes,
     DEFAULTS_FILE: _LIMITS.config_bytes,
     PARITY_FILE: _LIMITS.parity_bytes,
+    TRAINING_FILE: TRAINING_BYTES,
     TENSOR_FILE: _LIMITS.header_bytes + _LIMITS.tensor_bytes,
 }
 """All that an engine reads, and how large each may be."""

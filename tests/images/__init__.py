@@ -1,0 +1,1 @@
+"""The images, built here and started: `make test-images`."""
