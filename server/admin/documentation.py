@@ -23,7 +23,7 @@ _ERRORS: dict[int, dict[str, Any]] = {
         "headers": _ETAG,
     },
     413: {"description": "The body is larger than REMIX_MAX_BODY_BYTES."},
-    415: {"description": "The body is not sent as application/json."},
+    415: {"description": "The body is not sent as what the route takes, or compressed."},
     429: {"description": "Over the tenant's quota.", "headers": _RETRY},
     500: {"description": "An error of the server; the cause is in its log."},
     502: {"description": "The adapter's source failed; importing again continues."},

@@ -18,7 +18,8 @@ from server.store.sources.base import MAX_BYTES
 
 router = admin_router()
 
-_CONTENT = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BINARY = "application/octet-stream"
+_CONTENT = {_BINARY: {"schema": {"type": "string", "format": "binary"}}}
 _BYTES: Responses = {200: {"description": "Its bytes.", "content": _CONTENT}}
 
 
@@ -26,7 +27,8 @@ _BYTES: Responses = {200: {"description": "Its bytes.", "content": _CONTENT}}
     "/uploads/{digest}/{name}",
     status_code=HTTPStatus.NO_CONTENT,
     responses=failures(
-        *(400, 404, 411, 507), unprocessable="The file is larger than one of an adapter may be."
+        *(400, 404, 411, 415, 507),
+        unprocessable="The file is larger than that of a source may be.",
     ),
     openapi_extra={"requestBody": {"content": _CONTENT, "required": True}},
 )
@@ -35,6 +37,13 @@ async def upload_file(digest: str, name: str, http: Request) -> None:
     the source `upload://DIGEST`; nothing of them is looked at before. A file that was sent before
     is replaced. One that nobody imports is removed after a day."""
     _require_file(digest, name)
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _BINARY:
+        raise ApiError(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"Content-Type: found {kind[:100]!r}, expected {_BINARY!r}",
+            code="unsupported_media_type",
+        )
     announced = http.headers.get("content-length", "")
     if not announced.isdecimal():
         raise ApiError(
@@ -71,7 +80,7 @@ async def get_file(digest: str, name: str, http: Request) -> FileResponse:
     services = admin_services(http)
     folder = await services.folders((await services.directory.adapter(digest)).digest)
     _require_file(digest, name, is_there=name in MAX_BYTES and (folder / name).is_file())
-    return FileResponse(folder / name, media_type="application/octet-stream")
+    return FileResponse(folder / name, media_type=_BINARY)
 
 
 def _require_file(digest: str, name: str, *, is_there: bool = True) -> None:

@@ -8,19 +8,22 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.store import uploads
 from tests.unit.admin.harness import API, Admin, administering
 
+BINARY = {"Content-Type": "application/octet-stream"}
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
 async def sent(admin: Admin, folder: Path, digest: str) -> None:
     for name in (CONFIG, TENSORS):
         content = (folder / name).read_bytes()
-        answer = await admin.client.put(f"{API}/uploads/{digest}/{name}", content=content)
+        path = f"{API}/uploads/{digest}/{name}"
+        answer = await admin.client.put(path, content=content, headers=BINARY)
         assert answer.status_code == 204, answer.text
 
 
@@ -60,7 +63,8 @@ async def test_what_is_sent_is_examined_like_any_other(admin: Admin) -> None:
     folder, digest = await digest_of(admin, 1)
     await sent(admin, folder, digest)
     broken = b"\xff" * 100
-    await admin.client.put(f"{API}/uploads/{digest}/{TENSORS}", content=broken)
+    path = f"{API}/uploads/{digest}/{TENSORS}"
+    await admin.client.put(path, content=broken, headers=BINARY)
     status, text = await imported(admin, digest)
     assert (status, "adapter_rejected" in text) == (422, True)
 
@@ -76,8 +80,10 @@ async def test_another_adapter_than_its_address_says_is_refused(admin: Admin) ->
 
 
 async def test_what_cannot_be_sent(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def status(path: str, content: object = b"x") -> int:
-        answer = await admin.client.put(f"{API}/uploads/{path}", content=content)  # type: ignore[arg-type]
+    async def status(path: str, content: Any = b"x", **headers: str) -> int:
+        answer = await admin.client.put(
+            f"{API}/uploads/{path}", content=content, headers={**BINARY, **headers}
+        )
         return answer.status_code
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -89,6 +95,7 @@ async def test_what_cannot_be_sent(admin: Admin, monkeypatch: pytest.MonkeyPatch
     assert await status(f"../{CONFIG}") == 404
     assert await status(f"D/{CONFIG}") == 422
     assert await status(f"{digest}/{CONFIG}", chunks()) == 411
+    assert await status(f"{digest}/{CONFIG}", **{"Content-Type": "text/plain"}) == 415
     assert await status(f"{digest}/{CONFIG}", b"x" * (1 << 22)) == 422
     assert waiting(admin) == []
     monkeypatch.setattr(uploads, "MAX_UPLOADS", 1)
