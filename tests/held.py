@@ -28,9 +28,12 @@ class Held:
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port))
 
-    async def begin(self, path: str, body: dict[str, Any], key: str | None = None) -> int:
-        """Sends the head and waits for a status: 100, or the answer's."""
-        self.body = json.dumps(body).encode()
+    async def begin(
+        self, path: str, body: dict[str, Any], key: str | None = None, *, padding: int = 0
+    ) -> int:
+        """Sends the head and waits for a status: 100, or the answer's. A small body is read of
+        requests too that are refused."""
+        self.body = json.dumps(body).encode() + b" " * padding
         lines = [
             f"POST {path} HTTP/1.1",
             "Host: localhost",

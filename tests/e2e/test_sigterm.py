@@ -15,7 +15,7 @@ import pytest
 from remix_runtime.adapter.checkpoint import write_checkpoint
 from tests.held import Held
 from tests.models import random_checkpoint, save_tiny_base, tiny_model
-from tests.served import Served, served, tenants
+from tests.served import FAKE, Served, served, tenants
 
 TOKENS = 40
 CHAT = [{"role": "user", "content": "Hello"}]
@@ -143,11 +143,11 @@ async def test_a_server_with_tenants_drops_nothing_and_no_load_of_an_adapter(
 
 
 @pytest.mark.slow
-async def test_a_second_signal_ends_at_once_and_tells_who_waits(tmp_path: Path, base: Path) -> None:
-    options = (*SIZES, "--drain-delay-seconds", "600", "--max-model-len", "4096")
-    async with served(tmp_path / "log", "--base", str(base), *options) as server:
+async def test_a_second_signal_ends_at_once_and_tells_who_waits(tmp_path: Path) -> None:
+    slow = ("--token-seconds", "0.05", "--max-model-len", "4096")
+    async with served(tmp_path / "log", *FAKE, *slow, "--drain-delay-seconds", "600") as server:
         held = await Held.open(server.url)
-        body = {**body_of("/v1/completions", "tiny", True), "max_tokens": 3000}
+        body = {**body_of("/v1/completions", "fake-base", True), "max_tokens": 3000}
         assert await held.begin("/v1/completions", body) == 100
         held.send()
         server.process.send_signal(signal.SIGTERM)
