@@ -97,7 +97,7 @@ def judge(
     shares = {} if trained is None else _shares_by_module(trained)
     seen = {module: counts for module, counts in load.items() if sum(counts) > 0}
     counts_Ln = np.array(list(seen.values()), dtype=np.float64)
-    tokens, n = (int(counts_Ln.sum(1).min() / k), counts_Ln.shape[1]) if seen else (0, 0)
+    tokens, n = (round(counts_Ln.sum(1).min() / k), counts_Ln.shape[1]) if seen else (0, 0)
     figures = None
     if n > k and tokens >= tokens_needed(n, k):
         trained_Ln = None

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from remix_runtime.adapter.checkpoint import Curves
 from remix_runtime.adapter.load import RoutingFlag
 from remix_runtime.engine_state import AdapterTier
 from server.store import Progress
@@ -252,7 +251,7 @@ class Routing(BaseModel):
 
 
 class Training(BaseModel):
-    curves: Curves
+    curves: dict[str, list[int | float] | list[list[int | float]]]
     """`step` and values at those steps by name; `held_out_loss` is pairs of a step and a value."""
 
 

@@ -136,7 +136,8 @@ async def get_training(digest: str, http: Request) -> schemas.Training:
         folder = services.store.folder(record.digest)
     except UnknownDigestError:
         return schemas.Training(curves={})
-    return schemas.Training(curves=await asyncio.to_thread(read_curves, folder))
+    curves = await asyncio.to_thread(read_curves, folder)
+    return schemas.Training.model_validate({"curves": curves})
 
 
 @router.delete(
