@@ -271,6 +271,17 @@ async def test_tenants_swap_their_sets_under_traffic_on_ray(tmp_path: Path) -> N
     assert float(metrics.partition("\nremix_placed_requests_found_total ")[2].split()[0]) > 10
 
 
+async def code_without_token(port: int) -> str:
+    """How a replica answers a call of somebody who has no token."""
+    import grpc
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"", timeout=30)
+    return str(caught.value.code().name)
+
+
 async def test_sigterm_under_streams_drops_none() -> None:
     """A server with a Ray of its own, and nothing of either is left."""
     temp = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")  # sockets need short paths
@@ -290,12 +301,14 @@ async def test_sigterm_under_streams_drops_none() -> None:
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 3
         listening = {
-            each.laddr.ip.removeprefix("::ffff:")
+            (each.laddr.ip.removeprefix("::ffff:"), each.laddr.port)
             for child in children
             for each in child.net_connections(kind="inet")
             if each.status == psutil.CONN_LISTEN
         }
-        assert listening == {"127.0.0.1"}
+        open_ports = [port for host, port in listening if host != "127.0.0.1"]
+        assert len(open_ports) == 2, "of the replicas, which Ray Serve binds so"
+        assert [await code_without_token(port) for port in open_ports] == ["UNAUTHENTICATED"] * 2
         limits = httpx.Limits(max_connections=STREAMS + 5)
         async with httpx.AsyncClient(
             base_url=first.split()[-1], timeout=120, limits=limits

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -296,11 +297,14 @@ def reason_in(told: str) -> str:
 
 
 def start_here(num_cpus: int, **more: Any) -> None:
-    """Starts Ray on this machine, for this process and nobody else; nothing of it listens to other
-    machines. Raises `ConfigError`."""
+    """Starts Ray on this machine, for this process and nobody else. It listens to this machine, and
+    to callers with a token that only its own processes have. Raises `ConfigError`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Read when Ray is imported: without it all of Ray's processes listen to every machine.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Replicas listen to every machine whatever the setting, so each call needs the token.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     for is_last in (*[False] * (START_TRIES - 1), True):
