@@ -112,7 +112,7 @@ async def test_polling_is_enough_where_notifications_do_not_come(
     """As behind a pooler that hands every transaction to another connection."""
     url = postgres.fresh_database()
     directory, other = await Directory.open(url), await Directory.open(url)
-    monkeypatch.setattr("server.tenancy.changes._CHANNEL", "other_channel")
+    monkeypatch.setattr("server.tenancy.changes.CHANGES", "other_channel")
     async with aclosing(directory.changes(0.1)) as feed:
         before = await anext(feed)
         monkeypatch.undo()
