@@ -99,7 +99,7 @@ test-e2e: $(VENV)/.installed-e2e
 	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system tests/contract
 
 # Debian's tools; images are built in a folder of their own, which is removed at the end and is kept as
-# IMAGES=FOLDER. The GPU image, 20 GB of disk and half an hour, with GPU=1. One worker.
+# IMAGES=FOLDER. The GPU image, 35 GB of disk and half an hour, with GPU=1. One worker.
 test-images: $(VENV)/.installed-images
 	@for tool in buildah debootstrap unshare nsenter setpriv ip; do command -v $$tool >/dev/null \
 		|| { echo "error: needs $$tool (Debian: apt install buildah debootstrap iproute2)" >&2; exit 1; }; done

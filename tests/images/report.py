@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -27,8 +28,8 @@ REASONS = {
     },
     "gpu": {
         "": "the base: Ubuntu, and what the driver asks for",
-        "gcc": "Python and its headers, and gcc: Triton compiles what launches its "
-        "the user and /data",
+        "gcc": "Python and its headers, and gcc, with which Triton compiles what starts its "
+        "kernels; OpenMP; the user and /data",
         "/opt/remix": "Python's packages: torch with CUDA's libraries, vLLM; bytecode",
     },
 }
@@ -46,21 +47,40 @@ PERMISSIVE = {
         "ISC",
         "MIT",
     ),
-    *("MIT-0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib", "CC0-1.0"),
+    *("MIT-0", "MIT-CMU", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib", "CC0-1.0"),
 }
-WEAK_COPYLEFT = {"LGPL-3.0-only", "MPL-2.0"}
+WEAK_COPYLEFT = {"LGPL-2.1-only", "LGPL-3.0-only", "MPL-2.0"}
 """Of files and libraries that are shipped as they are, which these allow."""
-ALLOWED = PERMISSIVE | WEAK_COPYLEFT
-REVIEWED: dict[str, str] = {}
+ALLOWED = PERMISSIVE | WEAK_COPYLEFT | {"LicenseRef-Supervisor-BSD"}
+REVIEWED = {
+    "instanttensor": "Apache-2.0",
+    "oss-harmony": "Apache-2.0",
+    "quack-kernels": "Apache-2.0",
+    "supervisor": "LicenseRef-Supervisor-BSD",
+    "torchcodec": "BSD-3-Clause",
+}
 """Packages whose metadata does not say it in SPDX's words, and what their licence files say."""
+NVIDIA = re.compile(r"(nvidia|cuda)-[a-z0-9-]+")
+"""Names of NVIDIA's packages. Its licences let an application ship them, so they are in the GPU
+image and in no other."""
+NVIDIA_LICENCE = "LicenseRef-NVIDIA-Proprietary"
 
 
-def not_allowed(packages: Iterable[Package]) -> list[str]:
+def licence_of(package: Package) -> str:
+    """What its metadata says, or where that says little, what was read in its files."""
+    said = package.licence
+    if NVIDIA.fullmatch(package.name) and not is_allowed(said):
+        return NVIDIA_LICENCE
+    return REVIEWED.get(package.name, said)
+
+
+def not_allowed(packages: Iterable[Package], *, with_nvidia: bool = False) -> list[str]:
     """Each package for which no licence of the list can be chosen, and what it says."""
     return [
         f"{package.name} {package.version}: {package.licence!r}"
         for package in packages
-        if not is_allowed(REVIEWED.get(package.name, package.licence))
+        if not is_allowed(licence_of(package))
+        and not (with_nvidia and licence_of(package) == NVIDIA_LICENCE)
     ]
 
 
@@ -68,6 +88,8 @@ def is_allowed(licence: str) -> bool:
     """Whether an SPDX expression holds with the list's licences. `A WITH exception` is as A."""
     if not licence:
         return False
+    if licence in ALLOWED:
+        return True
     licensing = get_spdx_licensing()
     try:
         expression = licensing.parse(licence, validate=True, strict=False)
@@ -84,7 +106,7 @@ def licences(python: Sequence[Package], debian: Sequence[Package]) -> str:
     """A table of every package."""
     rows = ["| Package | Version | Licence |", "|---|---|---|"]
     for package in (*python, *debian):
-        licence = REVIEWED.get(package.name, package.licence) or "see its copyright file"
+        licence = licence_of(package) or "see its copyright file"
         rows.append(f"| {package.name} ({package.kind}) | {package.version} | {licence} |")
     return "\n".join(rows) + "\n"
 
@@ -105,7 +127,7 @@ def write(
 ) -> None:
     """Keeps what a run found of one image, and writes the document of all."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    counts = Counter(REVIEWED.get(p.name, p.licence) for p in python)
+    counts = Counter(licence_of(package) for package in python)
     kept[image] = {
         "date": date.today().isoformat(),
         "layers": [
@@ -114,7 +136,7 @@ def write(
         ],
         "python": len(python),
         "debian": len(debian),
-        "licences": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+        "licences": counts,
     }
     KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     parts = [INTRODUCTION.read_text(), *(_section(name, kept[name]) for name in sorted(kept))]
@@ -129,6 +151,7 @@ def _section(image: str, found: dict[str, object]) -> str:
     total, packed = (sum(layer[at] for layer in layers) for at in (1, 2))
     named = found["licences"]
     assert isinstance(named, dict)
+    ordered = sorted(named.items(), key=lambda item: (-item[1], item[0]))
     return "\n".join(
         [
             f"## remix-serve:{image} ({found['date']})",
@@ -139,7 +162,7 @@ def _section(image: str, found: dict[str, object]) -> str:
             f"| all | {total / 1e6:.0f} | {packed / 1e6:.0f} |",
             "",
             f"{found['python']} packages of Python, {found['debian']} of Debian. Licences of "
-            f"Python's: {', '.join(f'{name} {count}' for name, count in named.items())}.",
+            f"Python's: {', '.join(f'{name} {count}' for name, count in ordered)}.",
             "",
         ]
     )

@@ -100,8 +100,8 @@ def test_tenants_last_in_data_from_one_container_to_the_next(
                     told = container.execute("remix", "tenant", "key", "acme", "--json")
                     tenant_key = json.loads(told.stdout)["secret"]
                     document = "{tenant: acme, adapters: {arr: /models/adapters/pirate}}"
-                    written = f"echo '{document}' > /tmp/set.yaml"
-                    script = f"{written} && remix set apply --yes -f /tmp/set.yaml"
+                    apply = "remix set apply --yes -f /tmp/set.yaml"
+                    script = f"echo '{document}' > /tmp/set.yaml && {apply}"
                     applied = container.execute("sh", "-c", script)
                     assert applied.returncode == 0, applied.stderr
                 headers = {"Authorization": f"Bearer {tenant_key}"}

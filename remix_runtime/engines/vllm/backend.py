@@ -14,6 +14,7 @@ from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
@@ -56,6 +57,11 @@ class Backend:
     @classmethod
     async def start(cls, config: VllmConfig) -> Backend:
         """Takes a minute or more. Raises `ConfigError` for what vLLM refuses."""
+        if not current_platform.device_type:
+            raise ConfigError(
+                "engine: found vllm, which sees no GPU here, expected one with its driver "
+                "(nvidia-smi shows it; in a container: --gpus all)"
+            )
         plugin.register()
         kv_usage = _KVUsage()
 
