@@ -21,6 +21,7 @@ TRIALS = {
     "directory": ("live/test_watched.py", "test_the_follower_comes_back"),
     "sets": ("live/test_watched.py", "test_a_set_is_tried_again_whatever_it_meets"),
     "garbage": ("live/test_watched.py", "test_the_collector_comes_back"),
+    "quotas": ("live/test_leasing.py", "test_sharing_comes_back"),
     "admin": ("server/test_ready.py", "test_the_admin_api_comes_back"),
     "expert load": (
         "engines/vllm/test_watched.py",
