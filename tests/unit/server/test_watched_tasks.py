@@ -22,6 +22,7 @@ TRIALS = {
     "sets": ("live/test_watched.py", "test_a_set_is_tried_again_whatever_it_meets"),
     "garbage": ("live/test_watched.py", "test_the_collector_comes_back"),
     "routing": ("live/test_routing.py", "test_the_watch_over_routing_comes_back"),
+    "quotas": ("live/test_leasing.py", "test_sharing_comes_back"),
     "admin": ("server/test_ready.py", "test_the_admin_api_comes_back"),
     "expert load": (
         "engines/vllm/test_watched.py",
