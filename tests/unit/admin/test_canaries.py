@@ -201,6 +201,20 @@ async def test_an_answer_is_paid_once(server: Server) -> None:
     assert int(answer.headers["x-ratelimit-remaining-requests"]) == 8
 
 
+async def test_who_may_ask_once_is_answered_though_the_canary_fails(server: Server) -> None:
+    """What its attempt had reserved is there for the live adapter's, and text that both tokenize
+    is paid once."""
+    new = await begin(server, share=1.0)
+    server.engine.broken[new], server.engine.after = RuntimeError("broken"), 2
+    quota = {"tokens_per_minute": 204}
+    await server.succeed("PUT", "/tenants/acme/quota", json=quota)
+    answer = await server.ask(temperature=0, ignore_eos=True, prompt="H" * 200)
+    assert answer.status_code == 200, answer.text
+    refused = await server.ask(prompt="H" * 200)
+    assert refused.status_code == 429
+    assert int(refused.headers["x-ratelimit-remaining-tokens"]) < 10
+
+
 async def test_neither_mistakes_of_clients_nor_a_full_queue_are_its_failures(
     server: Server,
 ) -> None:
