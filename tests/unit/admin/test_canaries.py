@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from remix_runtime import watch
 from remix_runtime.contracts import AdapterInfo, GenerationRequest, TokenEvent
 from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import EngineBusyError, ParityError
 from server.live import canary_keeper
 from server.live.canary.figures import Figures
+from server.tenancy.errors import DatabaseUnavailableError
 from tests.unit.server.harness import eventually
 from tests.unit.server.tenants import ADMIN_KEY, TenantServer, make_tenant_apps
 
@@ -241,6 +243,28 @@ async def test_a_slow_one_is_rolled_back(server: Server) -> None:
     ended = await server.ended()
     assert ended["state"] == "rolled_back"
     assert "first token: 40 of 40 requests took longer than" in ended["reason"]
+
+
+async def test_one_that_was_stopped_is_rolled_back_though_its_figures_are_good_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that was counted as if it ended then may come to nothing while the database is away.
+    """
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
+    live, _ = await server.adapter(0), await begin(server, share=1.0)
+    canaries = server.apps.admin.state.services.directory.canaries
+    seen, end = server.seen, canaries.end
+
+    async def away(*_: object, **__: object) -> None:
+        seen.canary.requests = seen.canary.failures = 0
+        monkeypatch.setattr(canaries, "end", end)
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(canaries, "end", away)
+    seen.canary.requests = seen.canary.failures = 10
+    ended = await server.ended()
+    assert (ended["state"], ended["reason"][:27]) == ("rolled_back", "10 of 10 requests failed, 0")
+    assert set(await server.digests_of(2)) == {live}
 
 
 async def test_by_hand_it_ends_at_once_and_a_second_time_changes_nothing(server: Server) -> None:
