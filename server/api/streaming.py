@@ -110,8 +110,10 @@ class GenerationResponse(Response):
             # What the engine has scheduled, for those too who left before they saw any of it.
             used = sum(request.meter.tokens for request in self._admitted.requests)
             if has_failed and self._call.has_fallback:
-                used = 0  # another adapter answers, and that is what the tenant pays
-            self._call.admission.settle(used)
+                # Another adapter answers, and that is what the tenant pays.
+                self._call.admission.keep_reserved(used)
+            else:
+                self._call.admission.settle(used)
 
     async def _load(self, digest: str, state: RequestState, generation: Generation) -> None:
         began = state.seconds

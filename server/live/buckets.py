@@ -142,6 +142,8 @@ class LeasedBucket(Bucket):
         self._server: str | None = None
         """As which the server holds what is here."""
         self.alone = now >= standing.until
+        self._taken_leased = 0.0
+        """What was taken when it began to count alone."""
         self._forget()
         self._elsewhere = float(limit)
         """What was free, or in the hands of other servers, at the last exchange."""
@@ -155,6 +157,12 @@ class LeasedBucket(Bucket):
     def per_second(self) -> float:
         """While it is leased, the refill is the pool's."""
         return self.limit / MINUTE / self._standing.servers if self.alone else 0.0
+
+    @property
+    def owed(self) -> float:
+        """What it has used while it counts alone, and what has not come back since. What it had
+        leased before is not in it: the pool takes that for used."""
+        return max(min(self.taken - self._taken_leased, self.most - self.level), 0.0)
 
     def left(self, now: float) -> float:
         self.refill(now)
@@ -174,7 +182,7 @@ class LeasedBucket(Bucket):
 
     def refill(self, now: float) -> None:
         if not self.alone and now >= self._standing.until:
-            self.alone = True
+            self.alone, self._taken_leased = True, self.taken
             self._forget()
             self._updated = now
         super().refill(now)

@@ -159,14 +159,16 @@ class CanaryKeeper:
         if canary.fault is None and not self._sets.canaries.is_loaded(canary):
             self._load(canary)
         judgement = _judge(canary.record, canary.figures)
-        if canary.fault is not None:
+        if canary.stopped is not None:
+            judgement = Judgement(Verdict.ROLL_BACK, canary.stopped)
+        elif canary.fault is not None:
             judgement = Judgement(Verdict.ROLL_BACK, f"a server cannot load it: {canary.fault}")
         if judgement.verdict is Verdict.PROMOTE:
             # By what all have seen by now: another server may know better.
             figures = await self._all_figures(canary.record)
             judgement = _judge(canary.record, figures)
         if judgement.verdict is Verdict.ROLL_BACK:
-            canary.is_stopped = True
+            canary.stopped = judgement.reason
             await self._end(canary.record, Outcome.ROLLED_BACK, judgement.reason, actor=ACTOR)
         elif judgement.verdict is Verdict.PROMOTE:
             await self._end(canary.record, Outcome.PROMOTED, judgement.reason, actor=ACTOR)

@@ -117,8 +117,8 @@ class Quotas:
 
 
 class Admission:
-    """One request that was let in; leaving it (`with`) gives its places back. Tokens that were
-    reserved and not settled by then count as used."""
+    """One request that was let in; exiting it (`with`) gives its places back. Tokens that were
+    reserved and not settled by then count as used; but see `keep_reserved`."""
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class Admission:
         self._places = 0
         self._reserved: Reservation | None = None
         self._tokenized = 0
+        self._used_so_far: int | None = None
 
     def require_places(self, sequences: int) -> None:
         """Raises `RateLimitedError` where so many cannot be taken."""
@@ -188,6 +189,7 @@ class Admission:
             return
         held = 0 if self._reserved is None else self._reserved.amount
         more = max(tokens - held, 0)
+        later = max(tokens + later - max(tokens, held), 0)
         self.take(self._tokens, more, "tokens", held=held, later=later)
         if self._reserved is None:
             self._reserved = self._tokens.hold(more)
@@ -197,6 +199,11 @@ class Admission:
     def tokenized(self, tokens: int) -> None:
         """Notes tokens that text was turned into, or that were turned into text."""
         self._tokenized += tokens
+
+    def keep_reserved(self, used: int) -> None:
+        """Keeps what is reserved for another attempt at the same answer, so that nobody takes it
+        in between. Where none settles it, so much of it was used."""
+        self._used_so_far = used
 
     def settle(self, used: int) -> None:
         """Gives back what was reserved and not used."""
@@ -247,7 +254,8 @@ class Admission:
         self._usage.running -= self._places
         self._places = 0
         if self._reserved is not None:
-            self.settle(self._reserved.amount)
+            used_so_far = self._used_so_far
+            self.settle(self._reserved.amount if used_so_far is None else used_so_far)
 
 
 async def _obtained(act: Callable[[], T], supply: Supply, clock: Callable[[], float]) -> T:

@@ -143,9 +143,7 @@ class LeasedUsage(Usage):
             bucket.refill(now)
             lacking, stock = self.waiting[name], self._stock(name, bucket.limit, now)
             if bucket.alone:
-                reports[name] = Report(
-                    held=0, need=lacking, want=stock, owed=bucket.most - bucket.level
-                )
+                reports[name] = Report(held=0, need=lacking, want=stock, owed=bucket.owed)
                 continue
             back = bucket.give_back(max(stock, lacking))
             need = max(lacking - bucket.level, 0.0)

@@ -1,15 +1,16 @@
-"""Sets room aside on the disk of the store, so that imports at the same time do not count on the
-same bytes."""
+"""The room on the disk of the store: set aside, so that imports at the same time do not count on
+the same bytes; and what it means where there is none."""
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.store.errors import StoreFullError
+from server.store.errors import StoreError, StoreFullError
 
 FREE_BYTES = 64 << 20
 """Bytes that are left on the disk for others."""
@@ -50,3 +51,13 @@ class DiskRoom:
         finally:
             with self._lock:
                 del self._to_come[key]
+
+
+@contextmanager
+def of_our_disk() -> Iterator[None]:
+    """Makes an error of the store's own disk one of the store. Sources have errors of their own."""
+    try:
+        yield
+    except OSError as error:
+        kind = StoreFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
+        raise kind(f"the store's disk: {error.strerror or error}") from error

@@ -13,15 +13,14 @@ on the disk, and goes out of sight by one rename, before anything is deleted.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,15 +30,13 @@ from remix_runtime.adapter.examination import ExaminationError, ExaminationLimit
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
 from remix_runtime.locks import locked
 from remix_runtime.private import private_folder
-from server.store.disk_room import DiskRoom, Wrote
+from server.store.disk_room import DiskRoom, Wrote, of_our_disk
 from server.store.download import CHUNK_BYTES, download, verify
 from server.store.errors import (
     ImportStoppedError,
     RejectedAdapterError,
     SourceError,
     SourceUnavailableError,
-    StoreError,
-    StoreFullError,
     UnknownDigestError,
 )
 from server.store.incoming import Incoming
@@ -162,7 +159,7 @@ class AdapterStore:
     def folder(self, digest: str) -> Path:
         """The folder of a digest. Raises `UnknownDigestError`, also for what is no digest."""
         path = self._adapters / digest
-        with _of_our_disk():
+        with of_our_disk():
             if not _DIGEST.fullmatch(digest) or not path.is_dir():
                 raise UnknownDigestError(f"no adapter of digest {digest[:80]!r} is in the store")
         return path
@@ -204,7 +201,7 @@ class AdapterStore:
     def _import(
         self, text: str, advanced: Callable[[int, int], None], is_served: bool
     ) -> StoredAdapter:
-        with _of_our_disk():
+        with of_our_disk():
             return self._import_on_disk(text, advanced, is_served)
 
     def _import_on_disk(
@@ -228,8 +225,12 @@ class AdapterStore:
 
                 download(source, files, folder, pace=pace, advanced=came)
                 if source.files() == files:
-                    stored = self._admit(folder, source, files, is_served)
-                    self._received(text, stored)
+                    try:
+                        stored = self._admit(folder, source, files, is_served)
+                    except RejectedAdapterError:
+                        self._forget_upload(text)
+                        raise
+                    self._forget_upload(text, stored)
                     return stored
         raise SourceUnavailableError(
             f"{source.address}: changed while it was read, {_TRIES} times in a row"
@@ -246,14 +247,15 @@ class AdapterStore:
             policy=self._policy,
         )
 
-    def _received(self, text: str, stored: StoredAdapter) -> None:
-        """An upload is no longer needed. Raises `SourceError` where it was another adapter than its
-        address says: who asks for one again must get that one."""
+    def _forget_upload(self, text: str, stored: StoredAdapter | None = None) -> None:
+        """Makes room for others where an upload is in the store, or in quarantine. Raises
+        `SourceError` where it was another adapter than its address says: who asks for one again
+        must get that one."""
         if not text.startswith(UPLOAD):
             return
         expected = self.uploads.digest_of(text)
         self.uploads.forget(expected)
-        if stored.digest != expected:
+        if stored is not None and stored.digest != expected:
             raise SourceError(f"{text}: found adapter {stored.digest}, expected {expected}")
 
     def _admit(
@@ -301,7 +303,7 @@ class AdapterStore:
             return True
 
     def _set_aside(self, target: Path, *, is_served: bool) -> str | None:
-        with _of_our_disk():
+        with of_our_disk():
             looked_at = _inode(target)
             damage = None if looked_at is None else self._damage(target, is_served)
             if damage is None:
@@ -326,7 +328,7 @@ class AdapterStore:
         return None
 
     def _collect_garbage(self, keep: Set[str], min_age_seconds: float) -> list[str]:
-        with _of_our_disk():
+        with of_our_disk():
             return self._collect_on_disk(keep, min_age_seconds)
 
     def _collect_on_disk(self, keep: Set[str], min_age_seconds: float) -> list[str]:
@@ -343,16 +345,6 @@ class AdapterStore:
         self._incoming.sweep(max_age_seconds=min_age_seconds)
         self.uploads.sweep()
         return removed
-
-
-@contextmanager
-def _of_our_disk() -> Iterator[None]:
-    """Makes an error of the store's own disk one of the store. Sources have errors of their own."""
-    try:
-        yield
-    except OSError as error:
-        kind = StoreFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-        raise kind(f"the store's disk: {error.strerror or error}") from error
 
 
 def _inode(folder: Path) -> tuple[int, int] | None:

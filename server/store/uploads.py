@@ -11,9 +11,10 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
-from server.store.disk_room import DiskRoom, Wrote
+from server.store.disk_room import DiskRoom, Wrote, of_our_disk
 from server.store.errors import SourceError, SourceMissingError, StoreFullError
 from server.store.sources.base import MAX_BYTES
 from server.store.sources.local import LocalSource
@@ -49,7 +50,8 @@ class Uploads:
         self, digest: str, name: str, size: int, chunks: AsyncIterator[bytes]
     ) -> None:
         """Takes one file of the adapter, in the place of one that came before. Raises
-        `SourceError` for a file that no adapter has, `StoreFullError`."""
+        `SourceError` for a file that no adapter has, `StoreFullError`; `StoreError` where the disk
+        fails."""
         if not _DIGEST.fullmatch(digest):
             raise SourceError(f"upload: found {digest[:80]!r}, expected an adapter's digest")
         if name not in self._limits:
@@ -59,7 +61,7 @@ class Uploads:
         if size > self._limits[name]:
             raise SourceError(f"{name}: found {size} bytes, expected at most {self._limits[name]}")
         folder = self._root / digest
-        with self._disk_room.of(size) as wrote:
+        with of_our_disk(), self._disk_room.of(size) as wrote:
             await asyncio.to_thread(self._make, folder)
             part = folder / f"{secrets.token_hex(8)}.part"
             try:
@@ -67,6 +69,8 @@ class Uploads:
                 part.rename(folder / name)
             finally:
                 part.unlink(missing_ok=True)
+                with suppress(OSError):  # a folder with a file takes one of the places
+                    folder.rmdir()
 
     def source(self, address: str) -> UploadSource:
         """What was uploaded under an address. Raises `SourceMissingError`."""
@@ -93,8 +97,9 @@ class Uploads:
         """Removes what nobody imported."""
         oldest = time.time() - max_age_seconds
         for folder in self._root.iterdir():
-            if folder.stat().st_mtime <= oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # imported, or swept by another server
+                if folder.stat().st_mtime <= oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _make(self, folder: Path) -> None:
         if not folder.is_dir() and len(list(self._root.iterdir())) >= MAX_UPLOADS:

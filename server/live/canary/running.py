@@ -86,8 +86,9 @@ class RunningCanary:
         """By other servers, and by this one before it was started again, as last read."""
         self.waiting: set[Trial] = set()
         """Requests without a token so far."""
-        self.is_stopped = False
-        """It is to be rolled back: no request is its any more, whatever the database says."""
+        self.stopped: str | None = None
+        """Why it is to be rolled back: no request is its any more, whatever the database says and
+        whatever is seen of those that it still has."""
         self.fault: str | None = None
         """Why it cannot be served here at all."""
 
@@ -139,7 +140,7 @@ class RunningCanaries:
         """The canary that shares the requests for a name at this moment: one whose adapter the
         engine has."""
         found = self._running.get((tenant, name)) if self._running else None
-        if found is None or found.is_stopped or not self.is_loaded(found):
+        if found is None or found.stopped is not None or not self.is_loaded(found):
             return None
         return found
 

@@ -11,11 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from remix_runtime import watch
 from remix_runtime.contracts import AdapterInfo, GenerationRequest, TokenEvent
 from remix_runtime.engines.fake import FakeEngine
 from remix_runtime.errors import EngineBusyError, ParityError
 from server.live import canary_keeper
 from server.live.canary.figures import Figures
+from server.tenancy.errors import DatabaseUnavailableError
 from tests.unit.server.harness import eventually
 from tests.unit.server.tenants import ADMIN_KEY, TenantServer, make_tenant_apps
 
@@ -201,6 +203,20 @@ async def test_an_answer_is_paid_once(server: Server) -> None:
     assert int(answer.headers["x-ratelimit-remaining-requests"]) == 8
 
 
+async def test_who_may_ask_once_is_answered_though_the_canary_fails(server: Server) -> None:
+    """What its attempt had reserved is there for the live adapter's, and text that both tokenize
+    is paid once."""
+    new = await begin(server, share=1.0)
+    server.engine.broken[new], server.engine.after = RuntimeError("broken"), 2
+    quota = {"tokens_per_minute": 204}
+    await server.succeed("PUT", "/tenants/acme/quota", json=quota)
+    answer = await server.ask(temperature=0, ignore_eos=True, prompt="H" * 200)
+    assert answer.status_code == 200, answer.text
+    refused = await server.ask(prompt="H" * 200)
+    assert refused.status_code == 429
+    assert int(refused.headers["x-ratelimit-remaining-tokens"]) < 10
+
+
 async def test_neither_mistakes_of_clients_nor_a_full_queue_are_its_failures(
     server: Server,
 ) -> None:
@@ -227,6 +243,27 @@ async def test_a_slow_one_is_rolled_back(server: Server) -> None:
     ended = await server.ended()
     assert ended["state"] == "rolled_back"
     assert "first token: 40 of 40 requests took longer than" in ended["reason"]
+
+
+async def test_one_that_was_stopped_is_rolled_back_though_its_figures_are_good_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait that was counted as if it ended then may come to nothing while the database is away."""
+    monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
+    live, _ = await server.adapter(0), await begin(server, share=1.0)
+    canaries = server.apps.admin.state.services.directory.canaries
+    seen, end = server.seen, canaries.end
+
+    async def away(*_: object, **__: object) -> None:
+        seen.canary.requests = seen.canary.failures = 0
+        monkeypatch.setattr(canaries, "end", end)
+        raise DatabaseUnavailableError("away")
+
+    monkeypatch.setattr(canaries, "end", away)
+    seen.canary.requests = seen.canary.failures = 10
+    ended = await server.ended()
+    assert (ended["state"], ended["reason"][:27]) == ("rolled_back", "10 of 10 requests failed, 0")
+    assert set(await server.digests_of(2)) == {live}
 
 
 async def test_by_hand_it_ends_at_once_and_a_second_time_changes_nothing(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -67,6 +68,7 @@ async def test_what_is_sent_is_examined_like_any_other(admin: Admin) -> None:
     await admin.client.put(path, content=broken, headers=BINARY)
     status, text = await imported(admin, digest)
     assert (status, "adapter_rejected" in text) == (422, True)
+    assert waiting(admin) == []  # it lies in quarantine, and takes no place of an upload
 
 
 async def test_another_adapter_than_its_address_says_is_refused(admin: Admin) -> None:
@@ -107,6 +109,19 @@ async def test_what_cannot_be_sent(admin: Admin, monkeypatch: pytest.MonkeyPatch
     os.utime(admin.services.store._root / "uploads" / digest, (old, old))
     assert await status(f"{'e' * 64}/{CONFIG}") == 204
     assert waiting(admin) == ["e" * 64]
+
+
+async def test_a_disk_that_fills_up_while_a_file_comes_is_told_and_nothing_is_left(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(uploads, "_write", full)
+    path = f"{API}/uploads/{'d' * 64}/{CONFIG}"
+    answer = await admin.client.put(path, content=b"x", headers=BINARY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "store_full")
+    assert waiting(admin) == []
 
 
 async def test_what_was_never_sent_or_is_no_file_of_an_adapter(admin: Admin) -> None:

@@ -209,3 +209,24 @@ def test_a_tenant_whose_tokens_are_not_back_is_remembered(
     clock.now += 30
     quotas.admit("b", TOKENS)
     assert left(quotas.admit("a", TOKENS)) == 30
+
+
+def test_another_attempt_has_what_the_first_one_reserved(quotas: Quotas) -> None:
+    with quotas.admit("a", TOKENS) as admission, quotas.admit("a", TOKENS) as other:
+        admission.reserve_tokens(60)
+        admission.keep_reserved(25)
+        with pytest.raises(RateLimitedError):
+            other.reserve_tokens(1)
+        admission.reserve_tokens(20, later=40)
+        admission.reserve_tokens(60)
+        with pytest.raises(RateLimitedError, match="requested 61"):
+            admission.reserve_tokens(20, later=41)
+        admission.settle(10)
+        assert left(admission) == 50
+
+
+def test_where_no_other_attempt_settles_it_what_the_first_one_used_is_paid(quotas: Quotas) -> None:
+    with quotas.admit("a", TOKENS) as admission:
+        admission.reserve_tokens(60)
+        admission.keep_reserved(25)
+    assert left(admission) == 35
