@@ -48,7 +48,7 @@ from server.http.drain import DrainMiddleware
 from server.http.head import HeadMiddleware
 from server.http.host import HostMiddleware
 from server.http.on_behalf import tenant_on_behalf
-from server.http.openapi import correct_document, docs_router
+from server.http.openapi import DOCS, correct_document, docs_router
 from server.http.request import PROBES, WITHOUT_TELEMETRY, RequestMiddleware
 from server.live.access import SingleUserAccess, TenantAccess
 from server.live.adapters import LiveAdapters
@@ -123,7 +123,7 @@ def create_app(engine: Engine, settings: ServerSettings, adapters: Mapping[str, 
         settings,
         make_tracing(settings),
         routers,
-        open_paths={*PROBES, "/", "/docs"},
+        open_paths={*PROBES, "/", DOCS},
         has_keys=settings.api_key is not None,
     )
 

@@ -26,7 +26,7 @@ from server.http import errors
 from server.http.auth import KeyMiddleware
 from server.http.catch import CatchMiddleware
 from server.http.head import HeadMiddleware
-from server.http.openapi import correct_document, docs_router
+from server.http.openapi import DOCS, correct_document, docs_router
 from server.http.request import WITHOUT_TELEMETRY, RequestMiddleware, Spans
 from server.live.access import is_key
 
@@ -57,7 +57,9 @@ def create_admin_app(
     correct_document(app)
     errors.install(app)
     app.add_middleware(CatchMiddleware)
-    app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=dashboard.PATHS)
+    # What is the same for everybody, and what a browser could not open: it sends no key by itself.
+    open_paths = {*dashboard.PATHS, DOCS}
+    app.add_middleware(KeyMiddleware, authenticate=authenticate, open_paths=open_paths)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestMiddleware, access_log=access_log, spans=spans)
     return app

@@ -56,7 +56,7 @@ def _read() -> Iterator[tuple[str, _File]]:
 _FILES = dict(_read())
 
 PATHS = frozenset(_FILES)
-"""All that is served without the admin key."""
+"""The files, which are served without the admin key."""
 
 router = APIRouter()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.request import REQUEST_ID_HEADER, state_of
+from server.http.request import REQUEST_ID_HEADER, state_of, traceparent
 
 _TENANT = "remix.on_behalf_of"
 """In a scope, which nothing that a client sends gets into."""
@@ -18,8 +18,6 @@ _HEADERS = frozenset(
         b"content-encoding",
         b"content-length",
         b"content-type",
-        b"traceparent",
-        b"tracestate",
         b"user-agent",
     }
 )
@@ -34,14 +32,18 @@ def tenant_on_behalf(scope: Scope) -> str | None:
 
 class OnBehalf(Response):
     """The answer of `app` at `path` to the request that `http` began, whose body nobody has read,
-    as one of `tenant`: it is counted, limited and logged as the tenant's, under the same id."""
+    as one of `tenant`: it is counted, limited and logged as the tenant's, under the same id. Its
+    span is a child of the other one's."""
 
     def __init__(self, app: ASGIApp, http: Request, *, tenant: str, path: str) -> None:
         super().__init__()
         self._app = app
-        request_id = state_of(http.scope).request_id
+        state = state_of(http.scope)
         headers = [(name, value) for name, value in http.scope["headers"] if name in _HEADERS]
-        headers += [(b"host", b"localhost"), (REQUEST_ID_HEADER.encode(), request_id.encode())]
+        own = {"host": "localhost", REQUEST_ID_HEADER: state.request_id}
+        if state.span is not None:
+            own["traceparent"] = traceparent(state.span)
+        headers += [(name.encode(), value.encode()) for name, value in own.items()]
         self._scope: Scope = {
             **{name: http.scope[name] for name in _CONNECTION if name in http.scope},
             "path": path,

@@ -19,6 +19,8 @@ _REF = "#/components/schemas/"
 
 docs_router = APIRouter()
 
+DOCS = "/docs"
+
 _PAGE = files("server.http").joinpath("docs.html").read_text(encoding="utf-8")
 _STYLE = _PAGE.partition("<style>")[2].partition("</style>")[0]
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -63,16 +65,22 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
                 yield path, method, operations[method]
 
 
-@docs_router.get("/docs", include_in_schema=False)
+@docs_router.get(DOCS, include_in_schema=False)
 async def docs(http: Request) -> HTMLResponse:
-    """The OpenAPI document as a page, without scripts."""
-    document = http.app.openapi()
-    page = _TEMPLATE.render(
+    """The OpenAPI document as a page, without scripts. It is made once: some may ask without a
+    key."""
+    state = http.app.state
+    if not hasattr(state, "docs_page"):
+        state.docs_page = _page(http.app.openapi())
+    return HTMLResponse(state.docs_page, headers=_HEADERS)
+
+
+def _page(document: dict[str, Any]) -> str:
+    return _TEMPLATE.render(
         info=document["info"],
         operations=list(_operations(document)),
         schemas=document["components"]["schemas"],
     )
-    return HTMLResponse(page, headers=_HEADERS)
 
 
 def _type_of(schema: dict[str, Any]) -> Markup:

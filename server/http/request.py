@@ -97,6 +97,8 @@ class RequestState:
     generation: Generation | None = None
     """None until the request is valid."""
     began: float = field(default_factory=monotonic)
+    span: Span | None = None
+    """None where there are no traces."""
     holds: ExitStack = field(default_factory=ExitStack)
     """Given back after the last byte of the answer, whatever the end is."""
 
@@ -170,7 +172,7 @@ class RequestMiddleware:
                 message["headers"] = [*message.get("headers", ()), id_header]
             await send(message)
 
-        span = self._open_span(scope)
+        span = state.span = self._open_span(scope)
         token, trace_token = REQUEST_ID.set(state.request_id), TRACE_ID.set(_trace_id(span))
         try:
             with state.holds:
@@ -181,14 +183,14 @@ class RequestMiddleware:
         finally:
             REQUEST_ID.reset(token)
             TRACE_ID.reset(trace_token)
-            self._tell(state, scope, span)
+            self._tell(state, scope)
 
     def _open_span(self, scope: Scope) -> Span | None:
         if self._spans is None or scope["path"] in _QUIET:
             return None
         return self._spans.open(scope)
 
-    def _tell(self, state: RequestState, scope: Scope, span: Span | None) -> None:
+    def _tell(self, state: RequestState, scope: Scope) -> None:
         status, seconds = state.status or DISCONNECTED, state.seconds
         name = state.name
         endpoint = ENDPOINTS.get(scope["path"]) if scope["method"] == "POST" else None
@@ -203,13 +205,13 @@ class RequestMiddleware:
                 error=state.error,
                 seconds=seconds,
             )
-        if span is not None:
+        if state.span is not None:
             assert self._spans is not None
-            self._spans.end(span, scope, state, endpoint=endpoint, name=name, seconds=seconds)
+            self._spans.end(state.span, scope, state, endpoint=endpoint, name=name, seconds=seconds)
         if self._access_log:
             level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
             if access.isEnabledFor(level):
-                access.log(level, _end(state, scope, name, seconds, span))
+                access.log(level, _end(state, scope, name, seconds))
 
 
 def _request_id(scope: Scope) -> str:
@@ -217,6 +219,12 @@ def _request_id(scope: Scope) -> str:
     if len(given) == 1 and _USABLE_ID.fullmatch(given[0]):
         return given[0]
     return secrets.token_hex(16)
+
+
+def traceparent(span: Span) -> str:
+    """The header that makes another span a child of this one."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def _trace_id(span: Span | None) -> str | None:
@@ -229,9 +237,7 @@ def path_of(scope: Scope) -> bytes:
     return path.partition(b"?")[0]
 
 
-def _end(
-    state: RequestState, scope: Scope, name: str | None, seconds: float, span: Span | None
-) -> RequestEnd:
+def _end(state: RequestState, scope: Scope, name: str | None, seconds: float) -> RequestEnd:
     fields = {
         "tenant": state.tenant or None,
         "adapter": name,
@@ -249,7 +255,7 @@ def _end(
         None if state.status is None else int(state.status),
         fields,
         state.request_id,
-        _trace_id(span),
+        _trace_id(state.span),
     )
 
 

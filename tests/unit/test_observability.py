@@ -56,6 +56,12 @@ async def metrics_of_tenants(folder: Path) -> str:
         for other in ({}, {"model": "nobody"}, {"temperature": 9}):
             body = {"model": "fake-base", "prompt": "a", "max_tokens": 3, **other}
             await client.post("/v1/completions", json=body)
+        live, other = await server.adapter(0), await server.adapter(1)
+        await server.put("acme", {"pirate": live})
+        canary = {"name": "pirate", "digest": other, "share": 1}
+        (await server.admin.put("/admin/v1/tenants/acme/canary", json=canary)).raise_for_status()
+        body = {"model": "pirate", "prompt": "a", "max_tokens": 3}
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
         return (await server.admin.get("/metrics")).text
 
 

@@ -1,6 +1,7 @@
-// A tenant's adapter set: edit it, look at what a swap would do, swap, and go back.
+// A tenant's adapter set: edit it, look at what a swap would do, swap, go back, and its canaries.
 
 import { ask, path } from "./api.js";
+import { canarySection } from "./canaries.js";
 import { readCatalogue } from "./catalogue.js";
 import { differenceTable } from "./difference.js";
 import { el, link, say, section } from "./dom.js";
@@ -21,9 +22,10 @@ export async function show(signal, tenant) {
     onchange: (after) => editor.take(after),
   });
   editor.onswap = () => revisions.reload();
+  const canaries = await canarySection(tenant, catalogue, signal, { onend: () => revisions.reload() });
   return {
     title: `Adapter set of ${tenant}`,
-    nodes: [el("p", {}, link(`Tenant ${tenant}`, "tenants", tenant)), catalogue.list, editor.node, revisions.node],
+    nodes: [el("p", {}, link(`Tenant ${tenant}`, "tenants", tenant)), catalogue.list, editor.node, canaries, revisions.node],
   };
 }
 

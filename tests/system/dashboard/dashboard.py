@@ -181,3 +181,21 @@ def training_answer(steps: int = 120) -> dict[str, Any]:
     loss = [1.2 + 1.9 / (1 + s / 90) + 0.06 * ((s // 10 * 37) % 7 - 3) / 3 for s in step]
     held_out = [[s, 1.35 + 1.8 / (1 + s / 110)] for s in step[::12]]
     return {"curves": {"step": step, "loss": loss, "held_out_loss": held_out}}
+
+
+def canaries_answer(digest: str) -> dict[str, Any]:
+    """One that runs, and one that was rolled back."""
+    arm = {
+        **{"requests": 120, "failures": 1},
+        **{"first_token_median_seconds": 0.031, "first_token_p95_seconds": 0.12},
+        **{"token_median_seconds": 0.0111, "token_p95_seconds": None},
+    }
+    running = {
+        **{"name": "pirate", "id": "1", "digest": digest, "share": 0.1, "actor": "admin"},
+        **{"state": "running", "created": "2026-11-29T12:00:00Z", "ended": None, "reason": ""},
+        "waits_for": "120 of 200 requests",
+        "figures": {"canary": arm, "live": {**arm, "requests": 1100, "failures": 0}},
+    }
+    over = {"state": "rolled_back", "ended": "2026-11-29T12:30:00Z", "reason": "by hand"}
+    ended = {**running, "name": "poet", "id": "2", "waits_for": "", "figures": {}, **over}
+    return {"data": [running, ended], "has_more": False}

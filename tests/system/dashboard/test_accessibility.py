@@ -8,7 +8,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.system.dashboard.dashboard import Dashboard, routing_answer, training_answer
+from tests.system.dashboard.dashboard import (
+    Dashboard,
+    canaries_answer,
+    routing_answer,
+    training_answer,
+)
 from tests.system.dashboard.served import KEY, Served
 
 pytestmark = pytest.mark.system
@@ -21,6 +26,7 @@ def views(dashboard: Dashboard, server: Served) -> dict[str, str]:
     routing = routing_answer(4, 8, ("up_proj", "down_proj"))
     dashboard.answer(f"adapters/{digest}/routing", routing)
     dashboard.answer(f"adapters/{digest}/training", training_answer())
+    dashboard.answer("tenants/acme/canary", canaries_answer(digest))
     return {
         "#/tenants": "Tenants",
         "#/tenants/acme": "Tenant acme",

@@ -246,6 +246,31 @@ async def test_tenants_and_the_admin_api(tmp_path: Path, collector: Collector) -
     assert (refused.name, refused.attributes["remix.adapter"]) == ("text_completion", "other")
 
 
+@pytest.mark.parametrize("parent", ["", SPAN])
+async def test_what_the_admin_asks_as_a_tenant_is_one_trace(
+    tmp_path: Path, collector: Collector, parent: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two spans: the admin's, and below it the tenant's with the generation."""
+    headers = {"traceparent": PARENT, "tracestate": "a=b"} if parent else {}
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": "fake-base", "messages": messages, "max_tokens": 2}
+    async with tenant_serving(tmp_path, otlp_endpoint=collector.url) as server:
+        await server.tenant("acme", may_use_base=True)
+        path = "/admin/v1/tenants/acme/chat/completions"
+        with caplog.at_level(logging.INFO, "server.access"):
+            answer = await server.admin.post(path, json=body, headers=headers)
+        assert answer.status_code == 200
+    *_, outer, inner = collector.requests
+    assert (outer.attributes["remix.tenant"], outer.parent_id) == ("admin", parent)
+    assert (inner.attributes["remix.tenant"], inner.name) == ("acme", "chat fake-base")
+    assert (inner.trace_id, inner.parent_id) == (outer.trace_id, outer.span_id)
+    assert (outer.trace_id == TRACE) == bool(parent)
+    assert [phase.name for phase in collector.phases(inner)] == ["queue", "prefill", "decode"]
+    ids = {span.attributes["remix.request_id"] for span in (outer, inner)}
+    assert ids == {answer.headers["x-request-id"]}
+    assert caplog.text.count(f" trace={outer.trace_id}") == 2
+
+
 async def test_no_secrets_and_no_texts(
     tmp_path: Path, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
