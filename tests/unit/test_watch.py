@@ -40,6 +40,7 @@ UNWATCHED = {
     "server/api/fanout.py": "one request",
     "server/api/streaming.py": "one request",
     "server/metrics.py": "one scrape, whose error those get who wait for it",
+    "server/tracing.py": "the end of the exporter's thread, which is given up after 3 s",
     "server/runner.py": "the drain, at the end of the process",
 }
 """Why these need no watch."""

@@ -248,7 +248,7 @@ async def test_a_slow_one_is_rolled_back(server: Server) -> None:
 async def test_one_that_was_stopped_is_rolled_back_though_its_figures_are_good_again(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait that was counted as if it ended then may come to nothing while the database is away."""
+    """A wait counted as if it ended then may come to nothing while the database is away."""
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
     live, _ = await server.adapter(0), await begin(server, share=1.0)
     canaries = server.apps.admin.state.services.directory.canaries
