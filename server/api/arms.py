@@ -91,7 +91,12 @@ class ArmResponse(Response):
         self._trial.begin_again()
         if _is_fault(failure):
             self._trial.end(failed=True)
-        await self._once(self._live, None, scope, receive, send)
+        try:
+            await self._once(self._live, None, scope, receive, send)
+        except Exception as error:
+            if state.end_stream is None:
+                raise
+            await state.end_stream(error)
         # A mistake of the client would have failed again: it was the canary's defaults or template.
         if not self._trial.is_over and state.error is None:
             self._trial.end(failed=True)

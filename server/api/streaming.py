@@ -192,13 +192,23 @@ class GenerationResponse(Response):
                     else:
                         await stream.write(closing)
             except Exception as error:
-                is_untold = self._call.has_fallback and not opened
-                if is_untold or not await stream.has_started():
+                if not await stream.has_started():
                     raise
-                api_error = self._as_api_error(error)
-                label_error(scope, api_error.label)
-                await stream.write(self._writer.failed(api_error))
+                if self._call.has_fallback and not opened:
+                    state.end_stream = partial(self._end_stream, scope, send)
+                    raise
+                await self._tell(error, scope, stream)
             await stream.end()
+
+    async def _end_stream(self, scope: Scope, send: Send, error: Exception) -> None:
+        async with EventStream(send, self._call.admission, 0, has_started=True) as stream:
+            await self._tell(error, scope, stream)
+            await stream.end()
+
+    async def _tell(self, error: Exception, scope: Scope, stream: EventStream) -> None:
+        api_error = self._as_api_error(error)
+        label_error(scope, api_error.label)
+        await stream.write(self._writer.failed(api_error))
 
     def _see(self, state: RequestState, event: TokenEvent) -> None:
         if state.first_token_seconds is None and event.token_ids:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -96,6 +96,9 @@ class RequestState:
     """From the request's arrival."""
     generation: Generation | None = None
     """None until the request is valid."""
+    end_stream: Callable[[Exception], Awaitable[None]] | None = None
+    """Tells a failure as the stream's last event, where an attempt at an answer has sent comments
+    and left the answer to another one."""
     began: float = field(default_factory=monotonic)
     span: Span | None = None
     """None where there are no traces."""

@@ -46,7 +46,7 @@ from server.store.rooms import THREADS, Examiner, Room
 from server.store.sources import PROTOCOLS, FetchPolicy, Source, SourceFile, open_source
 from server.store.sources.base import check_files
 from server.store.uploads import PROTOCOL as UPLOAD
-from server.store.uploads import Uploads
+from server.store.uploads import Uploads, UploadSource
 
 log = logging.getLogger(__name__)
 
@@ -238,6 +238,10 @@ class AdapterStore:
 
     def _open(self, text: str, pace: Pace) -> Source:
         if text.startswith(UPLOAD):
+            # After a lost answer it is asked for again, and the upload is gone.
+            stored = self._adapters / self.uploads.digest_of(text)
+            if stored.is_dir() and not self.uploads.has(text):
+                return UploadSource(stored, self._adapters)
             return self.uploads.source(text)
         return open_source(
             text,

@@ -29,7 +29,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class UploadSource(LocalSource):
-    """What was uploaded to this server. Another server has none of it."""
+    """What was uploaded to this server, by its digest. Another server has none of it."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         super().__init__(folder, root)
@@ -72,11 +72,15 @@ class Uploads:
                 with suppress(OSError):  # a folder with a file takes one of the places
                     folder.rmdir()
 
+    def has(self, address: str) -> bool:
+        """Whether anything was uploaded under an address. Raises `SourceError`."""
+        return (self._root / self.digest_of(address)).is_dir()
+
     def source(self, address: str) -> UploadSource:
         """What was uploaded under an address. Raises `SourceMissingError`."""
         digest = self.digest_of(address)
         folder = self._root / digest
-        if not folder.is_dir():
+        if not self.has(address):
             raise SourceMissingError(
                 f"{PROTOCOL}{digest}: not on this server; upload it here, or import it from a "
                 "place that all servers can read"

@@ -3,10 +3,12 @@ server or two promote them and roll them back."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from remix_runtime import watch
 from remix_runtime.contracts import AdapterInfo, GenerationRequest, TokenEvent
 from remix_runtime.engines.fake import FakeEngine
-from remix_runtime.errors import EngineBusyError, ParityError
+from remix_runtime.errors import AdapterUnavailableError, EngineBusyError, ParityError
 from server.live import canary_keeper
 from server.live.canary.figures import Figures
 from server.tenancy.errors import DatabaseUnavailableError
@@ -34,9 +36,14 @@ class FragileEngine(FakeEngine):
         self.broken: dict[str, Exception] = {}
         self.refused: set[str] = set()
         self.after = 0
+        self.before: dict[str, Callable[[str], Awaitable[None]]] = {}
+        """By digest, what is done before anything is generated."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        error = self.broken.get(request.digest or "")
+        digest = request.digest or ""
+        if digest in self.before:
+            await self.before[digest](digest)
+        error = self.broken.get(digest)
         if error is not None and not self.after:
             raise error
         count = 0
@@ -86,11 +93,14 @@ class Server(TenantServer):
 
 
 @asynccontextmanager
-async def serving(root: Path, url: str | None = None, name: str = "a") -> AsyncIterator[Server]:
+async def serving(
+    root: Path, url: str | None = None, name: str = "a", **settings: Any
+) -> AsyncIterator[Server]:
     """A server with a folder of its own; all of them import from one."""
     engine = FragileEngine()
     (root / name).mkdir(exist_ok=True)
-    settings = {} if url is None else {"database_url": url}
+    if url is not None:
+        settings["database_url"] = url
     apps, _ = make_tenant_apps(engine, root / name, root / "adapters", **settings)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(apps.data.router.lifespan_context(apps.data))
@@ -192,6 +202,26 @@ async def test_a_whole_answer_is_the_live_adapter_s_however_late_the_canary_fail
     assert (server.seen.canary.requests, server.seen.canary.failures) == (2, 2)
 
 
+@pytest.mark.parametrize("path", APIS)
+async def test_a_stream_of_comments_alone_ends_with_what_the_live_adapter_was_refused_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async with serving(tmp_path, keep_alive_seconds=0.01) as server:
+        live, _ = await acme(server)
+        new = await begin(server, share=1.0)
+
+        async def fail(_: str) -> None:
+            await asyncio.sleep(0.1)  # until there are comments
+            defaults = AsyncMock(side_effect=AdapterUnavailableError("gone", digest=live))
+            monkeypatch.setattr(server.services.adapters, "defaults", defaults)
+
+        server.engine.before[new] = fail
+        server.engine.broken[new] = RuntimeError("broken")
+        answer = await server.ask(path, stream=True)
+        assert answer.text.startswith(": waiting")
+        assert "not available on this server at the moment" in answer.text.splitlines()[-2]
+
+
 async def test_an_answer_is_paid_once(server: Server) -> None:
     new = await begin(server, share=1.0)
     server.engine.broken[new], server.engine.after = RuntimeError("broken"), 2
@@ -248,7 +278,7 @@ async def test_a_slow_one_is_rolled_back(server: Server) -> None:
 async def test_one_that_was_stopped_is_rolled_back_though_its_figures_are_good_again(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wait counted as if it ended then may come to nothing while the database is away."""
+    """A wait that was counted as if it ended may come to nothing while the database is away."""
     monkeypatch.setattr(watch, "FIRST_PAUSE_SECONDS", 0.01)
     live, _ = await server.adapter(0), await begin(server, share=1.0)
     canaries = server.apps.admin.state.services.directory.canaries

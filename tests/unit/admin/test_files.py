@@ -52,6 +52,7 @@ async def test_an_adapter_is_sent_imported_and_fetched_with_the_same_bytes(admin
     status, text = await imported(admin, digest)
     assert (status, json.loads(text)["source"]) == (201, f"upload://{digest}")
     assert waiting(admin) == []
+    assert (await imported(admin, digest))[0] == 200  # again, after a lost answer
     listed = (await admin.client.get(f"{API}/adapters/{digest}/files")).json()["data"]
     assert {file["name"] for file in listed} >= {CONFIG, TENSORS}
     for file in listed:
