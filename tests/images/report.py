@@ -28,25 +28,15 @@ REASONS = {
     "gpu": {
         "": "the base: Ubuntu, and what the driver asks for",
         "gcc": "Python and its headers, and gcc: Triton compiles what launches its "
-        "the user and /data",
+        "kernels; the user and /data",
         "/opt/remix": "Python's packages: torch with CUDA's libraries, vLLM; bytecode",
     },
 }
 """For each image why a layer is there, by a word of what made it; the base has none."""
 
 PERMISSIVE = {
-    *(
-        "0BSD",
-        "Apache-2.0",
-        "BSD-2-Clause",
-        "BSD-3-Clause",
-        "BSL-1.0",
-        "CNRI-Python",
-        "HPND",
-        "ISC",
-        "MIT",
-    ),
-    *("MIT-0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib", "CC0-1.0"),
+    *("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python"),
+    *("HPND", "ISC", "MIT", "MIT-0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib"),
 }
 WEAK_COPYLEFT = {"LGPL-3.0-only", "MPL-2.0"}
 """Of files and libraries that are shipped as they are, which these allow."""
