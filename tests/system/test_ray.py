@@ -283,8 +283,10 @@ async def code_without_token(port: int) -> str:
 
 
 async def test_sigterm_under_streams_drops_none() -> None:
-    """A server with a Ray of its own, and nothing of either is left."""
+    """A server with a Ray of its own, which writes nothing into its home as in a container with a
+    read-only root, and nothing of either is left."""
     temp = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")  # sockets need short paths
+    (home := Path(temp) / "home").touch()  # no folder, so nothing can be written there
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from remix_runtime.cli import main; main()", "serve"),
         *("--engine", "ray", "--engine-of", "fake", "--replicas", "2", "--port", "0"),
@@ -292,7 +294,7 @@ async def test_sigterm_under_streams_drops_none() -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        | {"RAY_TMPDIR": temp},
+        | {"RAY_TMPDIR": temp, "HOME": str(home)},
     )
     try:
         assert process.stdout is not None

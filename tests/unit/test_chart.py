@@ -116,11 +116,28 @@ def test_values_become_options_as_they_are_meant() -> None:
         "options.prefix-cache=false",
         "options.cors-origin={https://a.example,https://b.example}",
     )
-    options = served_by("", *sets, "options.keep-alive-seconds=2.5").options
+    more = ("options.keep-alive-seconds=2.5", "options.log-format=json")
+    traces = "options.otlp-endpoint=http://collector.monitoring:4318"
+    options = served_by("", *sets, *more, traces).options
     assert options["kv_cache_bytes"] == 1 << 30
     assert options["prefix_cache"] is False
     assert options["cors_origin"] == ["https://a.example", "https://b.example"]
     assert options["keep_alive_seconds"] == 2.5
+    assert options["log_format"] == "json"
+    assert options["otlp_endpoint"] == "http://collector.monitoring:4318"
+    names = served_by("single-user", "adapters.a: b=/models/c").options["adapter"]
+    assert "a: b=/models/c" in names
+
+
+@pytest.mark.parametrize("name", ["", "single-user", "ray"])
+def test_what_the_chart_gives_itself_is_refused_as_an_option(name: str) -> None:
+    """A port that the probes do not ask, a drain that the kill cuts off, a secret in plain text."""
+    _, container = pod(name, "options=null")
+    given = {argument.partition("=")[0] for argument in container["args"][1:]}
+    given |= {"--api-key", "--database-url"}
+    for option in given:
+        with pytest.raises(HelmError, match=f"options.{option[2:]}: the chart gives it"):
+            render(*files(name), sets=(f"options.{option[2:]}=9",))
 
 
 def test_a_single_user_needs_no_key_and_no_volume() -> None:
@@ -175,11 +192,11 @@ def test_secrets_are_references_only() -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_the_pod_drains_before_it_is_killed(name: str) -> None:
     spec, container = pod(name)
-    (leaves,) = [item.split("=")[1] for item in container["args"] if "--drain-seconds" in item]
-    (command, seconds) = container["lifecycle"]["preStop"]["exec"]["command"]
-    assert command == "sleep"
-    assert int(seconds) > container["readinessProbe"]["periodSeconds"]
-    assert spec["terminationGracePeriodSeconds"] >= int(leaves) + int(seconds) + 5
+    options = served_by(name).options
+    delay, seconds = options["drain_delay_seconds"], options["drain_seconds"]
+    assert delay > container["readinessProbe"]["periodSeconds"]
+    assert spec["terminationGracePeriodSeconds"] >= delay + seconds + 5
+    assert "lifecycle" not in container  # the server itself goes on until it has left the service
 
 
 @pytest.mark.parametrize("name", VALUES)

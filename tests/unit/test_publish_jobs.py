@@ -51,6 +51,20 @@ def test_the_image_has_what_training_needs_and_its_lock_too() -> None:
     assert CONTAINER["image"] == service()["image"]
 
 
+def test_what_is_written_has_a_place_that_the_image_writes_to() -> None:
+    """The image keeps its caches in /tmp; the root is read-only."""
+    text = (ROOT / "docker" / "Dockerfile.cpu").read_text(encoding="utf-8")
+    assert "XDG_CACHE_HOME=/tmp/" in text
+    assert {part.partition(":")[0] for part in service()["tmpfs"]} == {"/tmp"}
+    mounts = CONTAINER["volumeMounts"]
+    assert {m["mountPath"] for m in mounts if not m.get("readOnly")} == {"/tmp", "/runs"}
+    for environment in (
+        service()["environment"],
+        {e["name"]: e.get("value") for e in CONTAINER["env"]},
+    ):
+        assert environment["MPLCONFIGDIR"].startswith("/tmp/")
+
+
 def test_the_job_may_reach_the_admin_port_and_has_its_key() -> None:
     policy = the("", "NetworkPolicy")["spec"]
     (rule,) = (rule for rule in policy["ingress"] if "from" in rule)

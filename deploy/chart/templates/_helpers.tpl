@@ -111,6 +111,11 @@ priorityClassName: {{ . }}
 
 {{/* Values that cannot be served together. */}}
 {{- define "remix.check" -}}
+{{- range list "base" "engine" "host" "port" "drain-seconds" "drain-delay-seconds" "data-dir" "import-root" "max-import-bytes" "admin-host" "admin-port" "adapter" "ray-address" "api-key" "database-url" }}
+{{- if hasKey ($.Values.options | default dict) . }}
+{{- fail (printf "options.%s: the chart gives it, by a value of its own" .) }}
+{{- end }}
+{{- end }}
 {{- if and .Values.tenants.enabled .Values.adapters }}
 {{- fail "adapters: with tenants.enabled adapters belong to tenants: remix set apply" }}
 {{- end }}

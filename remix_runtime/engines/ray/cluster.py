@@ -302,8 +302,9 @@ def start_here(num_cpus: int, **more: Any) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Read when Ray is imported: without it all of Ray's processes listen to every machine.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # Replicas listen to every machine whatever the setting, so each call needs the token.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Else Ray writes one into the home folder: images have a read-only one, and with it there
+    # `ray start` asks for it ever after, and drivers with an address do not send it.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 

@@ -31,7 +31,7 @@ from remix_runtime.engines.ray.config import RayConfig
 from remix_runtime.engines.ray.fleet import Fleet
 from remix_runtime.engines.ray.messages import Accepted, Ended, Events, Message, Settings, Wanted
 from remix_runtime.engines.ray.placement import Placement, register
-from remix_runtime.errors import EngineDeadError, RemixError, ReplicaLostError
+from remix_runtime.errors import EngineDeadError, ReplicaLostError
 from remix_runtime.fairness.queue import FairQueue
 from remix_runtime.watch import Watch, Watched
 
@@ -245,8 +245,6 @@ class RayEngine(EngineFront[Job]):
                     job.accepted.clear()
                     if is_last or job.has_told:
                         raise ReplicaLostError(str(error)) from error
-        except RemixError as error:
-            self._send(job, error)
         except Exception as error:
             self._send(job, error)
 

@@ -54,7 +54,8 @@ class KeptAdapters:
         self._changing = asyncio.Lock()
         self._counted: dict[str, Load] = {}
         """The load of experts from before an adapter left for another one."""
-        self._tasks = BackgroundTasks(log, "unloading an adapter")
+        # Every change is a task of its own: half of one is none when its caller goes away.
+        self._tasks = BackgroundTasks(log, "loading or unloading an adapter")
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -65,19 +66,8 @@ class KeptAdapters:
 
     async def load(self, bundle: Bundle, digest: str | None, shown: str) -> AdapterInfo:
         """Validates an adapter that a server loads and keeps it. Raises `CheckpointError`, in which
-        the folder is `shown`, and `CapacityError`."""
-        folder = await self._unpack(bundle)
-        async with self._changing:
-            try:
-                info = await self._engine.load_adapter(folder, digest)
-            except CheckpointError as error:
-                await _remove(folder)
-                raise type(error)(str(error).replace(str(folder), shown)) from None
-            except BaseException:
-                await _remove(folder)
-                raise
-            await self._keep(info.digest, folder)
-        return info
+        the folder is `shown`, `CapacityError`, and `AdapterUnavailableError` for a full disk."""
+        return await self._tasks.result(self._tasks.start(self._load(bundle, digest, shown)))
 
     async def deliver(self, digest: str, bundle: Bundle) -> None:
         """Brings an adapter that requests wait for."""
@@ -101,7 +91,7 @@ class KeptAdapters:
                 self._kept[digest] = leaving
                 self._make_room()
             elif digest in self._delivered:
-                await self._load(digest)
+                await self._tasks.result(self._tasks.start(self._load_delivered(digest)))
             else:
                 return False
         kept = self._kept[digest] = self._kept.pop(digest)
@@ -128,6 +118,8 @@ class KeptAdapters:
 
     async def drop(self, digest: str) -> None:
         """A server has unloaded the adapter. Another one whose requests use it keeps it."""
+        if (delivered := self._delivered.pop(digest, None)) is not None:
+            await _remove(delivered)
         kept = self._kept.pop(digest, None)
         if kept is not None:
             kept.is_dropped = True
@@ -143,7 +135,21 @@ class KeptAdapters:
             counts[module] = tuple(map(sum, zip(before, now, strict=True)))
         return counts
 
-    async def _load(self, digest: str) -> None:
+    async def _load(self, bundle: Bundle, digest: str | None, shown: str) -> AdapterInfo:
+        folder = await self._unpack(bundle)
+        async with self._changing:
+            try:
+                info = await self._engine.load_adapter(folder, digest)
+            except CheckpointError as error:
+                await _remove(folder)
+                raise type(error)(str(error).replace(str(folder), shown)) from None
+            except BaseException:
+                await _remove(folder)
+                raise
+            await self._keep(info.digest, folder)
+        return info
+
+    async def _load_delivered(self, digest: str) -> None:
         async with self._changing:
             folder = self._delivered.pop(digest, None)
             if folder is None:
@@ -199,7 +205,11 @@ class KeptAdapters:
     async def _unpack(self, bundle: Bundle) -> Path:
         self._number += 1
         folder = self._root / str(self._number)
-        await asyncio.to_thread(unpack, bundle, self._get, folder)
+        try:
+            await asyncio.to_thread(unpack, bundle, self._get, folder)
+        except OSError as error:
+            await _remove(folder)
+            raise AdapterUnavailableError(f"a replica has no place for it: {error}") from error
         return folder
 
 

@@ -7,9 +7,11 @@ import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
+from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private import replica as serve_replica
 
 from remix_runtime.contracts import FinishReason, GenerationRequest, TokenEvent
 from remix_runtime.engine_state import AdapterState
@@ -38,6 +40,7 @@ class Replica:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
         self._settings = settings
         self._name = serve.get_replica_context().replica_tag
+        _listen_on_own_address()
         self._engine = make(CONFIGS[settings.engine](**settings.options))
         await self._engine.start()
         self._adapters = KeptAdapters(self._engine, settings.adapters, ray.get)
@@ -139,6 +142,18 @@ class Replica:
                     prompt_tokens=request.meter.prompt_tokens,
                     output_tokens=request.meter.output_tokens,
                 )
+
+
+def _listen_on_own_address() -> None:
+    """Ray Serve opens a port of each replica, which takes pickle, to all networks of the machine,
+    and has no setting for it. All other ports of Ray are on the address that Ray was given."""
+    own = ray.util.get_node_ip_address()
+    listen = serve_replica.add_port_to_grpc_server
+
+    def on_own(server: Any, address: str) -> Any:
+        return listen(server, address.replace("[::]", f"[{own}]" if ":" in own else own))
+
+    serve_replica.add_port_to_grpc_server = on_own
 
 
 async def _together(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from remix_runtime.contracts import AdapterInfo
 from remix_runtime.engines.fake import FakeConfig, FakeEngine
 from remix_runtime.engines.ray.bundle import Bundle, pack
 from remix_runtime.engines.ray.kept import KeptAdapters
@@ -35,6 +36,9 @@ class Replica:
     async def load(self, name: str) -> str:
         return (await self.kept.load(self.bundle(name), None, name)).digest
 
+    def folders(self) -> list[Path]:
+        return [path for path in self.root.glob("remix-replica-*/*") if path.is_dir()]
+
     async def settled(self) -> tuple[set[str], set[str]]:
         """What is kept, and what the engine has."""
         await self.kept._tasks.settle()
@@ -57,8 +61,7 @@ async def test_the_one_unused_longest_ago_leaves(replica: Replica) -> None:
     c = await replica.load("c")
     assert await replica.settled() == ({a, c}, {a, c})
     assert not await replica.kept.pin(b)
-    folders = [path for path in replica.root.glob("remix-replica-*/*") if path.is_dir()]
-    assert len(folders) == 2
+    assert len(replica.folders()) == 2
 
 
 async def test_one_in_use_stays_in_the_engine_until_its_last_request_ends(
@@ -155,3 +158,49 @@ async def test_a_dropped_one_that_another_server_uses_stays_until_then(replica: 
     replica.kept.unpin(a)
     assert await replica.settled() == (set(), set())
     assert replica.kept.expert_load(a) == {}
+
+
+async def test_a_caller_that_goes_away_leaves_a_whole_adapter(replica: Replica) -> None:
+    """A request that is aborted while the engine loads: the replica knows what the engine has."""
+    digest = await replica.load("a")
+    await replica.kept.drop(digest)
+    await replica.kept.deliver(digest, replica.bundle("a"))
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    load = replica.engine.load_adapter
+
+    async def slow(folder: Path, digest: str | None = None) -> AdapterInfo:
+        begun.set()
+        await go_on.wait()
+        return await load(folder, digest)
+
+    replica.engine.load_adapter = slow  # type: ignore[method-assign]
+    pinning = asyncio.create_task(replica.kept.pin(digest))
+    await asyncio.wait_for(begun.wait(), 30)
+    pinning.cancel()
+    await asyncio.wait({pinning})
+    go_on.set()
+    assert await replica.settled() == ({digest}, {digest})
+    await replica.kept.drop(digest)
+    assert await replica.settled() == (set(), set())
+    assert replica.folders() == []
+
+
+async def test_bytes_that_nobody_loaded_leave_with_the_adapter(replica: Replica) -> None:
+    digest = await replica.load("a")
+    await replica.kept.drop(digest)
+    await replica.kept.deliver(digest, replica.bundle("a"))
+    assert len(replica.folders()) == 1
+    await replica.kept.drop(digest)
+    assert replica.folders() == []
+
+
+async def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(replica: Replica) -> None:
+    """Ray would tell of any other error as of a lost replica."""
+
+    def full(chunk: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    replica.kept._get = full
+    with pytest.raises(AdapterUnavailableError, match="No space left"):
+        await replica.load("a")
+    assert replica.folders() == []
