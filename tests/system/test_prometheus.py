@@ -144,13 +144,17 @@ def test_every_rule_is_evaluated(loaded: Loaded) -> None:
     assert states() == dict.fromkeys(names, "ok")
     for rule in rules():
         if "record" in rule and "quota" not in rule["record"]:  # nobody has one here
-            assert loaded.query(rule["record"]), rule["record"]
+            eventually(lambda record=rule["record"]: bool(loaded.query(record)))
 
 
-def test_promtool_has_no_complaint_about_the_metrics(loaded: Loaded) -> None:
-    text = httpx.get(f"{loaded.server.url}/metrics").content
-    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
-    assert (checked.stdout.decode(), checked.stderr.decode(), checked.returncode) == ("", "", 0)
+def test_promtool_has_no_complaint_about_our_own_metrics(loaded: Loaded) -> None:
+    text = httpx.get(f"{loaded.server.url}/metrics").text
+    command = ["promtool", "check", "metrics"]
+    checked = subprocess.run(command, input=text, capture_output=True, text=True)
+    complaints = (checked.stdout + checked.stderr).splitlines()
+    # Series that routers look for have vLLM's names.
+    own = [line for line in complaints if not re.match(r"vllm:\w+ metric names .* ':'", line)]
+    assert own == []
 
 
 @pytest.mark.parametrize(

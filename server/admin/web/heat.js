@@ -84,7 +84,8 @@ function makeRow(module, groups) {
     use.textContent = newest.effective_experts === null ? "–" : newest.effective_experts.toFixed(1);
     const isMost = newest.drift !== null && newest.drift > 0 && newest.drift === most;
     drift.textContent = newest.drift === null ? "–" : `${newest.drift.toFixed(3)}${isMost ? " ▲ most" : ""}`;
-    dead.textContent = newest.dead_experts.length ? newest.dead_experts.join(", ") : "none";
+    const isKnown = newest.effective_experts !== null; // else there are too few tokens to tell
+    dead.textContent = !isKnown ? "–" : newest.dead_experts.length ? newest.dead_experts.join(", ") : "none";
   }
 
   return { node, update };

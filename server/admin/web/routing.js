@@ -16,12 +16,8 @@ const FLAGS = {
 export function routingSection(routing) {
   let current = routing;
   let heat = null;
-  const summary = el("div");
-  const place = el("div");
-  const mode = { value: routing.modules.some((module) => module.trained) ? "both" : "live" };
-  const projections = projectionsOf(routing.modules);
-  const projection = select(["All projections", ...projections], () => rebuild());
-  if (routing.modules.length > FEW_ROWS) projection.input.value = projections[0];
+  let mode, projection;
+  const [summary, controls, place] = [el("div"), el("div", { class: "row" }), el("div")];
 
   function shownModules() {
     const wanted = projection.input.value;
@@ -29,27 +25,36 @@ export function routingSection(routing) {
   }
 
   function rebuild() {
-    heat = heatTable(shownModules(), mode.value);
+    heat = heatTable(shownModules(), mode);
     place.replaceChildren(heat.node);
+  }
+
+  /** What there is to choose from: it changes when the engine loads the adapter. */
+  function begin() {
+    const projections = projectionsOf(current.modules);
+    projection = select(["All projections", ...projections], rebuild);
+    if (current.modules.length > FEW_ROWS) projection.input.value = projections[0];
+    mode = current.modules.some((module) => module.trained) ? "both" : "live";
+    const choices = mode === "both" ? choice("Show", [
+      ["both", "Live beside training"], ["live", "Live"], ["trained", "Training"], ["difference", "Difference"],
+    ], (value) => {
+      mode = value;
+      rebuild();
+    }) : "";
+    controls.replaceChildren(projection.root, choices);
+    rebuild();
   }
 
   function update(newest) {
     const isSame = shape(newest) === shape(current);
     current = newest;
     summary.replaceChildren(...summaryOf(newest));
-    if (newest.modules.length === 0) place.replaceChildren();
+    if (newest.modules.length === 0) [controls, place].forEach((part) => part.replaceChildren());
     else if (isSame && heat !== null) heat.update(shownModules());
-    else rebuild();
+    else begin();
   }
 
-  const choices = mode.value === "both" ? [choice("Show", [
-    ["both", "Live beside training"], ["live", "Live"], ["trained", "Training"], ["difference", "Difference"],
-  ], (value) => {
-    mode.value = value;
-    rebuild();
-  })] : [];
-  const controls = routing.modules.length ? [el("div", { class: "row" }, projection.root, choices)] : [];
-  const node = section("Routing", summary, ...controls, place);
+  const node = section("Routing", summary, controls, place);
   update(routing);
   return { node, update };
 }
@@ -77,7 +82,7 @@ function summaryOf({ tokens, enough, entropy, effective_experts, dead_experts, d
       ["Recent tokens", number(tokens)],
       ["Experts in use", effective_experts === null ? "–" : `${effective_experts.toFixed(1)} of ${experts}`],
       ["Entropy", entropy === null ? "–" : `${percent(entropy)} of an even use`],
-      ["Dead experts", number(dead_experts)],
+      ["Dead experts", enough ? number(dead_experts) : "–"],
       ["Drift from training", drift === null ? "–" : `${drift.toFixed(3)} on a scale from 0 to 1`],
     ]),
     modules.some((module) => module.trained) ? null

@@ -81,6 +81,27 @@ def test_the_heat_map_follows_newer_counts(dashboard: Dashboard, digest: str) ->
     expect(dashboard.page.get_by_text("has no curves of its training")).to_be_visible()
 
 
+def test_an_adapter_that_is_loaded_while_it_is_shown(dashboard: Dashboard, digest: str) -> None:
+    """The comparison with its training can be chosen then; few tokens are not called healthy."""
+    page = dashboard.page
+    few = {"enough": False, "tokens": 3, "entropy": None, "effective_experts": None, "drift": None}
+    none = {**routing_answer(1, 4, ()), **few, "dead_experts": 0, "flags": []}
+    dashboard.answer(f"adapters/{digest}/routing", none)
+    dashboard.enter(f"#/adapters/{digest}", "pirate")
+    expect(page.get_by_text("does not hold the adapter")).to_be_visible()
+    expect(page.get_by_label("Projection")).to_have_count(0)
+    module = routing_answer(1, 4, ("up_proj",))["modules"][0]
+    unknown = {"entropy": None, "effective_experts": None, "dead_experts": [], "drift": None}
+    loaded = {**none, "modules": [{**module, **unknown, "activations": [3, 2, 1, 0]}]}
+    dashboard.answer(f"adapters/{digest}/routing", loaded)
+    expect(page.get_by_label("Difference")).to_be_visible(timeout=20_000)
+    assert dashboard.cells(CAPTION)[1][-3:] == ["–", "–", "–"]
+    expect(page.locator("dl div").filter(has_text="Dead experts").locator("dd")).to_have_text("–")
+    page.get_by_label("Projection").select_option("up_proj")
+    page.get_by_role("radio", name="Training", exact=True).check()
+    assert len(dashboard.cells(CAPTION)[1]) == 1 + 4 + 3
+
+
 def test_curves_have_a_text_and_a_table(dashboard: Dashboard, digest: str) -> None:
     page = dashboard.page
     training = training_answer()
