@@ -19,7 +19,8 @@ from server.services import services_of
 Answer = Callable[[Call], Awaitable[Response]]
 """Makes the answer of a call. It may be asked for a second one, of another adapter."""
 
-_FULL = frozenset({"busy", "directory_unavailable"})
+_LOST = "replica_lost"
+_BLAMELESS = frozenset({"busy", "directory_unavailable", _LOST})
 """What a 503 is called that says nothing of an adapter."""
 
 
@@ -63,7 +64,7 @@ class ArmResponse(Response):
             return
         if state.error == CLIENT_GONE:
             self._trial.abandon()
-        elif state.error in _FULL:
+        elif state.error in _BLAMELESS:
             self._trial.leave()
         else:  # what failed half-way was told to the client in its stream
             self._trial.end(failed=state.error is not None)
@@ -98,7 +99,7 @@ class ArmResponse(Response):
                 raise
             await state.end_stream(error)
         # A mistake of the client would have failed again: it was the canary's defaults or template.
-        if not self._trial.is_over and state.error is None:
+        if not self._trial.is_over and state.error is None and failure.code != _LOST:
             self._trial.end(failed=True)
         self._trial.leave()
 
@@ -113,12 +114,14 @@ class ArmResponse(Response):
 
 def _is_fault(error: ApiError) -> bool:
     """Whether the engine or the adapter is at fault, and not the client or a full queue."""
-    return error.status_code >= 500 and error.code not in _FULL
+    return error.status_code >= 500 and error.code not in _BLAMELESS
 
 
 def _falls_back(error: ApiError) -> bool:
     """Whether another adapter may do better."""
-    return _is_fault(error) or (400 <= error.status_code < 500 and error.status_code != 429)
+    if _is_fault(error) or error.code == _LOST:
+        return True
+    return 400 <= error.status_code < 500 and error.status_code != 429
 
 
 def _forget(state: RequestState) -> None:

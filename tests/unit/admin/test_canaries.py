@@ -16,7 +16,12 @@ import pytest
 from remix_runtime import watch
 from remix_runtime.contracts import AdapterInfo, GenerationRequest, TokenEvent
 from remix_runtime.engines.fake import FakeEngine
-from remix_runtime.errors import AdapterUnavailableError, EngineBusyError, ParityError
+from remix_runtime.errors import (
+    AdapterUnavailableError,
+    EngineBusyError,
+    ParityError,
+    ReplicaLostError,
+)
 from server.live import canary_keeper
 from server.live.canary.figures import Figures
 from server.tenancy.errors import DatabaseUnavailableError
@@ -186,6 +191,15 @@ async def test_what_it_fails_the_live_adapter_answers_and_it_is_rolled_back(
     assert "requests failed" in ended["reason"]
     assert ended["figures"]["canary"]["failures"] >= 2
     assert (await server.succeed("GET", "/tenants/acme/set"))["revision"] == 1
+
+
+async def test_a_replica_that_is_lost_is_no_fault_of_the_canary(server: Server) -> None:
+    live, new = await server.adapter(0), await begin(server, share=1.0)
+    server.engine.broken[new] = ReplicaLostError("gone")
+    assert await server.digests_of(6) == [live] * 6
+    assert server.seen.canary.requests == 0
+    del server.engine.broken[new]
+    assert await server.digests_of(1) == [new]
 
 
 async def test_a_whole_answer_is_the_live_adapter_s_however_late_the_canary_fails(
