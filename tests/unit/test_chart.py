@@ -358,6 +358,12 @@ def test_prometheus_scrapes_where_metrics_are_with_the_key_they_want() -> None:
     assert "authorization" not in endpoint
 
 
+def test_the_chart_has_the_rules_of_the_deployment() -> None:
+    shipped = yaml.safe_load((CHART.parent / "prometheus" / "rules.yaml").read_text())["groups"]
+    assert shipped
+    assert the("", "PrometheusRule", "metrics.rules.enabled=true")["spec"]["groups"] == shipped
+
+
 def test_rules_of_prometheus_are_taken_from_their_files(tmp_path: Path) -> None:
     """Those of deploy/prometheus, by a link in the chart's folder `rules`."""
     expression = "{{ $labels.instance }} has {{ $value }} waiting"
@@ -414,7 +420,12 @@ def test_ray_workers_find_the_head_which_outlives_the_server() -> None:
     assert found["selector"] == the("ray", "Service")["spec"]["selector"]
     assert [item["port"] for item in found["ports"]] == [int(port)]
     assert found["publishNotReadyAddresses"] is True
-    for policy in objects("ray", "NetworkPolicy").values():  # Ray asks for no key
+    secret = {"secretKeyRef": {"name": "remix-serve", "key": "ray-token"}}
+    for each in (head, server, container):  # Ray's ports run what they are sent
+        environment = {item.pop("name"): item for item in map(dict, each["env"])}
+        assert environment["RAY_AUTH_MODE"] == {"value": "token"}
+        assert environment["RAY_AUTH_TOKEN"] == {"valueFrom": secret}
+    for policy in objects("ray", "NetworkPolicy").values():
         (peers,) = [rule["from"] for rule in policy["spec"]["ingress"] if "ports" not in rule]
         (peer,) = peers
         assert peer["podSelector"]["matchLabels"].items() <= worker["metadata"]["labels"].items()
