@@ -92,5 +92,7 @@ def test_what_is_installed_is_not_missing() -> None:
 def test_development_has_every_extra_that_tests_need() -> None:
     (own,) = [requirement for requirement in EXTRAS["dev"] if requirement.name == "remix-serve"]
     # Other engines to compare with: of gigabytes, or with an environment of their own. What
-    # quantizes is large too: its tests are skipped without it. `make test-e2e` has its own extra.
-    assert own.extras == EXTRAS.keys() - {"dev", "bench", "vllm", "quantize", "ray", "e2e"}
+    # quantizes is large too: its tests are skipped without it. `make test-e2e` and
+    # `make test-images` have their own extras.
+    others = {"dev", "bench", "vllm", "quantize", "ray", "e2e", "images"}
+    assert own.extras == EXTRAS.keys() - others

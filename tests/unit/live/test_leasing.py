@@ -25,11 +25,13 @@ class Pools(Leases):
         super().__init__(database)
         self.trouble: str | None = None
         self.exchanges = 0
+        self.is_hanging = False
 
     async def exchange(self, server: str, reports: Reports, *, enters: bool) -> Exchanged:
         if self.trouble == "failing":
             raise DatabaseUnavailableError("it is away")
         if self.trouble == "hanging":
+            self.is_hanging = True
             await asyncio.Event().wait()
         self.exchanges += 1
         return Exchanged({}, 2)
@@ -55,6 +57,7 @@ async def test_sharing_comes_back(
     else:
         pools.trouble = trouble
         if trouble == "hanging":
+            await eventually(lambda: pools.is_hanging)
             await hung(clock, lambda: lender._is_broken and QUOTAS_TASK in watch.failing)
         else:
             await retried(clock, renewing, lambda: QUOTAS_TASK in watch.failing)

@@ -49,7 +49,7 @@ def writing(level: str = "info") -> Iterator[Lines]:
     names = ("server", "remix_runtime", "transformers", "huggingface_hub", "vllm")
     loggers = {name: logging.getLogger(name) for name in names}
     before = {
-        name: (found.level, found.__class__, list(found.handlers))
+        name: (found.level, found.propagate, found.__class__, list(found.handlers))
         for name, found in loggers.items()
     }
     hook = threading.excepthook
@@ -61,8 +61,9 @@ def writing(level: str = "info") -> Iterator[Lines]:
         threading.excepthook = hook
         logging.captureWarnings(False)
         root.handlers = handlers
-        for name, (old, kind, own) in before.items():
+        for name, (old, propagates, kind, own) in before.items():
             loggers[name].setLevel(old)
+            loggers[name].propagate = propagates
             loggers[name].__class__ = kind
             loggers[name].handlers = own
 
@@ -127,6 +128,7 @@ def test_lines_of_libraries_too() -> None:
             library = logging.getLogger(name)
             library.addHandler(logging.StreamHandler())
             library.propagate = False
+            library.setLevel(logging.NOTSET)  # other tests have them quiet
             logging.getLogger(f"{name}.part").warning("of %s", name)
             assert (log.last["logger"], log.last["message"]) == (f"{name}.part", f"of {name}")
         logging.getLogger("uvicorn.error").error("of uvicorn")

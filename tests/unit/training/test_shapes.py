@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from remix_runtime.errors import ConfigError, DataError
 from tests.models import EOS_ID
 from tests.unit.training.conftest import MakeConfig, write_rows
-from training.commands import _pairs
+from training.columns import columns_of
 from training.data import Rows
 from training.encoding import Example, encode_row
 from training.evaluation import compare_with_base
@@ -188,8 +188,8 @@ def test_a_run_and_its_evaluation_by_columns(make_config: MakeConfig, tmp_path: 
 
 
 def test_columns_on_the_command_line() -> None:
-    assert _pairs("prompt=q,completion=a b") == {"prompt": "q", "completion": "a b"}
-    assert _pairs("") == {}
+    assert columns_of("prompt=q,completion=a b") == {"prompt": "q", "completion": "a b"}
+    assert columns_of("") == {}
     for wrong in ("prompt", "prompt=", "=q", "prompt=q,x"):
         with pytest.raises(ConfigError, match="expected pairs as in prompt=question"):
-            _pairs(wrong)
+            columns_of(wrong)
