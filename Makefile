@@ -91,11 +91,12 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 # Prometheus and Chromium are the machine's own (Debian: apt install prometheus chromium). One worker:
-# every test starts servers.
+# every test starts servers. Apart: the browser's driver keeps an event loop in the main thread.
 test-e2e: $(VENV)/.installed-e2e
 	@for tool in prometheus promtool chromium; do command -v $$tool >/dev/null \
 		|| { echo "error: needs $$tool (Debian: apt install prometheus chromium)" >&2; exit 1; }; done
-	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system tests/contract
+	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system tests/contract --ignore=tests/system/dashboard
+	$(TEST_ENV) $(BIN)/python -m pytest -m system tests/system/dashboard
 
 # Debian's tools; images are built in a folder of their own, which is removed at the end and is kept as
 # IMAGES=FOLDER. The GPU image, 35 GB of disk and half an hour, with GPU=1. One worker.

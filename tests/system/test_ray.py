@@ -272,13 +272,13 @@ async def test_tenants_swap_their_sets_under_traffic_on_ray(tmp_path: Path) -> N
 
 
 async def code_without_token(port: int) -> str:
-    """How a replica answers a call of somebody who has no token."""
+    """How a port answers somebody who calls a replica and has no token."""
     import grpc
 
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(b"", timeout=30)
+            await call(b"", timeout=10)  # not all of them speak gRPC
     return str(caught.value.code().name)
 
 
@@ -308,9 +308,9 @@ async def test_sigterm_under_streams_drops_none() -> None:
             for each in child.net_connections(kind="inet")
             if each.status == psutil.CONN_LISTEN
         }
-        open_ports = [port for host, port in listening if host != "127.0.0.1"]
-        assert len(open_ports) == 2, "of the replicas, which Ray Serve binds so"
-        assert [await code_without_token(port) for port in open_ports] == ["UNAUTHENTICATED"] * 2
+        assert {host for host, _ in listening} == {"127.0.0.1"}
+        codes = await asyncio.gather(*(code_without_token(port) for _, port in listening))
+        assert codes.count("UNAUTHENTICATED") >= 2, "the replicas"
         limits = httpx.Limits(max_connections=STREAMS + 5)
         async with httpx.AsyncClient(
             base_url=first.split()[-1], timeout=120, limits=limits

@@ -163,7 +163,11 @@ def test_a_whole_journey_by_keyboard(dashboard: Dashboard, server: Served) -> No
     dashboard.press("Escape")
     expect(dialog).to_have_count(0)
     expect(delete).to_be_focused()
-    dashboard.press("Enter", "Tab", "Enter")
+    dashboard.press("Enter")
+    expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    dashboard.press("Tab")
+    expect(dialog.get_by_role("button", name="Delete hooli")).to_be_focused()
+    dashboard.press("Enter")
     expect(dashboard.status).to_have_text("Tenant hooli was deleted.")
     expect(dashboard.heading).to_be_focused()
 
