@@ -5,9 +5,9 @@
 Three servers of the same base with four random adapters, asked in turns by 32 streams at once, all
 adapters and the base mixed: one that counts and logs nothing and does not look at routing (its
 metrics are replaced by ones that do nothing; the kernels count experts in all of them), one with
-metrics that are read every second and a log of requests as JSON, and that one with a trace of each
-request, sent to a collector beside. Tokens per second count, and the processor's time of the server
-for each token, which other work on the machine changes less.
+metrics that are read every few seconds and a log of requests as JSON, and that one with a trace of
+each request, sent to a collector beside. Tokens per second count, and the processor's time of the
+server for each token, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from benchmarks.speed.door import server
 UNWATCHED, WATCHED, TRACED = "neither", "metrics and log", "traces too"
 GOALS = {WATCHED: 0.99, TRACED: 0.97}
 """Tokens per second against the server that is not watched, at least."""
-SCRAPE_SECONDS = 1.0
 SHAPE = AdapterShape(n=8, k=4, r=8)
 ADAPTERS = 4
 
@@ -62,7 +61,13 @@ def serve_unwatched() -> None:
     class Watch:
         queue_seconds: float | None = None
 
+        def begin(self) -> None:
+            pass
+
         def see(self, event: TokenEvent) -> None:
+            pass
+
+        def end(self) -> None:
             pass
 
     def nothing(*_: Any, **__: Any) -> None:
@@ -100,12 +105,12 @@ def own(function: str) -> tuple[str, str]:
 
 
 @contextmanager
-def scraped(url: str) -> Iterator[None]:
-    """Reads the metrics every second, as the most eager Prometheus would."""
+def scraped(url: str, every: float) -> Iterator[None]:
+    """Reads the metrics every so many seconds, as Prometheus does."""
     stop = Event()
 
     def read() -> None:
-        while not stop.wait(SCRAPE_SECONDS):
+        while not stop.wait(every):
             httpx.get(f"{url}/metrics", timeout=60)
 
     thread = Thread(target=read)
@@ -128,7 +133,7 @@ def measured(
     streams: int,
     waves: int,
     new_tokens: int,
-    is_scraped: bool,
+    scrape_seconds: float | None,
     number: int,
 ) -> Speed:
     """One round: so many waves of streams; prompts that no other round has."""
@@ -151,7 +156,7 @@ def measured(
 
     models = [each["id"] for each in httpx.get(f"{url}/v1/models").json()["data"]]
     before, begin = processor_seconds(process), perf_counter()
-    with scraped(url) if is_scraped else nullcontext():
+    with nullcontext() if scrape_seconds is None else scraped(url, scrape_seconds):
         asyncio.run(play())
         seconds, used = perf_counter() - begin, processor_seconds(process) - before
     tokens = streams * waves * new_tokens
@@ -164,6 +169,7 @@ def main(
     waves: Annotated[int, typer.Option(min=1, help="Times that they are sent in a round.")] = 4,
     new_tokens: Annotated[int, typer.Option(min=2, help="Output tokens per request.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 9,
+    scrape_seconds: Annotated[float, typer.Option(min=0.1, help="Between two scrapes.")] = 5.0,
     out: Out = None,
 ) -> None:
     """Measure a server that is not watched, one with metrics and a log, and one with traces too."""
@@ -181,9 +187,10 @@ def main(
             WATCHED: plain,
             TRACED: (*plain, "--otlp-endpoint", collector),
         }
+        scraping = {UNWATCHED: None, WATCHED: scrape_seconds, TRACED: scrape_seconds}
         found = {name: stack.enter_context(server(*each)) for name, each in commands.items()}
         sides = {
-            name: partial(measured, url, process, streams, waves, new_tokens, name != UNWATCHED)
+            name: partial(measured, url, process, streams, waves, new_tokens, scraping[name])
             for name, (url, process) in found.items()
         }
         speeds = run_rounds({"": sides}, rounds=rounds, warm_up=1)[""]
@@ -207,7 +214,7 @@ def main(
         f"{base.name}, {waves} times {streams} streams of {new_tokens} tokens a round, against the "
         f"server that is not watched, {ADAPTERS} adapters ({SHAPE}) and the base mixed: ratios "
         "within each round, their median (least to most). Clients, the collector and all servers "
-        "share the machine.",
+        f"share the machine. Metrics are read every {scrape_seconds:g} s.",
         Table(header, rows),
     )
 
