@@ -47,12 +47,16 @@ def writing(level: str = "info") -> Iterator[Lines]:
     root, lines = logging.getLogger(), Lines()
     handlers, root.handlers = root.handlers, []
     names = ("server", "remix_runtime", "transformers", "huggingface_hub", "vllm")
+    names += ("uvicorn", "uvicorn.error")
     loggers = {name: logging.getLogger(name) for name in names}
     before = {
         name: (found.level, found.propagate, found.__class__, list(found.handlers))
         for name, found in loggers.items()
     }
     hook = threading.excepthook
+    for name in ("uvicorn", "uvicorn.error"):  # other tests run uvicorn as it is by itself
+        loggers[name].handlers, loggers[name].propagate = [], True
+        loggers[name].setLevel(logging.NOTSET)
     try:
         configure_logging(level, as_json=True)
         with redirect_stderr(lines):
