@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from server.store.disk_room import DiskRoom, Wrote, of_our_disk
 from server.store.errors import SourceError, SourceMissingError, StoreFullError
-from server.store.sources.base import MAX_BYTES
 from server.store.sources.local import LocalSource
 
 PROTOCOL = "upload://"

@@ -8,21 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE
-from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
-from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
-from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
-from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
-from remix_runtime.adapter.checkpoint.writer import README_FILE
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from remix_runtime.admin_api import Admin, AdminError, part
 from remix_runtime.base.fingerprint import fingerprint
 from remix_runtime.base.folder import find_base
 from remix_runtime.errors import CheckpointError, ConfigError
 from training.progress import Move
 
-FILES = (CONFIG_FILE, DEFAULTS_FILE, README_FILE, PARITY_FILE, TRAINING_FILE, TENSOR_FILE)
-"""What is sent of an adapter's folder."""
-_MAX_FILE_BYTES = 64 << 30
 _TRIES = 20
 """How often a change of the set is tried again that lost its race against another one."""
 _STALE = 412
@@ -78,15 +70,15 @@ class Place:
         """Copies an adapter of the server into a folder. Raises `AdminError`."""
         path = f"/adapters/{part(digest)}/files"
         for file in self.admin.call("GET", path)["data"]:
-            if file["name"] in FILES:
-                most = min(file["size"], _MAX_FILE_BYTES)
+            if file["name"] in MAX_BYTES:
+                most = min(file["size"], MAX_BYTES[file["name"]])
                 self.admin.download(
                     f"{path}/{part(file['name'])}", folder / file["name"], max_bytes=most
                 )
 
     def send(self, folder: Path, digest: str, *, move: Move) -> str:
         """Uploads an adapter, for one import. Returns its source."""
-        files = [folder / name for name in FILES if (folder / name).is_file()]
+        files = [folder / name for name in MAX_BYTES if (folder / name).is_file()]
         total = sum(file.stat().st_size for file in files)
         done = 0
         for file in files:

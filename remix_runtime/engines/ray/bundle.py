@@ -9,26 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE
 from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from remix_runtime.adapter.checkpoint.folder import open_folder
-from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
-from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
-from remix_runtime.adapter.checkpoint.training_file import MAX_BYTES as TRAINING_BYTES
-from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
-from remix_runtime.adapter.checkpoint.types import DEFAULT_LIMITS
+from remix_runtime.adapter.checkpoint.writer import README_FILE
 
 CHUNK_BYTES = 32 << 20
 """Bytes of one object in the store."""
 
-_LIMITS = DEFAULT_LIMITS
-_FILES: Mapping[str, int] = {
-    CONFIG_FILE: _LIMITS.config_bytes,
-    DEFAULTS_FILE: _LIMITS.config_bytes,
-    PARITY_FILE: _LIMITS.parity_bytes,
-    TRAINING_FILE: TRAINING_BYTES,
-    TENSOR_FILE: _LIMITS.header_bytes + _LIMITS.tensor_bytes,
-}
+_FILES = {name: most for name, most in MAX_BYTES.items() if name != README_FILE}
 """All that an engine reads, and how large each may be."""
 _PREFIX = "remix-replica-"
 

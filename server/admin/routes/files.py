@@ -8,13 +8,13 @@ from fastapi import Request
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from server.admin import schemas
 from server.admin.documentation import Responses, failures
 from server.admin.routing import admin_router
 from server.admin.services import admin_services
 from server.http.body import ClientGoneError
 from server.http.errors import ApiError
-from server.store.sources.base import MAX_BYTES
 
 router = admin_router()
 

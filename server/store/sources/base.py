@@ -9,29 +9,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from remix_runtime.adapter.checkpoint import DEFAULT_LIMITS
-from remix_runtime.adapter.checkpoint.defaults import DEFAULTS_FILE
-from remix_runtime.adapter.checkpoint.defaults import MAX_BYTES as MAX_DEFAULTS_BYTES
 from remix_runtime.adapter.checkpoint.fields import CONFIG_FILE
-from remix_runtime.adapter.checkpoint.parity_file import PARITY_FILE
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from remix_runtime.adapter.checkpoint.reader import TENSOR_FILE
-from remix_runtime.adapter.checkpoint.training_file import MAX_BYTES as MAX_TRAINING_BYTES
-from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
-from remix_runtime.adapter.checkpoint.writer import README_FILE
 from remix_runtime.errors import RemixError
 from server.store.errors import SourceError, SourceMissingError, SourceUnavailableError
 
 log = logging.getLogger(__name__)
-
-MAX_BYTES = {
-    CONFIG_FILE: DEFAULT_LIMITS.config_bytes,
-    DEFAULTS_FILE: MAX_DEFAULTS_BYTES,
-    README_FILE: 4 << 20,
-    TRAINING_FILE: MAX_TRAINING_BYTES,
-    PARITY_FILE: DEFAULT_LIMITS.parity_bytes,
-    TENSOR_FILE: DEFAULT_LIMITS.header_bytes + DEFAULT_LIMITS.tensor_bytes,
-}
-"""The only names that are ever asked for, small ones first, and how large they may be."""
 
 REQUIRED = (CONFIG_FILE, TENSOR_FILE)
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from server.store.errors import SourceError, SourceMissingError
-from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading, without_content
+from server.store.sources.base import Readable, SourceFile, reading, without_content
 from server.store.sources.remote import BLOCK_BYTES
 
 

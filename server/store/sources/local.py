@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from remix_runtime.adapter.checkpoint.folder import open_folder
 from remix_runtime.errors import CheckpointError
 from server.store.errors import SourceError, SourceMissingError
-from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading
+from server.store.sources.base import Readable, SourceFile, reading
 
 
 class LocalSource:

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import fsspec
 
+from remix_runtime.adapter.checkpoint.files import MAX_BYTES
 from server.store.errors import SourceError
-from server.store.sources.base import MAX_BYTES, Readable, SourceFile, reading
+from server.store.sources.base import Readable, SourceFile, reading
 
 BLOCK_BYTES = 8 << 20
 """Bytes that one request to an object store asks for."""
