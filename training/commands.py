@@ -9,6 +9,7 @@ import typer
 
 from remix_runtime.admin_api import DEFAULT_URL, Url
 from training.publish import options
+from training.publish.gate import MARGIN
 
 
 def _list_settings(wanted: bool) -> None:
@@ -69,7 +70,7 @@ def train(
             help="Make the adapter live on a server at the end, as `remix publish` does.",
         ),
     ] = None,
-    publish_margin: Annotated[float, options.margin("--publish-margin")] = 0.01,
+    publish_margin: Annotated[float, options.margin("--publish-margin")] = MARGIN,
     publish_share: Annotated[float | None, options.share("--publish-share")] = None,
     publish_bake_seconds: Annotated[
         float | None, options.bake_seconds("--publish-bake-seconds")

@@ -9,6 +9,7 @@ import typer
 
 from remix_runtime.admin_api import DEFAULT_URL, Url
 from training.publish import options
+from training.publish.gate import MARGIN
 
 
 def publish(
@@ -34,7 +35,7 @@ def publish(
         int | None,
         typer.Option(min=2, help="Longest row, in tokens. Default: 2048, or the base's context."),
     ] = None,
-    margin: Annotated[float, options.margin("--margin")] = 0.01,
+    margin: Annotated[float, options.margin("--margin")] = MARGIN,
     share: Annotated[float | None, options.share("--share")] = None,
     bake_seconds: Annotated[float | None, options.bake_seconds("--bake-seconds")] = None,
     bake_requests: Annotated[int | None, options.bake_requests("--bake-requests")] = None,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from remix_runtime.engine_state import EngineStats
-from remix_runtime.engines.ray.messages import Load, Report
+from remix_runtime.engines.ray.messages import Load, Report, summed_loads
 from remix_runtime.engines.ray.placement import Placement
 
 SILENCE_SECONDS = 30.0
@@ -73,12 +72,3 @@ class Fleet:
                 "placed_requests_found": self.num_found,
             },
         )
-
-
-def summed_loads(loads: Iterable[Load]) -> Load:
-    sums: dict[str, tuple[int, ...]] = {}
-    for load in loads:
-        for module, counts in load.items():
-            before = sums.get(module, (0,) * len(counts))
-            sums[module] = tuple(map(sum, zip(before, counts, strict=True)))
-    return sums

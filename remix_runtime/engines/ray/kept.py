@@ -14,7 +14,7 @@ from typing import Any
 from remix_runtime.background import BackgroundTasks
 from remix_runtime.contracts import AdapterInfo, Engine
 from remix_runtime.engines.ray.bundle import Bundle, make_root, unpack
-from remix_runtime.engines.ray.messages import Load
+from remix_runtime.engines.ray.messages import Load, summed_loads
 from remix_runtime.errors import AdapterUnavailableError, CheckpointError
 
 log = logging.getLogger(__name__)
@@ -129,23 +129,18 @@ class KeptAdapters:
             self._counted.pop(digest, None)
 
     def expert_load(self, digest: str) -> Load:
-        counts = dict(self._engine.expert_load(digest))
-        for module, before in self._counted.get(digest, {}).items():
-            now = counts.get(module, (0,) * len(before))
-            counts[module] = tuple(map(sum, zip(before, now, strict=True)))
-        return counts
+        return summed_loads((self._engine.expert_load(digest), self._counted.get(digest, {})))
 
     async def _load(self, bundle: Bundle, digest: str | None, shown: str) -> AdapterInfo:
         folder = await self._unpack(bundle)
         async with self._changing:
             try:
                 info = await self._engine.load_adapter(folder, digest)
-            except CheckpointError as error:
+            except BaseException as error:
                 await _remove(folder)
+                if not isinstance(error, CheckpointError):
+                    raise
                 raise type(error)(str(error).replace(str(folder), shown)) from None
-            except BaseException:
-                await _remove(folder)
-                raise
             await self._keep(info.digest, folder)
         return info
 
@@ -156,14 +151,12 @@ class KeptAdapters:
                 return
             try:
                 await self._engine.load_adapter(folder, digest)
-            except CheckpointError as error:
+            except BaseException as error:
                 self._rounds[digest] += 1
                 await _remove(folder)
+                if not isinstance(error, CheckpointError):
+                    raise
                 raise AdapterUnavailableError(f"adapter {digest}: {error}", digest=digest) from None
-            except BaseException:
-                self._rounds[digest] += 1
-                await _remove(folder)
-                raise
             await self._keep(digest, folder)
 
     async def _keep(self, digest: str, folder: Path) -> None:

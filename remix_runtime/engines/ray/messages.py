@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,6 +11,15 @@ from remix_runtime.engine_state import EngineStats, Health
 
 Load: TypeAlias = Mapping[str, tuple[int, ...]]
 """How often each expert of an adapter was activated, by module."""
+
+
+def summed_loads(loads: Iterable[Load]) -> Load:
+    sums: dict[str, tuple[int, ...]] = {}
+    for load in loads:
+        for module, counts in load.items():
+            before = sums.get(module, (0,) * len(counts))
+            sums[module] = tuple(map(sum, zip(before, counts, strict=True)))
+    return sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
