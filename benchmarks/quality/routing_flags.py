@@ -14,7 +14,6 @@ moment.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +27,12 @@ import httpx
 import numpy as np
 import torch
 import typer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmarks.adapters import write_random_adapter
 from benchmarks.machine import describe_machine
 from benchmarks.options import Base, Out
+from benchmarks.quality.small_model import write_small_model
 from benchmarks.result import Table, publish
 from benchmarks.shape import FEED_FORWARD, AdapterShape
 from remix_runtime.adapter.checkpoint import (
@@ -45,7 +45,6 @@ from remix_runtime.adapter.checkpoint import (
 from remix_runtime.adapter.counting import count_load
 from remix_runtime.adapter.layers import attach_checkpoint, detach
 from remix_runtime.adapter.load import Routing
-from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
 from server.app import create_app
 from server.live.access import SINGLE_USER
@@ -255,25 +254,19 @@ def _routed(layer: LayerWeights, kind: Kind) -> LayerWeights:
 
 
 def small_model(base: Path, folder: Path) -> PreTrainedModel:
-    tokenizer = load_tokenizer(str(base))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.12,  # keeps activations near unit size at this width
-        eos_token_id=tokenizer.eos_token_id,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    for file in base.glob("*token*"):
-        shutil.copy(file, folder)
-    return model
+        return write_small_model(
+            base,
+            folder,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            initializer_range=0.12,  # keeps activations near unit size at this width
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import asyncio
 import itertools
 import json
 import random
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +23,11 @@ from typing import Annotated, Any
 import typer
 from jsonschema import ValidationError, validators
 from jsonschema.exceptions import SchemaError
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.machine import describe_machine
 from benchmarks.options import Base, Out
+from benchmarks.quality.small_model import write_small_model
 from benchmarks.result import Table, publish
-from remix_runtime.base.tokenizer import load_tokenizer
 from remix_runtime.contracts import (
     FinishReason,
     GenerationRequest,
@@ -57,26 +55,18 @@ def main(
 ) -> None:
     """Count the answers that meet their schemas."""
     with tempfile.TemporaryDirectory(prefix="remix-bench-") as name:
-        model = _small_model(Path(base), Path(name) / "model")
+        model = Path(name) / "model"
+        write_small_model(
+            Path(base),
+            model,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+        )
         asyncio.run(_run(model, schemas, count, answers, seed, out))
-
-
-def _small_model(base: Path, folder: Path) -> Path:
-    tokenizer = load_tokenizer(str(base))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in base.glob("*token*"):
-        shutil.copy(file, folder)
-    return folder
 
 
 def _schemas(folder: Path, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
