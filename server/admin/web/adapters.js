@@ -1,6 +1,6 @@
 // The imported adapters: where they are, what they do, and the import of more.
 
-import { ask, path } from "./api.js";
+import { all, ask, path } from "./api.js";
 import { el, focusTitle, link, say, section, table } from "./dom.js";
 import { count, moment, short, sourceName } from "./format.js";
 import { button, confirm } from "./forms.js";
@@ -8,6 +8,8 @@ import { importForm } from "./importing.js";
 import { pagedTable } from "./list.js";
 import { poll } from "./poll.js";
 import { engineText, readTraffic, TRAFFIC_COLUMNS, trafficCells } from "./traffic.js";
+
+const behind = (item) => path`after=${item.digest}`;
 
 export async function show(signal) {
   const state = { traffic: await readTraffic(signal), before: null };
@@ -17,7 +19,7 @@ export async function show(signal) {
     caption: "Imported adapters",
     columns: ["Adapter", "Used by", "Tier", "Slot", ...TRAFFIC_COLUMNS, "Action"],
     where: "adapters?limit=50",
-    cursor: (item) => path`after=${item.digest}`,
+    cursor: behind,
     empty: "There are no adapters yet.",
     signal,
     cells: (item) => {
@@ -30,7 +32,8 @@ export async function show(signal) {
   const box = poll(signal, async () => {
     [state.before, state.traffic] = [state.traffic, await readTraffic(signal)];
     engine.textContent = engineText(state.traffic);
-    for (const item of await states(list.items, signal)) {
+    if (list.items.length === 0) return;
+    for (const item of await all("adapters?limit=100", behind, { most: list.items.length, signal })) {
       if (rows.has(item.digest)) update(rows.get(item.digest), item, state);
     }
   });
@@ -62,19 +65,6 @@ function update(cells, item, { traffic, before }) {
     ...trafficCells(traffic, before, (name) => name.digest === item.digest),
   ];
   texts.forEach((text, index) => (cells[index].textContent = text));
-}
-
-/** The adapters that are shown, as they are now. */
-async function states(items, signal) {
-  const found = [];
-  let after = "";
-  while (found.length < items.length) {
-    const { data, has_more } = await ask("GET", `adapters?limit=100${after}`, { signal });
-    found.push(...data);
-    if (!has_more) break;
-    after = path`&after=${data[data.length - 1].digest}`;
-  }
-  return found;
 }
 
 function adapterName({ digest, source }) {

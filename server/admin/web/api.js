@@ -33,7 +33,7 @@ export function path(parts, ...values) {
   return String.raw({ raw: parts }, ...values.map((value) => encodeURIComponent(value)));
 }
 
-/** The answer of the API, not read yet. Raises `ApiError`; a refused key is told to `events` too. */
+/** The answer of the API, not read yet. Raises as `checked`. */
 export async function send(method, where, { body, headers = {}, signal } = {}, as = key) {
   const response = await fetchFrom(`admin/v1/${where}`, {
     method,
@@ -45,6 +45,11 @@ export async function send(method, where, { body, headers = {}, signal } = {}, a
     },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
+  return checked(response, as);
+}
+
+/** The answer itself where it is no error. Raises `ApiError`; a refused key is told to `events` too. */
+async function checked(response, as = key) {
   if (response.ok) return response;
   const error = await errorOf(response);
   if (response.status === 401 && as === key) events.dispatchEvent(new Event("refused"));
@@ -82,9 +87,13 @@ export async function ask(method, where, options) {
 /** Prometheus' text of `/metrics`, which is not under /admin/v1. */
 export async function metricsText(signal) {
   const response = await fetchFrom("metrics", { signal, headers: { Authorization: `Bearer ${key}` } });
-  if (response.ok) return response.text();
-  if (response.status === 401) events.dispatchEvent(new Event("refused"));
-  throw await errorOf(response);
+  return (await checked(response)).text();
+}
+
+/** One page of a list: the first, or the one behind a cursor. */
+export function page(where, cursor, options) {
+  const sign = where.includes("?") ? "&" : "?";
+  return ask("GET", cursor ? `${where}${sign}${cursor}` : where, options);
 }
 
 /** All items of a list, page by page, up to `most`. */
@@ -92,8 +101,7 @@ export async function all(where, cursor, { most = 5000, signal } = {}) {
   const items = [];
   let next = "";
   for (;;) {
-    const sign = where.includes("?") ? "&" : "?";
-    const { data, has_more } = await ask("GET", next ? `${where}${sign}${next}` : where, { signal });
+    const { data, has_more } = await page(where, next, { signal });
     items.push(...data);
     if (!has_more || items.length >= most) return items;
     next = cursor(data[data.length - 1]);

@@ -1,6 +1,6 @@
 // A table of a paged list of the API.
 
-import { ask } from "./api.js";
+import { page } from "./api.js";
 import { el, say, table, tableRow } from "./dom.js";
 import { button } from "./forms.js";
 
@@ -22,11 +22,10 @@ export async function pagedTable({ caption, columns, where, cursor, cells, empty
   const root = el("div", {}, node, nothing, more);
 
   async function load(query) {
-    const sign = where.includes("?") ? "&" : "?";
-    const page = await ask("GET", query ? `${where}${sign}${query}` : where, { signal });
-    items.push(...page.data);
-    body.append(...page.data.map((item) => tableRow(cells(item))));
-    more.hidden = !page.has_more;
+    const { data, has_more } = await page(where, query, { signal });
+    items.push(...data);
+    body.append(...data.map((item) => tableRow(cells(item))));
+    more.hidden = !has_more;
     node.hidden = items.length === 0;
     nothing.hidden = items.length > 0;
     onitems?.(items);
