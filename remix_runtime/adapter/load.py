@@ -51,24 +51,30 @@ class RoutingFlag(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleRouting:
-    """One adapted linear. None: too few tokens to tell, or no load of the training data."""
+    """How one adapted linear spreads its tokens over the experts. None: too few tokens to tell, or
+    no load of the training data. As it stands, an answer of the admin API."""
 
     module: str
     activations: tuple[int, ...]
+    """How often each expert was activated in the window; with vLLM in a sample of the steps."""
     trained: tuple[float, ...] | None
-    """Shares of the training data's activations."""
-    entropy: float | None = None
+    """Shares of the experts in the training data."""
+    entropy: float | None
     """Of the shares, over log n: from log k / log n to 1."""
-    effective_experts: float | None = None
-    dead_experts: tuple[int, ...] = ()
-    drift: float | None = None
+    effective_experts: float | None
+    """exp(entropy): from k to n."""
+    dead_experts: tuple[int, ...]
+    """Experts with less than a hundredth of an even share."""
+    drift: float | None
     """Jensen-Shannon divergence from the training data in bits, 0 to 1, less what a sample of this
     size shows by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """An adapter. Figures are means over its modules."""
+    """How recent traffic uses an adapter's experts; figures are means over its modules. An adapter
+    that always activates all its experts has nothing to judge. As it stands, an answer of the admin
+    API."""
 
     tokens: int
     """In the module that has seen the fewest."""
@@ -180,7 +186,15 @@ def _module(
     activations = tuple(round(count) for count in counts)
     trained = None if trained_n is None else tuple(trained_n.tolist())
     if figures is None or row is None:
-        return ModuleRouting(module=module, activations=activations, trained=trained)
+        return ModuleRouting(
+            module=module,
+            activations=activations,
+            trained=trained,
+            entropy=None,
+            effective_experts=None,
+            dead_experts=(),
+            drift=None,
+        )
     drift_L = figures.drift_L
     return ModuleRouting(
         module=module,

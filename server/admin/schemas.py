@@ -9,7 +9,6 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from remix_runtime.adapter.load import RoutingFlag
 from remix_runtime.engine_state import AdapterTier
 from server.store import Progress
 from server.tenancy.canary_rows import CanaryRules
@@ -208,46 +207,6 @@ class Adapter(AdapterRecord):
     """Tenants whose set names it."""
     replica: ReplicaState | None
     """null while this server's engine does not hold it."""
-
-
-class ModuleRouting(BaseModel):
-    """How one adapted linear spreads its tokens over the experts. null: too few tokens to tell, or
-    no load of the training data."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    module: str
-    activations: list[int]
-    """How often each expert was activated in the window; with vLLM in a sample of the steps."""
-    trained: list[float] | None
-    """Shares of the experts in the training data."""
-    entropy: float | None
-    """Of the shares, over log n: from log k / log n to 1."""
-    effective_experts: float | None
-    """exp(entropy): from k to n."""
-    dead_experts: list[int]
-    """Experts with less than a hundredth of an even share."""
-    drift: float | None
-    """Jensen-Shannon divergence from the training data in bits, 0 to 1, less what chance shows."""
-
-
-class Routing(BaseModel):
-    """How recent traffic uses an adapter's experts; figures are means over its modules. An adapter
-    that always activates all its experts has nothing to judge."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    tokens: int
-    """In the window: at most about twice as many as are needed to judge by, the newest ones."""
-    enough: bool
-    """Whether there are enough tokens to judge by."""
-    entropy: float | None
-    effective_experts: float | None
-    dead_experts: int
-    """Over all modules."""
-    drift: float | None
-    flags: list[RoutingFlag]
-    modules: list[ModuleRouting]
 
 
 class Training(BaseModel):

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from remix_runtime.adapter.checkpoint import read_curves
+from remix_runtime.adapter.load import Routing
 from server.admin import schemas
 from server.admin.documentation import failures
 from server.admin.imports import describe_adapters, import_adapter
@@ -117,13 +118,13 @@ async def get_adapter(digest: str, http: Request) -> schemas.Adapter:
 
 
 @router.get("/adapters/{digest}/routing", responses=failures(404))
-async def get_routing(digest: str, http: Request) -> schemas.Routing:
+async def get_routing(digest: str, http: Request) -> Routing:
     """How recent traffic of this server uses the adapter's experts, and how that compares with the
     training data. No modules while the engine does not hold the adapter, and where it does not
     count."""
     services = admin_services(http)
     record = await services.directory.adapter(digest)
-    return schemas.Routing.model_validate(services.routing.now(record.digest))
+    return services.routing.now(record.digest)
 
 
 @router.get("/adapters/{digest}/training", responses=failures(404))
