@@ -22,6 +22,7 @@ class Process:
     log: Path
     """What it writes to stderr."""
     url: str = ""
+    """Where it serves; of `remix serve` with tenants the admin API."""
 
     def stop(self) -> int:
         """By SIGTERM; its exit code."""

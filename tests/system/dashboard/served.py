@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.system import processes
 
 KEY = "the-key-of-the-operator"
 
@@ -43,29 +41,12 @@ class Served:
 @contextmanager
 def serving(folder: Path, *options: str | Path) -> Iterator[Served]:
     """Adapters are imported from under `folder`/sources."""
-    log = folder / "server.log"
-    command: Sequence[str | Path] = [
-        *(sys.executable, "-c", "from remix_runtime.cli import main; main()", "serve"),
-        *("--data-dir", folder / "data", "--import-root", folder / "sources"),
-        *("--port", "0", "--admin-port", "0"),
-        *options,
-    ]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**os.environ, "REMIX_ADMIN_KEY": KEY},
-        )
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        found = re.search(r"the admin API at (\S+)", first)
-        assert found, f"the server did not start: {log.read_text()[-2000:]}"
+    tenants = ("--data-dir", folder / "data", "--import-root", folder / "sources")
+    with processes.serving(
+        *(*tenants, "--admin-port", "0", *options),
+        log=folder / "server.log",
+        environment={"REMIX_ADMIN_KEY": KEY},
+    ) as process:
         headers = {"Authorization": f"Bearer {KEY}"}
-        with httpx.Client(base_url=found[1], headers=headers, timeout=120) as client:
-            yield Served(found[1], client)
-    finally:
-        process.terminate()
-        process.communicate()
+        with httpx.Client(base_url=process.url, headers=headers, timeout=120) as client:
+            yield Served(process.url, client)
