@@ -165,13 +165,9 @@ class Admission:
         await _obtained(act, self._supply, self._clock)
 
     async def obtain_tokenizing(self, tokens: int) -> None:
-        """As `reserve_tokenizing`, and waits a moment for what only other servers have."""
+        """Reserves what it costs to turn so many tokens into text, or text into them, as
+        `obtain_tokens`."""
         await self.obtain_tokens(_tokenizing(tokens))
-
-    def reserve_tokenizing(self, tokens: int) -> None:
-        """Reserves what it costs to turn so many tokens into text, or text into them. Raises
-        `RateLimitedError`."""
-        self.reserve_tokens(_tokenizing(tokens))
 
     def take_places(self, sequences: int) -> None:
         """Makes the request hold a place for each of its sequences. Raises `RateLimitedError`."""

@@ -78,10 +78,6 @@ class ArmFigures:
     token: Times = field(default_factory=Times)
     """The mean of a request's later tokens."""
 
-    @property
-    def error_rate(self) -> float:
-        return self.failures / self.requests if self.requests else 0.0
-
     def __add__(self, other: ArmFigures) -> ArmFigures:
         return ArmFigures(
             self.requests + other.requests,

@@ -120,21 +120,21 @@ def test_a_part_of_a_token_is_none(quotas: Quotas, clock: StoppedClock) -> None:
         assert admission.headers["x-ratelimit-reset-tokens"] == "58.5s"
 
 
-def test_tokenizing_costs_a_tenth_rounded_up_and_adds_up(quotas: Quotas) -> None:
+async def test_tokenizing_costs_a_tenth_rounded_up_and_adds_up(quotas: Quotas) -> None:
     with quotas.admit("a", TOKENS) as admission:
-        admission.reserve_tokenizing(101)
+        await admission.obtain_tokenizing(101)
         assert left(admission) == 49
         admission.tokenized(60)
         admission.tokenized(60)
         admission.settle(0)
         assert left(admission) == 60 - 12
     with quotas.admit("a", TOKENS) as admission, pytest.raises(RateLimitedError):
-        admission.reserve_tokenizing(481)
+        await admission.obtain_tokenizing(481)
 
 
-def test_tokenizing_without_a_limit_costs_nothing(quotas: Quotas) -> None:
+async def test_tokenizing_without_a_limit_costs_nothing(quotas: Quotas) -> None:
     with quotas.admit("a", Quota()) as admission:
-        admission.reserve_tokenizing(10**12)
+        await admission.obtain_tokenizing(10**12)
         admission.tokenized(10**12)
         admission.settle(0)
         assert admission.headers == {}

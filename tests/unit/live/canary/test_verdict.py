@@ -145,7 +145,7 @@ def test_never_promoted_outside_of_the_bounds(
     assert age >= rules.bake_seconds
     assert figures.canary.requests >= rules.bake_requests
     usual = figures.live.failures / max(figures.live.requests, 20)
-    assert figures.canary.error_rate <= usual + rules.max_extra_errors
+    assert figures.canary.failures / figures.canary.requests <= usual + rules.max_extra_errors
     if figures.canary.first.count:
         median, of_live = figures.canary.first.quantile(0.5), figures.live.first.quantile(0.5)
         assert median is not None
