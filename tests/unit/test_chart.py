@@ -15,7 +15,8 @@ from remix_runtime.engines.fake import FakeEngine
 from server.app import create_app
 from server.engines import EngineName
 from server.settings import ServerSettings
-from tests.deployed import DEFAULTS, Served
+from tests.chart import Object, every_pod, files, objects, pod, served_by, the, workload
+from tests.deployed import DEFAULTS
 from tests.helm import CHART, HelmError, helm, render
 
 VALUES = ("", *sorted(path.stem for path in (CHART / "values").glob("*.yaml")))
@@ -24,58 +25,6 @@ COMBINATIONS = (*((name,) if name else () for name in VALUES), ("gpu", "postgres
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 """Of operators; Kubernetes itself has no schema for them."""
 PORT, ADMIN_PORT = DEFAULTS["port"].default, DEFAULTS["admin_port"].default
-
-Object = dict[str, Any]
-
-
-def files(name: str) -> tuple[str, ...]:
-    return (name,) if name else ()
-
-
-def objects(name: str, kind: str, *sets: str) -> dict[str, Object]:
-    """By their names."""
-    found = render(*files(name), sets=sets)
-    return {item["metadata"]["name"]: item for item in found if item["kind"] == kind}
-
-
-def the(name: str, kind: str, *sets: str) -> Object:
-    """The release's own object of a kind."""
-    return objects(name, kind, *sets)["remix-serve"]
-
-
-def workload(name: str, *sets: str) -> Object:
-    (found,) = [
-        item
-        for item in render(*files(name), sets=sets)
-        if item["kind"] in ("StatefulSet", "Deployment")
-        and item["metadata"]["name"] == "remix-serve"
-    ]
-    return found
-
-
-def pod(name: str, *sets: str) -> tuple[Object, Object]:
-    """And its only container."""
-    spec = workload(name, *sets)["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    return spec, container
-
-
-def every_pod(name: str) -> list[Object]:
-    found = render(*files(name))
-    return [item["spec"]["template"] for item in found if "template" in item.get("spec", {})]
-
-
-def served_by(name: str, *sets: str) -> Served:
-    _, container = pod(name, *sets)
-    claims = workload(name, *sets)["spec"].get("volumeClaimTemplates", [])
-    lasting = {claim["metadata"]["name"] for claim in claims}
-    served = Served(container["args"], {item["name"]: item for item in container["env"]})
-    for mount in container["volumeMounts"]:
-        if mount.get("readOnly"):
-            served.read_only[mount["mountPath"]] = mount["name"]
-        elif mount["name"] in lasting:
-            served.writable[mount["mountPath"]] = mount["name"]
-    return served
 
 
 @pytest.mark.parametrize("values", COMBINATIONS)

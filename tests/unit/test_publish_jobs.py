@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.chart import objects, the
+from tests.chart import pod as server_pod
 from tests.deployed import Served
-from tests.unit.test_chart import objects, the
-from tests.unit.test_chart import pod as server_pod
 from tests.unit.test_deployment import ADMIN_PORT, EXTRAS, LOCKED, ROOT, compose
 
 COMPOSE, MANIFEST = "compose.publish.yaml", "publish-job.yaml"

@@ -8,8 +8,8 @@ import pytest
 
 from server import budget
 from server.options import engine_options
+from tests.chart import pod, served_by
 from tests.deployed import Served
-from tests.unit.test_chart import pod, served_by
 from tests.unit.test_deployment import SINGLE, TENANTS, compose
 
 
