@@ -17,10 +17,10 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import islice, takewhile
 
-import torch
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
-from torch import Tensor
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from remix_runtime.contracts import Grammar, GrammarKind, ModelInfo
@@ -37,9 +37,6 @@ COMPILE_SECONDS = 10.0
 _CACHE_GRAMMARS = 128
 _CACHE_CHARS = 16 * MAX_CHARS
 _ERROR_CHARS = 400
-_BITS = torch.arange(8, dtype=torch.uint8)
-_FEW = 16
-"""Few tokens are allowed where less than this part of a mask's bytes has any."""
 
 _LIMITS = LLParserLimits(
     max_items_in_row=2_000,
@@ -98,23 +95,11 @@ class Matcher:
         """Whether the token may come next."""
         return bool(self._matcher.validate_tokens([token_id]) == 1)
 
-    def mask(self, size: int) -> Tensor:
-        """Which of the first `size` tokens may come next: bool [size]."""
-        mask = _writable(self._matcher.compute_logit_bias())
+    def mask(self, size: int) -> NDArray[np.bool_]:
+        """Which of the first `size` tokens may come next: [size]."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._require_works()
-        return mask.clamp_max_(1).view(torch.bool)[:size]
-
-    def few(self, size: int) -> Tensor | None:
-        """The tokens below `size` that may come next, ascending; None where they are many, which
-        takes longer to list than to mask."""
-        mask = _writable(self._matcher.compute_bitmask())
-        self._require_works()
-        some = torch.nonzero(mask).squeeze(-1)
-        if len(some) > len(mask) // _FEW:
-            return None
-        rows, bits = torch.nonzero((mask[some].unsqueeze(1) >> _BITS) & 1).unbind(1)
-        ids = 8 * some[rows] + bits
-        return ids if len(mask) * 8 <= size else ids[ids < size]
+        return np.unpackbits(bits, bitorder="little").view(np.bool_)[:size]
 
     def forced(self, size: int) -> tuple[int, ...]:
         """The next tokens, those below `size`, where the grammar leaves no choice of text: as the
@@ -129,10 +114,6 @@ class Matcher:
     def _require_works(self) -> None:
         if self._matcher.is_error():
             raise RemixError(f"the grammar cannot be followed: {_words(self._matcher.get_error())}")
-
-
-def _writable(mask: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(mask), dtype=torch.uint8)  # torch takes no other memory
 
 
 class Grammars:

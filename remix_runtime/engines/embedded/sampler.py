@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,8 +33,8 @@ class Sample:
 def sample(logits_SV: Tensor, jobs: list[Job]) -> list[Sample | Exception]:
     """Draws one sample per row. A row that fails gives its exception and leaves the others
     alone."""
-    best_S1 = torch.argmax(logits_SV, dim=-1, keepdim=True)  # the first of equal values
-    # argmax takes NaN for the largest, so the best logit tells whether a row is sound.
+    best_S1 = _best(logits_SV)
+    # NaN counts as the highest, so the best logit tells whether a row is sound.
     finite = torch.isfinite(logits_SV.gather(1, best_S1)).flatten().tolist()
     best = best_S1.flatten().tolist()
     results: list[Sample | Exception] = []
@@ -56,12 +57,12 @@ def _sample_row(logits_V: Tensor, best: int, job: Job) -> Sample:
     token_id = best
     adjusted_V = job.ruled(logits_V)
     if adjusted_V is not logits_V:
-        token_id = int(torch.argmax(adjusted_V))
+        token_id = int(_best(adjusted_V))
     ids: Tensor | None = None
     # A greedy token that the grammar allows needs no mask.
     if matcher is not None and (params.temperature > 0 or not matcher.allows(token_id)):
         adjusted_V, ids = _allowed(adjusted_V, matcher)
-        token_id = int(torch.argmax(adjusted_V))
+        token_id = int(_best(adjusted_V))
     if adjusted_V is not logits_V and float(adjusted_V[token_id]) == -math.inf:
         raise ValueError("no token is left that may be drawn")
     if params.temperature > 0:
@@ -77,14 +78,22 @@ def _sample_row(logits_V: Tensor, best: int, job: Job) -> Sample:
 def _allowed(logits_V: Tensor, matcher: Matcher) -> tuple[Tensor, Tensor | None]:
     """The logits of the tokens that the grammar allows, and which they are; where they are many,
     the logits of all tokens without the others."""
-    vocab, device = logits_V.shape[0], logits_V.device
-    ids = matcher.few(vocab)
-    if ids is None:
-        return torch.where(matcher.mask(vocab).to(device), logits_V, -math.inf), None
-    if not len(ids):
+    mask = matcher.mask(logits_V.shape[0])
+    count = np.count_nonzero(mask)
+    if not count:
         raise ValueError("the grammar allows no token")
-    ids = ids.to(device)
+    if 2 * count > len(mask):
+        allowed_V = torch.from_numpy(mask).to(logits_V.device)
+        return torch.where(allowed_V, logits_V, -math.inf), None
+    ids = torch.from_numpy(np.flatnonzero(mask)).to(logits_V.device)
     return logits_V[ids], ids
+
+
+def _best(logits: Tensor) -> Tensor:
+    """Where each row of [..., V] is highest, [..., 1]: at the first of equal values, and of NaN."""
+    if logits.is_cpu and logits.dtype is torch.float32:  # in a tenth of torch's time
+        return torch.from_numpy(logits.numpy().argmax(-1, keepdims=True))
+    return torch.argmax(logits, dim=-1, keepdim=True)
 
 
 def _draw(logits_V: Tensor, params: SamplingParams, u: float) -> int:

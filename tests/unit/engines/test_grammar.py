@@ -47,10 +47,8 @@ def matcher(grammar: Grammar, tokenizer: LLTokenizer = BYTES) -> Matcher:
 
 
 def allowed(item: Matcher, size: int = 10**6) -> list[int]:
-    found: list[int] = item.mask(size).nonzero().flatten().tolist()
-    if (few := item.few(size)) is not None:
-        assert few.tolist() == found
-    return found
+    (found,) = item.mask(size).nonzero()
+    return [int(token_id) for token_id in found]
 
 
 # -- following ----------------------------------------------------------------------------------

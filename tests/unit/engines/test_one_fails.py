@@ -84,7 +84,7 @@ EMBEDDED = COMMON | {
     "grammar allows": (grammar.Matcher, "allows", always, 2, {"grammar": GRAMMAR}),
     "grammar masks": (
         grammar.Matcher,
-        "few",
+        "mask",
         always,
         2,
         {"grammar": GRAMMAR, "temperature": 1.0, "seed": 1},

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from llguidance import LLMatcher
+from numpy.typing import NDArray
 
 from remix_runtime.contracts import (
     GenerationRequest,
@@ -219,13 +221,13 @@ def test_a_greedy_token_that_fits_needs_no_mask(monkeypatch: pytest.MonkeyPatch)
     for row, byte in zip(rows, b"abaZ", strict=True):
         row[byte] = 5.0
     masks: list[int] = []
-    whole = Matcher.few
+    whole = Matcher.mask
 
-    def few(self: Matcher, size: int) -> torch.Tensor | None:
+    def mask(self: Matcher, size: int) -> NDArray[np.bool_]:
         masks.append(size)
         return whole(self, size)
 
-    monkeypatch.setattr(Matcher, "few", few)
+    monkeypatch.setattr(Matcher, "mask", mask)
     assert bytes(run(grammar_job("[ab]{3}[A-Z]"), rows)) == b"abaZ"
     assert not masks
     rows[1][ord("a")], rows[1][ord("Q")] = 4.0, 9.0

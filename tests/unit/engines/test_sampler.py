@@ -59,10 +59,13 @@ def random_logits() -> torch.Tensor:
     return torch.randn(V) * 2
 
 
-def test_greedy_takes_the_first_of_equal_logits() -> None:
-    logits_V = torch.zeros(V)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_greedy_takes_the_first_of_equal_logits(dtype: torch.dtype) -> None:
+    logits_V = torch.zeros(V, dtype=dtype)
     logits_V[[7, 3, 30]] = 2.0
     assert one(logits_V, job_of(temperature=0.0)) == 3
+    of_every_second = torch.stack((logits_V, torch.full_like(logits_V, 9.0)), dim=1)[:, 0]
+    assert one(of_every_second, job_of(temperature=0.0)) == 3
 
 
 def test_temperature_one_follows_the_softmax() -> None:
@@ -174,7 +177,8 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 
 
 def test_a_row_with_nan_fails_alone() -> None:
-    logits_SV = torch.stack([random_logits(), torch.full((V,), math.nan), random_logits()])
+    logits_SV = torch.stack([random_logits() for _ in range(3)])
+    logits_SV[1, 17] = math.nan
     results = sample(logits_SV, [job_of(temperature=0.0) for _ in range(3)])
     assert isinstance(results[1], ArithmeticError)
     assert isinstance(results[0], Sample)
