@@ -1,6 +1,7 @@
 """The sampler against what the parameters say, with random logits."""
 
 import math
+import random
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,20 @@ from remix_runtime.engines.embedded.sampler import Sample, sample
 from tests.engines import NoText
 
 V = 50
+
+Law = dict[int, float]
+"""The chance of each token."""
+
+
+class Fixed(random.Random):
+    """Gives the same number always."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self._number = number
+
+    def random(self) -> float:
+        return self._number
 
 
 def job_of(prompt: tuple[int, ...] = (1, 2), **params: Any) -> Job:
@@ -184,3 +199,68 @@ def test_a_row_with_nan_fails_alone() -> None:
     assert isinstance(results[0], Sample)
     assert isinstance(results[2], Sample)
     assert results[2].token_id == int(logits_SV[2].argmax())
+
+
+def kept(logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> Law:
+    """What each token may be drawn with, by vLLM's order of rules, in plain Python."""
+    top = max(logits)
+    weights = [math.exp((z - top) / temperature) for z in logits]
+    weights = [w if w >= min_p else 0.0 for w in weights]
+    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
+    if top_k > 0:
+        order = order[:top_k]
+    total = math.fsum(weights[i] for i in order)
+    before, some = 0.0, []
+    for i in order:
+        if before < top_p * total:
+            some.append(i)
+        before += weights[i]
+    mass = math.fsum(weights[i] for i in some)
+    return {i: weights[i] / mass for i in some if weights[i]}
+
+
+@pytest.mark.parametrize("vocab", [50, 64, 1500, 5000])
+@pytest.mark.parametrize("spread", [0.0, 0.02, 1.0, 6.0])
+def test_a_draw_is_where_the_cumulative_chances_pass_the_random_number(
+    vocab: int, spread: float
+) -> None:
+    """In the order of the chances where some are cut off, else of the ids."""
+    rng = random.Random(vocab + int(100 * spread))
+    for _ in range(25):
+        rules = {
+            "temperature": rng.choice([0.3, 1.0, 1.7]),
+            "top_k": rng.choice([0, 0, 1, 7, 40, vocab + 5]),
+            "top_p": rng.choice([1.0, 1.0, 0.95, 0.5, 0.01]),
+            "min_p": rng.choice([0.0, 0.0, 0.02, 0.9]),
+        }
+        logits_V = spread * torch.randn(vocab, dtype=torch.float64).float()
+        chances = kept([float(z) for z in logits_V], **rules)
+        is_sorted = 0 < rules["top_k"] < vocab or rules["top_p"] < 1.0
+        order = chances if is_sorted else sorted(chances)
+        u, passed = rng.random(), 0.0
+        for expected in order:
+            passed += chances[expected]
+            if passed > u:
+                break
+        if min(abs(passed - u), abs(passed - chances[expected] - u)) < 1e-9:
+            continue  # either of two may be drawn
+        item = job_of(seed=1, **rules)
+        item.rng = Fixed(u)
+        assert one(logits_V, item) == expected, rules
+
+
+@pytest.mark.parametrize("u", [0.0, math.nextafter(1.0, 0.0)])
+def test_what_has_no_chance_is_not_drawn_at_the_ends(u: float) -> None:
+    logits_V = torch.full((200,), -math.inf)
+    logits_V[70:130] = torch.randn(60)
+    for rules in ({}, {"top_p": 0.9}, {"top_k": 150}, {"min_p": 0.1}):
+        item = job_of(seed=1, **rules)
+        item.rng = Fixed(u)
+        assert 70 <= one(logits_V, item) < 130
+
+
+def test_the_logits_stay_as_they_are() -> None:
+    logits_V = torch.randn(V, dtype=torch.float64)
+    before = logits_V.clone()
+    one(logits_V, job_of(seed=3))
+    assert torch.equal(logits_V, before)
