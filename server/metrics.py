@@ -311,6 +311,7 @@ class _EngineCollector(Collector):
             ),
             ("engine_alive", "1 while the engine makes progress.", health.alive),
             ("replicas", "Replicas that answer; 0 for an engine without any.", stats.replicas),
+            ("replicas_wanted", "The fewest that should answer.", stats.replicas_wanted),
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))
         for name, text, total in (

@@ -21,7 +21,7 @@ from server.live.canary.figures import Figures
 from server.live.canary.running import RunningCanary
 from server.live.canary.verdict import Judgement, Verdict, judge
 from server.live.follower import Follower
-from server.live.metrics import LiveMetrics
+from server.live.metrics import AUTOMATIC, BY_HAND, LiveMetrics
 from server.live.sets import LiveSets
 from server.live.swap import BadSetError
 from server.tenancy.canary_rows import Canary, CanaryRules, Outcome
@@ -184,7 +184,8 @@ class CanaryKeeper:
                 raise
             ended = canary
         if ended.outcome is outcome and ended.reason == reason:
-            self._metrics.canaries.labels(outcome).inc()
+            decision = AUTOMATIC if actor == ACTOR else BY_HAND
+            self._metrics.canaries.labels(outcome, decision).inc()
             log.warning(
                 "canary %s of %s/%s was %s: %s; %s",
                 *(canary.digest, canary.tenant, canary.name, outcome, reason, figures),

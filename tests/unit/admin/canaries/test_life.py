@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from remix_runtime import watch
 from server.tenancy.errors import DatabaseUnavailableError
 from tests.unit.admin.canaries.harness import PATH, QUICK, SLOW, Server, begin
+
+
+async def ends_counted(server: Server) -> dict[tuple[str, str], float]:
+    """What `/metrics` counts, by outcome and decision. All that may be counted has a series."""
+    found = {}
+    text = (await server.admin.get("/metrics")).text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "remix_canaries_ended_total":
+                found[sample.labels["outcome"], sample.labels["decision"]] = sample.value
+    assert len(found) == 3
+    return {key: count for key, count in found.items() if count}
 
 
 async def test_a_share_of_the_users_gets_it_and_each_stays_on_its_side(server: Server) -> None:
@@ -35,6 +48,7 @@ async def test_it_is_promoted_within_the_bounds_as_a_revision_like_any_other(
     shown = await server.succeed("GET", "/tenants/acme/set")
     assert (shown["adapters"], shown["revision"], shown["live_revision"]) == ({"x": new}, 2, 2)
     assert set(await server.digests_of(10)) == {new}
+    assert await ends_counted(server) == {("promoted", "automatic"): 1}
     await server.succeed("POST", "/tenants/acme/set/rollback", json={"revision": 1})
 
 
@@ -46,6 +60,7 @@ async def test_a_slow_one_is_rolled_back(server: Server) -> None:
     ended = await server.ended()
     assert ended["state"] == "rolled_back"
     assert "first token: 40 of 40 requests took longer than" in ended["reason"]
+    assert await ends_counted(server) == {("rolled_back", "automatic"): 1}
 
 
 async def test_one_that_was_stopped_is_rolled_back_though_its_figures_are_good_again(
@@ -77,6 +92,7 @@ async def test_by_hand_it_ends_at_once_and_a_second_time_changes_nothing(server:
     assert await server.succeed("DELETE", f"{PATH}?name=x") == ended
     rows = (await server.succeed("GET", "/audit?tenant=acme&limit=1"))["data"]
     assert (rows[0]["action"], rows[0]["actor"]) == ("canary.rolled_back", "admin")
+    assert await ends_counted(server) == {("rolled_back", "by_hand"): 1}
 
 
 async def test_a_change_of_the_set_ends_it(server: Server) -> None:
