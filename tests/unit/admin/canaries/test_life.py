@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from remix_runtime import watch
+from remix_runtime.adapter.load import judge
 from server.tenancy.errors import DatabaseUnavailableError
 from tests.unit.admin.canaries.harness import PATH, QUICK, SLOW, Server, begin
 
@@ -140,7 +141,9 @@ async def test_a_dry_run_loads_it_and_changes_nothing_and_the_same_again_is_no_c
     assert [row["action"] for row in rows].count("canary.begin") == 1
 
 
-async def test_series_by_arm_are_there_while_it_runs(server: Server) -> None:
+async def test_series_by_arm_are_there_while_it_runs(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await begin(server, share=0.25)
     await server.digests_of(20)
 
@@ -154,5 +157,18 @@ async def test_series_by_arm_are_there_while_it_runs(server: Server) -> None:
         labels = {line.split(" ")[0].removeprefix(f"remix_canary_{name}") for line in found}
         assert arms <= labels, name
     assert 'remix_canary_share{adapter="x",tenant="acme"} 0.25' in found
+    # Its routing beside that of the live adapter, which has the name's other series.
+    live, new = await server.adapter(0), await server.adapter(1)
+    judged = {
+        live: judge({"m": [5000, 5000, 5000, 5000]}, k=2),
+        new: judge({"m": [0, 0, 9000, 9000]}, k=2),
+    }
+    monkeypatch.setattr(server.services.routing, "_latest", judged)
+    text = (await server.admin.get("/metrics")).text
+    for of, experts, collapsed in (("adapter", 4.0, 0.0), ("canary", 2.0, 1.0)):
+        name = 'adapter="x",'
+        assert f'remix_{of}_effective_experts{{{name}tenant="acme"}} {experts}\n' in text
+        flag = f'remix_{of}_routing_flag{{{name}flag="collapsed",tenant="acme"}} {collapsed}\n'
+        assert flag in text
     await server.succeed("DELETE", f"{PATH}?name=x")
     assert await series() == []
