@@ -296,7 +296,7 @@ async def test_a_wrong_record_of_the_training_does_not_get_in(
     stored = await store.import_from(str(adapter))
     before = contents(stored.folder)
     (adapter / TRAINING_FILE).write_text('{"format_version": 1, "curves": 1}')
-    with pytest.raises(RejectedAdapterError, match="training.json: curves"):
+    with pytest.raises(RejectedAdapterError, match=r"training\.json: curves"):
         await store.import_from(str(adapter))
     assert contents(stored.folder) == before
 
