@@ -32,7 +32,8 @@ from server.tenancy.records import now
 log = logging.getLogger(__name__)
 
 CANARIES_TASK = "canaries"
-"""Name of the watched tasks."""
+LOADS_TASK = "canary loads"
+"""Names of the watched tasks."""
 ACTOR = "canary"
 """Who the audit says did what no person did."""
 
@@ -239,7 +240,7 @@ class CanaryKeeper:
         for ident in missing.keys() - self._loads.keys():
             canary = missing[ident].record
             self._loads[ident] = self._watch.start(
-                CANARIES_TASK,
+                LOADS_TASK,
                 partial(self._load, missing[ident]),
                 what=f"loading canary {canary.digest} of {canary.tenant}/{canary.name}",
                 due_seconds=LOAD_SECONDS,

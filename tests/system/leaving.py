@@ -1,5 +1,5 @@
-"""A server on a cluster whose worker leaves, as a program: `ADDRESS COMMAND…`, where the command lets
-the worker leave. It fails where a request does, or where one is sent to that worker afterwards."""
+"""A server on a cluster whose worker leaves, as a program: `ADDRESS COMMAND…`, where the command
+lets the worker leave. It fails where a request does, or where one is sent to it afterwards."""
 
 from __future__ import annotations
 

@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 
-from remix_runtime.watch import TELL_SECONDS, Watch
+from remix_runtime.watch import LAST_PAUSE_SECONDS, TELL_SECONDS, Watch
 from server.live import canary_keeper
 from server.live.canary.running import RunningCanary
-from server.live.canary_keeper import CANARIES_TASK, DUE_SECONDS, LOOK_SECONDS, CanaryKeeper
+from server.live.canary_keeper import (
+    CANARIES_TASK,
+    DUE_SECONDS,
+    LOADS_TASK,
+    LOOK_SECONDS,
+    CanaryKeeper,
+)
+from server.live.follower import LOAD_SECONDS
 from server.store import StoreError
 from server.tenancy.canary_rows import Canary, CanaryRules
 from server.tenancy.errors import DatabaseUnavailableError
@@ -110,7 +117,7 @@ async def test_a_load_that_fails_is_tried_again_after_longer_and_longer_and_told
     keeper.start()
     await clock.advance(60)
     assert canaries.loads == 6  # after 1, 2, 4, 8 and 16 seconds
-    assert watch.failing == (CANARIES_TASK,)
+    assert watch.failing == (LOADS_TASK,)
     await clock.advance(3600)
     assert 6 + 55 <= canaries.loads <= 6 + 60
     assert [r.getMessage() for r in caplog.records if "loading canary" in r.getMessage()] == [
@@ -132,6 +139,31 @@ async def test_a_load_that_fails_is_tried_again_after_longer_and_longer_and_told
     await watch.stop()
 
 
+@pytest.mark.parametrize("trouble", ["killed", "failing", "hanging"])
+async def test_a_load_comes_back(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    canaries, clock = Canaries(), FakeClock()
+    canaries.trouble = None
+    how = "hanging" if trouble == "killed" else trouble
+    broken = Trouble(monkeypatch, canaries, "load", how)
+    watch = Watch(clock)
+    keeper = canaries.keeper(watch, monkeypatch)
+    keeper.start()
+    await clock.advance(LOOK_SECONDS)
+    assert broken.calls >= 1
+    if trouble == "killed":
+        kill("CanaryKeeper._load")
+    await clock.advance(LOAD_SECONDS + 2 * LOOK_SECONDS)
+    assert watch.failing == (LOADS_TASK,)
+    assert broken.calls > 1
+    broken.over()
+    await clock.advance(LAST_PAUSE_SECONDS)
+    assert canaries.loaded
+    await clock.advance(LOOK_SECONDS)
+    assert not watch.failing
+    await keeper.stop()
+    await watch.stop()
+
+
 @pytest.mark.parametrize("how", ["ended", "loaded by others"])
 async def test_what_need_not_be_loaded_is_tried_no_more(
     how: str, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +173,7 @@ async def test_what_need_not_be_loaded_is_tried_no_more(
     keeper = canaries.keeper(watch, monkeypatch)
     keeper.start()
     await clock.advance(40)
-    assert watch.failing == (CANARIES_TASK,)
+    assert watch.failing == (LOADS_TASK,)
     if how == "ended":
         canaries.all = []
     else:
