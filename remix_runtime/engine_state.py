@@ -46,6 +46,8 @@ class EngineStats:
     host_adapter_bytes_total: int = 0
     replicas: int = 0
     """Replicas that answer, of an engine that has some."""
+    replicas_wanted: int = 0
+    """The fewest that should."""
     placed_requests: int = 0
     """Requests with adapters that came to a replica, since the start."""
     placed_requests_found: int = 0

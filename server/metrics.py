@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from remix_runtime.contracts import Engine, TokenEvent
+from server.live.canary.series import MAX_CANARIES
 from server.live.routing import RoutingMonitor
 from server.live.sets import LiveSets
 from server.routing_series import expert_series, routing_series
@@ -311,6 +312,7 @@ class _EngineCollector(Collector):
             ),
             ("engine_alive", "1 while the engine makes progress.", health.alive),
             ("replicas", "Replicas that answer; 0 for an engine without any.", stats.replicas),
+            ("replicas_wanted", "The fewest that should answer.", stats.replicas_wanted),
         ):
             yield GaugeMetricFamily(f"remix_{name}", text, value=float(value))
         for name, text, total in (
@@ -363,6 +365,12 @@ class _EngineCollector(Collector):
             info.add_metric(labels, 1.0)
         yield info
         yield from routing_series(served, self._routing.latest)
+        # By names of their own: the live adapter of a name has the other series.
+        canaries = [
+            (record.tenant, record.name, record.digest)
+            for record in (running.record for running in self._sets.canaries.all[:MAX_CANARIES])
+        ]
+        yield from routing_series(canaries, self._routing.latest, of="canary")
         yield from vllm_series(stats, self._in_flight, model=self._sets.base_name)
         digests = dict.fromkeys(digest for *_, digest in served)
         yield from expert_series(self._engine, digests, self._max_series)

@@ -13,10 +13,11 @@ _LABELS = ("tenant", "adapter")
 
 
 def routing_series(
-    served: Sequence[tuple[str, str, str]], latest: Mapping[str, Routing]
+    served: Sequence[tuple[str, str, str]], latest: Mapping[str, Routing], *, of: str = "adapter"
 ) -> Iterator[Metric]:
-    """`served`: tenant, name and digest; `latest`: what is known by digest. An adapter has no
-    series before there are enough tokens to judge by, and none when it is no longer served."""
+    """`served`: tenant, name and digest; `latest`: what is known by digest; `of`: a word of the
+    series' names, for what has those tenants' names. An adapter has no series before there are
+    enough tokens to judge by, and none when it is no longer served."""
     judged = [
         ((tenant, name), latest[digest])
         for tenant, name, digest in served
@@ -46,14 +47,14 @@ def routing_series(
             "drift",
         ),
     ):
-        gauge = GaugeMetricFamily(f"remix_adapter_{metric}", text, labels=_LABELS)
+        gauge = GaugeMetricFamily(f"remix_{of}_{metric}", text, labels=_LABELS)
         for labels, routing in judged:
             if (value := getattr(routing, field)) is not None:
                 gauge.add_metric(labels, float(value))
         yield gauge
     flags = GaugeMetricFamily(
-        "remix_adapter_routing_flag",
-        "1 while the adapter's routing has drifted or collapsed.",
+        f"remix_{of}_routing_flag",
+        f"1 while the {of}'s routing has drifted or collapsed.",
         labels=(*_LABELS, "flag"),
     )
     for labels, routing in judged:

@@ -116,14 +116,14 @@ class Bucket:
         return max(excess, 0.0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Standing:
     """What this server is among those that share quotas."""
 
     server: str = ""
     """Its name, a new one whenever it comes too late to renew its leases."""
-    until: float = float("-inf")
-    """When its leases end."""
+    until: float
+    """When its leases end; its start, while it never had any."""
     servers: int = 1
     """How many there were at the last exchange, itself among them."""
 
@@ -132,8 +132,8 @@ class LeasedBucket(Bucket):
     """A server's part of a limit that several servers share: what it holds was leased, and only
     leases add to it.
 
-    Once the leases have ended it counts alone: nothing is left of them, and it refills by an equal
-    part of the limit.
+    Once the leases have ended it counts alone: nothing is left of them, and from that moment on it
+    refills by an equal part of the limit, whenever it is looked at or made.
     """
 
     def __init__(self, limit: int, now: float, standing: Standing) -> None:
@@ -145,6 +145,8 @@ class LeasedBucket(Bucket):
         self._taken_leased = 0.0
         """What was taken when it began to count alone."""
         self._forget()
+        if self.alone:
+            self._updated = standing.until
         self._elsewhere = float(limit)
         """What was free, or in the hands of other servers, at the last exchange."""
         self._asked = now
@@ -184,7 +186,7 @@ class LeasedBucket(Bucket):
         if not self.alone and now >= self._standing.until:
             self.alone, self._taken_leased = True, self.taken
             self._forget()
-            self._updated = now
+            self._updated = self._standing.until
         super().refill(now)
 
     def resize(self, limit: int, now: float) -> None:

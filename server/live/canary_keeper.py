@@ -12,16 +12,16 @@ import logging
 import math
 import secrets
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from remix_runtime.background import BackgroundTasks
 from remix_runtime.watch import Watch, Watched
 from server.live.adapters import UNSERVABLE, LiveAdapters
 from server.live.canary.figures import Figures
 from server.live.canary.running import RunningCanary
 from server.live.canary.verdict import Judgement, Verdict, judge
-from server.live.follower import Follower
-from server.live.metrics import LiveMetrics
+from server.live.follower import LOAD_SECONDS, Follower
+from server.live.metrics import AUTOMATIC, BY_HAND, LiveMetrics
 from server.live.sets import LiveSets
 from server.live.swap import BadSetError
 from server.tenancy.canary_rows import Canary, CanaryRules, Outcome
@@ -32,7 +32,8 @@ from server.tenancy.records import now
 log = logging.getLogger(__name__)
 
 CANARIES_TASK = "canaries"
-"""Name of the watched task."""
+LOADS_TASK = "canary loads"
+"""Names of the watched tasks."""
 ACTOR = "canary"
 """Who the audit says did what no person did."""
 
@@ -53,24 +54,26 @@ class CanaryKeeper:
         sets: LiveSets,
         follower: Follower,
         metrics: LiveMetrics,
+        watch: Watch,
     ) -> None:
         self._directory = directory
         self._adapters = adapters
         self._sets = sets
         self._follower = follower
         self._metrics = metrics
+        self._watch = watch
         self._server = secrets.token_hex(8)
         """This process, in reports."""
         self._reported: dict[str, dict[str, Any]] = {}
         """The last report on each canary."""
         self._exchanged = -math.inf
-        self._loads: dict[str, asyncio.Task[None]] = {}
-        self._tasks = BackgroundTasks(log, "loading a canary")
+        self._loads: dict[str, Watched] = {}
+        """By canary."""
         self._watched: Watched | None = None
         self._time = asyncio.get_running_loop().time
 
-    def start(self, watch: Watch) -> None:
-        self._watched = watch.start(
+    def start(self) -> None:
+        self._watched = self._watch.start(
             CANARIES_TASK,
             self._keep,
             what="keeping the canaries",
@@ -81,9 +84,7 @@ class CanaryKeeper:
     async def stop(self) -> None:
         if self._watched is not None:
             await self._watched.stop()
-        for load in self._loads.values():
-            load.cancel()
-        await self._tasks.settle()
+        await asyncio.gather(*(load.stop() for load in self._loads.values()))
 
     # On request
 
@@ -142,6 +143,7 @@ class CanaryKeeper:
 
     async def _keep(self, task: Watched) -> None:
         while True:
+            self._load_missing()
             failure: Exception | None = None
             for canary in self._sets.canaries.all:
                 try:
@@ -156,8 +158,6 @@ class CanaryKeeper:
             await task.rest(LOOK_SECONDS)
 
     async def _look_at(self, canary: RunningCanary) -> None:
-        if canary.fault is None and not self._sets.canaries.is_loaded(canary):
-            self._load(canary)
         judgement = _judge(canary.record, canary.figures)
         if canary.stopped is not None:
             judgement = Judgement(Verdict.ROLL_BACK, canary.stopped)
@@ -184,7 +184,8 @@ class CanaryKeeper:
                 raise
             ended = canary
         if ended.outcome is outcome and ended.reason == reason:
-            self._metrics.canaries.labels(outcome).inc()
+            decision = AUTOMATIC if actor == ACTOR else BY_HAND
+            self._metrics.canaries.labels(outcome, decision).inc()
             log.warning(
                 "canary %s of %s/%s was %s: %s; %s",
                 *(canary.digest, canary.tenant, canary.name, outcome, reason, figures),
@@ -226,20 +227,35 @@ class CanaryKeeper:
             for canary, of in reports.items()
         }
 
-    def _load(self, canary: RunningCanary) -> None:
+    def _load_missing(self) -> None:
+        """Begins to load what is not loaded, and gives up what need not be any more."""
+        running = self._sets.canaries
+        missing = {
+            canary.record.id: canary
+            for canary in running.all
+            if canary.fault is None and not running.is_loaded(canary)
+        }
+        for ident in self._loads.keys() - missing.keys():
+            self._loads.pop(ident).cancel()
+        for ident in missing.keys() - self._loads.keys():
+            canary = missing[ident].record
+            self._loads[ident] = self._watch.start(
+                LOADS_TASK,
+                partial(self._load, missing[ident]),
+                what=f"loading canary {canary.digest} of {canary.tenant}/{canary.name}",
+                due_seconds=LOAD_SECONDS,
+                ends=True,
+            )
+
+    async def _load(self, canary: RunningCanary, _task: Watched) -> None:
+        """What fails by the server's or the database's fault is tried again."""
         digest = canary.record.digest
-        if digest in self._loads:
-            return
-
-        async def load() -> None:
-            with self._adapters.pinned([digest]):
-                try:
-                    await self._adapters.load(digest, canary.record.tenant)
-                except UNSERVABLE as error:
-                    canary.fault = str(error)
-
-        task = self._loads[digest] = self._tasks.start(load())
-        task.add_done_callback(lambda _: self._loads.pop(digest, None))
+        with self._adapters.pinned([digest]):
+            try:
+                await self._adapters.load(digest, canary.record.tenant)
+            except UNSERVABLE as error:
+                canary.fault = str(error)
+        self._loads.pop(canary.record.id, None)
 
 
 def _judge(canary: Canary, figures: Figures) -> Judgement:

@@ -48,7 +48,7 @@ class Lender:
         self._leases = leases
         self._watch = watch
         self._clock = clock
-        self._standing = Standing()
+        self._standing = Standing(until=clock())
         self._poke = asyncio.Event()
         self._is_broken = False
         self._last = clock()

@@ -11,6 +11,8 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
 OUTCOMES = ("applied", "unchanged", "stale", "refused", "failed")
 """Outcomes of a swap: it is live now; it was live already; it lost the race (412); it was bad (422,
 404); the server failed."""
+AUTOMATIC, BY_HAND = "automatic", "by_hand"
+"""Whose decision ended a canary: the servers', by what they have seen, or a person's."""
 
 
 class LiveMetrics:
@@ -51,12 +53,13 @@ class LiveMetrics:
         )
         self.canaries = Counter(
             "remix_canaries_ended_total",
-            "Canaries that this server ended, by outcome.",
-            ("outcome",),
+            "Canaries that this server ended, by outcome and by whose decision.",
+            ("outcome", "decision"),
             registry=registry,
         )
-        for outcome in (Outcome.PROMOTED, Outcome.ROLLED_BACK):
-            self.canaries.labels(outcome)
+        self.canaries.labels(Outcome.PROMOTED, AUTOMATIC)
+        for decision in (AUTOMATIC, BY_HAND):
+            self.canaries.labels(Outcome.ROLLED_BACK, decision)
         self.behind = Gauge(
             "remix_sets_behind",
             "Tenants whose newest set is not live on this server yet.",

@@ -1,4 +1,5 @@
-"""Adapters on disk by digest: a folder under `adapters/` is whole, verified and never changes.
+"""Adapters on disk by digest: a folder under `adapters/` is whole, verified and never changes, but
+for `training.json`, which is no part of the digest: the last import that has one brings it.
 
     adapters/<digest>/   what is served
     uploads/             what clients send, see `server/store/uploads.py`
@@ -26,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 from remix_runtime.adapter.checkpoint import Description, sync_folder
+from remix_runtime.adapter.checkpoint.training_file import TRAINING_FILE
 from remix_runtime.adapter.examination import ExaminationError, ExaminationLimits
 from remix_runtime.errors import CheckpointError, CheckpointFormatError
 from remix_runtime.locks import locked
@@ -300,6 +302,7 @@ class AdapterStore:
         os.utime(files)  # its age begins now
         with locked(self._lock):
             if target.exists():
+                _take_training(files, target)
                 os.utime(target)
                 return False
             files.rename(target)
@@ -308,13 +311,14 @@ class AdapterStore:
 
     def _set_aside(self, target: Path, *, is_served: bool) -> str | None:
         with of_our_disk():
-            looked_at = _inode(target)
+            looked_at = _inodes(target)
             damage = None if looked_at is None else self._damage(target, is_served)
             if damage is None:
                 return None
             with locked(self._lock):
-                # The collector may have taken it away meanwhile, or another server repaired it.
-                if _inode(target) == looked_at:
+                # The collector may have taken it away meanwhile, another server repaired it, or an
+                # import changed its `training.json` under the reader.
+                if _inodes(target) == looked_at:
                     self._quarantine.put(target, source=str(target), error=damage)
         return str(damage)
 
@@ -351,12 +355,24 @@ class AdapterStore:
         return removed
 
 
-def _inode(folder: Path) -> tuple[int, int] | None:
-    try:
-        found = folder.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+def _inodes(folder: Path) -> tuple[int, ...] | None:
+    """Of the folder and of what may change in it; None where there is none."""
+    found = []
+    for path in (folder, folder / TRAINING_FILE):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = path.stat(follow_symlinks=False)
+            found += [status.st_dev, status.st_ino]
+    return tuple(found) or None
+
+
+def _take_training(files: Path, target: Path) -> None:
+    """Takes over the newer record of the training; where the import has none, the old one stays. A
+    reader sees the old file or the new one."""
+    new, old = files / TRAINING_FILE, target / TRAINING_FILE
+    if not new.exists() or (old.exists() and new.read_bytes() == old.read_bytes()):
+        return
+    new.replace(old)
+    sync_folder(target)
 
 
 def _sync(folder: Path) -> None:

@@ -268,6 +268,7 @@ async def test_tenants_swap_their_sets_under_traffic_on_ray(tmp_path: Path) -> N
     assert len(seen) == len({fingerprint for fingerprint, _ in seen}) == 2
     assert other.status_code == 404
     assert "remix_replicas 2.0" in metrics
+    assert "remix_replicas_wanted 2.0" in metrics
     assert float(metrics.partition("\nremix_placed_requests_found_total ")[2].split()[0]) > 10
 
 

@@ -148,6 +148,19 @@ def test_the_pod_drains_before_it_is_killed(name: str) -> None:
     assert "lifecycle" not in container  # the server itself goes on until it has left the service
 
 
+def test_a_worker_of_ray_leaves_before_it_is_killed() -> None:
+    worker = objects("ray", "Deployment", "drain.requests=70")["remix-serve-ray"]
+    spec = worker["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    shell = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert shell[:2] == ["sh", "-c"]
+    drain, _, rest = shell[2].partition(";")  # whether Ray takes it or not
+    assert drain.startswith("ray drain-node ")
+    assert "--deadline-remaining-seconds=70" in drain
+    assert rest.split() == ["sleep", "70"]
+    assert spec["terminationGracePeriodSeconds"] >= 70 + 5
+
+
 @pytest.mark.parametrize("name", VALUES)
 def test_the_pod_is_probed_where_the_server_answers(name: str) -> None:
     _, container = pod(name)

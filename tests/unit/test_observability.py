@@ -47,7 +47,8 @@ def series_of_routing() -> Iterator[Metric]:
     tokens = 1_000_000
     trained = TrainedLoad(tokens=tokens, modules={"m": [tokens, 0]})
     judged = judge({"m": [0, tokens]}, k=1, trained=trained)
-    return routing_series([("acme", "pirate", "a digest")], {"a digest": judged})
+    for of in ("adapter", "canary"):
+        yield from routing_series([("acme", "pirate", "a digest")], {"a digest": judged}, of=of)
 
 
 async def metrics_of_tenants(folder: Path) -> str:

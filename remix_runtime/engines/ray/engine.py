@@ -212,6 +212,7 @@ class RayEngine(EngineFront[Job]):
                 adapters_loaded=len(self._adapters),
                 adapter_reads=self._adapters.num_reads,
                 adapter_read_seconds=self._adapters.total_read_seconds,
+                replicas_wanted=self._config.replicas,
             )
         )
 

@@ -13,7 +13,16 @@ from remix_runtime.engines.ray.placement import Placement
 SILENCE_SECONDS = 30.0
 """Seconds after which a replica that says nothing counts no more."""
 
-_OWN = frozenset({"running", "waiting", "adapters_loaded", "adapter_reads", "adapter_read_seconds"})
+_OWN = frozenset(
+    {
+        "running",
+        "waiting",
+        "adapters_loaded",
+        "adapter_reads",
+        "adapter_read_seconds",
+        "replicas_wanted",
+    }
+)
 """What the server counts itself: its own part, where others share the replicas."""
 
 

@@ -30,7 +30,7 @@ let leaving = new AbortController();
 /** A view has `show(signal, ...names)`, which makes its title and nodes; `signal` ends what it began. */
 async function navigate() {
   if (!signedIn) return;
-  leaving.abort();
+  leave();
   leaving = new AbortController();
   const { signal } = leaving;
   const { title, nodes } = await load(signal);
@@ -82,11 +82,16 @@ function showSignedIn(is) {
   for (const id of ["nav", "sign-out", "view"]) byId(id).hidden = !is;
 }
 
-function signOut(message) {
+/** Ends what the view has begun, and the questions that it asks. */
+function leave() {
   leaving.abort();
+  for (const dialog of document.querySelectorAll("dialog")) dialog.close();
+}
+
+function signOut(message) {
+  leave();
   forgetKey();
   view.replaceChildren();
-  for (const dialog of document.querySelectorAll("dialog")) dialog.close();
   showSignedIn(false);
   document.title = "Sign in – remix-serve admin";
   byId("sign-in-error").textContent = message;

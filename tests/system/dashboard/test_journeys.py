@@ -129,6 +129,25 @@ def test_a_tenant_from_its_birth_to_its_end(dashboard: Dashboard, server: Served
     assert {"key.create", "key.revoke", "quota.set"} <= set(actions)
 
 
+def test_a_question_ends_with_its_view(dashboard: Dashboard, server: Served) -> None:
+    dashboard.enter("#/tenants", "Tenants")
+    dashboard.go("#/adapters", "Adapters")
+    dialog = dashboard.page.get_by_role("dialog")
+    row = dashboard.page.get_by_role("row", name=re.compile("^pirate"))
+    row.get_by_role("button").click()
+    expect(dialog).to_be_visible()
+    dashboard.page.go_back()
+    dashboard.wait_for("Tenants")
+    expect(dialog).to_have_count(0)
+    assert "pirate" in str(listed(server))
+    # The view before has its question again, and takes an answer.
+    dashboard.page.go_forward()
+    dashboard.wait_for("Adapters")
+    row.get_by_role("button").click()
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_have_count(0)
+
+
 def test_imports_show_their_end_and_refusals_their_reason(
     dashboard: Dashboard, server: Served
 ) -> None:

@@ -3,11 +3,19 @@ pool is the real one; no database is asked."""
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
+
+from remix_runtime.watch import Watch
 from server.live.buckets import Bucket, Standing
+from server.live.leasing import Lender
+from server.live.quotas import Quotas, RateLimitedError
 from server.live.usage import LeasedUsage
 from server.tenancy.allocation import Pool
-from server.tenancy.leases import LEASE_SECONDS
+from server.tenancy.leases import LEASE_SECONDS, Leases
 from server.tenancy.records import Quota
+from tests.unit.live.conftest import StoppedClock
 
 LIMIT = 600
 """Ten tokens a second."""
@@ -19,7 +27,7 @@ class OneServer:
 
     def __init__(self) -> None:
         self.pool = Pool.full(LIMIT, 0.0, refills=True)
-        self.standing = Standing("before", until=LEASE_SECONDS)
+        self.standing = Standing(server="before", until=LEASE_SECONDS)
         self.usage = LeasedUsage(self.standing, 0.0)
 
     def exchange(self, now: float, server: str, *more: str) -> None:
@@ -43,7 +51,7 @@ def test_after_a_short_time_without_the_database_nothing_is_owed_that_was_not_us
     one = OneServer()
     one.exchange(0.0, "before")
     assert one.tokens(0.0).take(LIMIT, 0.0, later=0)
-    assert one.tokens(6.0).level == 0  # its leases have ended
+    assert one.tokens(LEASE_SECONDS).level == 0  # its leases have ended
     one.exchange(7.0, "after", "before")
     one.exchange(9.0, "after")
     # All was used at 0, and nothing since: what has refilled from the end of the old name on.
@@ -70,3 +78,49 @@ def test_what_was_used_long_ago_without_the_database_has_come_back() -> None:
     one.tokens(600.0)
     one.exchange(600.0, "after")
     assert one.tokens(600.0).level == LIMIT
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_quiet_tenant_has_what_refilled_since_the_leases_ended(is_known: bool) -> None:
+    one = OneServer()
+    if is_known:
+        one.exchange(0.0, "before")
+        assert one.tokens(0.0).take(LIMIT, 0.0, later=0)
+    one.standing.servers = 2
+    assert one.tokens(LEASE_SECONDS + 12).level == 12 * 10 / 2
+    assert not one.tokens(LEASE_SECONDS + 12).take(61, LEASE_SECONDS + 12, later=0)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_long_time_without_the_database_gives_a_quiet_tenant_its_part(is_known: bool) -> None:
+    one = OneServer()
+    if is_known:
+        one.exchange(0.0, "before")
+    one.standing.servers = 3
+    tokens = one.tokens(600.0)
+    assert tokens.take(LIMIT // 3, 600.0, later=0)
+    assert not tokens.take(1, 600.0, later=0)
+
+
+def test_a_tenant_that_is_forgotten_without_the_database_gains_and_loses_nothing() -> None:
+    one = OneServer()
+    one.exchange(0.0, "before")
+    assert one.tokens(10.0).take(50, 10.0, later=0)
+    assert not one.usage.idle(64.0)
+    assert one.usage.idle(70.0)
+    again = LeasedUsage(one.standing, 70.0)
+    again.limit(QUOTA, 70.0)
+    assert again.tokens is not None
+    assert again.tokens.left(70.0) == one.tokens(70.0).left(70.0) == LIMIT
+
+
+def test_a_server_that_never_had_leases_refills_from_its_start() -> None:
+    clock = StoppedClock()
+    database = cast(Leases, None)  # it is away, and nobody asks it
+    lender = Lender(database, Watch(), clock)
+    quotas = Quotas(clock, lender, lender.tenants)
+    clock.now += 30
+    with quotas.admit("a", QUOTA) as admission:
+        admission.reserve_tokens(LIMIT // 2)
+        with pytest.raises(RateLimitedError):
+            admission.reserve_tokens(LIMIT // 2 + 1)

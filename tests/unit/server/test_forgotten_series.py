@@ -23,7 +23,7 @@ class Told:
         self.now = 0.0
         self.sets = {"acme": LiveSet(1, FIRST)}
         monkeypatch.setattr(module, "monotonic", lambda: self.now)
-        sets = SimpleNamespace(all=self.sets, base_name="base")
+        sets = SimpleNamespace(all=self.sets, base_name="base", canaries=SimpleNamespace(all=[]))
         routing = SimpleNamespace(latest={})
         self.metrics = Metrics(CollectorRegistry(), FakeEngine(), sets, routing, max_series=4)
 

@@ -24,6 +24,7 @@ TRIALS = {
     "routing": ("live/test_routing.py", "test_the_watch_over_routing_comes_back"),
     "quotas": ("live/test_leasing.py", "test_sharing_comes_back"),
     "canaries": ("live/canary/test_keeper.py", "test_the_keeper_comes_back"),
+    "canary loads": ("live/canary/test_keeper.py", "test_a_load_comes_back"),
     "replicas": ("engines/ray/test_watched.py", "test_the_replicas_are_asked_again"),
     "admin": ("server/test_ready.py", "test_the_admin_api_comes_back"),
     "expert load": (

@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from remix_runtime import watch
+from remix_runtime.adapter.load import judge
 from server.tenancy.errors import DatabaseUnavailableError
 from tests.unit.admin.canaries.harness import PATH, QUICK, SLOW, Server, begin
+
+
+async def ends_counted(server: Server) -> dict[tuple[str, str], float]:
+    """What `/metrics` counts, by outcome and decision. All that may be counted has a series."""
+    found = {}
+    text = (await server.admin.get("/metrics")).text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "remix_canaries_ended_total":
+                found[sample.labels["outcome"], sample.labels["decision"]] = sample.value
+    assert len(found) == 3
+    return {key: count for key, count in found.items() if count}
 
 
 async def test_a_share_of_the_users_gets_it_and_each_stays_on_its_side(server: Server) -> None:
@@ -35,6 +49,7 @@ async def test_it_is_promoted_within_the_bounds_as_a_revision_like_any_other(
     shown = await server.succeed("GET", "/tenants/acme/set")
     assert (shown["adapters"], shown["revision"], shown["live_revision"]) == ({"x": new}, 2, 2)
     assert set(await server.digests_of(10)) == {new}
+    assert await ends_counted(server) == {("promoted", "automatic"): 1}
     await server.succeed("POST", "/tenants/acme/set/rollback", json={"revision": 1})
 
 
@@ -46,6 +61,7 @@ async def test_a_slow_one_is_rolled_back(server: Server) -> None:
     ended = await server.ended()
     assert ended["state"] == "rolled_back"
     assert "first token: 40 of 40 requests took longer than" in ended["reason"]
+    assert await ends_counted(server) == {("rolled_back", "automatic"): 1}
 
 
 async def test_one_that_was_stopped_is_rolled_back_though_its_figures_are_good_again(
@@ -77,6 +93,7 @@ async def test_by_hand_it_ends_at_once_and_a_second_time_changes_nothing(server:
     assert await server.succeed("DELETE", f"{PATH}?name=x") == ended
     rows = (await server.succeed("GET", "/audit?tenant=acme&limit=1"))["data"]
     assert (rows[0]["action"], rows[0]["actor"]) == ("canary.rolled_back", "admin")
+    assert await ends_counted(server) == {("rolled_back", "by_hand"): 1}
 
 
 async def test_a_change_of_the_set_ends_it(server: Server) -> None:
@@ -124,7 +141,9 @@ async def test_a_dry_run_loads_it_and_changes_nothing_and_the_same_again_is_no_c
     assert [row["action"] for row in rows].count("canary.begin") == 1
 
 
-async def test_series_by_arm_are_there_while_it_runs(server: Server) -> None:
+async def test_series_by_arm_are_there_while_it_runs(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await begin(server, share=0.25)
     await server.digests_of(20)
 
@@ -138,5 +157,18 @@ async def test_series_by_arm_are_there_while_it_runs(server: Server) -> None:
         labels = {line.split(" ")[0].removeprefix(f"remix_canary_{name}") for line in found}
         assert arms <= labels, name
     assert 'remix_canary_share{adapter="x",tenant="acme"} 0.25' in found
+    # Its routing beside that of the live adapter, which has the name's other series.
+    live, new = await server.adapter(0), await server.adapter(1)
+    judged = {
+        live: judge({"m": [5000, 5000, 5000, 5000]}, k=2),
+        new: judge({"m": [0, 0, 9000, 9000]}, k=2),
+    }
+    monkeypatch.setattr(server.services.routing, "_latest", judged)
+    text = (await server.admin.get("/metrics")).text
+    for of, experts, collapsed in (("adapter", 4.0, 0.0), ("canary", 2.0, 1.0)):
+        name = 'adapter="x",'
+        assert f'remix_{of}_effective_experts{{{name}tenant="acme"}} {experts}\n' in text
+        flag = f'remix_{of}_routing_flag{{{name}flag="collapsed",tenant="acme"}} {collapsed}\n'
+        assert flag in text
     await server.succeed("DELETE", f"{PATH}?name=x")
     assert await series() == []

@@ -100,9 +100,10 @@ def test_replicas_are_summed_and_what_a_lost_one_counted_stays() -> None:
     fleet.take_load("b", "x", {"m": (11, 20), "n": (3, 4)})
     fleet.count("x", found=True)
     fleet.count("x", found=False)
-    found = fleet.stats(EngineStats(running=1, waiting=2, adapters_loaded=5))
+    found = fleet.stats(EngineStats(running=1, waiting=2, adapters_loaded=5, replicas_wanted=3))
     assert (found.running, found.waiting, found.adapters_loaded) == (1, 2, 5)
-    assert (found.kv_tokens_used, found.adapter_slots_total, found.replicas) == (6, 8, 2)
+    assert (found.kv_tokens_used, found.adapter_slots_total) == (6, 8)
+    assert (found.replicas, found.replicas_wanted) == (2, 3)
     assert (found.placed_requests, found.placed_requests_found) == (2, 1)
     placement.set_replicas(["a"])
     assert fleet.stats(EngineStats()).kv_tokens_used == 3

@@ -1,0 +1,97 @@
+"""A worker's pod ends: its node is drained, as the chart's preStop does it, on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from tests.chart import objects
+from tests.system.leaving import CPUS, SECONDS
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
+PORTS = ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+"""The system's choice."""
+START_SECONDS = 240.0
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as taken:
+        taken.bind(("", 0))
+        return int(taken.getsockname()[1])
+
+
+def answer(*command: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | TOKEN
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def nodes(address: str) -> list[str]:
+    """The ids of a cluster's nodes with CPUs, in the order in which they came."""
+    code = (
+        f"import ray; ray.init('{address}', log_to_driver=False); nodes = ray.nodes(); "
+        "print(*[n['NodeID'] for n in nodes if n['Alive'] and n['Resources'].get('CPU')])"
+    )
+    return answer(sys.executable, "-c", code).stdout.split()
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """A head without CPUs and two workers, each as a pod has it; the address."""
+    folder = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")  # sockets need short paths
+    port = free_port()
+    head = [f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+    head += [f"--temp-dir={folder}", f"--ray-client-server-port={free_port()}"]
+    address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+
+        def start(*arguments: str) -> None:
+            command = [RAY, "start", "--block", *arguments, *PORTS]
+            process = subprocess.Popen(
+                command, env=os.environ | TOKEN, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+            )
+            stack.callback(process.wait, SECONDS)
+            stack.callback(process.terminate)
+
+        start("--head", *head)
+        until = time.monotonic() + START_SECONDS
+        while answer(RAY, "health-check", f"--address={address}").returncode:
+            assert time.monotonic() < until, "the head does not start"
+        for _ in range(2):
+            start(f"--address={address}", f"--num-cpus={CPUS}")
+        until = time.monotonic() + START_SECONDS
+        while len(nodes(address)) < 2:
+            assert time.monotonic() < until, "the workers do not start"
+        yield address
+
+
+def drain_of_the_chart() -> list[str]:
+    """The command with which a worker's pod leaves, without the sleep after it."""
+    spec = objects("ray", "Deployment")["remix-serve-ray"]["spec"]["template"]["spec"]
+    command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    return shlex.split(command[2].partition(";")[0])
+
+
+def test_a_worker_that_leaves_gets_no_requests_and_ends_its_own(cluster: str) -> None:
+    name, *drain = drain_of_the_chart()
+    assert name == "ray"
+    # In a pod there is one node, whose own id and address are what Ray takes.
+    where = [f"--address={cluster}", f"--node-id={nodes(cluster)[-1]}"]
+    done = answer(sys.executable, "-m", "tests.system.leaving", cluster, RAY, *drain, *where)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
