@@ -38,6 +38,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str], commands: Iterable[EntryPoint] | None = None) -> int:
     """Runs one command line; returns its exit code: 1 for an error, 2 for wrong usage."""
+    if commands is None:
+        commands = _called(arguments)
     try:
         code = build_app(commands)(arguments or ["--help"], "remix", standalone_mode=False)
     except typer.Abort:
@@ -49,6 +51,14 @@ def run(arguments: Sequence[str], commands: Iterable[EntryPoint] | None = None) 
         typer.echo(f"error: {message} (see `{help_of} --help`)", err=True)
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _called(arguments: Sequence[str]) -> Iterable[EntryPoint]:
+    """The command that a line calls, so that it need not wait for the others' modules. All of them
+    where it calls none that there is."""
+    commands = entry_points(group=GROUP)
+    called = next((argument for argument in arguments if argument != "--debug"), None)
+    return [command for command in commands if command.name == called] or commands
 
 
 def build_app(commands: Iterable[EntryPoint] | None = None) -> typer.Typer:

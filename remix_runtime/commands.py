@@ -55,7 +55,10 @@ def check(
     Without --base this reads the folder only. With it, the adapter is also attached to the
     model, and the prompts of its parity file must give the routes and logits written by training.
     """
-    from remix_runtime.adapter.inspection import as_rows, inspect_adapter
+    from remix_runtime.imports import large_imports
+
+    with large_imports():
+        from remix_runtime.adapter.inspection import as_rows, inspect_adapter
 
     facts = inspect_adapter(folder, base)
     if json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from remix_runtime.errors import ConfigError, InvalidRequestError
+from remix_runtime.imports import large_imports
 from server.engines import EngineName, make_engine, parse_engine_args
 from server.options import engine_options, server_options, take_options
 from server.settings import load_settings
@@ -72,17 +73,18 @@ def serve(
         # Not before somebody knows what they wait for.
         import asyncio
 
-        from server.app import create_app, create_tenant_apps
-        from server.live.single_user import parse_adapters
-        from server.runner import bind, run, url_of, with_short_waits, without_long_collections
+        with large_imports():
+            from server.app import create_app, create_tenant_apps
+            from server.live.single_user import parse_adapters
+            from server.runner import bind, run, url_of, with_short_waits, without_long_collections
 
-        folders = parse_adapters(adapter or ())
-        listener = stack.enter_context(bind(settings.host, settings.port))
-        given = {name: options[name] for name in _ENGINE_OPTIONS}
-        given["engine_args"] = parse_engine_args(given["engine_args"])
-        given["target_modules"] = tuple(given["target_modules"] or ()) or None
-        settings = _fit_memory(engine, base, given, settings)
-        backend = make_engine(engine, base, given)
+            folders = parse_adapters(adapter or ())
+            listener = stack.enter_context(bind(settings.host, settings.port))
+            given = {name: options[name] for name in _ENGINE_OPTIONS}
+            given["engine_args"] = parse_engine_args(given["engine_args"])
+            given["target_modules"] = tuple(given["target_modules"] or ()) or None
+            settings = _fit_memory(engine, base, given, settings)
+            backend = make_engine(engine, base, given)
         admin = None
         if settings.data_dir is None:
             app = create_app(backend, settings, folders)

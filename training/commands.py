@@ -112,12 +112,13 @@ def train(
 
     from remix_runtime.errors import ConfigError
     from remix_runtime.extras import require_extra
+    from remix_runtime.imports import large_imports
 
     require_extra("remix train", "train", "matplotlib", "tensorboard")
     from training.progress import stage
 
     console = Console()
-    with stage(console, "loading PyTorch and transformers"):
+    with stage(console, "loading PyTorch and transformers"), large_imports():
         from training import dry_run as rehearsal
         from training.config import load_config
         from training.push import push, require_pushable
@@ -226,9 +227,12 @@ def evaluate(
     from rich.table import Table
     from rich.text import Text
 
-    from training.columns import columns_of
-    from training.evaluation import compare_with_base
-    from training.judges import JUDGES, as_judge
+    from remix_runtime.imports import large_imports
+
+    with large_imports():
+        from training.columns import columns_of
+        from training.evaluation import compare_with_base
+        from training.judges import JUDGES, as_judge
 
     judge = as_judge(score, may_run_code=run_code)
     console = Console(stderr=True, quiet=not sys.stderr.isatty())

@@ -11,7 +11,6 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from remix_runtime.base.folder import find_base
 from remix_runtime.errors import ConfigError
-from training.progress import Move
 
 _PARTS = {
     "base config": (CONFIG_NAME,),
@@ -29,8 +28,8 @@ _CHUNK = 1 << 22
 """Bytes that are hashed at a time."""
 
 
-def base_contents(base: str, *, move: Move) -> Mapping[str, str]:
-    """The digest of each part of a base that was loaded: weights, config, tokenizer, template.
+def base_contents(base: str) -> Mapping[str, str]:
+    """The digest of each part of a base that is here: weights, config, tokenizer, template.
 
     Links are followed, and weights are known by their bytes alone, so that a folder, a copy of it
     and a hub's cache are the same base. Raises `ConfigError`.
@@ -38,7 +37,7 @@ def base_contents(base: str, *, move: Move) -> Mapping[str, str]:
     try:
         folder = find_base(base)
         parts = {part: _of_files(folder, patterns) for part, patterns in _PARTS.items()}
-        return {**parts, "base weights": _of_weights(folder, move)}
+        return {**parts, "base weights": _of_weights(folder)}
     except OSError as error:
         raise ConfigError(f"base: {base!r} cannot be read: {error}") from None
 
@@ -56,15 +55,12 @@ def _of_files(folder: Path, patterns: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def _of_weights(folder: Path, move: Move) -> str:
+def _of_weights(folder: Path) -> str:
     whole = folder / SAFE_WEIGHTS_NAME
     files = [whole] if whole.is_file() else _matches(folder, ("*.safetensors",))
-    size = max(1, sum(path.stat().st_size for path in files))
-    digest, done = sha256(), 0
+    digest = sha256()
     for path in files:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-                done += len(chunk)
-                move(done / size)
     return digest.hexdigest()

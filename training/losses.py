@@ -10,11 +10,12 @@ position t can therefore change the losses at t and later, and none before.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from remix_runtime.adapter.routing import selection_log_prob
 
@@ -23,6 +24,9 @@ Credit = Literal["sequence", "causal"]
 IGNORED = -100
 """The label of a position that carries no loss."""
 
+_AT_ONCE = 1 << 22
+"""Logits whose gradients are made at a time: few enough that their memory is used again."""
+
 ROUNDING = 1e-5
 """Losses of one example that differ by less than this, relatively, are equal but for float32's
 rounding. Some tens of times what two rows of one batch were seen to differ by."""
@@ -30,13 +34,36 @@ rounding. Some tens of times what two rows of one batch were seen to differ by."
 
 def token_losses(logits_BRV: Tensor, labels_BR: Tensor) -> Tensor:
     """Cross entropy in nats, float32 [B, R]; 0 where the label is `IGNORED`."""
-    flat = F.cross_entropy(
-        logits_BRV.float().flatten(0, 1),
-        labels_BR.flatten(),
-        reduction="none",
-        ignore_index=IGNORED,
-    )
+    logits_PV, labels_P = logits_BRV.float().flatten(0, 1), labels_BR.flatten()
+    flat: Tensor = _CrossEntropy.apply(logits_PV, labels_P)  # type: ignore[no-untyped-call]
     return flat.view_as(labels_BR)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """PyTorch's cross entropy by its own parts, bit for bit, with two numbers for each logit in
+    memory in place of three: the gradient takes the place of the log-probabilities, by and by. It
+    can be asked for once."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_PV: Tensor, labels_P: Tensor) -> Tensor:
+        log_probs_PV = torch.log_softmax(logits_PV, -1)
+        ctx.save_for_backward(log_probs_PV, labels_P)
+        return F.nll_loss(log_probs_PV, labels_P, reduction="none", ignore_index=IGNORED)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_P: Tensor) -> tuple[Tensor, None]:
+        aten = torch.ops.aten
+        log_probs_PV, labels_P = ctx.saved_tensors
+        rows = max(1, _AT_ONCE // log_probs_PV.shape[1])
+        parts = (t.split(rows) for t in (gradient_P.contiguous(), log_probs_PV, labels_P))
+        for of_loss_R, part_RV, labels_R in zip(*parts, strict=True):
+            weight = of_loss_R.new_zeros(())  # of a sum, which this is not
+            of_part_RV = aten.nll_loss_backward(
+                of_loss_R, part_RV, labels_R, None, 0, IGNORED, weight
+            )
+            part_RV.copy_(aten._log_softmax_backward_data(of_part_RV, part_RV, 1, part_RV.dtype))
+        return log_probs_PV, None
 
 
 def loss_shares(loss_BT: Tensor, labels_BT: Tensor) -> Tensor:

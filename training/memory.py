@@ -29,8 +29,8 @@ _COUNTED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _FLOAT, _INDEX = 4, 8
 _OF_A_TRAINED_NUMBER = 7 * _FLOAT
 """Itself, its gradient, two moments; the last good state of it and of the moments."""
-_OF_A_LOGIT = 3 * _FLOAT
-"""Itself, its log-probability, its gradient."""
+_OF_A_LOGIT = 2 * _FLOAT
+"""Itself and its log-probability, whose place its gradient takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +74,12 @@ def memory_of(
         a_token = sum(whole)
     working = size * 4 * model.config.get_text_config().intermediate_size  # gradients of a block
     copies = sum(size * p.numel() for p in trained)  # of A and B as the products read them
+    of_a_logit = _OF_A_LOGIT + (size if size < _FLOAT else 0)  # as the base writes it
     return Memory(
         base=sum(p.numel() * p.element_size() for p in base),
         adapter=_OF_A_TRAINED_NUMBER * sum(p.numel() for p in trained),
         activations=tokens * (a_token + working) + copies,
-        logits=_OF_A_LOGIT * min(LOGITS, learned * model.config.get_text_config().vocab_size),
+        logits=of_a_logit * min(LOGITS, learned * model.config.get_text_config().vocab_size),
     )
 
 

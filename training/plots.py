@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from training.log import Row
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def smooth(values: Sequence[float], width: int = 10) -> list[float]:
@@ -24,7 +24,7 @@ def smooth(values: Sequence[float], width: int = 10) -> list[float]:
 
 def plot_learning_curve(rows: Sequence[Row], path: Path) -> None:
     """Loss, router entropy and effective support size over the steps."""
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure = _figure(height=3.4)
     loss, entropy, support = figure.subplots(1, 3)
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], color="0.8", label="one step")
@@ -43,7 +43,7 @@ def plot_learning_curve(rows: Sequence[Row], path: Path) -> None:
 
 def plot_expert_load(rows: Sequence[Row], last_load_Ln: Tensor, path: Path) -> None:
     """Share of tokens that activate each expert: over the steps, and by layer at the end."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = _figure(height=3.8)
     over_time, by_layer = figure.subplots(1, 2)
     load = torch.tensor([row["expert_load"] for row in rows])
     steps = [row["step"] for row in rows]
@@ -55,3 +55,12 @@ def plot_expert_load(rows: Sequence[Row], last_load_Ln: Tensor, path: Path) -> N
     by_layer.set(title="expert load at the last step", xlabel="adapted layer", ylabel="expert")
     figure.colorbar(image, ax=by_layer)
     figure.savefig(path, dpi=110)
+
+
+def _figure(*, height: float) -> Figure:
+    """Imports the library, which only the end of a run needs: no step waits for it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.use("Agg")
+    return Figure(figsize=(12, height), layout="constrained")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from remix_runtime.adapter.layers import base_shapes
+from remix_runtime.base.folder import find_base
 from remix_runtime.base.model import end_token_ids
 from training.base import load_base, pick_device, row_limit
 from training.config import TrainConfig
@@ -63,6 +66,8 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with stage(console, f"loading the base {config.base}"):
+        find_base(config.base, download=True)
+        hashed = _beside(lambda: base_contents(config.base))
         model, tokenizer = load_base(
             config.base,
             pick_device(config.device),
@@ -73,8 +78,8 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
         )
     limit = row_limit(model.config, config.max_length, default=MAX_LENGTH)
     ends = end_token_ids(model, tokenizer.eos_token_id)
-    with stage(console, "hashing the base") as move:
-        contents = {**base_contents(config.base, move=move), "base end tokens": str(sorted(ends))}
+    with stage(console, "hashing the base"):
+        contents = {**hashed.result(), "base end tokens": str(sorted(ends))}
     rows = {
         name: Rows(
             source,
@@ -100,3 +105,17 @@ def prepare(config: TrainConfig, console: Console, *, processes: int = 1) -> Mat
         held_out=rows.get("eval_data"),
         contents={**contents, **{name: source.digest for name, source in opened.items()}},
     )
+
+
+def _beside(work: Callable[[], Mapping[str, str]]) -> Future[Mapping[str, str]]:
+    """Does the work in a thread, for which no process that has failed waits."""
+    done: Future[Mapping[str, str]] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return done

@@ -149,20 +149,21 @@ def _train(trainer: Trainer, reading: Reading, start: int, console: Console) -> 
     reading.finish()
     shutil.rmtree(output / TRUNK, ignore_errors=True)
     with stage(console, f"writing {output}"):
-        plot_learning_curve(log.rows, output / CURVE)
+        adapter, digest = None, None
+        if config.method != "softmax":
+            adapter = output / ADAPTER
+            digest = export_adapter(
+                adapter,
+                config=config,
+                model=trainer.model,
+                layers=trainer.layers,
+                rows=trainer.rows,
+                log=[row for row in log.rows if row["step"] <= exported],
+            )
+        plot_learning_curve(log.rows, output / CURVE)  # after what the run is for
         if log.last is not None:
             plot_expert_load(log.rows, log.last.routing.load_Ln, output / LOAD)
-        if config.method == "softmax":
-            return RunResult(rows=log.rows, adapter=None, digest=None)
-        digest = export_adapter(
-            output / ADAPTER,
-            config=config,
-            model=trainer.model,
-            layers=trainer.layers,
-            rows=trainer.rows,
-            log=[row for row in log.rows if row["step"] <= exported],
-        )
-    return RunResult(rows=log.rows, adapter=output / ADAPTER, digest=digest)
+    return RunResult(rows=log.rows, adapter=adapter, digest=digest)
 
 
 def _require_writable(config: TrainConfig) -> None:

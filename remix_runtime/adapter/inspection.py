@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from remix_runtime.adapter.checkpoint import (
     Checkpoint,
@@ -16,7 +14,9 @@ from remix_runtime.adapter.checkpoint import (
 )
 from remix_runtime.adapter.layers import attach_checkpoint, base_shapes
 from remix_runtime.adapter.parity import model_runner, replay_parity
-from remix_runtime.base.model import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds to import, for nothing without a base
 
 _KINDS = {
     "ReMix": "ReMix, a mixture of LoRAs with a router",
@@ -68,6 +68,8 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _read_on(folder: Path, base: str) -> tuple[Checkpoint, Parity | None, PreTrainedModel]:
+    from remix_runtime.base.model import load_model
+
     model = load_model(base, download=True)
     checkpoint, parity = read_adapter(
         folder,

@@ -229,6 +229,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "NULs at the end": (LINES.encode() + b"\0" * 50, ":13: "),
     "deep": (b'{"prompt": ' + b"[" * 100_000 + b"\n", ":1: "),
     "a key twice": (b'{"prompt": "a", "completion": "b", "prompt": "c"}', ":1: .*'prompt' twice"),
+    "a mark within": (
+        b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}',
+        ":2: .*found a byte order mark",
+    ),
     "a key twice inside": (
         b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}',
         "'content' twice",
