@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -40,6 +40,8 @@ _LONG = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 
 
 S = TypeVar("S", Counter, Histogram)
+_SeriesKey = tuple[Counter | Histogram, tuple[str, ...]]
+"""The metric, and the labels that come after those of the pair."""
 
 
 class Metrics:
@@ -57,7 +59,7 @@ class Metrics:
         self._registry = registry
         self._sets = sets
         self._max_series = max_series
-        self._seen: dict[tuple[str, str], set[tuple[Counter | Histogram, tuple[str, ...]]]] = {}
+        self._seen: dict[tuple[str, str], dict[_SeriesKey, Counter | Histogram]] = {}
         """Pairs that have series of their own, and which."""
         self._left: dict[tuple[str, str], float] = {}
         """When a pair was first found in no live set, on the monotonic clock."""
@@ -162,7 +164,7 @@ class Metrics:
                 self._forget()
             if len(self._seen) >= self._max_series:
                 return (OTHER, OTHER)
-            self._seen[pair] = set()
+            self._seen[pair] = {}
             self._series(self._prompt_tokens, pair)
             self._series(self._cached_tokens, pair)
             self._series(self._generated, pair)
@@ -170,9 +172,13 @@ class Metrics:
 
     def _series(self, metric: S, pair: tuple[str, str], *more: str) -> S:
         """One series of a metric; that of a pair that has its own goes with the pair."""
-        if pair in self._seen:
-            self._seen[pair].add((metric, (*pair, *more)))
-        return metric.labels(*pair, *more)
+        series = self._seen.get(pair)
+        if series is None:
+            return metric.labels(*pair, *more)
+        one: Any = series.get((metric, more))
+        if one is None:  # the library's own look takes longer
+            one = series[metric, more] = metric.labels(*pair, *more)
+        return cast(S, one)
 
     def _forget(self) -> None:
         """Removes the series of pairs that left all live sets long ago. Those of `OTHER` names stay
@@ -190,8 +196,8 @@ class Metrics:
                 self._left.pop(pair, None)
             elif now - self._left.setdefault(pair, now) >= FORGET_SECONDS:
                 del self._left[pair]
-                for metric, labels in self._seen.pop(pair):
-                    metric.remove(*labels)
+                for metric, more in self._seen.pop(pair):
+                    metric.remove(*pair, *more)
 
 
 class SequenceWatch:
@@ -234,10 +240,10 @@ class SequenceWatch:
         if not self._runs and self._adapter is not None:
             self._in_flight.run(self._adapter)
         self._runs = True
-        self._prompt.inc(self._prompt_tokens)
         if self._prompt_tokens:
+            self._prompt.inc(self._prompt_tokens)
             self._cached.inc(event.cached_tokens or 0)
-        self._prompt_tokens = 0
+            self._prompt_tokens = 0
         if event.queue_seconds is not None:
             self.queue_seconds = event.queue_seconds
             self._queue.observe(event.queue_seconds)

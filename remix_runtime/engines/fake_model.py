@@ -11,6 +11,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -105,12 +106,14 @@ class HashModel:
         self._prompt = request.prompt_token_ids
         self._seed = hashlib.sha256(f"{request.digest}".encode())
         self._context = self._seed.copy()
-        for token_id in request.prompt_token_ids:
-            self._context.update(token_id.to_bytes(2, "big"))
-        self._sampler = random.Random(request.params.seed)  # noqa: S311
+        self._context.update(b"".join(i.to_bytes(2, "big") for i in request.prompt_token_ids))
         self._bad_words = bad_words
         self._matcher = matcher
         self._output: list[int] = []
+
+    @cached_property
+    def _sampler(self) -> random.Random:
+        return random.Random(self._params.seed)  # noqa: S311
 
     def prompt_logprobs(self, count: int) -> list[PositionLogprobs | None]:
         """Those of each token of the prompt."""

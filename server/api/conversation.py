@@ -105,6 +105,8 @@ async def open_conversation(
 
 
 def _as_prepared(request: GenerationRequest, chat: PreparedChat) -> GenerationRequest:
+    if chat.grammar is request.params.grammar and not chat.keeps_special_tokens:
+        return request
     skips = request.params.skip_special_tokens and not chat.keeps_special_tokens
     params = replace(request.params, grammar=chat.grammar, skip_special_tokens=skips)
     return replace(request, params=params)

@@ -69,21 +69,27 @@ class EventStream:
             await turn.end_if_long()
         await self.write_bytes(b"".join(written))
 
-    async def end(self) -> None:
+    async def end(self, body: bytes) -> None:
+        """Writes the last events, in one piece with the end: each piece wakes the client."""
         await self._stop_comments()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with self._one_at_a_time:
+            await self._start()
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def write_bytes(self, body: bytes) -> None:
         async with self._one_at_a_time:
-            if not self._started:
-                limits = self._admission.headers.items()
-                headers = [(name.encode(), text.encode()) for name, text in limits]
-                start = {"type": "http.response.start", "status": 200}
-                await self._send({**start, "headers": [*_HEADERS, *headers]})
-                self._started = True
+            await self._start()
             if body:
                 self._written = asyncio.get_running_loop().time()
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _start(self) -> None:
+        if not self._started:
+            limits = self._admission.headers.items()
+            headers = [(name.encode(), text.encode()) for name, text in limits]
+            start = {"type": "http.response.start", "status": 200}
+            await self._send({**start, "headers": [*_HEADERS, *headers]})
+            self._started = True
 
     def _start_comments(self) -> None:
         self._comments = asyncio.create_task(self._comment())

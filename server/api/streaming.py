@@ -167,7 +167,7 @@ class GenerationResponse(Response):
             await response(scope, receive, in_slices(send))
 
     async def _send_stream(self, scope: Scope, send: Send) -> None:
-        state, opened = state_of(scope), False
+        state, opened, last = state_of(scope), False, b""
         silence = self._services.settings.keep_alive_seconds
         has_started = state.status is not None  # a comment of an attempt that failed
         async with EventStream(
@@ -186,29 +186,26 @@ class GenerationResponse(Response):
                             await stream.write(chunks)
                         else:
                             await stream.write_bytes(await self._work(partial(encode, chunks)))
-                    closing = self._writer.closing(fanout.choices)
-                    if self._is_long(fanout):
-                        await stream.write_bytes(await self._work(partial(encode, closing)))
-                    else:
-                        await stream.write(closing)
+                    written = partial(encode, self._writer.closing(fanout.choices))
+                    last = await self._work(written) if self._is_long(fanout) else written()
             except Exception as error:
                 if not await stream.has_started():
                     raise
                 if self._call.has_fallback and not opened:
                     state.end_stream = partial(self._end_stream, scope, send)
                     raise
-                await self._tell(error, scope, stream)
-            await stream.end()
+                last = self._failed(error, scope)
+            await stream.end(last)
 
     async def _end_stream(self, scope: Scope, send: Send, error: Exception) -> None:
         async with EventStream(send, self._call.admission, 0, has_started=True) as stream:
-            await self._tell(error, scope, stream)
-            await stream.end()
+            await stream.end(self._failed(error, scope))
 
-    async def _tell(self, error: Exception, scope: Scope, stream: EventStream) -> None:
+    def _failed(self, error: Exception, scope: Scope) -> bytes:
+        """The events that tell of it."""
         api_error = self._as_api_error(error)
         label_error(scope, api_error.label)
-        await stream.write(self._writer.failed(api_error))
+        return encode(self._writer.failed(api_error))
 
     def _see(self, state: RequestState, event: TokenEvent) -> None:
         if state.first_token_seconds is None and event.token_ids:

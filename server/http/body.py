@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from fastapi import Request, Response
+from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
@@ -28,6 +29,7 @@ SMALL_BODY_BYTES = 16 << 10
 on its parts."""
 
 _GZIP = b"\x1f\x8b"
+_NO_BODY = {"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}
 
 
 class ClientGoneError(BaseException):
@@ -127,7 +129,7 @@ class StrictRoute(APIRoute):
     request_class: ClassVar[type[StrictRequest]] = StrictRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
+        handler = self._own_handler() or super().get_route_handler()
 
         async def strict_handler(request: Request) -> Response:
             strict = self.request_class(request.scope, request.receive)
@@ -141,6 +143,26 @@ class StrictRoute(APIRoute):
                 raise as_api_error(error) from error
 
         return strict_handler
+
+    def _own_handler(self) -> Callable[[StrictRequest], Coroutine[Any, Any, Response]] | None:
+        """For an endpoint that takes its body and its request, and makes its own response: FastAPI
+        would look at each request for what else there may be, which takes a tenth of its time."""
+        field, needs, endpoint = self.body_field, self.dependant, self.endpoint
+        request_name = needs.request_param_name
+        has_more = needs.dependencies or get_flat_params(needs) or self.response_field is not None
+        if field is None or request_name is None or has_more:
+            return None
+
+        async def own_handler(request: StrictRequest) -> Response:
+            if not await request.body():
+                raise RequestValidationError([_NO_BODY])
+            body, errors = field.validate(await request.json(), {}, loc=("body",))
+            if errors:
+                raise RequestValidationError(errors)
+            response: Response = await endpoint(**{field.name: body, request_name: request})
+            return response
+
+        return own_handler
 
 
 class _NoResponse(Response):

@@ -14,6 +14,7 @@ from server.tenancy.records import Quota
 SINGLE_USER = ""
 """The tenant of a server without tenants."""
 
+_UNLIMITED = Quota(may_use_base=True)
 _UNKNOWN_KEYS_AT_ONCE = 4
 _LOOK_UP_SECONDS = 3.0
 
@@ -52,7 +53,7 @@ class SingleUserAccess:
         return None
 
     def quota(self, tenant: str) -> Quota:
-        return Quota(may_use_base=True)
+        return _UNLIMITED
 
     @property
     def knows_keys(self) -> bool:

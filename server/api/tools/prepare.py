@@ -58,15 +58,15 @@ def prepare_chat(
     tokenizes it as far as `Tokenizer.encode` does. Raises `InvalidRequestError`."""
     form = _form(tokenizer, body, setting, template)
     reads, family = form.reads, form.family
-    prompt = render_prompt(tokenizer, body, setting, template, at_most=at_most, keep_end=keep_end)
+    prompt = _render(tokenizer, body, form, template, at_most=at_most, keep_end=keep_end)
     thought = _thought(tokenizer, body, reads, prompt)
     marks = {*(family.marks if body.callable_tools else ())}
     if thought is not Thought.NEVER:
         marks |= {THINK, END_OF_THOUGHT}
-    special = frozenset(tokenizer.special_tokens)
-    keeps = not special.isdisjoint(marks)
+    special = tokenizer.special_tokens
+    keeps = any(mark in special for mark in marks)
     # Who asks for special tokens gets to see them.
-    hidden = special if keeps and body.skip_special_tokens is not False else None
+    hidden = frozenset(special) if keeps and body.skip_special_tokens is not False else None
 
     def make_parser() -> AnswerParser:
         parser = _call_parser(body, family) if body.callable_tools else PlainParser()
@@ -76,11 +76,13 @@ def prepare_chat(
             parser = HidingParser(parser, special=hidden, marks=marks)
         return parser
 
-    tokens = _single_tokens(tokenizer, [*family.marks, THINK, END_OF_THOUGHT])
-    grammar = _grammar(body, GrammarForm(family=family, thought=thought, tokens=tokens))
+    def make_grammar_form() -> GrammarForm:
+        tokens = _single_tokens(tokenizer, [*family.marks, THINK, END_OF_THOUGHT])
+        return GrammarForm(family=family, thought=thought, tokens=tokens)
+
     return PreparedChat(
         prompt=prompt,
-        grammar=grammar,
+        grammar=_grammar(body, thought, make_grammar_form),
         keeps_special_tokens=keeps,
         make_parser=make_parser,
     )
@@ -98,11 +100,14 @@ def _call_parser(body: ChatRequest, family: Family) -> AnswerParser:
     )
 
 
-def _grammar(body: ChatRequest, form: GrammarForm) -> Grammar | None:
+def _grammar(
+    body: ChatRequest, thought: Thought, make_form: Callable[[], GrammarForm]
+) -> Grammar | None:
     structure = body.grammar
     if not body.callable_tools:
-        thinks = form.thought is not Thought.NEVER
-        return form.must_answer(structure) if structure is not None and thinks else structure
+        if structure is None or thought is Thought.NEVER:
+            return structure
+        return make_form().must_answer(structure)
     held = body.must_call or structure is not None
     for at, tool in enumerate(body.tools or ()):
         if tool in body.callable_tools and (held or tool.function.strict):
@@ -112,9 +117,9 @@ def _grammar(body: ChatRequest, form: GrammarForm) -> Grammar | None:
         answer = None if body.must_call else structure
         # Small models do not end where a grammar lets them go on.
         many = body.parallel_tool_calls is True and not body.names_its_tool
-        return form.must_call(functions, many=many, answer=answer)
+        return make_form().must_call(functions, many=many, answer=answer)
     if any(function.strict for function in functions):
-        return form.strict_calls(functions)
+        return make_form().strict_calls(functions)
     return None
 
 
@@ -132,10 +137,21 @@ def render_prompt(
     template: str | None = None,
     *,
     at_most: int | None = None,
-    keep_end: bool = False,
 ) -> list[int]:
     """The tokens of a chat's prompt alone, as `prepare_chat` has them."""
     form = _form(tokenizer, body, setting, template)
+    return _render(tokenizer, body, form, template, at_most=at_most, keep_end=False)
+
+
+def _render(
+    tokenizer: Tokenizer,
+    body: ChatPrompt,
+    form: ChatForm,
+    template: str | None,
+    *,
+    at_most: int | None,
+    keep_end: bool,
+) -> list[int]:
     variables = _variables(body, form.reads)
     goes_on = bool(body.continue_final_message)
 
