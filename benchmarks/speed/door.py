@@ -41,6 +41,8 @@ TOKEN_SECONDS = 0.02
 TOKENS = {"whole": 1, "stream": 16}
 RATE = 100
 IDLE = 1000
+MANY = 4000
+"""Sequences at once, more than there ever are."""
 REMIX, ENGINE, FLOOR = "remix", "the engine alone", "the least server"
 HOLD_SECONDS = 30
 GOALS_MS = {
@@ -79,7 +81,7 @@ def server(*command: str) -> Iterator[tuple[str, int]]:
 
 def remix(*options: str) -> tuple[str, ...]:
     main = "from remix_runtime.cli import main; main()"
-    limits = ("--max-running", "4000", "--max-waiting", "4000")
+    limits = ("--max-running", str(MANY), "--max-waiting", str(MANY))
     return ("-c", main, "serve", "--engine", "fake", "--port", "0", *limits, *options)
 
 
@@ -166,7 +168,7 @@ def late_by_engine(kind: str, rate: int, seconds: float, number: int) -> Late:
     """The same at the same rate without HTTP."""
 
     async def run() -> list[tuple[float, float]]:
-        engine = FakeEngine(FakeConfig(token_seconds=TOKEN_SECONDS))
+        engine = FakeEngine(FakeConfig(token_seconds=TOKEN_SECONDS, max_running=MANY))
         await engine.start()
         tasks = []
         for index in range(int(rate * seconds)):
