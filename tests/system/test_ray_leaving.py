@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -27,6 +28,12 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
 PORTS = ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
 """The system's choice."""
 START_SECONDS = 240.0
+
+
+class Cluster(NamedTuple):
+    address: str
+    newest_node: str
+    """Id of a worker's node."""
 
 
 def free_port() -> int:
@@ -50,8 +57,8 @@ def nodes(address: str) -> list[str]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
-    """A head without CPUs and two workers, each as a pod has it; the address."""
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs and two workers, each as a pod has it."""
     folder = tempfile.mkdtemp(prefix="remix-ray-", dir="/tmp")  # sockets need short paths
     port = free_port()
     head = [f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
@@ -72,12 +79,14 @@ def cluster() -> Iterator[str]:
         until = time.monotonic() + START_SECONDS
         while answer(RAY, "health-check", f"--address={address}").returncode:
             assert time.monotonic() < until, "the head does not start"
-        for _ in range(2):
+        found: list[str] = []
+        for count in (1, 2):  # two that start at once on one machine get in each other's way
             start(f"--address={address}", f"--num-cpus={CPUS}")
-        until = time.monotonic() + START_SECONDS
-        while len(nodes(address)) < 2:
-            assert time.monotonic() < until, "the workers do not start"
-        yield address
+            until = time.monotonic() + START_SECONDS
+            while len(found) < count:
+                assert time.monotonic() < until, "a worker does not start"
+                found = nodes(address)
+        yield Cluster(address, found[-1])
 
 
 def drain_of_the_chart() -> list[str]:
@@ -87,11 +96,12 @@ def drain_of_the_chart() -> list[str]:
     return shlex.split(command[2].partition(";")[0])
 
 
-def test_a_worker_that_leaves_gets_no_requests_and_ends_its_own(cluster: str) -> None:
+def test_a_worker_that_leaves_gets_no_requests_and_ends_its_own(cluster: Cluster) -> None:
     name, *drain = drain_of_the_chart()
     assert name == "ray"
     # In a pod there is one node, whose own id and address are what Ray takes.
-    where = [f"--address={cluster}", f"--node-id={nodes(cluster)[-1]}"]
-    done = answer(sys.executable, "-m", "tests.system.leaving", cluster, RAY, *drain, *where)
+    where = [f"--address={cluster.address}", f"--node-id={cluster.newest_node}"]
+    module = (sys.executable, "-m", "tests.system.leaving")
+    done = answer(*module, cluster.address, RAY, *drain, *where)
     print(done.stdout)
     assert done.returncode == 0, done.stderr
