@@ -24,7 +24,9 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
+ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+"""Without what Ray in this process, of other tests, has set for itself alone."""
+ENVIRONMENT |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(16).hex()}
 PORTS = ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
 """The system's choice."""
 START_SECONDS = 240.0
@@ -43,8 +45,7 @@ def free_port() -> int:
 
 
 def answer(*command: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | TOKEN
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def nodes(address: str) -> list[str]:
@@ -70,7 +71,7 @@ def cluster() -> Iterator[Cluster]:
         def start(*arguments: str) -> None:
             command = [RAY, "start", "--block", *arguments, *PORTS]
             process = subprocess.Popen(
-                command, env=os.environ | TOKEN, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+                command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
             )
             stack.callback(process.wait, SECONDS)
             stack.callback(process.terminate)
