@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from remix_runtime.engines.fake import FakeConfig
+from remix_runtime.engines.fake_config import FakeConfig
 from tests.engines import complete, request
 from tests.ray_engines import ray_engine
 

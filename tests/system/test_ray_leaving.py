@@ -9,9 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import pytest
 
 from tests.chart import objects
 from tests.system.leaving import CPUS, SECONDS
+from tests.system.processes import eventually, free_port
 
 pytestmark = pytest.mark.system
 
@@ -38,12 +39,6 @@ class Cluster(NamedTuple):
     """Id of a worker's node."""
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as taken:
-        taken.bind(("", 0))
-        return int(taken.getsockname()[1])
-
-
 def answer(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
@@ -55,6 +50,10 @@ def nodes(address: str) -> list[str]:
         "print(*[n['NodeID'] for n in nodes if n['Alive'] and n['Resources'].get('CPU')])"
     )
     return answer(sys.executable, "-c", code).stdout.split()
+
+
+def has_nodes(address: str, count: int) -> bool:
+    return len(nodes(address)) == count
 
 
 @pytest.fixture
@@ -77,17 +76,12 @@ def cluster() -> Iterator[Cluster]:
             stack.callback(process.terminate)
 
         start("--head", *head)
-        until = time.monotonic() + START_SECONDS
-        while answer(RAY, "health-check", f"--address={address}").returncode:
-            assert time.monotonic() < until, "the head does not start"
-        found: list[str] = []
+        health = (RAY, "health-check", f"--address={address}")
+        eventually(lambda: answer(*health).returncode == 0, START_SECONDS)
         for count in (1, 2):  # two that start at once on one machine get in each other's way
             start(f"--address={address}", f"--num-cpus={CPUS}")
-            until = time.monotonic() + START_SECONDS
-            while len(found) < count:
-                assert time.monotonic() < until, "a worker does not start"
-                found = nodes(address)
-        yield Cluster(address, found[-1])
+            eventually(partial(has_nodes, address, count), START_SECONDS)
+        yield Cluster(address, nodes(address)[-1])
 
 
 def drain_of_the_chart() -> list[str]:

@@ -24,6 +24,7 @@ from remix_runtime.engines.grammar import Matcher
 _NUCLEUS_GUESS = 1024
 """Top-p rarely needs more candidates than this; sorting the whole vocabulary is slow."""
 _BLOCK = 64
+"""Weights whose sum is made at once."""
 
 Weights = NDArray[np.float64]
 
@@ -102,7 +103,7 @@ def _best(logits: Tensor) -> Tensor:
 
 def _draw(logits_V: Tensor, params: SamplingParams, u: float) -> int:
     """Draws a token: the inverse of the kept tokens' cumulative distribution at u in [0, 1)."""
-    if 0 < params.top_k < len(logits_V):  # min-p keeps some of these or none beyond them
+    if 0 < params.top_k < len(logits_V):  # first, as min-p then keeps the same of these
         logits_C, ids_C = _largest(logits_V, params.top_k)
         weights_C = _weights(logits_C, params)
         if params.top_p < 1.0:
@@ -111,9 +112,10 @@ def _draw(logits_V: Tensor, params: SamplingParams, u: float) -> int:
     weights_V = _weights(logits_V, params)
     if params.top_p == 1.0:
         return _drawn(weights_V, u)
-    ids = _candidates(weights_V, params.top_p)
-    mass = params.top_p * weights_V.sum()
-    return int(ids[_drawn(_nucleus(weights_V[ids], mass), u)])
+    total = weights_V.sum()
+    mass = params.top_p * total
+    order_C = _candidates(weights_V, mass, total - mass)
+    return int(order_C[_drawn(_nucleus(weights_V[order_C], mass), u)])
 
 
 def _weights(logits_C: Tensor, params: SamplingParams) -> Weights:
@@ -132,16 +134,16 @@ def _weights(logits_C: Tensor, params: SamplingParams) -> Weights:
     return weights_C
 
 
-def _candidates(weights_V: Weights, top_p: float) -> NDArray[np.int64]:
-    """Tokens that the nucleus is among, the largest weights first, equal ones by ascending id."""
-    total = weights_V.sum()
-    # All tokens below this have no more than half of the mass that the nucleus leaves out.
-    floor = (1.0 - top_p) * total / (2 * len(weights_V))
+def _candidates(weights_V: Weights, mass: float, rest: float) -> NDArray[np.int64]:
+    """Tokens that a nucleus of that mass, which leaves out `rest`, is among: the largest weights
+    first, equal ones by ascending id."""
+    # All tokens below this have no more than half of what is left out.
+    floor = rest / (2 * len(weights_V))
     ids_C = np.flatnonzero(weights_V > floor)
     if len(ids_C) > _NUCLEUS_GUESS:  # sorting many is slow, and it rarely needs more than these
         floor = np.partition(weights_V[ids_C], -_NUCLEUS_GUESS)[-_NUCLEUS_GUESS]
         some = ids_C[weights_V[ids_C] >= floor]
-        if weights_V[some].sum() >= top_p * total:
+        if weights_V[some].sum() >= mass:
             ids_C = some
     return ids_C[np.argsort(-weights_V[ids_C], kind="stable")]
 
