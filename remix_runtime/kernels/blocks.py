@@ -1,7 +1,8 @@
 """All decoder blocks of a Llama-like model in one native call; see `native/block.c`.
 
-The call runs the same kernels in the same order as the modules it stands for, so the bits are the
-same; what it saves is the time between them, which at one token is as long as the small ones.
+The call runs the same kernels in the same order as the modules it stands for, and rounds the
+rotation of queries and keys, which is PyTorch's there, once less. What it saves is the time
+between them, which at one token is as long as the small ones.
 
 Shape suffixes: T tokens, D hidden width, F feed-forward width, H query heads, G key-value heads,
 d head width, r rotated width.

@@ -1,77 +1,81 @@
-"""The decoder blocks of Llama-like models as one module that is one native call.
+"""The forward pass of a Llama-like model in few calls: all decoder blocks are a native one.
 
-Only for classes whose forward pass is known to be that of `native/block.c`; every other model
-keeps its own code between our linears and our attention.
+At one token, what transformers does between a model's parts takes as long as the output head. So
+the parts are called here as its code calls them, and nothing else. Only for classes whose forward
+pass is known to be this one; every other model keeps its own code between our linears and our
+attention.
 
-Shape suffixes: T tokens, D hidden width, r rotated width.
+Shape suffixes: T tokens, D hidden width, r rotated width, S tokens whose logits are wanted, V
+vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from remix_runtime.engines.embedded.modules import ServedLinear
-from remix_runtime.engines.embedded.step import current_step
+from remix_runtime.engines.embedded.modules import ServedLinear, StoredEmbedding
+from remix_runtime.engines.embedded.step import Step
 from remix_runtime.kernels.attention import PagedKV
 from remix_runtime.kernels.blocks import PROJECTIONS, BlockSpec, NativeBlocks
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
+from remix_runtime.kernels.elementwise import rms_norm
 
-LLAMA_LIKE = {
-    "LlamaDecoderLayer",
-    "MistralDecoderLayer",
-    "Qwen2DecoderLayer",
-    "Qwen3DecoderLayer",
-}
+LLAMA_LIKE = ("Llama", "Mistral", "Qwen2", "Qwen3")
 
 
-class FusedBlocks(nn.Module):
-    """Stands in a model's list of layers for all of them.
+class FusedModel:
+    """Shares the parts of the network that it was made of, and computes what that does: the same
+    bits but for the rotation of queries and keys, which the native blocks round once less."""
 
-    When routes are recorded the original blocks run one by one: the same bits, more slowly.
-    """
+    def __init__(self, network: Any, kv: PagedKV) -> None:
+        model = network.model
+        embedding = model.embed_tokens
+        self._table_VD: Tensor = (
+            embedding.table_VD if isinstance(embedding, StoredEmbedding) else embedding.weight
+        )
+        self._frequencies_r: Tensor = model.rotary_emb.inv_freq.float().repeat(2)
+        self._rotary_scale: float = model.rotary_emb.attention_scaling
+        self._blocks = NativeBlocks([_spec(block) for block in model.layers], kv)
+        self._norm_D = _norm(model.norm)
+        self._eps: float = model.norm.variance_epsilon
+        self._head: PackedLinear = network.lm_head.linear
 
-    def __init__(self, blocks: nn.ModuleList, kv: PagedKV) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self._native = NativeBlocks([_spec(block) for block in blocks], kv)
-
-    def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
+    def __call__(
+        self, ids: Sequence[int], positions: Sequence[int], wanted: Sequence[int], step: Step
     ) -> Tensor:
-        step = current_step()
-        if step.routes is not None:
-            for block in self.blocks:
-                hidden_states = block(
-                    hidden_states, position_embeddings=position_embeddings, **kwargs
-                )
-            return hidden_states
-        cos_Tr, sin_Tr = (part[0].contiguous() for part in position_embeddings)
-        x_TD = hidden_states[0].clone()
-        self._native(x_TD, cos_Tr, sin_Tr, step.attention, step.mixture)
-        return x_TD.unsqueeze(0)
+        """Logits [S, V] of the `wanted` ones of T tokens."""
+        x_TD = F.embedding(torch.tensor(ids), self._table_VD).float()
+        angles_Tr = torch.tensor(positions, dtype=torch.float32)[:, None] * self._frequencies_r
+        cos_Tr, sin_Tr = angles_Tr.cos(), angles_Tr.sin()
+        if self._rotary_scale != 1.0:
+            cos_Tr, sin_Tr = cos_Tr * self._rotary_scale, sin_Tr * self._rotary_scale
+        self._blocks(x_TD, cos_Tr, sin_Tr, step.attention, step.mixture)
+        x_SD = x_TD if len(wanted) == len(x_TD) else x_TD[torch.tensor(wanted, dtype=torch.long)]
+        return self._head(rms_norm(x_SD, self._norm_D, self._eps))
 
 
-def fuse(network: nn.Module, kv: PagedKV) -> bool:
-    """Puts `FusedBlocks` into `network` if its blocks and the kernels allow it. Returns whether
-    they do."""
-    model = getattr(network, "model", None)
-    blocks = getattr(model, "layers", None)
-    if not kv.is_native or not isinstance(blocks, nn.ModuleList):
-        return False
-    if not all(type(block).__name__ in LLAMA_LIKE and _is_plain(block) for block in blocks):
-        return False
+def fuse(network: nn.Module, kv: PagedKV) -> FusedModel | None:
+    """The forward pass of `network`, whose linears are ours already. None if the model or the
+    kernels have no such pass."""
+    name = type(network).__name__.removesuffix("ForCausalLM")
+    if not kv.is_native or name not in LLAMA_LIKE:
+        return None
+    model: Any = network.model
     assert isinstance(model, nn.Module)
-    model.layers = nn.ModuleList([FusedBlocks(blocks, kv)])
-    return True
+    if not all(_is_plain(block) for block in model.layers):
+        return None
+    return FusedModel(network, kv)
 
 
-def _is_plain(block: nn.Module) -> bool:
+def _is_plain(block: Any) -> bool:
     """Whether the block has float32 kernels everywhere and the activation of the native block."""
     linears = [module for module in block.modules() if isinstance(module, ServedLinear)]
-    activation = block.mlp.config.hidden_act  # type: ignore[union-attr]
+    activation = block.mlp.config.hidden_act
     return activation == "silu" and all(isinstance(x.linear, PackedLinear) for x in linears)
 
 

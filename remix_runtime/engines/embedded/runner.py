@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from remix_runtime.adapter.checkpoint.types import BaseShapes
 from remix_runtime.contracts import ModelInfo
+from remix_runtime.engines.embedded.fused import FusedModel
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
 from remix_runtime.engines.tokenizer import ModelTokenizer
@@ -28,6 +29,7 @@ class ModelRunner:
     def __init__(
         self,
         network: nn.Module,
+        fused: FusedModel | None,
         *,
         model: ModelInfo,
         tokenizer: ModelTokenizer,
@@ -42,6 +44,7 @@ class ModelRunner:
         self.num_pages = num_pages
         self.base_shapes = base_shapes
         self._network = network
+        self._fused = fused
         self._kv = kv
         self._device = device
         self.parity_slack = parity_slack
@@ -84,13 +87,16 @@ class ModelRunner:
             mixture=Batch(runs, counted=routes is None),  # routes are a replay's, no request's
             routes=routes,
         )
-        with torch.inference_mode(), computing(step):
-            output = self._network(
-                input_ids=torch.tensor([ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
-            )
+        with torch.inference_mode():
+            if self._fused is not None and routes is None:
+                return self._fused(ids, positions, wanted_rows, step)
+            with computing(step):
+                output = self._network(
+                    input_ids=torch.tensor([ids], device=self._device),
+                    position_ids=torch.tensor([positions], device=self._device),
+                    use_cache=False,
+                    logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
+                )
             step.mixture.count()
             logits_SV: Tensor = output.logits[0].float()
         return logits_SV

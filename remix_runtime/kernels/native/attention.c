@@ -284,7 +284,7 @@ EXPORT void remix_attend(const Layer *layer, const Batch *batch, int64_t heads, 
         tiles += (batch->num_rows[s] * share + TILE_ROWS - 1) / TILE_ROWS;
         pairs += (int64_t)batch->num_rows[s] * (batch->context[s] + batch->num_rows[s]);
     }
-    const int worth_a_team = pairs * heads * layer->head_dim > 1 << 18;
+    const int worth_a_team = pairs * heads * layer->head_dim > 1 << 13;
     const Heads q = {query, query_row, query_head}, k = {key, key_row, key_head},
                 v = {value, value_row, value_head};
 

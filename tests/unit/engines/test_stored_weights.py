@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from remix_runtime.engines.embedded.config import EmbeddedConfig, Weights
 from remix_runtime.engines.embedded.core import EngineCore
-from remix_runtime.engines.embedded.fused import FusedBlocks
 from remix_runtime.engines.embedded.modules import ServedLinear, StoredEmbedding
 from remix_runtime.engines.embedded.startup import build_core
 from remix_runtime.errors import ConfigError
@@ -40,7 +39,7 @@ def network_of(core: EngineCore) -> nn.Module:
 
 
 def answers(core: EngineCore, family: str) -> list[Tensor]:
-    """Last logits of prompts with and without an adapter, by the fused blocks and by modules; and
+    """Last logits of prompts with and without an adapter, by the fused model and by modules; and
     with more tokens than a tile of the kernels has."""
     checkpoint = random_checkpoint(tiny_model(family))
     core.bank.add(core.bank.prepare(checkpoint))
@@ -50,7 +49,7 @@ def answers(core: EngineCore, family: str) -> list[Tensor]:
         for digest in (None, checkpoint.digest):
             for by_modules in (False, True):
                 item = job_of(core, prompt.tolist(), digest)
-                # Recording routes runs the blocks' own modules.
+                # Recording routes runs the model's own modules.
                 (row_V,) = logits(core, [item], [[length]], routes={} if by_modules else None)
                 free(core, item)
                 found.append(row_V)
@@ -63,9 +62,7 @@ def answers(core: EngineCore, family: str) -> list[Tensor]:
 def test_the_bits_of_the_float32_run(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     base = save_tiny_base(tmp_path, family, dtype=dtype)
     stored, wide = core_of(base), core_of(base, "float32")
-    assert any(isinstance(m, FusedBlocks) for m in network_of(stored).modules()) == (
-        "gemma" not in family
-    )
+    assert (stored.runner._fused is not None) == ("gemma" not in family)
     for found, expected in zip(answers(stored, family), answers(wide, family), strict=True):
         assert torch.equal(found, expected)
 
