@@ -38,15 +38,18 @@ typedef struct {
 
 void remix_linear(const Linear *linear, const float *x_TD, float *y_TO, int64_t T, int threads);
 
-// The same with memory that is fetched into the caches on the way.
-void remix_linear_fetching(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
-                           int threads, const Span *spans, int64_t num_spans);
+// One thread's part of it, with memory that is fetched into the thread's caches on the way.
+void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
+                       const Span *spans, int64_t num_spans, int64_t thread, int64_t threads);
+
+// Whether it is so much work that a second thread helps.
+int remix_linear_is_long(const Linear *linear, int64_t T);
 
 void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD, float *y_TO,
                        int64_t y_row, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
                        int64_t O, int64_t m, int64_t k, int counted, int threads);
 
-// mixture.c: both, with the mixture's weights on their way while the base product is computed.
+// mixture.c: both, with the selected experts on their way while the base product is computed.
 void remix_adapted_linear(const Linear *linear, const Slot *slots, const int32_t *runs_R3,
                           const float *x_TD, float *y_TO, float *h_Tm, int32_t *picks_Tk, int64_t R,
                           int64_t T, int64_t m, int64_t k, int threads);

@@ -14,6 +14,7 @@
 // computed together share the loads of the weights and nothing else, so a row of y has the same
 // bits in every batch and at every thread count, and those of float32 weights of the same numbers.
 
+#include <omp.h>
 #include <stdlib.h>
 
 #include "kernels.h"
@@ -31,10 +32,8 @@
 #define TOKEN_BLOCK 192
 // How far ahead of their use weights are fetched, in bytes.
 #define AHEAD 4096
-// From so many tokens on a tile computes for longer than its weights take to come.
-#define BUSY_TOKENS 4
-// More than this would leave the L2 caches again while all weights stream through them.
-#define MOST_BYTES_BESIDE (3 << 19)
+// More than this would leave a thread's L2 cache again while its weights stream through it.
+#define MOST_BYTES_BESIDE (3 << 18)
 
 EXPORT int64_t remix_linear_panel(void) { return P; }
 EXPORT int64_t remix_linear_group(void) { return GROUP; }
@@ -79,8 +78,8 @@ typedef struct {
     int64_t D, O, width; // `width`: outputs of the panel that are none of the padding
     const char *fetch;   // what is read ahead, `fetch_step` / 65536 bytes of it for each d
     int64_t fetch_step;
-    const char *more; // the same, of other memory than the weights
-    int64_t more_step;
+    const char *more, *then; // the same, of other memory: of `more` up to `more_bytes`, then of `then`
+    int64_t more_step, more_bytes;
 } Tile;
 
 INLINE void tile(const int type, const int use, const int tokens, const Tile *task) {
@@ -101,7 +100,10 @@ INLINE void tile(const int type, const int use, const int tokens, const Tile *ta
             const char *line = fetch + (d * fetch_step >> 16);
             __builtin_prefetch(line, 0, 3);
             if (row_bytes(type) > 64) __builtin_prefetch(line + 64, 0, 3);
-            if (use == FETCHES) __builtin_prefetch(task->more + (d * task->more_step >> 16), 0, 3);
+            if (use == FETCHES) {
+                const int64_t at = d * task->more_step >> 16;
+                __builtin_prefetch((at < task->more_bytes ? task->more : task->then) + at, 0, 3);
+            }
             vf w_lo, w_hi;
             load_weights(type, w, scale, &w_lo, &w_hi);
             if (use == KEEPS) {
@@ -178,23 +180,31 @@ static float *wide_panel(int64_t D) {
     return memory;
 }
 
-// What is fetched in the time of one register tile that finds its weights in the cache:
-// part `i` of `n` equal ones of all spans together.
-static Span part_of(const Span *spans, int64_t count, int64_t i, int64_t n) {
+static int64_t bytes_of(const Span *spans, int64_t count) {
     int64_t total = 0;
     for (int64_t s = 0; s < count; s++) total += spans[s].bytes;
-    int64_t begin = total * i / n, bytes = total * (i + 1) / n - begin;
-    for (; count > 0; spans++, count--) {
-        if (begin < spans->bytes) {
-            if (bytes > spans->bytes - begin) bytes = spans->bytes - begin;
-            return (Span){spans->at + begin, bytes};
-        }
-        begin -= spans->bytes;
-    }
-    return (Span){NULL, 0};
+    return total;
 }
 
-// All tokens of one panel; its part of the spans is `unit` of `units`.
+// What is fetched in the time of one register tile: part `i` of `n` equal ones of all spans
+// together, as far as two of them have it.
+static void part_of(const Span *spans, int64_t count, int64_t i, int64_t n, Span part[2]) {
+    const int64_t total = bytes_of(spans, count);
+    int64_t begin = total * i / n, bytes = total * (i + 1) / n - begin, found = 0;
+    part[0] = part[1] = (Span){NULL, 0};
+    for (; count > 0 && bytes > 0 && found < 2; spans++, count--) {
+        if (begin < spans->bytes) {
+            const int64_t left = spans->bytes - begin, here = bytes < left ? bytes : left;
+            part[found++] = (Span){spans->at + begin, here};
+            bytes -= here;
+            begin = 0;
+        } else {
+            begin -= spans->bytes;
+        }
+    }
+}
+
+// All tokens of one panel; what it fetches of the spans is part `unit` of `units`.
 static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Span *spans,
                             int64_t num_spans, int64_t unit, int64_t units) {
     // The first tile streams the weights; the others find them in the cache.
@@ -205,21 +215,21 @@ static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Spa
     Tiles *first = TILES_OF[type], *others = first;
     if (all > 1 && KEPT_TILES_OF[type] && (task.wide = wide_panel(task.D)))
         first = KEPT_TILES_OF[type], others = float32;
-    if (all == 1 && tokens >= BUSY_TOKENS) {
-        const Span span = part_of(spans, num_spans, unit, units);
-        if (span.bytes && span.bytes * units <= MOST_BYTES_BESIDE) {
-            task.more = span.at, task.more_step = (span.bytes << 16) / task.D;
-            first = FETCHING_TILES_OF[type];
-        }
+    Span part[2];
+    if (all == 1 && num_spans && bytes_of(spans, num_spans) <= MOST_BYTES_BESIDE) {
+        part_of(spans, num_spans, unit, units, part);
+        task.more = part[0].at, task.more_bytes = part[0].bytes;
+        task.then = part[1].bytes ? part[1].at - part[0].bytes : task.more;
+        task.more_step = ((part[0].bytes + part[1].bytes) << 16) / task.D;
+        first = FETCHING_TILES_OF[type];
     }
     for (int64_t tiles = all; tiles > 0; tiles--) {
         const int64_t count = (tokens + tiles - 1) / tiles;
         if (tiles < all) {
             if (first != others) task.w = (const char *)task.wide;
-            const int64_t part = unit * (all - 1) + all - 1 - tiles;
-            const Span span = part_of(spans, num_spans, part, units * (all - 1));
-            task.fetch = span.bytes ? span.at : task.w;
-            task.fetch_step = (span.bytes << 16) / task.D;
+            part_of(spans, num_spans, unit * (all - 1) + all - 1 - tiles, units * (all - 1), part);
+            task.fetch = part[0].bytes ? part[0].at : task.w;
+            task.fetch_step = (part[0].bytes << 16) / task.D;
         }
         (tiles == all ? first : others)(count, &task);
         task.x += count * task.D;
@@ -228,19 +238,15 @@ static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Spa
     }
 }
 
-void remix_linear_fetching(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
-                           int threads, const Span *spans, int64_t num_spans) {
+void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
+                       const Span *spans, int64_t num_spans, int64_t thread, int64_t threads) {
     const int64_t D = linear->in, O = linear->out;
     const int64_t panels = (O + P - 1) / P, bytes = panel_bytes(linear->type, D);
     const int64_t blocks = (T + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
     const int64_t block = blocks ? (T + blocks - 1) / blocks : 0;
     const int64_t units = panels * blocks;
-    // Below a few microseconds of work, waking the other threads costs more than they give.
-    if (panels * P * D * (T + 6) < 400000) threads = 1;
-    if (threads > units) threads = (int)units;
-
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t unit = 0; unit < units; unit++) {
+    const int64_t begin = units * thread / threads, end = units * (thread + 1) / threads;
+    for (int64_t unit = begin; unit < end; unit++) {
         const int64_t panel = unit / blocks, first = unit % blocks * block;
         const int64_t tokens = T - first < block ? T - first : block;
         const Tile task = {
@@ -252,11 +258,17 @@ void remix_linear_fetching(const Linear *linear, const float *x_TD, float *y_TO,
             .O = O,
             .width = O - panel * P < P ? O - panel * P : P,
         };
-        tokens_of_panel(linear->type, tokens, task, spans, num_spans, unit, units);
+        tokens_of_panel(linear->type, tokens, task, spans, num_spans, unit - begin, end - begin);
     }
+}
+
+// Below a few microseconds of work, waking the other threads costs more than they give.
+int remix_linear_is_long(const Linear *linear, int64_t T) {
+    return (linear->out + P - 1) / P * P * linear->in * (T + 6) >= 400000;
 }
 
 EXPORT void remix_linear(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
                          int threads) {
-    remix_linear_fetching(linear, x_TD, y_TO, T, threads, NULL, 0);
+#pragma omp parallel num_threads(threads) if (threads > 1 && remix_linear_is_long(linear, T))
+    remix_linear_part(linear, x_TD, y_TO, T, NULL, 0, omp_get_thread_num(), omp_get_num_threads());
 }

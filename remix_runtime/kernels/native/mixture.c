@@ -21,6 +21,7 @@
 #include <omp.h>
 
 #include "mixture_dots.h"
+#include "mixture_expand.h"
 #include "top_k.h"
 
 // ---- the passes; each thread takes its part -----------------------------------------------------
@@ -76,16 +77,6 @@ static void pass_select(const Call *c, int64_t thread, int64_t threads) {
     }
 }
 
-// Which of the tokens first .. end selected expert e.
-static int64_t tokens_of(const Call *c, const Run *run, int64_t first, int64_t end, int32_t e,
-                         int64_t *tokens) {
-    int64_t count = 0;
-    for (int64_t t = first; t < end; t++)
-        for (int64_t j = 0; j < run->slot.k; j++)
-            if (c->picks_Tk[t * c->k + j] == e) tokens[count++] = t;
-    return count;
-}
-
 // The expert that `token` selected next after e; e itself when it is the last.
 static int32_t expert_after(const Call *c, const Run *run, int64_t token, int32_t e) {
     const int32_t *picks = c->picks_Tk + token * c->k;
@@ -126,114 +117,6 @@ static void pass_selected_dots(const Call *c, int64_t thread, int64_t threads) {
     }
 }
 
-// ---- B h ----------------------------------------------------------------------------------------
-
-// The k experts of each of `count` neighbouring rows of picks onto those tokens' outputs of one
-// tile. Two tokens at once hide the time of a multiply-add; they share nothing.
-INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int count,
-                        const int32_t *const picks[2], int64_t k, int64_t tile,
-                        const int64_t token[2]) {
-    const int64_t r = run->slot.r, C = ceil_div(c->O, P) | 1;
-    const int64_t row_bytes = P * size(bf16), chunk = r * row_bytes;
-    const int64_t width = min64(c->O - tile * P, P);
-    float *y[2], edge[2][P];
-    const float *h_m[2];
-    vf sum[2][P / VL];
-#pragma GCC unroll 2
-    for (int t = 0; t < count; t++) {
-        y[t] = c->y_TO + token[t] * c->y_row + tile * P;
-        h_m[t] = c->h_Tm + token[t] * c->m;
-        if (width < P) memcpy(edge[t], y[t], (size_t)width * sizeof(float));
-#pragma GCC unroll 16
-        for (int i = 0; i < P / VL; i++) sum[t][i] = load((width < P ? edge[t] : y[t]) + i * VL);
-    }
-    for (int64_t j = 0; j < k; j++) {
-        const char *b[2];
-        const float *h[2];
-#pragma GCC unroll 2
-        for (int t = 0; t < count; t++) {
-            b[t] = (const char *)run->slot.b + (picks[t][j] * C + tile) * chunk;
-            h[t] = h_m[t] + picks[t][j] * run->expert_tiles * ROWS;
-        }
-        for (int64_t row = 0; row < r; row++) {
-#pragma GCC unroll 2
-            for (int t = 0; t < count; t++) {
-                const vf a = set1(h[t][row]);
-#pragma GCC unroll 16
-                for (int i = 0; i < P / VL; i += 2) {
-                    vf lo, hi;
-                    load_pair(b[t] + i * VL * size(bf16), bf16, &lo, &hi);
-                    sum[t][i] = fma_(a, lo, sum[t][i]);
-                    sum[t][i + 1] = fma_(a, hi, sum[t][i + 1]);
-                }
-                b[t] += row_bytes;
-            }
-        }
-    }
-#pragma GCC unroll 2
-    for (int t = 0; t < count; t++) {
-#pragma GCC unroll 16
-        for (int i = 0; i < P / VL; i++) store((width < P ? edge[t] : y[t]) + i * VL, sum[t][i]);
-        if (width < P) memcpy(y[t], edge[t], (size_t)width * sizeof(float));
-    }
-}
-
-// The same for any number of tokens in pairs. `picks_stride` 0: one expert for all of them.
-INLINE void add_experts_of(const Call *c, const Run *run, const int bf16, const int32_t *picks,
-                           int64_t picks_stride, int64_t k, int64_t tile, const int64_t *tokens,
-                           int64_t count) {
-    int64_t i = 0;
-    for (; i + 2 <= count; i += 2) {
-        const int32_t *both[2] = {picks + tokens[i] * picks_stride,
-                                  picks + tokens[i + 1] * picks_stride};
-        add_experts(c, run, bf16, 2, both, k, tile, tokens + i);
-    }
-    if (i < count) {
-        const int32_t *one[2] = {picks + tokens[i] * picks_stride, NULL};
-        add_experts(c, run, bf16, 1, one, k, tile, tokens + i);
-    }
-}
-
-// A short run: expert by expert, each one's tiles in a stream.
-INLINE void expand_stream(const Call *c, const Run *run, const int bf16, int64_t thread,
-                          int64_t threads) {
-    const int64_t tiles = ceil_div(c->O, P), C = tiles | 1, uneven = run->index & 1;
-    const int64_t chunk = run->slot.r * P * size(bf16), near = ceil_div(AHEAD, chunk);
-    // An odd number of tiles: every other run gives the larger half to the other thread.
-    const int64_t from = thread ? (tiles * thread + uneven * (threads - 1)) / threads : 0;
-    const int64_t to = thread + 1 < threads
-                           ? (tiles * (thread + 1) + uneven * (threads - 1)) / threads
-                           : tiles;
-    for (int32_t e = 0; e < run->slot.n; e++) {
-        int64_t tokens[STREAM_TOKENS];
-        const int64_t stop = run->first + run->tokens;
-        const int64_t count = tokens_of(c, run, run->first, stop, e, tokens);
-        if (!count) continue;
-        const char *b = (const char *)run->slot.b + e * C * chunk;
-        for (int64_t tile = from; tile < min64(from + near, to); tile++)
-            prefetch(b + tile * chunk, chunk);
-        for (int64_t tile = from; tile < to; tile++) {
-            if (tile + near < to) prefetch(b + (tile + near) * chunk, chunk);
-            add_experts_of(c, run, bf16, &e, 0, 1, tile, tokens, count);
-        }
-    }
-}
-
-// A long run: tile by tile, which stay in the L1 cache while all tokens pass.
-INLINE void expand_tiles(const Call *c, const Run *run, const int bf16, int64_t thread,
-                         int64_t threads) {
-    const int64_t units = ceil_div(c->O, P) * run->tokens;
-    const int64_t end = units * (thread + 1) / threads;
-    for (int64_t unit = units * thread / threads; unit < end;) {
-        const int64_t first = unit % run->tokens;
-        const int64_t count = min64(min64(run->tokens - first, end - unit), 2);
-        const int64_t tokens[2] = {run->first + first, run->first + first + 1};
-        add_experts_of(c, run, bf16, c->picks_Tk, c->k, run->slot.k, unit / run->tokens, tokens,
-                       count);
-        unit += count;
-    }
-}
-
 static void pass_expand(const Call *c, int64_t thread, int64_t threads) {
     for (int64_t i = 0; i < c->R; i++) {
         const Run run = get_run(c, i);
@@ -271,6 +154,12 @@ static int64_t whole_runs(const Call *c, int64_t total, int64_t thread, int64_t 
     return mine;
 }
 
+static int64_t all_work(const Call *c) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < c->R; i++) total += work_of(c, i);
+    return total;
+}
+
 static int is_even(const Call *c, int64_t total, int64_t threads) {
     for (int64_t thread = 0; thread < threads; thread++) {
         int64_t begin, end;
@@ -292,54 +181,111 @@ static void count_selected(const Call *c) {
     }
 }
 
+// What one thread does of all passes: whole runs by itself, or its part of each pass.
+typedef struct {
+    Call call;
+    int64_t thread, threads;
+} Share;
+
+static Share share_of(const Call *c, int64_t total, int even) {
+    Share share = {*c, omp_get_thread_num(), omp_get_num_threads()};
+    if (even) {
+        int64_t begin, end;
+        whole_runs(c, total, share.thread, share.threads, &begin, &end);
+        share.call.runs_R3 += 3 * begin;
+        share.call.R = end - begin;
+        share.thread = 0, share.threads = 1;
+    }
+    return share;
+}
+
+static void route(const Share *s) {
+    const Call *c = &s->call;
+    if (s->threads > 1 && c->R == 1 && c->runs_R3[1] - c->runs_R3[0] <= TOKENS) {
+        // One thread is done before both have met.
+        if (s->thread == 0) pass_logits(c, 0, 1), pass_select(c, 0, 1);
+        return;
+    }
+    pass_logits(c, s->thread, s->threads);
+    if (s->threads > 1) {
+#pragma omp barrier
+    }
+    pass_select(c, s->thread, s->threads);
+}
+
+static void add(const Share *s) {
+    pass_selected_dots(&s->call, s->thread, s->threads);
+    if (s->threads > 1) {
+#pragma omp barrier
+    }
+    pass_expand(&s->call, s->thread, s->threads);
+}
+
 EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x_TD,
                               float *y_TO, int64_t y_row, float *h_Tm, int32_t *picks_Tk,
                               int64_t R, int64_t D, int64_t O, int64_t m, int64_t k, int counted,
                               int threads) {
     const Call call = {slots, runs_R3, x_TD, y_TO, y_row, h_Tm, picks_Tk, R, D, O, m, k};
-    int64_t total = 0;
-    for (int64_t i = 0; i < R; i++) total += work_of(&call, i);
+    const int64_t total = all_work(&call);
     // Below some microseconds of work, waking the other threads costs more than they give.
     if (total < 40000) threads = 1;
     const int even = is_even(&call, total, threads);
-
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        if (even && all == threads) {
-            int64_t begin, end;
-            whole_runs(&call, total, me, all, &begin, &end);
-            Call own = call;
-            own.runs_R3 += 3 * begin;
-            own.R = end - begin;
-            pass_logits(&own, 0, 1);
-            pass_select(&own, 0, 1);
-            pass_selected_dots(&own, 0, 1);
-            pass_expand(&own, 0, 1);
-        } else {
-            pass_logits(&call, me, all);
+        const Share share = share_of(&call, total, even && omp_get_num_threads() == threads);
+        route(&share);
+        if (share.threads > 1) {
 #pragma omp barrier
-            pass_select(&call, me, all);
-#pragma omp barrier
-            pass_selected_dots(&call, me, all);
-#pragma omp barrier
-            pass_expand(&call, me, all);
         }
+        add(&share);
     }
     if (counted) count_selected(&call);
 }
 
-// The weights of the runs that read all of them, as far as they can stay in the caches.
-static int64_t spans_of(const Call *c, Span *spans, int64_t room) {
+static int is_selected(const Call *c, const Run *run, int32_t e) {
+    for (int64_t t = run->first; t < run->first + run->tokens; t++)
+        for (int64_t j = 0; j < run->slot.k; j++)
+            if (c->picks_Tk[t * c->k + j] == e) return 1;
+    return 0;
+}
+
+// One more span; one with the last where hardly anything is between them.
+static int64_t with_span(Span *spans, int64_t count, const char *at, int64_t bytes, int64_t near) {
+    const char *end = count ? spans[count - 1].at + spans[count - 1].bytes : NULL;
+    if (end && at >= end && at - end <= near) {
+        spans[count - 1].bytes += at - end + bytes;
+        return count;
+    }
+    if (count < MOST_SPANS) spans[count++] = (Span){at, bytes};
+    return count;
+}
+
+// The weights that a thread is going to read, as far as there is room for them: of its own runs all,
+// of others its part of the experts' A and of each one's B. Of all experts where none is selected yet.
+static int64_t spans_of(const Share *s, int routed, Span *spans) {
+    const Call *c = &s->call;
+    const int64_t outputs = ceil_div(c->O, P);
+    const int64_t from = outputs * s->thread / s->threads;
+    const int64_t to = outputs * (s->thread + 1) / s->threads;
     int64_t count = 0;
-    for (int64_t i = 0; i < c->R && count + 2 <= room; i++) {
+    for (int64_t i = 0; i < c->R; i++) {
         const Run run = get_run(c, i);
-        if (run.tokens < WIDE_TOKENS || !run.slot.n) continue;
-        const int64_t weight = size(run.slot.bf16), tiles = ceil_div(c->O, P) | 1;
-        const int64_t a = run.tiles * ROWS * ceil_div(c->D, VL) * VL * weight;
-        const int64_t b = tiles * P * run.slot.n * run.slot.r * weight;
-        spans[count++] = (Span){run.slot.a, a};
-        spans[count++] = (Span){run.slot.b, b};
+        const int64_t weight = size(run.slot.bf16);
+        const int64_t tile = ROWS * ceil_div(c->D, VL) * VL * weight, a = run.expert_tiles * tile;
+        const int64_t b = run.slot.r * P * weight, next = (outputs | 1) * b;
+        int32_t experts[MOST_SPANS];
+        int64_t selected = 0;
+        for (int32_t e = 0; e < run.slot.n && selected < MOST_SPANS; e++)
+            if (!routed || is_selected(c, &run, e)) experts[selected++] = e;
+        const char *const at_a = run.slot.a, *const at_b = (const char *)run.slot.b + from * b;
+        const int64_t end = selected * (s->thread + 1) / s->threads;
+        for (int64_t j = selected * s->thread / s->threads; j < end; j++)
+            count = with_span(spans, count, at_a + experts[j] * a, a, 0);
+        if (!routed && end == selected)  // the router is behind the last expert
+            count = with_span(spans, count, at_a + run.router_tile * tile,
+                              (run.tiles - run.router_tile) * tile, 0);
+        for (int64_t j = 0; j < selected; j++)
+            count = with_span(spans, count, at_b + experts[j] * next, (to - from) * b, b);
     }
     return count;
 }
@@ -349,8 +295,32 @@ EXPORT void remix_adapted_linear(const Linear *linear, const Slot *slots, const 
                                  int64_t R, int64_t T, int64_t m, int64_t k, int threads) {
     const int64_t D = linear->in, O = linear->out;
     const Call call = {slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k};
-    Span spans[16];
-    const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&call, spans, 16) : 0;
-    remix_linear_fetching(linear, x_TD, y_TO, T, threads, spans, count);
-    remix_mixture_add(slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k, 1, threads);
+    const int64_t total = all_work(&call);
+    if (!remix_linear_is_long(linear, T)) threads = 1;
+    const int even = is_even(&call, total, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const Share share = share_of(&call, total, even && omp_get_num_threads() == threads);
+        const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
+        // Few tokens leave out experts: those that they select are known before weights are fetched.
+        const int routed = T <= FEW_TOKENS;
+        if (routed) {
+            route(&share);
+            if (share.threads > 1) {
+#pragma omp barrier
+            }
+        }
+        Span spans[MOST_SPANS];
+        const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&share, routed, spans) : 0;
+        remix_linear_part(linear, x_TD, y_TO, T, spans, count, thread, all);
+#pragma omp barrier
+        if (!routed) {
+            route(&share);
+            if (share.threads > 1) {
+#pragma omp barrier
+            }
+        }
+        add(&share);
+    }
+    count_selected(&call);
 }

@@ -1,4 +1,4 @@
-// What the passes of mixture.c work on, and the dot products A x of its first ones.
+// What the passes of mixture.c work on, and the dot products A x of the first ones.
 #pragma once
 
 #include "kernels.h"
@@ -41,13 +41,14 @@ typedef struct {
 #define PART (ROWS / 2)
 #endif
 
-#define WIDE_TOKENS 2     // from here on most experts are selected by some token of a run
 #define LISTED_TOKENS 256 // tokens of a run that are sorted by expert at a time
 #define STREAM_TOKENS 16  // up to here B is streamed expert by expert
 #define AHEAD 4096        // bytes between a prefetch and its use
 // With more tokens than this, what is fetched during the base product has left the caches before
 // it is used, and reading it is little of the work.
 #define MOST_TOKENS_FETCHING 128
+#define MOST_SPANS 64
+#define FEW_TOKENS 12
 
 EXPORT int64_t remix_vector_lanes(void) { return VL; }
 
@@ -70,6 +71,16 @@ INLINE void load_pair(const char *p, const int bf16, vf *lo, vf *hi) {
 
 INLINE void prefetch(const char *p, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+}
+
+// Which of the tokens first .. end selected expert e.
+static int64_t tokens_of(const Call *c, const Run *run, int64_t first, int64_t end, int32_t e,
+                         int64_t *tokens) {
+    int64_t count = 0;
+    for (int64_t t = first; t < end; t++)
+        for (int64_t j = 0; j < run->slot.k; j++)
+            if (c->picks_Tk[t * c->k + j] == e) tokens[count++] = t;
+    return count;
 }
 
 // ---- A x ----------------------------------------------------------------------------------------
