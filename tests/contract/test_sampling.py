@@ -268,10 +268,15 @@ async def test_the_prompt_alone_and_its_log_probabilities(setup: Setup) -> None:
     one = request(PROMPT[:1], max_tokens=0, prompt_logprobs=1)
     (alone,) = [event async for event in engine.generate(one)]
     assert alone.prompt_logprobs == (None,)
-    # Beside others, and aborted.
-    items = [request(prompt, max_tokens=0, prompt_logprobs=1), request(PROMPT, max_tokens=5)]
-    both = await complete_all(engine, items)
-    assert [len(done.token_ids) for done in both] == [0, len(both[1].token_ids)]
+    # Beside others that are running, and aborted.
+    long = engine.generate(request(PROMPT, max_tokens=200, ignore_eos=True))
+    await anext(long)
+    (beside,) = await events(max_tokens=0, prompt_logprobs=2)
+    assert beside.prompt_logprobs is not None
+    chosen = [p.chosen.logprob for p in beside.prompt_logprobs if p]
+    assert chosen == pytest.approx([p.chosen.logprob for p in found if p], abs=1e-4)
+    assert (await anext(long)).finish_reason is None
+    await long.aclose()
     task = asyncio.create_task(complete(engine, request(prompt, prompt_logprobs=1)))
     await asyncio.sleep(0)
     task.cancel()
