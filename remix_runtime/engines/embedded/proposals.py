@@ -2,8 +2,10 @@
 
 Text often repeats what stands before it: a value out of the prompt, a line of code, a key of JSON.
 The newest tokens are looked for in the prompt and the answer, and what followed them there is
-proposed to follow again; and before that, what a grammar leaves no choice of. A step computes
-proposals beside the newest token, and they are kept as far as they are what is drawn anyway.
+proposed to follow again; and before that, what a grammar leaves no choice of. Where the newest one
+is new, as a key of JSON is, those before it are looked for: what followed another one in its place
+may follow it, too. A step computes proposals beside the newest token, and they are kept as far as
+they are what is drawn anyway.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ _TRIES = 32
 """Places that are compared in one search."""
 _WORTH = 0.1
 """A proposal is made if its chance is at least this: about what its row takes of a step."""
-_LENGTHS = (2, 4, 8)
-"""Agreement as long as each of these has a chance of its own."""
-_CHANCES = (0.2, 0.4, 0.6, 0.8)
+_LENGTHS = (1, 2, 4, 8)
+"""Agreement as long as each of these has a chance of its own, and none at all has one."""
+_CHANCES = (0.3, 0.2, 0.4, 0.6, 0.8)
 """At first, by the length of agreement."""
+_BEFORE_ANOTHER = 3
+"""Tokens before a new one that have to agree."""
 _RATE = 0.05
 """How much of a chance is the newest guess."""
 
@@ -48,13 +52,13 @@ class TextIndex:
             self._last[token_id] = place
         return len(self._before) == len(tokens)
 
-    def find(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """The earlier place that agrees with the end of the text, all of which is read: where the
-        agreement ends, and its length, 0 for none. The longest of the nearest `_TRIES` places, the
-        nearest of equal ones."""
-        end = len(tokens) - 1
+    def find(self, tokens: Sequence[int], *, but: int = 0) -> tuple[int, int]:
+        """The earlier place that agrees with the end of the text, all of which is read, but for its
+        newest `but` tokens: as far behind the agreement as these, and its length, 0 for none. The
+        longest of the nearest `_TRIES` places, the nearest of equal ones."""
+        end = len(tokens) - 1 - but
         found, longest = -1, 0
-        place = self._before[end]
+        place = self._before[end] if end >= 0 else -1
         for _ in range(_TRIES):
             if place < 0 or longest == LONGEST:
                 break
@@ -64,7 +68,7 @@ class TextIndex:
             if length > longest:
                 found, longest = place, length
             place = self._before[place]
-        return found, longest
+        return found + but, longest
 
 
 class Proposer:
@@ -83,7 +87,7 @@ class Proposer:
         self._guessed_at = 0
         """Tokens of the text before the guess."""
         self._agreed = 0
-        """The agreement that the guess came from."""
+        """The agreement that the guess came from: none where the newest token was another one."""
 
     def propose(self, tokens: Sequence[int], at_most: int) -> tuple[int, ...]:
         """At most so many tokens that may follow `tokens`, which only grow from call to call."""
@@ -95,7 +99,9 @@ class Proposer:
             return ()
         place, self._agreed = self._index.find(tokens)
         if not self._agreed:
-            return ()
+            place, before = self._index.find(tokens, but=1)
+            if before < _BEFORE_ANOTHER:
+                return ()
         count, chance = 0, 1.0
         while count < at_most:
             chance *= self._chances[_kind(self._agreed + count)]

@@ -26,9 +26,9 @@ texts = st.one_of(
 )
 
 
-def brute_force(tokens: Sequence[int], tries: int) -> tuple[int, int]:
+def brute_force(tokens: Sequence[int], tries: int, but: int = 0) -> tuple[int, int]:
     """As `TextIndex.find` is described, by looking at the whole text."""
-    end = len(tokens) - 1
+    end = len(tokens) - 1 - but
     places = [place for place in range(end) if tokens[place] == tokens[end]]
     best = (-1, 0)
     for place in places[::-1][:tries]:
@@ -37,7 +37,7 @@ def brute_force(tokens: Sequence[int], tries: int) -> tuple[int, int]:
             length += 1
         if length > best[1]:
             best = (place, length)
-    return best
+    return best[0] + but, best[1]
 
 
 @given(texts, st.lists(st.integers(1, 30), min_size=1))
@@ -49,7 +49,9 @@ def test_the_index_finds_what_a_search_of_the_whole_text_finds(
     for piece in [*pieces, len(text)]:
         length = min(len(text), length + piece)
         assert index.read(text[:length])
-        assert index.find(text[:length]) == brute_force(text[:length], proposals._TRIES)
+        for but in (0, 1):
+            expected = brute_force(text[:length], proposals._TRIES, but)
+            assert index.find(text[:length], but=but) == expected
 
 
 def test_the_longest_agreement_wins_and_of_equal_ones_the_nearest() -> None:
@@ -70,14 +72,27 @@ def test_a_long_text_is_read_over_several_steps(monkeypatch: pytest.MonkeyPatch)
 
 @given(texts, st.integers(0, 10))
 def test_what_is_proposed_followed_the_same_tokens_before(text: list[int], at_most: int) -> None:
-    """Or repeats itself: the text has become periodic."""
+    """Or repeats itself: the text has become periodic. Or it followed another token in the place of
+    the newest one, which is new."""
     proposed = Proposer().propose(text, at_most)
     assert len(proposed) <= at_most
     place, length = brute_force(text, proposals._TRIES)
+    if not length:
+        place, before = brute_force(text, proposals._TRIES, but=1)
+        length = before >= 3
     if proposed:
         assert length
     whole = [*text, *proposed]
     assert all(whole[place + 1 + i] == token_id for i, token_id in enumerate(proposed))
+
+
+def test_what_followed_another_token_is_proposed_behind_a_new_one() -> None:
+    # "a": "...", "b": "...", and the next key is new.
+    field = [1, 2, 3, 40, 5, 6]
+    text = [*field, 90, *field[:3], 41, *field[4:], 91, *field[:3], 42]
+    assert Proposer().propose(text, 1) == (5,)
+    # Two tokens before it are too little.
+    assert Proposer().propose([*field, 90, 2, 3, 42], 1) == ()
 
 
 def proposed_along(text: list[int], begin: int, at_most: int = 7) -> list[int]:
