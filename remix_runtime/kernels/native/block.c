@@ -7,6 +7,8 @@
 // Shapes: T tokens, D hidden width, F feed-forward width, H query heads, G key-value heads,
 // d head width, r rotated width, R runs, m and k row lengths of the mixtures' scratch.
 
+#include <omp.h>
+
 #include "kernels.h"
 
 // Fewer floats than this are done before a second thread has woken up.
@@ -19,7 +21,7 @@ typedef struct {
 } Projection;
 
 typedef struct {
-    Projection q, k, v, o, gate, up, down;
+    Projection qkv[3], o, gate_up[2], down;
     const float *attention_norm, *mlp_norm; // [D]
     const float *q_norm, *k_norm;           // [d], or NULL
     const Layer *kv;
@@ -37,12 +39,21 @@ typedef struct {
     int32_t adapted, threads;
 } Step;
 
-static void project(const Projection *p, const Step *s, const float *x, float *y) {
-    if (s->adapted)
-        remix_adapted_linear(p->linear, p->slots, s->runs_R3, x, y, s->rows_Tm, s->picks_Tk, s->R,
-                             s->T, s->m, s->k, s->threads);
-    else
-        remix_linear(p->linear, x, y, s->T, s->threads);
+// y = what `count` projections beside each other make of x.
+static void project(const Projection *p, int count, const Step *s, const float *x,
+                    float *const *y) {
+    if (s->adapted) {
+        for (int i = 0; i < count; i++)
+            remix_adapted_linear(p[i].linear, p[i].slots, s->runs_R3, x, y[i], s->rows_Tm,
+                                 s->picks_Tk, s->R, s->T, s->m, s->k, s->threads);
+        return;
+    }
+    // The threads meet once, behind the last one.
+    const int worth_a_team = s->threads > 1 && remix_linear_is_long(p->linear, s->T);
+#pragma omp parallel num_threads(s->threads) if (worth_a_team)
+    for (int i = 0; i < count; i++)
+        remix_linear_part(p[i].linear, x, y[i], s->T, NULL, 0, omp_get_thread_num(),
+                          omp_get_num_threads());
 }
 
 static void norm(const Step *s, const float *x, int64_t rows, int64_t width, const float *weight,
@@ -58,24 +69,21 @@ static void add(float *x, const float *y, int64_t count, int threads) {
 static void block(const Block *b, const Step *s, float *x_TD) {
     const int64_t T = s->T, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
     norm(s, x_TD, T, s->D, b->attention_norm, b->eps, s->norm_TD);
-    project(&b->q, s, s->norm_TD, s->q_THd);
-    project(&b->k, s, s->norm_TD, s->k_TGd);
-    project(&b->v, s, s->norm_TD, s->v_TGd);
+    project(b->qkv, 3, s, s->norm_TD, (float *[]){s->q_THd, s->k_TGd, s->v_TGd});
     if (b->q_norm) norm(s, s->q_THd, T * H, d, b->q_norm, b->eps, s->q_THd);
     if (b->k_norm) norm(s, s->k_TGd, T * G, d, b->k_norm, b->eps, s->k_TGd);
     remix_rope(s->q_THd, H, d, H * d, s->k_TGd, G, d, G * d, s->cos_Tr, s->sin_Tr, s->r, T, s->r,
                s->threads);
     remix_attend(b->kv, s->attention, H, s->q_THd, H * d, d, s->k_TGd, G * d, d, s->v_TGd, G * d,
                  d, s->o_THd, b->scale, b->window, 0.0f, s->threads);
-    project(&b->o, s, s->o_THd, s->norm_TD);
+    project(&b->o, 1, s, s->o_THd, (float *[]){s->norm_TD});
     add(x_TD, s->norm_TD, T * s->D, s->threads);
 
     norm(s, x_TD, T, s->D, b->mlp_norm, b->eps, s->norm_TD);
-    project(&b->gate, s, s->norm_TD, s->gate_TF);
-    project(&b->up, s, s->norm_TD, s->up_TF);
-    const int64_t F = b->gate.linear->out;
+    project(b->gate_up, 2, s, s->norm_TD, (float *[]){s->gate_TF, s->up_TF});
+    const int64_t F = b->down.linear->in;
     remix_act_mul(0, s->gate_TF, F, s->up_TF, F, T, F, s->gate_TF, s->threads);
-    project(&b->down, s, s->gate_TF, s->norm_TD);
+    project(&b->down, 1, s, s->gate_TF, (float *[]){s->norm_TD});
     add(x_TD, s->norm_TD, T * s->D, s->threads);
 }
 
