@@ -39,6 +39,14 @@ def bench(
     peers: Annotated[
         str, typer.Option(help="Systems to compare with, of generate, peft, vllm, llamacpp.")
     ] = "generate,peft,vllm,llamacpp",
+    sittings: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="How often all systems of the speed suite are started anew, for so many rounds "
+            "each: where a process's memory lies makes it faster or slower as long as it runs.",
+        ),
+    ] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
     minutes: Annotated[
         float, typer.Option(min=0, help="Leave out rounds that would not end in this time.")
@@ -101,6 +109,7 @@ def bench(
             prompts=_names(prompt, tuple(PROMPT_TOKENS), "prompt"),
             new_tokens=new_tokens,
             peers=_names(peers, PEERS, "peers"),
+            sittings=sittings,
             rounds=rounds,
             minutes=minutes,
             threads=threads,

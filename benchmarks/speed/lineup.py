@@ -120,9 +120,13 @@ def _own_systems(
             "proposals": False,
         }
         embedded = "embedded:EmbeddedSystem"
-        found.append(Start(lane, embedded, {"engine": engine}))
+        found.append(Start(lane, embedded, {"engine": engine, "settles": True}))
         if loaded:
-            adapters = {"engine": engine, "adapters": [str(f) for f in folders]}
+            adapters = {
+                "engine": engine,
+                "adapters": [str(f) for f in folders],
+                "settles": True,
+            }
             found.append(Start(loaded, embedded, adapters))
     rooflines: dict[Lane, Weights] = {
         Lane.ROOFLINE: "stored",

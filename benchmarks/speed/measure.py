@@ -62,6 +62,11 @@ class Results:
     failures: dict[str, str] = field(default_factory=dict)
     """Why a system or lane did not run, or stopped."""
 
+    @property
+    def num_rounds(self) -> int:
+        lanes = [rounds for case in self.rates.values() for rounds in case.values()]
+        return max((number + 1 for rounds in lanes for number in rounds), default=0)
+
     def values(self, case: Case, lane: Lane, metric: Metric) -> dict[int, float]:
         """Tokens per second by round; rounds without this metric are left out."""
         found = self.rates.get(case, {}).get(lane, {})
@@ -78,15 +83,19 @@ def measure(
     minutes: float,
     detokenize: Detokenize,
     report: Report,
+    before: Results | None = None,
 ) -> Results:
     """Warms every lane up, then measures for about so many minutes; the first round is always
-    complete. A lane that fails is left out from there on."""
-    results = Results()
+    complete. A lane that fails is left out from there on. What was measured `before` with other
+    processes comes first in the results."""
+    results = before or Results()
+    first = results.num_rounds
     alive = dict(workers)
 
     def run(case: Case, lane: Lane, number: int, *, is_warm_up: bool = False) -> Run | None:
         if lane not in alive:
             return None
+        number += first
         asked = workload(case, lane, vocab_size, seed=-1 if is_warm_up else number)
         try:
             answer = alive[lane].run(asked)
@@ -123,11 +132,11 @@ def measure(
     for case, by_lane in runs.items():
         references = by_lane.get(Lane.GENERATE, {})
         for lane in _COMPARED if references else ():
-            results.agreement.setdefault(case, {})[lane] = [
+            results.agreement.setdefault(case, {}).setdefault(lane, []).extend(
                 _agreement(answer, references[i], detokenize)
                 for i, answer in by_lane.get(lane, {}).items()
                 if i in references
-            ]
+            )
     return results
 
 

@@ -56,6 +56,7 @@ class SpeedConfig:
     prompts: tuple[Prompt, ...]
     new_tokens: int
     peers: tuple[str, ...]
+    sittings: int
     rounds: int
     minutes: float
     threads: int
@@ -93,17 +94,20 @@ class Case:
 
     def lanes(self) -> tuple[Lane, ...]:
         """The lanes that run this case, close relatives side by side."""
-        base = (Lane.REMIX, Lane.FLOAT32, Lane.INT8)
-        adapted = (Lane.LOADED, Lane.MIXED, Lane.INT8_LOADED, Lane.INT8_MIXED)
+        # The speed of memory changes from one second to the next, so what is compared is near.
+        adapted = self.prefill or self.prompt == "short"
+        lanes: list[Lane] = []
+        for base, roofline, *others in (
+            (Lane.INT8, Lane.ROOFLINE_INT8, Lane.INT8_MIXED, Lane.INT8_LOADED),
+            (Lane.REMIX, Lane.ROOFLINE, Lane.MIXED, Lane.LOADED),
+            (Lane.FLOAT32, Lane.ROOFLINE_FLOAT32),
+        ):
+            lanes += [roofline] if self.batch == 1 and not self.prefill else []
+            lanes += [base, *(others if adapted else ())]
         if self.prefill:
-            return (*adapted, *base, Lane.GENERATE, Lane.PEFT)
-        llamacpp = (Lane.LLAMACPP, Lane.LLAMACPP_BF16, Lane.LLAMACPP_Q8)
-        peers = (*base, Lane.GENERATE, Lane.VLLM, *llamacpp)
-        rooflines = (Lane.ROOFLINE, Lane.ROOFLINE_FLOAT32, Lane.ROOFLINE_INT8)
-        roofline = rooflines if self.batch == 1 else ()
-        if self.prompt == "short":
-            return (*adapted, *peers, Lane.PEFT, *roofline)
-        return (*peers, *roofline)
+            return (*lanes, Lane.GENERATE, Lane.PEFT)
+        lanes += [Lane.LLAMACPP, Lane.LLAMACPP_BF16, Lane.LLAMACPP_Q8, Lane.VLLM, Lane.GENERATE]
+        return (*lanes, Lane.PEFT) if self.prompt == "short" else tuple(lanes)
 
 
 def cases(batches: Sequence[int], prompts: Sequence[Prompt], new_tokens: int) -> list[Case]:

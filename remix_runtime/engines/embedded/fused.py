@@ -65,9 +65,8 @@ def fuse(network: nn.Module, kv: PagedKV) -> FusedModel | None:
     name = type(network).__name__.removesuffix("ForCausalLM")
     if not kv.is_native or name not in LLAMA_LIKE:
         return None
-    model: Any = network.model
-    assert isinstance(model, nn.Module)
-    if not all(_is_plain(block) for block in model.layers):
+    blocks: Any = network.get_submodule("model.layers")
+    if not all(_is_plain(block) for block in blocks):
         return None
     return FusedModel(network, kv)
 
