@@ -25,7 +25,7 @@ from remix_runtime.extras import missing_extra
 from remix_runtime.kernels.panels import INT8_BYTES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _SYSTEMS = "benchmarks.speed.systems."
 _SLOT_TOKENS = 512
@@ -80,7 +80,8 @@ def lineup(config: SpeedConfig, report: Report) -> Iterator[Lineup]:
             found.workers[system.lane] = stack.enter_context(closing(worker))
 
         try:
-            for system in _own_systems(config, scratch, found.bytes_per_token):
+            kv_bytes = kv_bytes_per_token(model.config)
+            for system in _own_systems(config, scratch, found.bytes_per_token, kv_bytes):
                 start(system)
         except WorkerError as error:
             raise ConfigError(f"bench: {error}") from None
@@ -98,7 +99,7 @@ def lineup(config: SpeedConfig, report: Report) -> Iterator[Lineup]:
 
 
 def _own_systems(
-    config: SpeedConfig, scratch: Path, bytes_per_token: Mapping[Weights, int]
+    config: SpeedConfig, scratch: Path, bytes_per_token: Mapping[Weights, int], kv_bytes: int
 ) -> list[Start]:
     folders = write_random_adapters(
         scratch, config.base, config.shape, NUM_ADAPTERS, config.targets
@@ -134,7 +135,11 @@ def _own_systems(
         Lane.ROOFLINE_INT8: "int8",
     }
     for lane, kind in rooflines.items():
-        options = {"bytes_per_token": bytes_per_token[kind], "threads": config.threads}
+        options = {
+            "bytes_per_token": bytes_per_token[kind],
+            "kv_bytes": kv_bytes,
+            "threads": config.threads,
+        }
         found.append(Start(lane, "roofline:RooflineSystem", options))
     return found
 
@@ -194,6 +199,13 @@ def _llamacpp(config: SpeedConfig, scratch: Path) -> Iterator[Start]:
             "max_model_len": _SLOT_TOKENS,
         }
         yield Start(lane, "llamacpp:LlamaCppSystem", options)
+
+
+def kv_bytes_per_token(config: PretrainedConfig) -> int:
+    """Of the keys and values of one token in all layers, in float32."""
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * 4 * layers * (config.num_key_value_heads or heads) * width)
 
 
 def bytes_read_per_token(model: PreTrainedModel) -> dict[Weights, int]:
