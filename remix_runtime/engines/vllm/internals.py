@@ -8,8 +8,7 @@ Four places are changed, each in every process of vLLM:
   ReMix folders, and our own engine's plain LoRAs, and tells the kernels which tokens belong to
   which slot.
 - `vllm.lora.utils.LogitsProcessorWithLoRA` gets a subclass that leaves logits alone while no LoRA
-  adapts the output head. vLLM adds zeros then, of the rows that are sampled, and a prompt's
-  log-probabilities beside another request ended the engine on the CPU.
+  adapts the output head (`head.py`).
 - The prefix cache's key of a LoRA and `EngineCore.add_lora`: a key stands for one load, not for a
   name, so that new weights under an old name never meet old blocks (vLLM #42125).
 
@@ -41,7 +40,6 @@ from vllm.lora.layers.column_parallel_linear import (
     MergedQKVParallelLinearWithLoRA,
     QKVParallelLinearWithLoRA,
 )
-from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
 from vllm.lora.layers.replicated_linear import ReplicatedLinearWithLoRA
 from vllm.lora.layers.row_parallel_linear import RowParallelLinearWithLoRA
 from vllm.lora.lora_model import LoRAModel
@@ -55,6 +53,7 @@ from vllm.v1.request import Request
 
 from remix_runtime.adapter.layers import base_shapes
 from remix_runtime.base.weights import without_weights
+from remix_runtime.engines.vllm.head import Head
 from remix_runtime.engines.vllm.host import (
     MAX_EXPERTS,
     HostLayer,
@@ -75,8 +74,8 @@ def install() -> None:
     if vllm.lora.utils._all_lora_classes[0] is _CLASSES[0]:
         return
     vllm.lora.utils._all_lora_classes = (*_CLASSES, *vllm.lora.utils._all_lora_classes)
-    assert issubclass(_Head, vllm.lora.utils.LogitsProcessorWithLoRA)
-    vllm.lora.utils.LogitsProcessorWithLoRA = _Head
+    assert issubclass(Head, vllm.lora.utils.LogitsProcessorWithLoRA)
+    vllm.lora.utils.LogitsProcessorWithLoRA = Head
     runner = vllm.v1.worker.lora_model_runner_mixin
     assert issubclass(_WorkerManager, runner.LRUCacheWorkerLoRAManager)
     runner.LRUCacheWorkerLoRAManager = _WorkerManager
@@ -265,27 +264,6 @@ _CLASSES = (
     _MixtureRow,
     _MixtureReplicated,
 )
-
-
-class _Head(LogitsProcessorWithLoRA):
-    def create_lora_weights(self, *args: Any, **kwargs: Any) -> None:
-        super().create_lora_weights(*args, **kwargs)
-        self._adapted: set[int] = set()
-        """Slots whose LoRA adapts the head."""
-
-    def reset_lora(self, index: int) -> None:
-        super().reset_lora(index)
-        self._adapted.discard(index)
-
-    def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
-        super().set_lora(index, lora_a, lora_b)
-        self._adapted.add(index)
-
-    def _get_logits(self, hidden_states: Tensor, lm_head: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._adapted:
-            return super()._get_logits(hidden_states, lm_head, *args, **kwargs)
-        head = getattr(lm_head, "base_layer", lm_head)
-        return self.base_layer._get_logits(hidden_states, head, *args, **kwargs)
 
 
 # -- loading --------------------------------------------------------------------------------------
