@@ -268,7 +268,10 @@ async def test_the_prompt_alone_and_its_log_probabilities(setup: Setup) -> None:
     one = request(PROMPT[:1], max_tokens=0, prompt_logprobs=1)
     (alone,) = [event async for event in engine.generate(one)]
     assert alone.prompt_logprobs == (None,)
-    # Beside others that are running, and aborted.
+    # Beside others, new ones and one that is running, and aborted.
+    items = [request(prompt, max_tokens=0, prompt_logprobs=1), request(PROMPT, max_tokens=5)]
+    both = await complete_all(engine, items)
+    assert [len(done.token_ids) for done in both] == [0, len(both[1].token_ids)]
     long = engine.generate(request(PROMPT, max_tokens=200, ignore_eos=True))
     await anext(long)
     (beside,) = await events(max_tokens=0, prompt_logprobs=2)

@@ -34,11 +34,14 @@ def _bench(*arguments: object) -> str:
     return result.output
 
 
-def test_speed_suite_measures_judges_and_writes(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sittings", "rounds"), [(1, 2), (2, 1)])
+def test_speed_suite_measures_judges_and_writes(
+    base: Path, tmp_path: Path, sittings: int, rounds: int
+) -> None:
     stem = tmp_path / "results" / "run.1"
     options = ["--base", base, "--out", stem, "--adapter-shape", "4,2,4", "--threads", 1]
     options += ["--batches", "1,3", "--prompt", "short", "--new-tokens", 4]
-    options += ["--rounds", 1, "--sittings", 2]
+    options += ["--rounds", rounds, "--sittings", sittings]
     text = _bench(*options, "--peers", "generate,vllm")
     document = json.loads((tmp_path / "results" / "run.1.json").read_text())
     assert (tmp_path / "results" / "run.1.md").read_text() in text
