@@ -20,8 +20,10 @@ from benchmarks.speed.gguf_export import GgufType, export_gguf
 from benchmarks.speed.plan import NUM_ADAPTERS, Lane, SpeedConfig
 from benchmarks.speed.worker import Worker, WorkerError
 from remix_runtime.engines.embedded.config import Weights
+from remix_runtime.engines.embedded.startup import kv_shape
 from remix_runtime.errors import ConfigError
 from remix_runtime.extras import missing_extra
+from remix_runtime.kernels.attention import PAGE_TOKENS, page_bytes
 from remix_runtime.kernels.panels import INT8_BYTES
 
 if TYPE_CHECKING:
@@ -123,12 +125,9 @@ def _own_systems(
         embedded = "embedded:EmbeddedSystem"
         found.append(Start(lane, embedded, {"engine": engine, "settles": True}))
         if loaded:
-            adapters = {
-                "engine": engine,
-                "adapters": [str(f) for f in folders],
-                "settles": True,
-            }
-            found.append(Start(loaded, embedded, adapters))
+            adapters = [str(folder) for folder in folders]
+            options = {"engine": engine, "adapters": adapters, "settles": True}
+            found.append(Start(loaded, embedded, options))
     rooflines: dict[Lane, Weights] = {
         Lane.ROOFLINE: "stored",
         Lane.ROOFLINE_FLOAT32: "float32",
@@ -203,9 +202,8 @@ def _llamacpp(config: SpeedConfig, scratch: Path) -> Iterator[Start]:
 
 def kv_bytes_per_token(config: PretrainedConfig) -> int:
     """Of the keys and values of one token in all layers, in float32."""
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * 4 * layers * (config.num_key_value_heads or heads) * width)
+    layers, heads, width = kv_shape(config)
+    return page_bytes([heads] * layers, [width] * layers, torch.float32) // PAGE_TOKENS
 
 
 def bytes_read_per_token(model: PreTrainedModel) -> dict[Weights, int]:

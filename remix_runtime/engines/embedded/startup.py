@@ -143,15 +143,20 @@ def _stored(config: EmbeddedConfig, device: torch.device, dtype: torch.dtype) ->
     return widens and config.weights != "float32"
 
 
+def kv_shape(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Layers, key-value heads of one, and the width of a head."""
+    heads = config.num_key_value_heads or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, width
+
+
 def _kv(
     network: nn.Module, budget: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[PagedKV, int]:
     """The KV memory and its number of pages: as many as the budget holds."""
     config = network.config
     assert isinstance(config, PretrainedConfig)
-    heads = config.num_key_value_heads or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers = config.num_hidden_layers
+    layers, heads, width = kv_shape(config)
     one_page = page_bytes([heads] * layers, [width] * layers, dtype)
     num_pages = budget // one_page
     if num_pages < 1:

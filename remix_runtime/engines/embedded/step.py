@@ -1,7 +1,7 @@
 """What the layers of a model need to know of the step that is being computed.
 
-Set around each forward pass and read by the attention function and the adapted linears, so that
-the model's own code between them stays as transformers wrote it. Never nested.
+Set around each forward pass of a model's own code and read by the attention function and the
+adapted linears, so that what is between them stays as transformers wrote it. Never nested.
 """
 
 from __future__ import annotations

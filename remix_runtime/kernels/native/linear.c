@@ -180,16 +180,10 @@ static float *wide_panel(int64_t D) {
     return memory;
 }
 
-static int64_t bytes_of(const Span *spans, int64_t count) {
-    int64_t total = 0;
-    for (int64_t s = 0; s < count; s++) total += spans[s].bytes;
-    return total;
-}
-
 // What is fetched in the time of one register tile: part `i` of `n` equal ones of all spans
-// together, as far as two of them have it.
-static void part_of(const Span *spans, int64_t count, int64_t i, int64_t n, Span part[2]) {
-    const int64_t total = bytes_of(spans, count);
+// together, `total` bytes, as far as two of them have it.
+static void part_of(const Span *spans, int64_t count, int64_t total, int64_t i, int64_t n,
+                    Span part[2]) {
     int64_t begin = total * i / n, bytes = total * (i + 1) / n - begin, found = 0;
     part[0] = part[1] = (Span){NULL, 0};
     for (; count > 0 && bytes > 0 && found < 2; spans++, count--) {
@@ -206,7 +200,7 @@ static void part_of(const Span *spans, int64_t count, int64_t i, int64_t n, Span
 
 // All tokens of one panel; what it fetches of the spans is part `unit` of `units`.
 static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Span *spans,
-                            int64_t num_spans, int64_t unit, int64_t units) {
+                            int64_t num_spans, int64_t total, int64_t unit, int64_t units) {
     // The first tile streams the weights; the others find them in the cache.
     task.fetch = task.w + AHEAD;
     task.fetch_step = (panel_bytes(type, task.D) << 16) / task.D;
@@ -216,8 +210,8 @@ static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Spa
     if (all > 1 && KEPT_TILES_OF[type] && (task.wide = wide_panel(task.D)))
         first = KEPT_TILES_OF[type], others = float32;
     Span part[2];
-    if (all == 1 && num_spans && bytes_of(spans, num_spans) <= MOST_BYTES_BESIDE) {
-        part_of(spans, num_spans, unit, units, part);
+    if (all == 1 && total > 0 && total <= MOST_BYTES_BESIDE) {
+        part_of(spans, num_spans, total, unit, units, part);
         task.more = part[0].at, task.more_bytes = part[0].bytes;
         task.then = part[1].bytes ? part[1].at - part[0].bytes : task.more;
         task.more_step = ((part[0].bytes + part[1].bytes) << 16) / task.D;
@@ -227,7 +221,8 @@ static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Spa
         const int64_t count = (tokens + tiles - 1) / tiles;
         if (tiles < all) {
             if (first != others) task.w = (const char *)task.wide;
-            part_of(spans, num_spans, unit * (all - 1) + all - 1 - tiles, units * (all - 1), part);
+            part_of(spans, num_spans, total, unit * (all - 1) + all - 1 - tiles, units * (all - 1),
+                    part);
             task.fetch = part[0].bytes ? part[0].at : task.w;
             task.fetch_step = (part[0].bytes << 16) / task.D;
         }
@@ -246,6 +241,8 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
     const int64_t block = blocks ? (T + blocks - 1) / blocks : 0;
     const int64_t units = panels * blocks;
     const int64_t begin = units * thread / threads, end = units * (thread + 1) / threads;
+    int64_t total = 0; // bytes of the spans
+    for (int64_t s = 0; s < num_spans; s++) total += spans[s].bytes;
     for (int64_t unit = begin; unit < end; unit++) {
         const int64_t panel = unit / blocks, first = unit % blocks * block;
         const int64_t tokens = T - first < block ? T - first : block;
@@ -258,7 +255,8 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
             .O = O,
             .width = O - panel * P < P ? O - panel * P : P,
         };
-        tokens_of_panel(linear->type, tokens, task, spans, num_spans, unit - begin, end - begin);
+        tokens_of_panel(linear->type, tokens, task, spans, num_spans, total, unit - begin,
+                        end - begin);
     }
 }
 

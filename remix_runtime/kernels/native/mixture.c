@@ -199,6 +199,13 @@ static Share share_of(const Call *c, int64_t total, int even) {
     return share;
 }
 
+// Behind a pass that the threads share.
+static void meet(const Share *s) {
+    if (s->threads > 1) {
+#pragma omp barrier
+    }
+}
+
 static void route(const Share *s) {
     const Call *c = &s->call;
     if (s->threads > 1 && c->R == 1 && c->runs_R3[1] - c->runs_R3[0] <= TOKENS) {
@@ -207,17 +214,13 @@ static void route(const Share *s) {
         return;
     }
     pass_logits(c, s->thread, s->threads);
-    if (s->threads > 1) {
-#pragma omp barrier
-    }
+    meet(s);
     pass_select(c, s->thread, s->threads);
 }
 
 static void add(const Share *s) {
     pass_selected_dots(&s->call, s->thread, s->threads);
-    if (s->threads > 1) {
-#pragma omp barrier
-    }
+    meet(s);
     pass_expand(&s->call, s->thread, s->threads);
 }
 
@@ -234,9 +237,7 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
     {
         const Share share = share_of(&call, total, even && omp_get_num_threads() == threads);
         route(&share);
-        if (share.threads > 1) {
-#pragma omp barrier
-        }
+        meet(&share);
         add(&share);
     }
     if (counted) count_selected(&call);
@@ -306,9 +307,7 @@ EXPORT void remix_adapted_linear(const Linear *linear, const Slot *slots, const 
         const int routed = T <= FEW_TOKENS;
         if (routed) {
             route(&share);
-            if (share.threads > 1) {
-#pragma omp barrier
-            }
+            meet(&share);
         }
         Span spans[MOST_SPANS];
         const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&share, routed, spans) : 0;
@@ -316,9 +315,7 @@ EXPORT void remix_adapted_linear(const Linear *linear, const Slot *slots, const 
 #pragma omp barrier
         if (!routed) {
             route(&share);
-            if (share.threads > 1) {
-#pragma omp barrier
-            }
+            meet(&share);
         }
         add(&share);
     }
