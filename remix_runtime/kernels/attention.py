@@ -17,8 +17,10 @@ h // R), d head width, n rows and L keys of each sequence of a group.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -59,8 +61,7 @@ class AttentionBatch:
 
     Sequence s owns the rows `first_row[s] : first_row[s] + num_rows[s]`, at least one, which
     continue the `context[s]` tokens that earlier steps stored. Its position p is kept in page
-    `page_table_SP[s, p // PAGE_TOKENS]`; entries behind the last used page are not read.
-    The table is an int32 tensor on the CPU and must not change before the step is over.
+    `pages[s][p // PAGE_TOKENS]`; entries behind the last used page are not read.
     """
 
     def __init__(
@@ -68,31 +69,31 @@ class AttentionBatch:
         first_row: Sequence[int],
         num_rows: Sequence[int],
         context: Sequence[int],
-        page_table_SP: Tensor,
+        pages: Sequence[Sequence[int]],
     ) -> None:
         count = len(first_row)
-        longest = max(c + n for c, n in zip(context, num_rows, strict=True))
-        assert page_table_SP.dtype is torch.int32
-        assert page_table_SP.is_cpu
-        assert page_table_SP.stride(1) == 1
-        assert page_table_SP.shape[0] == count == len(num_rows)
-        assert page_table_SP.shape[1] * PAGE_TOKENS >= longest
+        for row, new, kept in zip(pages, num_rows, context, strict=True):
+            assert len(row) * PAGE_TOKENS >= kept + new
+        assert count == len(num_rows)
         assert min(num_rows) > 0
         assert min(context) >= 0
         assert min(first_row) >= 0
         self.first_row = first_row
         self.num_rows = num_rows
         self.context = context
-        self.page_table_SP = page_table_SP
         self.end_row = max(f + n for f, n in zip(first_row, num_rows, strict=True))
         self.threads = torch.get_num_threads()
         self._groups: list[_Group] | None = None
         self._numbers = (ctypes.c_int32 * (3 * count))(*first_row, *num_rows, *context)
         start, size = ctypes.addressof(self._numbers), 4 * count
-        table = page_table_SP
-        self._struct = _NativeBatch(
-            table.data_ptr(), start, start + size, start + 2 * size, count, table.stride(0)
-        )
+        # Short rows are filled up with page 0, which is not read.
+        width = max(map(len, pages))
+        self._table = array("i")
+        for row in pages:
+            self._table.extend(row)
+            self._table.extend(repeat(0, width - len(row)))
+        table, _ = self._table.buffer_info()
+        self._struct = _NativeBatch(table, start, start + size, start + 2 * size, count, width)
         self.native_address = ctypes.addressof(self._struct)
 
     def groups(self, device: torch.device) -> list[_Group]:
@@ -113,7 +114,8 @@ class AttentionBatch:
         # A shorter sequence repeats its last key, so that nothing outside its own memory is read;
         # the repeated keys are behind its position and get hidden.
         key_SL = torch.arange(int(context_S1.max()) + n).minimum(context_S1 + n - 1)
-        page_SL = self.page_table_SP[sequences].long().gather(1, key_SL // PAGE_TOKENS)
+        page_SP = torch.frombuffer(self._table, dtype=torch.int32).view(len(self.first_row), -1)
+        page_SL = page_SP[sequences].long().gather(1, key_SL // PAGE_TOKENS)
         return _Group(
             (first_S1 + new_n).to(device),
             (context_S1 + new_n).to(device),

@@ -53,7 +53,8 @@ class _Linear(ctypes.Structure):
     ]
 
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+"""How weights are stored, as `native/kernels.h` numbers it."""
 
 
 class _Functions:
@@ -113,7 +114,7 @@ class PackedLinear:
             None if self.bias_O is None else self.bias_O.data_ptr(),
             self.in_features,
             self.out_features,
-            _TYPES[self.panels.dtype],
+            TYPES[self.panels.dtype],
         )
         self.native_address = ctypes.addressof(self._struct)
 
@@ -194,7 +195,7 @@ class NativeMixtureTable:
         assert y_TO.shape == (batch.num_tokens, self.out_features)
         self._add(
             self.native_address,
-            batch.runs_R3.data_ptr(),
+            batch.runs_address,
             x_TD.data_ptr(),
             y_TO.data_ptr(),
             y_TO.stride(0),

@@ -7,8 +7,10 @@ S = T·k selections.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -179,13 +181,15 @@ class Batch:
 
     runs: tuple[tuple[int, int, int], ...]
     """(first token, end, slot) with slot -1 for the base model; they partition the tokens."""
-    runs_R3: Tensor = field(init=False, repr=False)
+    runs_address: int = field(init=False, repr=False)
+    """Where native code finds the runs: int32 [R, 3]."""
     num_tokens: int = field(init=False)
     counted: bool
     """Whether the selections of its tokens are added to `MixtureWeights.counts_n`."""
     selections: dict[int, list[tuple[Tensor, Tensor]]] = field(init=False, repr=False)
     """By a run's first token: the counters [n] of each layer and what its tokens selected, [T, k].
     Noted by tables that would take long to count in every layer."""
+    _numbers: array[int] = field(init=False, repr=False)
     adapted: bool = field(init=False)
     """Whether any token has a slot."""
     h_Tm: Tensor = field(init=False, repr=False)
@@ -201,12 +205,18 @@ class Batch:
         for start, end, _ in self.runs:
             assert start == position < end, f"runs must partition the tokens: {self.runs}"
             position = end
-        self.runs_R3 = torch.tensor(self.runs, dtype=torch.int32).reshape(-1, 3)
+        self._numbers = array("i", chain.from_iterable(self.runs))
+        self.runs_address, _ = self._numbers.buffer_info()
         self.num_tokens = position
         self.adapted = any(slot >= 0 for _, _, slot in self.runs)
         self.h_Tm = torch.empty(0, 0)
         self.picks_Tk = torch.empty(0, 0, dtype=torch.int32)
         self.plan = None
+
+    @property
+    def runs_R3(self) -> Tensor:  # noqa: N802
+        """The runs, int32 on the CPU."""
+        return torch.tensor(self.runs, dtype=torch.int32).reshape(-1, 3)
 
     def slots(self) -> Tensor:
         """The slot of each token, int32 on the CPU."""

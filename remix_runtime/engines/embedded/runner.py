@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from remix_runtime.adapter.checkpoint.types import BaseShapes
 from remix_runtime.contracts import ModelInfo
-from remix_runtime.engines.embedded.fused import FusedModel
 from remix_runtime.engines.embedded.scheduler import Chunk
 from remix_runtime.engines.embedded.step import Step, computing
 from remix_runtime.engines.tokenizer import ModelTokenizer
 from remix_runtime.kernels import Batch
 from remix_runtime.kernels.attention import PAGE_TOKENS, AttentionBatch, PagedKV
+from remix_runtime.kernels.network import NativeNetwork
 
 
 class ModelRunner:
@@ -29,7 +29,7 @@ class ModelRunner:
     def __init__(
         self,
         network: nn.Module,
-        fused: FusedModel | None,
+        native: NativeNetwork | None,
         *,
         model: ModelInfo,
         tokenizer: ModelTokenizer,
@@ -44,7 +44,7 @@ class ModelRunner:
         self.num_pages = num_pages
         self.base_shapes = base_shapes
         self._network = network
-        self._fused = fused
+        self._native = native
         self._kv = kv
         self._device = device
         self.parity_slack = parity_slack
@@ -81,28 +81,21 @@ class ModelRunner:
                 first_rows,
                 num_rows,
                 [chunk.start for chunk in chunks],
-                _page_table([chunk.job.pages for chunk in chunks]),
+                [chunk.job.pages for chunk in chunks],
             ),
             kv=self._kv,
             mixture=Batch(runs, counted=routes is None),  # routes are a replay's, no request's
             routes=routes,
         )
-        with torch.inference_mode():
-            if self._fused is not None and routes is None:
-                return self._fused(ids, positions, wanted_rows, step)
-            with computing(step):
-                output = self._network(
-                    input_ids=torch.tensor([ids], device=self._device),
-                    position_ids=torch.tensor([positions], device=self._device),
-                    use_cache=False,
-                    logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
-                )
+        if self._native is not None and routes is None:
+            return self._native(ids, positions, wanted_rows, step.attention, step.mixture)
+        with torch.inference_mode(), computing(step):
+            output = self._network(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                use_cache=False,
+                logits_to_keep=torch.tensor(wanted_rows, device=self._device, dtype=torch.long),
+            )
             step.mixture.count()
             logits_SV: Tensor = output.logits[0].float()
         return logits_SV
-
-
-def _page_table(pages: list[list[int]]) -> Tensor:
-    """The page table, int32 [S, P]. Short rows are filled up with page 0, which is not read."""
-    width = max(len(row) for row in pages)
-    return torch.tensor([row + [0] * (width - len(row)) for row in pages], dtype=torch.int32)

@@ -104,16 +104,16 @@ class Scheduler:
         """The chunks of the next step, tokens of the same adapter side by side."""
         self._keep()
         self._grow()
-        self._admit()
-        if not self.running and len(self.queue):
-            self._lose_patience(job for _, job in self.queue)
+        if len(self.queue):
             self._admit()
+            if not self.running:
+                self._lose_patience(job for _, job in self.queue)
+                self._admit()
         for job in filter(_is_prompt, self.running):
             self._look_again(job)
         # Decodes first: the budget is at least max_running, so each of them always fits.
         chunks = _chunks([job for job in self.running if not _is_prompt(job)], self._max_tokens)
-        chunks += self._prompt_chunks(self._max_tokens - len(chunks))
-        chunks = self._with_proposals(chunks)
+        chunks = self._with_proposals(chunks + self._prompt_chunks(self._max_tokens - len(chunks)))
         for chunk in chunks:
             self._charge(chunk)
         chunks.sort(key=lambda chunk: chunk.job.slot)

@@ -58,11 +58,11 @@ def build_core(config: EmbeddedConfig) -> EngineCore:
     if device.type == "cpu":
         _take_from_file(network)
     kv, num_pages = _kv(network, config.kv_cache_bytes, dtype, device)
-    fused = fuse(network, kv)
+    native = fuse(network, kv)
     install_small_ops(network)
     runner = ModelRunner(
         network,
-        fused,
+        native,
         model=_model_info(config, network, tokenizer, num_pages * PAGE_TOKENS),
         tokenizer=tokenizer,
         kv=kv,

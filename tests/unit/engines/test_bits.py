@@ -182,17 +182,17 @@ def test_same_bits_after_eviction_into_another_slot(
     assert torch.equal(before, after)
 
 
-def test_the_fused_model_agrees_with_the_modules_it_stands_for(
+def test_the_native_pass_agrees_with_the_modules_it_stands_for(
     setup: Setup,
 ) -> None:
     core, checkpoints = setup.core, setup.checkpoints
-    assert core.runner._fused is not None
+    assert core.runner._native is not None
     for checkpoint in (None, *checkpoints):
         digest = checkpoint.digest if checkpoint else None
-        fused = alone(core, PROMPTS[4], digest)
+        native = alone(core, PROMPTS[4], digest)
         item = job_of(core, PROMPTS[4], digest)
         # Recording routes runs the model's own modules.
         (plain,) = logits(core, [item], [[len(PROMPTS[4])]], routes={})
         free(core, item)
-        # The native rotation of queries and keys rounds once where PyTorch's does twice.
-        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+        # The rotation of queries and keys, and its angles, round otherwise than PyTorch's.
+        torch.testing.assert_close(native, plain, rtol=1e-5, atol=1e-5)

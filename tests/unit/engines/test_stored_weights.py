@@ -62,7 +62,7 @@ def answers(core: EngineCore, family: str) -> list[Tensor]:
 def test_the_bits_of_the_float32_run(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     base = save_tiny_base(tmp_path, family, dtype=dtype)
     stored, wide = core_of(base), core_of(base, "float32")
-    assert (stored.runner._fused is not None) == ("gemma" not in family)
+    assert (stored.runner._native is not None) == ("gemma" not in family)
     for found, expected in zip(answers(stored, family), answers(wide, family), strict=True):
         assert torch.equal(found, expected)
 

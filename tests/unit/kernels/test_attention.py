@@ -80,7 +80,8 @@ class Case:
             counts = [n for _, n in step]
             first = [1 + sum(counts[:i]) for i in range(len(counts))]
             ids = [s for s, _ in step]
-            batch = AttentionBatch(first, counts, [done[s] for s in ids], page_table_SP[ids])
+            pages = page_table_SP[ids].tolist()
+            batch = AttentionBatch(first, counts, [done[s] for s in ids], pages)
             o = kv.attend(
                 0, q, k, v, batch, scale=self.scale, window=self.window, softcap=self.softcap
             )
@@ -253,7 +254,7 @@ def test_layers_have_their_own_shapes_and_memory(use_native: bool) -> None:
     shapes = [c.kv_heads for c in cases], [c.head_dim for c in cases]
     kv = PagedKV(3, 4, *shapes, torch.float32, "cpu", use_native=use_native)
     sequences = [case.sequence(50) for case in cases]
-    table = torch.tensor([[2, 0, 3, 1]], dtype=torch.int32)
+    table = [[2, 0, 3, 1]]
     for start, n in ((0, 30), (30, 20)):
         batch = AttentionBatch([0], [n], [start], table)
         for layer, (case, sequence) in enumerate(zip(cases, sequences, strict=True)):
@@ -268,7 +269,7 @@ def test_any_strides_are_accepted() -> None:
     torch.manual_seed(6)
     case = Case(2, 2, 12)
     sequence = case.sequence(20)
-    table = torch.tensor([[1, 0]], dtype=torch.int32)
+    table = [[1, 0]]
     batch = AttentionBatch([0], [20], [0], table)
     odd = [x.permute(2, 0, 1).contiguous().permute(1, 2, 0) for x in sequence]
     assert odd[0].stride(-1) != 1

@@ -1,15 +1,18 @@
-// A stack of Llama-like decoder blocks in one call, made of the kernels beside this file.
+// The forward pass of a Llama-like model in one call, made of the kernels beside this file.
 //
-// For a few tokens, calling each kernel from Python costs as much as the small ones take. The
-// order of operations is that of transformers' LlamaDecoderLayer (Qwen2, Qwen3 and Mistral alike):
+// For a few tokens, calling each kernel from Python costs as much as the small ones take: the
+// weights have driven what Python needs out of the caches. The order of operations is that of
+// transformers' LlamaForCausalLM (Qwen2, Qwen3 and Mistral alike), each decoder layer being
 //   x += o(attention(rope(q), rope(k), v)) of norm(x);  x += down(silu(gate) · up) of norm(x)
 //
-// Shapes: T tokens, D hidden width, F feed-forward width, H query heads, G key-value heads,
-// d head width, r rotated width, R runs, m and k row lengths of the mixtures' scratch.
+// Shapes: T tokens, S of them whose logits are wanted, V vocabulary, D hidden width, F feed-forward
+// width, H query heads, G key-value heads, d head width, r rotated width, R runs, m and k row
+// lengths of the mixtures' scratch.
 
 #include <omp.h>
 
 #include "kernels.h"
+#include "widen.h"
 
 // Fewer floats than this are done before a second thread has woken up.
 #define WORTH_A_TEAM 32768
@@ -30,14 +33,55 @@ typedef struct {
 } Block;
 
 typedef struct {
+    const char *embedding_VD; // of `embedding_type`, row after row
+    const Block *blocks;
+    const float *norm;        // [D]
+    const float *frequencies; // [r / 2], in radians per position
+    const Linear *head;
+    int64_t num_blocks, D, r;
+    int32_t embedding_type;
+    float eps, rotary_scale;
+} Network;
+
+typedef struct {
+    const int32_t *ids_T, *positions_T, *wanted_S;
     const Batch *attention;
     const int32_t *runs_R3;
-    const float *cos_Tr, *sin_Tr;
-    float *norm_TD, *q_THd, *k_TGd, *v_TGd, *o_THd, *gate_TF, *up_TF, *rows_Tm;
+    float *x_TD, *cos_Tr, *sin_Tr, *norm_TD, *q_THd, *k_TGd, *v_TGd, *o_THd, *gate_TF, *up_TF;
+    float *rows_Tm;
     int32_t *picks_Tk;
-    int64_t T, D, r, R, m, k;
+    int64_t T, S, D, r, R, m, k;
     int32_t adapted, threads;
 } Step;
+
+static void embed(const Network *n, const Step *s) {
+    const int64_t D = n->D;
+    for (int64_t t = 0; t < s->T; t++) {
+        float *x = s->x_TD + t * D;
+        if (n->embedding_type == FLOAT32) {
+            memcpy(x, n->embedding_VD + s->ids_T[t] * D * 4, (size_t)D * 4);
+            continue;
+        }
+        const uint16_t *row = (const uint16_t *)n->embedding_VD + s->ids_T[t] * D;
+        if (n->embedding_type == BFLOAT16)
+            for (int64_t i = 0; i < D; i++) x[i] = from_bfloat16(row[i]);
+        else
+            for (int64_t i = 0; i < D; i++) x[i] = from_float16(row[i]);
+    }
+}
+
+// The two halves of a head turn by the same angles.
+static void angles(const Network *n, const Step *s) {
+    const int64_t half = n->r / 2;
+    for (int64_t t = 0; t < s->T; t++) {
+        float *c = s->cos_Tr + t * n->r, *sine = s->sin_Tr + t * n->r;
+        for (int64_t i = 0; i < half; i++) {
+            const float angle = (float)s->positions_T[t] * n->frequencies[i];
+            c[i] = c[i + half] = cosf(angle) * n->rotary_scale;
+            sine[i] = sine[i + half] = sinf(angle) * n->rotary_scale;
+        }
+    }
+}
 
 // y = what `count` projections beside each other make of x.
 static void project(const Projection *p, int count, const Step *s, const float *x,
@@ -66,8 +110,9 @@ static void add(float *x, const float *y, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++) x[i] += y[i];
 }
 
-static void block(const Block *b, const Step *s, float *x_TD) {
+static void block(const Block *b, const Step *s) {
     const int64_t T = s->T, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
+    float *const x_TD = s->x_TD;
     norm(s, x_TD, T, s->D, b->attention_norm, b->eps, s->norm_TD);
     project(b->qkv, 3, s, s->norm_TD, (float *[]){s->q_THd, s->k_TGd, s->v_TGd});
     if (b->q_norm) norm(s, s->q_THd, T * H, d, b->q_norm, b->eps, s->q_THd);
@@ -87,7 +132,14 @@ static void block(const Block *b, const Step *s, float *x_TD) {
     add(x_TD, s->norm_TD, T * s->D, s->threads);
 }
 
-// Runs `count` blocks over x_TD, in place.
-EXPORT void remix_blocks(const Block *blocks, int64_t count, const Step *step, float *x_TD) {
-    for (int64_t i = 0; i < count; i++) block(blocks + i, step, x_TD);
+EXPORT void remix_forward(const Network *network, const Step *step, float *logits_SV) {
+    const int64_t D = network->D, S = step->S;
+    embed(network, step);
+    angles(network, step);
+    for (int64_t i = 0; i < network->num_blocks; i++) block(network->blocks + i, step);
+    // The wanted rows ascend, so none is overwritten before it is read.
+    for (int64_t i = 0; i < S; i++)
+        memmove(step->x_TD + i * D, step->x_TD + step->wanted_S[i] * D, (size_t)D * sizeof(float));
+    norm(step, step->x_TD, S, D, network->norm, network->eps, step->norm_TD);
+    remix_linear(network->head, step->norm_TD, logits_SV, S, step->threads);
 }
