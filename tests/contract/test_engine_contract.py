@@ -247,7 +247,8 @@ async def test_the_meter_tells_what_was_scheduled_whether_anybody_heard_of_it(
     whole = request(PROMPT, max_tokens=5, ignore_eos=True)
     await complete(setup.engine, whole)
     assert (whole.meter.prompt_tokens, whole.meter.output_tokens) == (len(PROMPT), 5)
-    items = [request(PROMPT, max_tokens=60, ignore_eos=True) for _ in range(3)]
+    # Long enough for none to end before it is cancelled.
+    items = [request(PROMPT, max_tokens=200, ignore_eos=True) for _ in range(3)]
     tasks = [asyncio.create_task(complete(setup.engine, item)) for item in items]
     while items[1].meter.prompt_tokens < len(PROMPT):  # noqa: ASYNC110 - no event tells of it
         await asyncio.sleep(0)
