@@ -59,17 +59,17 @@ def paged(load: Workload) -> Callable[[], None]:
     pages = -(-length // PAGE_TOKENS)
     shape = load.kv_heads, load.head_dim
     kv = PagedKV(load.layers, S * pages, *shape, torch.float32, "cpu")
-    table_SP = torch.randperm(S * pages).int().view(S, pages)
+    pages_SP = torch.randperm(S * pages).view(S, pages).tolist()
     k_TGd, v_TGd = torch.randn(2, S * load.context + S, *shape).unbind()
     q_THd = torch.randn(len(k_TGd), load.heads, load.head_dim)
     if load.context:
         first = [s * load.context for s in range(S)]
-        fill = AttentionBatch(first, [load.context] * S, [0] * S, table_SP)
+        fill = AttentionBatch(first, [load.context] * S, [0] * S, pages_SP)
         for layer in range(load.layers):
             kv.attend(layer, q_THd, k_TGd, v_TGd, fill, scale=0.1)
     q_THd = torch.randn(S * n, load.heads, load.head_dim)
     k_TGd, v_TGd = torch.randn(2, S * n, *shape).unbind()
-    batch = AttentionBatch([s * n for s in range(S)], [n] * S, [load.context] * S, table_SP)
+    batch = AttentionBatch([s * n for s in range(S)], [n] * S, [load.context] * S, pages_SP)
     scale = load.head_dim**-0.5
 
     def step() -> None:

@@ -28,6 +28,7 @@ from benchmarks.rounds import fastest
 from remix_runtime.adapter.checkpoint.types import LayerWeights
 from remix_runtime.kernels import Batch, MixtureWeights, cpu, native
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
+from remix_runtime.kernels.network import projection
 from remix_runtime.kernels.panels import STORED_TYPES
 
 SHAPES = ((576, 1536), (1536, 576))
@@ -119,23 +120,31 @@ def make_table(D: int, out_features: int, *, short: bool) -> NativeMixtureTable:
 def adapted(
     linears: Sequence[PackedLinear], tables: Sequence[NativeMixtureTable], batch: Batch
 ) -> Call:
-    """Base and mixture in the one call that the engine's native blocks make."""
+    """Base and mixture in the one call that the engine's native networks make."""
     library = native.lib()
     assert library is not None
-    function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
+    function = library.remix_project
+    function.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_int64) * 2,
+        *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int),
+    ]
     h_Tm, picks_Tk = batch.scratch(*tables[0].scratch_size)
+    projections = [projection(*pair) for pair in zip(linears, tables, strict=True)]
 
     def call(i: int, x_TD: Tensor) -> Tensor:
-        linear = linears[i]
-        y_TO = torch.empty(len(x_TD), linear.out_features)
-        tensors = (batch.runs_R3, x_TD, y_TO, h_Tm, picks_Tk)
+        y_TO = torch.empty(len(x_TD), linears[i].out_features)
         function(
-            linear.native_address,
-            tables[i].native_address,
-            *(tensor.data_ptr() for tensor in tensors),
+            ctypes.addressof(projections[i]),
+            1,
+            *(None, 0),
+            batch.runs_address,
             len(batch.runs),
+            x_TD.data_ptr(),
+            (ctypes.c_void_p * 1)(y_TO.data_ptr()),
             len(x_TD),
+            h_Tm.data_ptr(),
+            picks_Tk.data_ptr(),
             h_Tm.shape[1],
             picks_Tk.shape[1],
             torch.get_num_threads(),

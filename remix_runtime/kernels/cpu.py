@@ -137,6 +137,9 @@ class PackedLinear:
 class NativeMixtureTable:
     """The adapters of one layer by slot, and the call that adds them to a step's tokens."""
 
+    num_changes = 0
+    """Of the slots of all tables. What was derived from them holds as long as this is the same."""
+
     def __init__(self, num_slots: int, in_features: int, out_features: int) -> None:
         self.in_features = in_features
         self.out_features = out_features
@@ -168,6 +171,7 @@ class NativeMixtureTable:
         self._change(slot, None, _Slot())
 
     def _change(self, slot: int, weights: MixtureWeights | None, row: _Slot) -> None:
+        NativeMixtureTable.num_changes += 1
         self.slots[slot] = weights
         self._table[slot] = row
         self._max_m = max((w.num_rows for w in self.slots if w), default=0)

@@ -24,6 +24,8 @@ from remix_runtime.kernels.cpu import TYPES, NativeMixtureTable, PackedLinear
 from remix_runtime.kernels.mixture import Batch
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+_MOST_PROJECTIONS = 3
+"""As in `native/kernels.h`."""
 
 _pointer, _int64, _float, _int32 = (
     ctypes.c_void_p,
@@ -33,7 +35,9 @@ _pointer, _int64, _float, _int32 = (
 )
 
 
-class _Projection(ctypes.Structure):
+class Projection(ctypes.Structure):
+    """A base linear and the mixtures beside it: `Projection` of `native/kernels.h`."""
+
     _fields_ = (
         ("linear", _pointer),
         ("slots", _pointer),
@@ -42,7 +46,7 @@ class _Projection(ctypes.Structure):
 
 class _Block(ctypes.Structure):
     _fields_ = (
-        *((name, _Projection) for name in PROJECTIONS),
+        *((name, Projection) for name in PROJECTIONS),
         ("attention_norm", _pointer),
         ("mlp_norm", _pointer),
         ("q_norm", _pointer),
@@ -71,7 +75,6 @@ class _Step(ctypes.Structure):
         *((name, _pointer) for name in ("x", "cos", "sin", "norm", "q", "k", "v", "o")),
         *((name, _pointer) for name in ("gate", "up", "rows", "picks")),
         *((name, _int64) for name in ("T", "S", "D", "r", "R", "m", "top")),
-        ("adapted", _int32),
         ("threads", _int32),
     )
 
@@ -146,6 +149,8 @@ class NativeNetwork:
         widths += [linears[name].out_features for name in ("gate", "up")]
         self._offsets = list(accumulate(widths, initial=0))
         self._scratch = torch.empty(0)
+        self._sizes = 0, 0
+        self._sizes_after = 0
 
     def __call__(
         self,
@@ -159,12 +164,9 @@ class NativeNetwork:
         assert batch.counted, "what is not counted is recorded, module by module"
         assert 0 <= min(ids) <= max(ids) < self._vocabulary
         T, S = len(ids), len(wanted)
-        m = top = 0
-        if batch.adapted:
-            sizes = [table.scratch_size for table in self._tables]
-            m, top = max(m for m, _ in sizes), max(k for _, k in sizes)
+        m, top = self._mixture_sizes() if batch.adapted else (0, 0)
         # Kept from step to step: the system would clear fresh pages of it every time.
-        needed = T * (self._offsets[-1] + m + top)
+        needed = T * (self._offsets[-1] + _MOST_PROJECTIONS * (m + top))
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
         start = self._scratch.data_ptr()
@@ -176,20 +178,27 @@ class NativeNetwork:
             attention.native_address,
             batch.runs_address,
             *buffers,
-            buffers[-1] + 4 * T * m,
+            buffers[-1] + 4 * T * _MOST_PROJECTIONS * m,
             *(T, S, self._width, self._rotated, len(batch.runs), m, top),
-            m > 0,
             attention.threads,
         )
         logits_SV = torch.empty(S, self._spec.head.out_features)
         self._function(self._address, ctypes.addressof(step), logits_SV.data_ptr())
         return logits_SV
 
+    def _mixture_sizes(self) -> tuple[int, int]:
+        """The longest rows of the mixtures' scratch: kept, for there are hundreds of tables."""
+        if self._sizes_after != NativeMixtureTable.num_changes:
+            sizes = [table.scratch_size for table in self._tables]
+            self._sizes = max(m for m, _ in sizes), max(k for _, k in sizes)
+            self._sizes_after = NativeMixtureTable.num_changes
+        return self._sizes
+
 
 def _block(spec: BlockSpec, kv_address: int) -> _Block:
     norms = (spec.attention_norm_D, spec.mlp_norm_D, spec.q_norm_d, spec.k_norm_d)
     return _Block(
-        *(_projection(spec.linears[name], spec.tables[name]) for name in PROJECTIONS),
+        *(projection(spec.linears[name], spec.tables[name]) for name in PROJECTIONS),
         *(None if norm is None else norm.data_ptr() for norm in norms),
         kv_address,
         spec.heads,
@@ -199,5 +208,6 @@ def _block(spec: BlockSpec, kv_address: int) -> _Block:
     )
 
 
-def _projection(linear: PackedLinear, table: NativeMixtureTable) -> _Projection:
-    return _Projection(linear.native_address, table.native_address)
+def projection(linear: PackedLinear, table: NativeMixtureTable) -> Projection:
+    """Both must outlive it."""
+    return Projection(linear.native_address, table.native_address)

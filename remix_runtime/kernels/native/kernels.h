@@ -49,10 +49,21 @@ void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const float *x
                        int64_t y_row, float *h_Tm, int32_t *picks_Tk, int64_t R, int64_t D,
                        int64_t O, int64_t m, int64_t k, int counted, int threads);
 
-// mixture.c: both, with the selected experts on their way while the base product is computed.
-void remix_adapted_linear(const Linear *linear, const Slot *slots, const int32_t *runs_R3,
-                          const float *x_TD, float *y_TO, float *h_Tm, int32_t *picks_Tk, int64_t R,
-                          int64_t T, int64_t m, int64_t k, int threads);
+// A base linear and the mixtures in its slots.
+typedef struct {
+    const Linear *linear;
+    const Slot *slots;
+} Projection;
+
+#define MOST_PROJECTIONS 3
+
+// mixture.c: y[i] = what projection i of `count` makes of x, base and mixture, with the selected
+// experts on their way while the base products are computed, and the routers of the `num_next` ones
+// that come next. Scratch: h [count, T, m], picks [count, T, k].
+void remix_project(const Projection *projections, int64_t count, const Projection *next,
+                   int64_t num_next, const int32_t *runs_R3, int64_t R, const float *x_TD,
+                   float *const *y, int64_t T, float *h_Tm, int32_t *picks_Tk, int64_t m, int64_t k,
+                   int threads);
 
 void remix_attend(const Layer *layer, const Batch *batch, int64_t heads, const float *query,
                   int64_t query_row, int64_t query_head, const float *key, int64_t key_row,

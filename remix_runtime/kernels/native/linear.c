@@ -98,8 +98,8 @@ INLINE void tile(const int type, const int use, const int tokens, const Tile *ta
         }
         for (; d < end; d++, w += row_bytes(type)) {
             const char *line = fetch + (d * fetch_step >> 16);
-            __builtin_prefetch(line, 0, 3);
-            if (row_bytes(type) > 64) __builtin_prefetch(line + 64, 0, 3);
+            __builtin_prefetch(line, 0, use == FETCHES ? 0 : 3);
+            if (row_bytes(type) > 64) __builtin_prefetch(line + 64, 0, use == FETCHES ? 0 : 3);
             if (use == FETCHES) {
                 const int64_t at = d * task->more_step >> 16;
                 __builtin_prefetch((at < task->more_bytes ? task->more : task->then) + at, 0, 3);

@@ -22,19 +22,10 @@
 
 #include "mixture_dots.h"
 #include "mixture_expand.h"
+#include "mixture_fetch.h"
 #include "top_k.h"
 
 // ---- the passes; each thread takes its part -----------------------------------------------------
-
-static Run get_run(const Call *c, int64_t index) {
-    const int32_t *entry = c->runs_R3 + 3 * index;
-    Run run = {.first = entry[0], .tokens = entry[1] - entry[0], .index = index};
-    if (entry[2] >= 0) run.slot = c->slots[entry[2]];
-    run.expert_tiles = ceil_div(run.slot.r, ROWS);
-    run.router_tile = run.slot.n * run.expert_tiles;
-    run.tiles = run.router_tile + ceil_div(run.slot.n, ROWS);
-    return run;
-}
 
 static int64_t logit_units(const Run *run) {
     return (run->tiles - run->router_tile) * ceil_div(run->tokens, TOKENS);
@@ -121,11 +112,14 @@ static void pass_expand(const Call *c, int64_t thread, int64_t threads) {
     for (int64_t i = 0; i < c->R; i++) {
         const Run run = get_run(c, i);
         if (!run.slot.n) continue;
-        switch ((run.tokens <= STREAM_TOKENS) * 2 + (run.slot.bf16 != 0)) {
-            case 0: expand_tiles(c, &run, 0, thread, threads); break;
-            case 1: expand_tiles(c, &run, 1, thread, threads); break;
+        const int bf16 = run.slot.bf16 != 0;
+        switch ((c->fetched ? 4 : run.tokens <= STREAM_TOKENS ? 2 : 0) + bf16) {
+            case 0: expand_tiles(c, &run, 0, 0, thread, threads); break;
+            case 1: expand_tiles(c, &run, 1, 0, thread, threads); break;
             case 2: expand_stream(c, &run, 0, thread, threads); break;
             case 3: expand_stream(c, &run, 1, thread, threads); break;
+            case 4: expand_tiles(c, &run, 0, 1, thread, threads); break;
+            case 5: expand_tiles(c, &run, 1, 1, thread, threads); break;
         }
     }
 }
@@ -206,11 +200,12 @@ static void meet(const Share *s) {
     }
 }
 
-static void route(const Share *s) {
+// `turn`: who does what is too short to share.
+static void route(const Share *s, int64_t turn) {
     const Call *c = &s->call;
     if (s->threads > 1 && c->R == 1 && c->runs_R3[1] - c->runs_R3[0] <= TOKENS) {
         // One thread is done before both have met.
-        if (s->thread == 0) pass_logits(c, 0, 1), pass_select(c, 0, 1);
+        if (s->thread == turn % s->threads) pass_logits(c, 0, 1), pass_select(c, 0, 1);
         return;
     }
     pass_logits(c, s->thread, s->threads);
@@ -228,7 +223,7 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
                               float *y_TO, int64_t y_row, float *h_Tm, int32_t *picks_Tk,
                               int64_t R, int64_t D, int64_t O, int64_t m, int64_t k, int counted,
                               int threads) {
-    const Call call = {slots, runs_R3, x_TD, y_TO, y_row, h_Tm, picks_Tk, R, D, O, m, k};
+    const Call call = {slots, runs_R3, x_TD, y_TO, y_row, h_Tm, picks_Tk, R, D, O, m, k, 0};
     const int64_t total = all_work(&call);
     // Below some microseconds of work, waking the other threads costs more than they give.
     if (total < 40000) threads = 1;
@@ -236,88 +231,77 @@ EXPORT void remix_mixture_add(const Slot *slots, const int32_t *runs_R3, const f
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const Share share = share_of(&call, total, even && omp_get_num_threads() == threads);
-        route(&share);
+        route(&share, 0);
         meet(&share);
         add(&share);
     }
     if (counted) count_selected(&call);
 }
 
-static int is_selected(const Call *c, const Run *run, int32_t e) {
-    for (int64_t t = run->first; t < run->first + run->tokens; t++)
-        for (int64_t j = 0; j < run->slot.k; j++)
-            if (c->picks_Tk[t * c->k + j] == e) return 1;
-    return 0;
+typedef struct {
+    Call call;
+    int64_t total;
+    int adapted, even; // whether any token has an adapter here; whether whole runs are dealt out
+} Part;
+
+static Part make_part(const Projection *p, const int32_t *runs_R3, int64_t R, const float *x_TD,
+                      float *y_TO, int64_t m, int64_t k, float *h_Tm, int32_t *picks_Tk,
+                      int threads) {
+    const int64_t D = p->linear->in, O = p->linear->out;
+    Part part = {{p->slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k, 0}, 0, 0, 0};
+    part.total = all_work(&part.call);
+    part.adapted = part.total > 0;
+    part.even = !part.adapted || is_even(&part.call, part.total, threads);
+    return part;
 }
 
-// One more span; one with the last where hardly anything is between them.
-static int64_t with_span(Span *spans, int64_t count, const char *at, int64_t bytes, int64_t near) {
-    const char *end = count ? spans[count - 1].at + spans[count - 1].bytes : NULL;
-    if (end && at >= end && at - end <= near) {
-        spans[count - 1].bytes += at - end + bytes;
-        return count;
+EXPORT void remix_project(const Projection *p, int64_t count, const Projection *next,
+                          int64_t num_next, const int32_t *runs_R3, int64_t R, const float *x_TD,
+                          float *const *y, int64_t T, float *h_Tm, int32_t *picks_Tk, int64_t m,
+                          int64_t k, int threads) {
+    if (threads > 1 && !remix_linear_is_long(p->linear, T)) threads = 1;
+    // Few tokens leave out experts: those that they select are known before weights are fetched.
+    const int routed = T <= FEW_TOKENS;
+    Part parts[MOST_PROJECTIONS];
+    int adapted = 0, shared = 0;
+    for (int64_t i = 0; i < count; i++) {
+        parts[i] = make_part(p + i, runs_R3, R, x_TD, y[i], m, k, h_Tm + i * T * m,
+                             picks_Tk + i * T * k, threads);
+        adapted |= parts[i].adapted;
+        shared |= !parts[i].even;
     }
-    if (count < MOST_SPANS) spans[count++] = (Span){at, bytes};
-    return count;
-}
-
-// The weights that a thread is going to read, as far as there is room for them: of its own runs all,
-// of others its part of the experts' A and of each one's B. Of all experts where none is selected yet.
-static int64_t spans_of(const Share *s, int routed, Span *spans) {
-    const Call *c = &s->call;
-    const int64_t outputs = ceil_div(c->O, P);
-    const int64_t from = outputs * s->thread / s->threads;
-    const int64_t to = outputs * (s->thread + 1) / s->threads;
-    int64_t count = 0;
-    for (int64_t i = 0; i < c->R; i++) {
-        const Run run = get_run(c, i);
-        const int64_t weight = size(run.slot.bf16);
-        const int64_t tile = ROWS * ceil_div(c->D, VL) * VL * weight, a = run.expert_tiles * tile;
-        const int64_t b = run.slot.r * P * weight, next = (outputs | 1) * b;
-        int32_t experts[MOST_SPANS];
-        int64_t selected = 0;
-        for (int32_t e = 0; e < run.slot.n && selected < MOST_SPANS; e++)
-            if (!routed || is_selected(c, &run, e)) experts[selected++] = e;
-        const char *const at_a = run.slot.a, *const at_b = (const char *)run.slot.b + from * b;
-        const int64_t end = selected * (s->thread + 1) / s->threads;
-        for (int64_t j = selected * s->thread / s->threads; j < end; j++)
-            count = with_span(spans, count, at_a + experts[j] * a, a, 0);
-        if (!routed && end == selected)  // the router is behind the last expert
-            count = with_span(spans, count, at_a + run.router_tile * tile,
-                              (run.tiles - run.router_tile) * tile, 0);
-        for (int64_t j = 0; j < selected; j++)
-            count = with_span(spans, count, at_b + experts[j] * next, (to - from) * b, b);
-    }
-    return count;
-}
-
-EXPORT void remix_adapted_linear(const Linear *linear, const Slot *slots, const int32_t *runs_R3,
-                                 const float *x_TD, float *y_TO, float *h_Tm, int32_t *picks_Tk,
-                                 int64_t R, int64_t T, int64_t m, int64_t k, int threads) {
-    const int64_t D = linear->in, O = linear->out;
-    const Call call = {slots, runs_R3, x_TD, y_TO, O, h_Tm, picks_Tk, R, D, O, m, k};
-    const int64_t total = all_work(&call);
-    if (!remix_linear_is_long(linear, T)) threads = 1;
-    const int even = is_even(&call, total, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        const Share share = share_of(&call, total, even && omp_get_num_threads() == threads);
         const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
-        // Few tokens leave out experts: those that they select are known before weights are fetched.
-        const int routed = T <= FEW_TOKENS;
-        if (routed) {
-            route(&share);
-            meet(&share);
-        }
-        Span spans[MOST_SPANS];
-        const int64_t count = T <= MOST_TOKENS_FETCHING ? spans_of(&share, routed, spans) : 0;
-        remix_linear_part(linear, x_TD, y_TO, T, spans, count, thread, all);
+        Share shares[MOST_PROJECTIONS];
+        for (int64_t i = 0; i < count; i++)
+            shares[i] = share_of(&parts[i].call, parts[i].total, parts[i].even && all == threads);
+        if (routed && adapted) {
+            for (int64_t i = 0; i < count; i++)
+                if (parts[i].adapted) route(&shares[i], i);
+            if (shared || all != threads) {
 #pragma omp barrier
-        if (!routed) {
-            route(&share);
-            meet(&share);
+            }
         }
-        add(&share);
+        for (int64_t i = 0; i < count; i++) {
+            Spans spans;
+            spans.count = 0;
+            if (parts[i].adapted && T <= MOST_TOKENS_FETCHING)
+                fetch_experts(&spans, &shares[i].call, shares[i].thread, shares[i].threads, routed);
+            if (i + 1 == count && routed)
+                for (int64_t j = 0; j < num_next; j++)
+                    fetch_routers(&spans, next + j, j, runs_R3, R, thread, all);
+            shares[i].call.fetched = routed;
+            remix_linear_part(p[i].linear, x_TD, y[i], T, spans.at, spans.count, thread, all);
+            if (!parts[i].adapted) continue;
+#pragma omp barrier
+            if (!routed) {
+                route(&shares[i], i);
+                meet(&shares[i]);
+            }
+            add(&shares[i]);
+        }
     }
-    count_selected(&call);
+    for (int64_t i = 0; i < count; i++)
+        if (parts[i].adapted) count_selected(&parts[i].call);
 }

@@ -21,6 +21,7 @@ typedef struct {
     float *h_Tm;
     int32_t *picks_Tk;  // out: selected experts, ascending, padded with -1
     int64_t R, D, O, m, k;
+    int fetched;  // the selected experts are in the second-level cache, or nearly
 } Call;
 
 typedef struct {
@@ -47,7 +48,6 @@ typedef struct {
 // With more tokens than this, what is fetched during the base product has left the caches before
 // it is used, and reading it is little of the work.
 #define MOST_TOKENS_FETCHING 128
-#define MOST_SPANS 64
 #define FEW_TOKENS 12
 
 EXPORT int64_t remix_vector_lanes(void) { return VL; }
@@ -55,6 +55,16 @@ EXPORT int64_t remix_vector_lanes(void) { return VL; }
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static Run get_run(const Call *c, int64_t index) {
+    const int32_t *entry = c->runs_R3 + 3 * index;
+    Run run = {.first = entry[0], .tokens = entry[1] - entry[0], .index = index};
+    if (entry[2] >= 0) run.slot = c->slots[entry[2]];
+    run.expert_tiles = ceil_div(run.slot.r, ROWS);
+    run.router_tile = run.slot.n * run.expert_tiles;
+    run.tiles = run.router_tile + ceil_div(run.slot.n, ROWS);
+    return run;
+}
 
 // Bytes of one weight.
 INLINE int64_t size(const int bf16) { return bf16 ? 2 : 4; }

@@ -4,8 +4,10 @@
 #include "mixture_dots.h"
 
 // The k experts of each of `count` neighbouring rows of picks onto those tokens' outputs of one
-// tile. Two tokens at once hide the time of a multiply-add; they share nothing.
+// tile. Two tokens at once hide the time of a multiply-add; they share nothing. `ahead`: fetches the
+// experts' next tiles.
 INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int count,
+                        const int ahead,
                         const int32_t *const picks[2], int64_t k, int64_t tile,
                         const int64_t token[2]) {
     const int64_t r = run->slot.r, C = ceil_div(c->O, P) | 1;
@@ -34,6 +36,7 @@ INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int
 #pragma GCC unroll 2
             for (int t = 0; t < count; t++) {
                 const vf a = set1(h[t][row]);
+                if (ahead) prefetch(b[t] + chunk, row_bytes);
 #pragma GCC unroll 16
                 for (int i = 0; i < P / VL; i += 2) {
                     vf lo, hi;
@@ -54,18 +57,18 @@ INLINE void add_experts(const Call *c, const Run *run, const int bf16, const int
 }
 
 // The same for any number of tokens in pairs. `picks_stride` 0: one expert for all of them.
-INLINE void add_experts_of(const Call *c, const Run *run, const int bf16, const int32_t *picks,
-                           int64_t picks_stride, int64_t k, int64_t tile, const int64_t *tokens,
-                           int64_t count) {
+INLINE void add_experts_of(const Call *c, const Run *run, const int bf16, const int ahead,
+                           const int32_t *picks, int64_t picks_stride, int64_t k, int64_t tile,
+                           const int64_t *tokens, int64_t count) {
     int64_t i = 0;
     for (; i + 2 <= count; i += 2) {
         const int32_t *both[2] = {picks + tokens[i] * picks_stride,
                                   picks + tokens[i + 1] * picks_stride};
-        add_experts(c, run, bf16, 2, both, k, tile, tokens + i);
+        add_experts(c, run, bf16, 2, ahead, both, k, tile, tokens + i);
     }
     if (i < count) {
         const int32_t *one[2] = {picks + tokens[i] * picks_stride, NULL};
-        add_experts(c, run, bf16, 1, one, k, tile, tokens + i);
+        add_experts(c, run, bf16, 1, ahead, one, k, tile, tokens + i);
     }
 }
 
@@ -89,22 +92,23 @@ INLINE void expand_stream(const Call *c, const Run *run, const int bf16, int64_t
             prefetch(b + tile * chunk, chunk);
         for (int64_t tile = from; tile < to; tile++) {
             if (tile + near < to) prefetch(b + (tile + near) * chunk, chunk);
-            add_experts_of(c, run, bf16, &e, 0, 1, tile, tokens, count);
+            add_experts_of(c, run, bf16, 0, &e, 0, 1, tile, tokens, count);
         }
     }
 }
 
-// A long run: tile by tile, which stay in the L1 cache while all tokens pass.
-INLINE void expand_tiles(const Call *c, const Run *run, const int bf16, int64_t thread,
-                         int64_t threads) {
+// A long run, or experts that are in the caches: tile by tile, which stay in the L1 cache while all
+// tokens pass.
+INLINE void expand_tiles(const Call *c, const Run *run, const int bf16, const int ahead,
+                         int64_t thread, int64_t threads) {
     const int64_t units = ceil_div(c->O, P) * run->tokens;
     const int64_t end = units * (thread + 1) / threads;
     for (int64_t unit = units * thread / threads; unit < end;) {
         const int64_t first = unit % run->tokens;
         const int64_t count = min64(min64(run->tokens - first, end - unit), 2);
         const int64_t tokens[2] = {run->first + first, run->first + first + 1};
-        add_experts_of(c, run, bf16, c->picks_Tk, c->k, run->slot.k, unit / run->tokens, tokens,
-                       count);
+        add_experts_of(c, run, bf16, ahead, c->picks_Tk, c->k, run->slot.k, unit / run->tokens,
+                       tokens, count);
         unit += count;
     }
 }

@@ -17,12 +17,6 @@
 // Fewer floats than this are done before a second thread has woken up.
 #define WORTH_A_TEAM 32768
 
-// A base linear and the mixtures in its slots.
-typedef struct {
-    const Linear *linear;
-    const Slot *slots;
-} Projection;
-
 typedef struct {
     Projection qkv[3], o, gate_up[2], down;
     const float *attention_norm, *mlp_norm; // [D]
@@ -51,7 +45,7 @@ typedef struct {
     float *rows_Tm;
     int32_t *picks_Tk;
     int64_t T, S, D, r, R, m, k;
-    int32_t adapted, threads;
+    int32_t threads;
 } Step;
 
 static void embed(const Network *n, const Step *s) {
@@ -83,21 +77,10 @@ static void angles(const Network *n, const Step *s) {
     }
 }
 
-// y = what `count` projections beside each other make of x.
-static void project(const Projection *p, int count, const Step *s, const float *x,
-                    float *const *y) {
-    if (s->adapted) {
-        for (int i = 0; i < count; i++)
-            remix_adapted_linear(p[i].linear, p[i].slots, s->runs_R3, x, y[i], s->rows_Tm,
-                                 s->picks_Tk, s->R, s->T, s->m, s->k, s->threads);
-        return;
-    }
-    // The threads meet once, behind the last one.
-    const int worth_a_team = s->threads > 1 && remix_linear_is_long(p->linear, s->T);
-#pragma omp parallel num_threads(s->threads) if (worth_a_team)
-    for (int i = 0; i < count; i++)
-        remix_linear_part(p[i].linear, x, y[i], s->T, NULL, 0, omp_get_thread_num(),
-                          omp_get_num_threads());
+static void project(const Step *s, const Projection *p, int64_t count, const Projection *next,
+                    int64_t num_next, const float *x, float *const *y) {
+    remix_project(p, count, next, num_next, s->runs_R3, s->R, x, y, s->T, s->rows_Tm, s->picks_Tk,
+                  s->m, s->k, s->threads);
 }
 
 static void norm(const Step *s, const float *x, int64_t rows, int64_t width, const float *weight,
@@ -110,25 +93,27 @@ static void add(float *x, const float *y, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++) x[i] += y[i];
 }
 
-static void block(const Block *b, const Step *s) {
+// `next` is the block that comes after it, or NULL.
+static void block(const Block *b, const Block *next, const Step *s) {
     const int64_t T = s->T, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
     float *const x_TD = s->x_TD;
     norm(s, x_TD, T, s->D, b->attention_norm, b->eps, s->norm_TD);
-    project(b->qkv, 3, s, s->norm_TD, (float *[]){s->q_THd, s->k_TGd, s->v_TGd});
+    project(s, b->qkv, 3, &b->o, 1, s->norm_TD, (float *[]){s->q_THd, s->k_TGd, s->v_TGd});
     if (b->q_norm) norm(s, s->q_THd, T * H, d, b->q_norm, b->eps, s->q_THd);
     if (b->k_norm) norm(s, s->k_TGd, T * G, d, b->k_norm, b->eps, s->k_TGd);
     remix_rope(s->q_THd, H, d, H * d, s->k_TGd, G, d, G * d, s->cos_Tr, s->sin_Tr, s->r, T, s->r,
                s->threads);
     remix_attend(b->kv, s->attention, H, s->q_THd, H * d, d, s->k_TGd, G * d, d, s->v_TGd, G * d,
                  d, s->o_THd, b->scale, b->window, 0.0f, s->threads);
-    project(&b->o, 1, s, s->o_THd, (float *[]){s->norm_TD});
+    project(s, &b->o, 1, b->gate_up, 2, s->o_THd, (float *[]){s->norm_TD});
     add(x_TD, s->norm_TD, T * s->D, s->threads);
 
     norm(s, x_TD, T, s->D, b->mlp_norm, b->eps, s->norm_TD);
-    project(b->gate_up, 2, s, s->norm_TD, (float *[]){s->gate_TF, s->up_TF});
+    project(s, b->gate_up, 2, &b->down, 1, s->norm_TD, (float *[]){s->gate_TF, s->up_TF});
     const int64_t F = b->down.linear->in;
     remix_act_mul(0, s->gate_TF, F, s->up_TF, F, T, F, s->gate_TF, s->threads);
-    project(&b->down, 1, s, s->gate_TF, (float *[]){s->norm_TD});
+    project(s, &b->down, 1, next ? next->qkv : NULL, next ? 3 : 0, s->gate_TF,
+            (float *[]){s->norm_TD});
     add(x_TD, s->norm_TD, T * s->D, s->threads);
 }
 
@@ -136,7 +121,8 @@ EXPORT void remix_forward(const Network *network, const Step *step, float *logit
     const int64_t D = network->D, S = step->S;
     embed(network, step);
     angles(network, step);
-    for (int64_t i = 0; i < network->num_blocks; i++) block(network->blocks + i, step);
+    const Block *end = network->blocks + network->num_blocks;
+    for (const Block *b = network->blocks; b < end; b++) block(b, b + 1 < end ? b + 1 : NULL, step);
     // The wanted rows ascend, so none is overwritten before it is read.
     for (int64_t i = 0; i < S; i++)
         memmove(step->x_TD + i * D, step->x_TD + step->wanted_S[i] * D, (size_t)D * sizeof(float));

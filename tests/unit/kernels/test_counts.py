@@ -5,7 +5,6 @@ Shape suffixes as in `remix_runtime/kernels/mixture.py`.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from remix_runtime.adapter.checkpoint.types import LayerWeights
-from remix_runtime.kernels import Batch, MixtureTable, MixtureWeights, native
+from remix_runtime.kernels import Batch, MixtureTable, MixtureWeights
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
 from remix_runtime.kernels.torch_path import TorchMixtureTable
+from tests.unit.kernels.projecting import project
 
 Runs = list[tuple[int, int, int]]
 
@@ -142,15 +142,6 @@ def test_the_call_of_native_blocks_counts_the_same(
     counts = fill(table)
     linear = PackedLinear(torch.randn(width, D))
     runs, T = run_lengths(lengths, slots), sum(lengths)
-    batch, x_TD, y_TO = Batch(runs), torch.randn(T, D), torch.empty(T, width)
-    h_Tm, picks_Tk = batch.scratch(*table.scratch_size)
-    library = native.lib()
-    assert library is not None
-    function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
-    tensors = (batch.runs_R3, x_TD, y_TO, h_Tm, picks_Tk)
-    sizes = (len(runs), T, h_Tm.shape[1], picks_Tk.shape[1])
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    function(linear.native_address, table.native_address, *addresses, *sizes, threads)
+    _, (picks_Tk,) = project([(linear, table)], torch.randn(T, D), Batch(runs), threads)
     assert [counts_n.tolist() for counts_n in counts] == counted(picks_Tk, runs)
     assert sum(int(counts_n.sum()) for counts_n in counts) > 0

@@ -8,7 +8,6 @@ Shape suffixes as in `remix_runtime/kernels/mixture.py`.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -22,13 +21,13 @@ from remix_runtime.kernels import (
     Batch,
     MixtureTable,
     MixtureWeights,
-    native,
     reference,
 )
 from remix_runtime.kernels.cpu import NativeMixtureTable, PackedLinear
 from remix_runtime.kernels.panels import STORED_TYPES
 from remix_runtime.kernels.torch_path import TorchMixtureTable
 from remix_runtime.kernels.triton_table import TritonMixtureTable
+from tests.unit.kernels.projecting import Pair, project
 
 Adapter = tuple[LayerWeights, int, float]
 Runs = list[tuple[int, int, int]]
@@ -248,30 +247,29 @@ def _with_threads(
 def test_fetching_weights_during_the_base_product_changes_no_bit(
     threads: int, dtype: torch.dtype
 ) -> None:
-    """`remix_adapted_linear`, which the native blocks use, against its two halves."""
-    D, width = 100, 330
-    adapters = [make_adapter(8, 4, 8, D, width), make_adapter(5, 2, 3, D, width)]
-    table = NativeMixtureTable(2, D, width)
-    for slot, adapter in enumerate(adapters):
-        table.set(slot, MixtureWeights.from_layer(*adapter))
-    weight_OD, int8 = torch.randn(width, D), dtype == torch.int8
-    linear = PackedLinear(weight_OD if int8 else weight_OD.to(dtype), torch.randn(width), int8=int8)
-    library = native.lib()
-    assert library is not None
-    function = library.remix_adapted_linear
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4 + [ctypes.c_int]
-    for lengths in ([1], [7, 1, 8], [20, 1, 30], [90, 1, 37], [130, 1, 60]):
+    """`remix_project`, which native networks use, against its halves: three projections beside each
+    other, of which one has no adapters, and one whose router is fetched on the way."""
+    D, widths = 100, (330, 90, 330)
+    pairs: list[Pair] = []
+    for number, width in enumerate(widths):
+        adapters = [make_adapter(8, 4, 8, D, width), make_adapter(5, 2, 3, D, width)]
+        table = NativeMixtureTable(2, D, width)
+        for slot, adapter in enumerate(adapters if number != 1 else []):
+            table.set(slot, MixtureWeights.from_layer(*adapter))
+        weight_OD, int8 = torch.randn(width, D), dtype == torch.int8
+        stored_OD = weight_OD if int8 else weight_OD.to(dtype)
+        pairs.append((PackedLinear(stored_OD, torch.randn(width), int8=int8), table))
+    for lengths in ([1], [7, 1, 8], [5, 1, 5], [20, 1, 30], [90, 1, 37], [130, 1, 60]):
         tokens, batch = sum(lengths), Batch(run_lengths(lengths, [0, -1, 1][: len(lengths)]))
         x_TD = torch.randn(tokens, D)
-        want_TO = linear(x_TD)
-        table.add(want_TO, x_TD, batch)
-        got_TO = torch.full_like(want_TO, float("nan"))
-        h_Tm, picks_Tk = batch.scratch(*table.scratch_size)
-        tensors = (batch.runs_R3, x_TD, got_TO, h_Tm, picks_Tk)
-        sizes = (len(lengths), tokens, h_Tm.shape[1], picks_Tk.shape[1])
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        function(linear.native_address, table.native_address, *addresses, *sizes, threads)
-        assert torch.equal(got_TO, want_TO)
+        for some in (pairs[:1], pairs[1:2], pairs):
+            outputs, routes = project(some, x_TD, batch, threads, following=pairs[:1])
+            for (linear, table), got_TO, got_Tk in zip(some, outputs, routes, strict=True):
+                want_TO = linear(x_TD)
+                want_Tk = torch.full((tokens, got_Tk.shape[1]), -1, dtype=torch.int32)
+                table.add(want_TO, x_TD, batch, want_Tk)
+                assert torch.equal(got_TO, want_TO)
+                assert torch.equal(got_Tk, want_Tk)
 
 
 @pytest.mark.parametrize(("n", "k", "r", "D", "O"), [(8, 4, 8, 64, 128), (5, 2, 3, 37, 50)])
