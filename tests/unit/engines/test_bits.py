@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,11 +189,25 @@ def test_the_native_pass_agrees_with_the_modules_it_stands_for(
     core, checkpoints = setup.core, setup.checkpoints
     assert core.runner._native is not None
     for checkpoint in (None, *checkpoints):
-        digest = checkpoint.digest if checkpoint else None
-        native = alone(core, PROMPTS[4], digest)
-        item = job_of(core, PROMPTS[4], digest)
-        # Recording routes runs the model's own modules.
-        (plain,) = logits(core, [item], [[len(PROMPTS[4])]], routes={})
-        free(core, item)
-        # The rotation of queries and keys, and its angles, round otherwise than PyTorch's.
-        torch.testing.assert_close(native, plain, rtol=1e-5, atol=1e-5)
+        assert_agrees(core, checkpoint.digest if checkpoint else None)
+
+
+def assert_agrees(core: EngineCore, digest: str | None) -> None:
+    native = alone(core, PROMPTS[4], digest)
+    item = job_of(core, PROMPTS[4], digest)
+    # Recording routes runs the model's own modules.
+    (plain,) = logits(core, [item], [[len(PROMPTS[4])]], routes={})
+    free(core, item)
+    # The rotation of queries and keys, and its angles, round otherwise than PyTorch's.
+    torch.testing.assert_close(native, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "yarn"}, {"rope_type": "linear"}])
+def test_the_native_pass_knows_scaled_angles(tmp_path: Path, rope: dict[str, object]) -> None:
+    base = save_tiny_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"] |= {**rope, "factor": 8.0, "original_max_position_embeddings": 32}
+    (base / "config.json").write_text(json.dumps(config))
+    core = build_core(EmbeddedConfig(model=str(base), kv_cache_bytes=1 << 22))
+    assert core.runner._native is not None
+    assert_agrees(core, None)
