@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -134,11 +135,16 @@ class PackedLinear:
         return y_TO
 
 
+@dataclass(slots=True)
+class KeptSizes:
+    """What is known of the scratch of several tables that share it, until a slot of one changes."""
+
+    longest: tuple[int, int] | None = None
+    """The largest of their `scratch_size`, each number by itself."""
+
+
 class NativeMixtureTable:
     """The adapters of one layer by slot, and the call that adds them to a step's tokens."""
-
-    num_changes = 0
-    """Of the slots of all tables. What was derived from them holds as long as this is the same."""
 
     def __init__(self, num_slots: int, in_features: int, out_features: int) -> None:
         self.in_features = in_features
@@ -146,6 +152,7 @@ class NativeMixtureTable:
         self.slots: list[MixtureWeights | None] = [None] * num_slots
         self._table = (_Slot * num_slots)()
         self.native_address = ctypes.addressof(self._table)
+        self.kept_sizes = KeptSizes()
         self._max_m = self._max_k = 0
         self._add = _functions().mixture_add
 
@@ -171,7 +178,7 @@ class NativeMixtureTable:
         self._change(slot, None, _Slot())
 
     def _change(self, slot: int, weights: MixtureWeights | None, row: _Slot) -> None:
-        NativeMixtureTable.num_changes += 1
+        self.kept_sizes.longest = None
         self.slots[slot] = weights
         self._table[slot] = row
         self._max_m = max((w.num_rows for w in self.slots if w), default=0)

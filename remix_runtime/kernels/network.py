@@ -20,7 +20,7 @@ from torch import Tensor
 
 from remix_runtime.kernels import native
 from remix_runtime.kernels.attention import NO_WINDOW, AttentionBatch, PagedKV
-from remix_runtime.kernels.cpu import TYPES, NativeMixtureTable, PackedLinear
+from remix_runtime.kernels.cpu import TYPES, KeptSizes, NativeMixtureTable, PackedLinear
 from remix_runtime.kernels.mixture import Batch
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -74,7 +74,7 @@ class _Step(ctypes.Structure):
         *((name, _pointer) for name in ("ids", "positions", "wanted", "attention", "runs")),
         *((name, _pointer) for name in ("x", "cos", "sin", "norm", "q", "k", "v", "o")),
         *((name, _pointer) for name in ("gate", "up", "rows", "picks")),
-        *((name, _int64) for name in ("T", "S", "D", "r", "R", "m", "top")),
+        *((name, _int64) for name in ("T", "S", "R", "m", "top")),
         ("threads", _int32),
     )
 
@@ -126,15 +126,15 @@ class NativeNetwork:
         self._blocks = (_Block * len(blocks))(*blocks)
         self._spec = spec  # keeps every tensor alive that a struct points to
         assert spec.embedding_VD.is_contiguous()
-        self._vocabulary, self._width = spec.embedding_VD.shape
-        self._rotated = 2 * len(spec.frequencies)
+        self._vocabulary, width = spec.embedding_VD.shape
+        rotated = 2 * len(spec.frequencies)
         self._struct = _Network(
             spec.embedding_VD.data_ptr(),
             ctypes.addressof(self._blocks),
             spec.norm_D.data_ptr(),
             spec.frequencies.data_ptr(),
             spec.head.native_address,
-            *(len(blocks), self._width, self._rotated),
+            *(len(blocks), width, rotated),
             TYPES[spec.embedding_VD.dtype],
             spec.eps,
             spec.rotary_scale,
@@ -143,14 +143,15 @@ class NativeNetwork:
         self._tables = [table for each in spec.blocks for table in each.tables.values()]
         # Where each of a step's activations starts in the scratch memory, in floats per token.
         linears = spec.blocks[0].linears
-        widths = [self._width, self._rotated, self._rotated]
+        widths = [width, rotated, rotated]
         widths += [linears[name].out_features for name in ("o", "q", "k", "v")]
         widths += [linears["o"].in_features]
         widths += [linears[name].out_features for name in ("gate", "up")]
         self._offsets = list(accumulate(widths, initial=0))
         self._scratch = torch.empty(0)
-        self._sizes = 0, 0
-        self._sizes_after = 0
+        self._sizes = KeptSizes()
+        for table in self._tables:
+            table.kept_sizes = self._sizes
 
     def __call__(
         self,
@@ -179,7 +180,7 @@ class NativeNetwork:
             batch.runs_address,
             *buffers,
             buffers[-1] + 4 * T * _MOST_PROJECTIONS * m,
-            *(T, S, self._width, self._rotated, len(batch.runs), m, top),
+            *(T, S, len(batch.runs), m, top),
             attention.threads,
         )
         logits_SV = torch.empty(S, self._spec.head.out_features)
@@ -188,11 +189,10 @@ class NativeNetwork:
 
     def _mixture_sizes(self) -> tuple[int, int]:
         """The longest rows of the mixtures' scratch: kept, for there are hundreds of tables."""
-        if self._sizes_after != NativeMixtureTable.num_changes:
+        if self._sizes.longest is None:
             sizes = [table.scratch_size for table in self._tables]
-            self._sizes = max(m for m, _ in sizes), max(k for _, k in sizes)
-            self._sizes_after = NativeMixtureTable.num_changes
-        return self._sizes
+            self._sizes.longest = max(m for m, _ in sizes), max(k for _, k in sizes)
+        return self._sizes.longest
 
 
 def _block(spec: BlockSpec, kv_address: int) -> _Block:

@@ -44,7 +44,7 @@ typedef struct {
     float *x_TD, *cos_Tr, *sin_Tr, *norm_TD, *q_THd, *k_TGd, *v_TGd, *o_THd, *gate_TF, *up_TF;
     float *rows_Tm;
     int32_t *picks_Tk;
-    int64_t T, S, D, r, R, m, k;
+    int64_t T, S, R, m, k;
     int32_t threads;
 } Step;
 
@@ -60,7 +60,13 @@ static void embed(const Network *n, const Step *s) {
         if (n->embedding_type == BFLOAT16)
             for (int64_t i = 0; i < D; i++) x[i] = from_bfloat16(row[i]);
         else
-            for (int64_t i = 0; i < D; i++) x[i] = from_float16(row[i]);
+            for (int64_t i = 0; i < D; i += VL) {
+                const size_t count = D - i < VL ? D - i : VL;
+                uint16_t some[VL] = {0};
+                memcpy(some, row + i, count * sizeof *row);
+                const vf wide = load_float16((const char *)some);
+                memcpy(x + i, &wide, count * sizeof *x);
+            }
     }
 }
 
@@ -93,36 +99,35 @@ static void add(float *x, const float *y, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++) x[i] += y[i];
 }
 
-// `next` is the block that comes after it, or NULL.
-static void block(const Block *b, const Block *next, const Step *s) {
-    const int64_t T = s->T, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
+static void block(const Network *n, const Block *b, const Step *s) {
+    const int is_last = b + 1 == n->blocks + n->num_blocks;
+    const int64_t T = s->T, D = n->D, r = n->r, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
     float *const x_TD = s->x_TD;
-    norm(s, x_TD, T, s->D, b->attention_norm, b->eps, s->norm_TD);
+    norm(s, x_TD, T, D, b->attention_norm, b->eps, s->norm_TD);
     project(s, b->qkv, 3, &b->o, 1, s->norm_TD, (float *[]){s->q_THd, s->k_TGd, s->v_TGd});
     if (b->q_norm) norm(s, s->q_THd, T * H, d, b->q_norm, b->eps, s->q_THd);
     if (b->k_norm) norm(s, s->k_TGd, T * G, d, b->k_norm, b->eps, s->k_TGd);
-    remix_rope(s->q_THd, H, d, H * d, s->k_TGd, G, d, G * d, s->cos_Tr, s->sin_Tr, s->r, T, s->r,
+    remix_rope(s->q_THd, H, d, H * d, s->k_TGd, G, d, G * d, s->cos_Tr, s->sin_Tr, r, T, r,
                s->threads);
     remix_attend(b->kv, s->attention, H, s->q_THd, H * d, d, s->k_TGd, G * d, d, s->v_TGd, G * d,
                  d, s->o_THd, b->scale, b->window, 0.0f, s->threads);
     project(s, &b->o, 1, b->gate_up, 2, s->o_THd, (float *[]){s->norm_TD});
-    add(x_TD, s->norm_TD, T * s->D, s->threads);
+    add(x_TD, s->norm_TD, T * D, s->threads);
 
-    norm(s, x_TD, T, s->D, b->mlp_norm, b->eps, s->norm_TD);
+    norm(s, x_TD, T, D, b->mlp_norm, b->eps, s->norm_TD);
     project(s, b->gate_up, 2, &b->down, 1, s->norm_TD, (float *[]){s->gate_TF, s->up_TF});
     const int64_t F = b->down.linear->in;
     remix_act_mul(0, s->gate_TF, F, s->up_TF, F, T, F, s->gate_TF, s->threads);
-    project(s, &b->down, 1, next ? next->qkv : NULL, next ? 3 : 0, s->gate_TF,
+    project(s, &b->down, 1, is_last ? NULL : b[1].qkv, is_last ? 0 : 3, s->gate_TF,
             (float *[]){s->norm_TD});
-    add(x_TD, s->norm_TD, T * s->D, s->threads);
+    add(x_TD, s->norm_TD, T * D, s->threads);
 }
 
 EXPORT void remix_forward(const Network *network, const Step *step, float *logits_SV) {
     const int64_t D = network->D, S = step->S;
     embed(network, step);
     angles(network, step);
-    const Block *end = network->blocks + network->num_blocks;
-    for (const Block *b = network->blocks; b < end; b++) block(b, b + 1 < end ? b + 1 : NULL, step);
+    for (int64_t i = 0; i < network->num_blocks; i++) block(network, network->blocks + i, step);
     // The wanted rows ascend, so none is overwritten before it is read.
     for (int64_t i = 0; i < S; i++)
         memmove(step->x_TD + i * D, step->x_TD + step->wanted_S[i] * D, (size_t)D * sizeof(float));

@@ -21,20 +21,6 @@ INLINE float from_bfloat16(uint16_t h) {
     return x;
 }
 
-INLINE float from_float16(uint16_t h) {
-    // The exponent is rebased by a product, which makes numbers of what were subnormal ones.
-    const uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
-    float x;
-    memcpy(&x, &magnitude, sizeof x);
-    x *= 0x1p112f;
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (magnitude >= 0x7c00u << 13) bits |= 0x7f800000u; // infinite, or no number
-    bits |= (uint32_t)(h & 0x8000) << 16;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 INLINE vf load_float16(const char *p) {
 #if defined(__AVX512F__)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
