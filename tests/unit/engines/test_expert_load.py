@@ -222,12 +222,13 @@ async def test_counts_are_read_at_any_moment_and_only_grow(tmp_path: Path) -> No
             before = now
 
     watching = asyncio.create_task(asyncio.to_thread(watch))
-    items = [request(tokens(8), info.digest, max_tokens=20, ignore_eos=True) for _ in range(4)]
+    length = 200  # long enough for the other thread to get its turns
+    items = [request(tokens(8), info.digest, max_tokens=length, ignore_eos=True) for _ in range(4)]
     await complete_all(engine, items)
     stop.set()
     await watching
     assert seen > 1
-    check(engine.expert_load(info.digest), info, 4 * (8 + 20 - 1))
+    check(engine.expert_load(info.digest), info, 4 * (8 + length - 1))
     await engine.stop()
 
 
