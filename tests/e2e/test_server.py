@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from torch import Tensor
 
 from remix_runtime.adapter.checkpoint import Checkpoint, write_checkpoint
 from remix_runtime.engines.embedded import EmbeddedConfig, EmbeddedEngine
+from remix_runtime.engines.embedded.runner import ModelRunner
+from remix_runtime.engines.embedded.scheduler import Chunk
 from server.app import create_app
 from server.settings import ServerSettings
 from tests.models import ATTENTION, MLP, random_checkpoint, save_tiny_base, tiny_model
@@ -171,8 +175,17 @@ async def open_request(served: Served, **body: Any) -> asyncio.StreamWriter:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stage", ["queue", "prefill", "decode"])
-async def test_disconnect_frees_everything(folders: Folders, stage: str, stream: bool) -> None:
-    # One token a step: a prefill of 240 tokens takes long enough to be met.
+async def test_disconnect_frees_everything(
+    folders: Folders, stage: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One token a step, none of them quick: 240 take long enough to be met, also on a busy machine.
+    run = ModelRunner.run
+
+    def run_slowly(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
+        time.sleep(0.005)
+        return run(runner, chunks)
+
+    monkeypatch.setattr(ModelRunner, "run", run_slowly)
     async with serve(folders, max_running=1, max_tokens_per_step=1) as served:
         engine = served.engine
         long_prompt = {"prompt": [7] * (CONTEXT - 16), "max_tokens": 16}
