@@ -28,6 +28,9 @@
 #else
 #define TILE 6
 #endif
+// Up to so many, two panels are computed together: one alone has too few chains of multiply-adds to
+// hide the time that each takes.
+#define PAIRED_TOKENS 2
 // A thread's share of many tokens: its x stays in the L2 cache while a panel passes over it.
 #define TOKEN_BLOCK 192
 // How far ahead of their use weights are fetched, in bytes.
@@ -75,80 +78,100 @@ typedef struct {
     const char *w;
     const float *x, *bias;
     float *y, *wide;     // `wide`: where a tile that keeps them leaves its weights in float32
-    int64_t D, O, width; // `width`: outputs of the panel that are none of the padding
+    int64_t D, O, width; // `width`: outputs of the panels that are none of the padding
     const char *fetch;   // what is read ahead, `fetch_step` / 65536 bytes of it for each d
     int64_t fetch_step;
     const char *more, *then; // the same, of other memory: of `more` up to `more_bytes`, then of `then`
     int64_t more_step, more_bytes;
 } Tile;
 
-INLINE void tile(const int type, const int use, const int tokens, const Tile *task) {
+INLINE void tile(const int type, const int use, const int tokens, const int panels,
+                 const Tile *task) {
     const int64_t D = task->D, O = task->O, fetch_step = task->fetch_step;
-    const char *w = task->w, *fetch = task->fetch;
+    const int64_t apart = panel_bytes(type, D); // from one panel to the next
+    const char *w = task->w, *fetch = task->fetch, *const end_of_panel = w + apart;
     const float *x = task->x, *bias = task->bias;
-    vf lo[TILE], hi[TILE], scale[2];
+    vf lo[TILE], hi[TILE], scale[2][2];
     const int64_t group = type == INT8 ? GROUP : D;
 #pragma GCC unroll 16
-    for (int t = 0; t < tokens; t++) lo[t] = hi[t] = (vf){0};
+    for (int i = 0; i < tokens * panels; i++) lo[i] = hi[i] = (vf){0};
     for (int64_t d = 0; d < D;) {
         const int64_t end = D - d < group ? D : d + group;
         if (type == INT8) {
-            load_bfloat16(w, &scale[0], &scale[1]);
+#pragma GCC unroll 2
+            for (int p = 0; p < panels; p++)
+                load_bfloat16(w + p * apart, &scale[p][0], &scale[p][1]);
             w += 2 * P;
         }
         for (; d < end; d++, w += row_bytes(type)) {
             const char *line = fetch + (d * fetch_step >> 16);
-            __builtin_prefetch(line, 0, use == FETCHES ? 0 : 3);
-            if (row_bytes(type) > 64) __builtin_prefetch(line + 64, 0, use == FETCHES ? 0 : 3);
+            // Behind the first panel lies the second, which is being read, too.
+            if (panels > 1 && line >= end_of_panel) line += apart;
+#pragma GCC unroll 2
+            for (int p = 0; p < panels; p++) {
+                __builtin_prefetch(line + p * apart, 0, use == FETCHES ? 0 : 3);
+                if (row_bytes(type) > 64)
+                    __builtin_prefetch(line + p * apart + 64, 0, use == FETCHES ? 0 : 3);
+            }
             if (use == FETCHES) {
                 const int64_t at = d * task->more_step >> 16;
                 __builtin_prefetch((at < task->more_bytes ? task->more : task->then) + at, 0, 3);
             }
-            vf w_lo, w_hi;
-            load_weights(type, w, scale, &w_lo, &w_hi);
-            if (use == KEEPS) {
-                store(task->wide + d * P, w_lo);
-                store(task->wide + d * P + VL, w_hi);
-            }
+#pragma GCC unroll 2
+            for (int p = 0; p < panels; p++) {
+                vf w_lo, w_hi;
+                load_weights(type, w + p * apart, scale[p], &w_lo, &w_hi);
+                if (use == KEEPS) {
+                    store(task->wide + d * P, w_lo);
+                    store(task->wide + d * P + VL, w_hi);
+                }
 #pragma GCC unroll 16
-            for (int t = 0; t < tokens; t++) {
-                const vf a = set1(x[t * D + d]);
-                lo[t] = fma_(a, w_lo, lo[t]);
-                hi[t] = fma_(a, w_hi, hi[t]);
+                for (int t = 0; t < tokens; t++) {
+                    const vf a = set1(x[t * D + d]);
+                    const int i = p * tokens + t;
+                    lo[i] = fma_(a, w_lo, lo[i]);
+                    hi[i] = fma_(a, w_hi, hi[i]);
+                }
             }
         }
     }
+#pragma GCC unroll 2
+    for (int p = 0; p < panels; p++) {
+        const int64_t width = task->width - p * P;
 #pragma GCC unroll 16
-    for (int t = 0; t < tokens; t++) {
-        if (bias) lo[t] += load(bias), hi[t] += load(bias + VL);
-        float *out = task->y + t * O;
-        if (task->width == P) {
-            store(out, lo[t]);
-            store(out + VL, hi[t]);
-        } else {
-            float edge[P];
-            store(edge, lo[t]);
-            store(edge + VL, hi[t]);
-            memcpy(out, edge, (size_t)task->width * sizeof(float));
+        for (int t = 0; t < tokens; t++) {
+            const int i = p * tokens + t;
+            if (bias) lo[i] += load(bias + p * P), hi[i] += load(bias + p * P + VL);
+            float *out = task->y + t * O + p * P;
+            if (width >= P) {
+                store(out, lo[i]);
+                store(out + VL, hi[i]);
+            } else {
+                float edge[P];
+                store(edge, lo[i]);
+                store(edge + VL, hi[i]);
+                memcpy(out, edge, (size_t)width * sizeof(float));
+            }
         }
     }
 }
 
-typedef void Tiles(int64_t tokens, const Tile *task);
+typedef void Tiles(int64_t tokens, int64_t panels, const Tile *task);
 
-#define CASE(n) \
-    case n: tile(type, use, n, task); break;
+#define CASE(tokens, panels) \
+    case 2 * tokens + panels - 1: tile(type, use, tokens, panels, task); break;
 #if TILE == 12
-#define CASES CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#define CASES CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1)
 #else
 #define CASES
 #endif
-#define TILES(name, type_, use_)                                 \
-    static void name(int64_t tokens, const Tile *task) {         \
-        enum { type = type_, use = use_ };                       \
-        switch (tokens) {                                        \
-            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASES \
-        }                                                        \
+#define TILES(name, type_, use_)                                                  \
+    static void name(int64_t tokens, int64_t panels, const Tile *task) {          \
+        enum { type = type_, use = use_ };                                        \
+        switch (2 * tokens + panels - 1) {                                        \
+            CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1) CASES \
+            CASE(1, 2) CASE(2, 2)                                                 \
+        }                                                                         \
     }
 TILES(float32, FLOAT32, STREAMS)
 TILES(bfloat16, BFLOAT16, STREAMS)
@@ -162,7 +185,12 @@ TILES(float16_fetching, FLOAT16, FETCHES)
 TILES(int8_fetching, INT8, FETCHES)
 
 static Tiles *const TILES_OF[] = {float32, bfloat16, float16, int8};
-// Where widening takes longer than the copy that saves it. The first tile of several makes it.
+// From so many tiles on, the first one makes a copy in float32: widening anew would take longer.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+static const int64_t KEPT_FROM[] = {INT64_MAX, INT64_MAX, INT64_MAX, 3};
+#else
+static const int64_t KEPT_FROM[] = {INT64_MAX, INT64_MAX, 2, 2};
+#endif
 static Tiles *const KEPT_TILES_OF[] = {NULL, NULL, float16_kept, int8_kept};
 // Where the only tile has time to fetch other memory, too.
 static Tiles *const FETCHING_TILES_OF[] = {float32_fetching, bfloat16_fetching, float16_fetching,
@@ -180,11 +208,11 @@ static float *wide_panel(int64_t D) {
     return memory;
 }
 
-// What is fetched in the time of one register tile: part `i` of `n` equal ones of all spans
-// together, `total` bytes, as far as two of them have it.
-static void part_of(const Span *spans, int64_t count, int64_t total, int64_t i, int64_t n,
-                    Span part[2]) {
-    int64_t begin = total * i / n, bytes = total * (i + 1) / n - begin, found = 0;
+// What is fetched in the time of one register tile: from part `i` of `n` equal ones of all spans
+// together, `total` bytes, `parts` of them, as far as two spans have it.
+static void part_of(const Span *spans, int64_t count, int64_t total, int64_t i, int64_t parts,
+                    int64_t n, Span part[2]) {
+    int64_t begin = total * i / n, bytes = total * (i + parts) / n - begin, found = 0;
     part[0] = part[1] = (Span){NULL, 0};
     for (; count > 0 && bytes > 0 && found < 2; spans++, count--) {
         if (begin < spans->bytes) {
@@ -198,20 +226,20 @@ static void part_of(const Span *spans, int64_t count, int64_t total, int64_t i, 
     }
 }
 
-// All tokens of one panel; what it fetches of the spans is part `unit` of `units`.
-static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Span *spans,
-                            int64_t num_spans, int64_t total, int64_t unit, int64_t units) {
+// All tokens of one panel or two; they fetch as many of `units` parts of the spans, from `unit` on.
+static void tokens_of(const int type, int64_t tokens, int64_t panels, Tile task, const Span *spans,
+                      int64_t num_spans, int64_t total, int64_t unit, int64_t units) {
     // The first tile streams the weights; the others find them in the cache.
     task.fetch = task.w + AHEAD;
     task.fetch_step = (panel_bytes(type, task.D) << 16) / task.D;
     // Equal tiles: 32 tokens are 11 + 11 + 10, not 12 + 12 + 8.
     const int64_t all = (tokens + TILE - 1) / TILE;
     Tiles *first = TILES_OF[type], *others = first;
-    if (all > 1 && KEPT_TILES_OF[type] && (task.wide = wide_panel(task.D)))
+    if (all >= KEPT_FROM[type] && (task.wide = wide_panel(task.D)))
         first = KEPT_TILES_OF[type], others = float32;
     Span part[2];
     if (all == 1 && total > 0 && total <= MOST_BYTES_BESIDE) {
-        part_of(spans, num_spans, total, unit, units, part);
+        part_of(spans, num_spans, total, unit, panels, units, part);
         task.more = part[0].at, task.more_bytes = part[0].bytes;
         task.then = part[1].bytes ? part[1].at - part[0].bytes : task.more;
         task.more_step = ((part[0].bytes + part[1].bytes) << 16) / task.D;
@@ -221,12 +249,12 @@ static void tokens_of_panel(const int type, int64_t tokens, Tile task, const Spa
         const int64_t count = (tokens + tiles - 1) / tiles;
         if (tiles < all) {
             if (first != others) task.w = (const char *)task.wide;
-            part_of(spans, num_spans, total, unit * (all - 1) + all - 1 - tiles, units * (all - 1),
-                    part);
+            part_of(spans, num_spans, total, unit * (all - 1) + all - 1 - tiles, 1,
+                    units * (all - 1), part);
             task.fetch = part[0].bytes ? part[0].at : task.w;
             task.fetch_step = (part[0].bytes << 16) / task.D;
         }
-        (tiles == all ? first : others)(count, &task);
+        (tiles == all ? first : others)(count, panels, &task);
         task.x += count * task.D;
         task.y += count * task.O;
         tokens -= count;
@@ -243,7 +271,8 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
     const int64_t begin = units * thread / threads, end = units * (thread + 1) / threads;
     int64_t total = 0; // bytes of the spans
     for (int64_t s = 0; s < num_spans; s++) total += spans[s].bytes;
-    for (int64_t unit = begin; unit < end; unit++) {
+    for (int64_t unit = begin, pair = 1; unit < end; unit += pair) {
+        pair = T <= PAIRED_TOKENS && unit + 1 < end ? 2 : 1;
         const int64_t panel = unit / blocks, first = unit % blocks * block;
         const int64_t tokens = T - first < block ? T - first : block;
         const Tile task = {
@@ -253,10 +282,10 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
             .y = y_TO + first * O + panel * P,
             .D = D,
             .O = O,
-            .width = O - panel * P < P ? O - panel * P : P,
+            .width = O - panel * P,
         };
-        tokens_of_panel(linear->type, tokens, task, spans, num_spans, total, unit - begin,
-                        end - begin);
+        tokens_of(linear->type, tokens, pair, task, spans, num_spans, total, unit - begin,
+                  end - begin);
     }
 }
 
