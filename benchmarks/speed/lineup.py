@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.adapters import empty_model, write_random_adapters
 from benchmarks.rounds import Report
 from benchmarks.speed.gguf_export import GgufType, export_gguf
-from benchmarks.speed.plan import NUM_ADAPTERS, Lane, SpeedConfig
+from benchmarks.speed.plan import NUM_ADAPTERS, UNLOADED_LANES, Lane, SpeedConfig
 from benchmarks.speed.worker import Worker, WorkerError
 from remix_runtime.engines.embedded.config import Weights
 from remix_runtime.engines.embedded.startup import kv_shape
@@ -87,9 +87,10 @@ def lineup(config: SpeedConfig, report: Report) -> Iterator[Lineup]:
                 start(system)
         except WorkerError as error:
             raise ConfigError(f"bench: {error}") from None
-        # The same processes as the adapters' base-only traffic: only the requests differ.
-        found.workers[Lane.MIXED] = found.workers[Lane.LOADED]
-        found.workers[Lane.INT8_MIXED] = found.workers[Lane.INT8_LOADED]
+        # The same processes as without adapters: where a process's memory lies makes it faster or
+        # slower by more than what adapters cost the base's traffic.
+        found.workers[Lane.LOADED] = found.workers[Lane.MIXED] = found.workers[Lane.REMIX]
+        found.workers[Lane.INT8_LOADED] = found.workers[Lane.INT8_MIXED] = found.workers[Lane.INT8]
         for peer in config.peers:
             try:
                 for system in _peer(config, scratch, peer):
@@ -107,11 +108,12 @@ def _own_systems(
         scratch, config.base, config.shape, NUM_ADAPTERS, config.targets
     )
     found = []
-    for lane, loaded, weights in (
-        (Lane.REMIX, Lane.LOADED, "stored"),
-        (Lane.INT8, Lane.INT8_LOADED, "int8"),
-        (Lane.FLOAT32, None, "float32"),
-    ):
+    lanes: dict[Lane, Weights] = {
+        Lane.REMIX: "stored",
+        Lane.INT8: "int8",
+        Lane.FLOAT32: "float32",
+    }
+    for lane, weights in lanes.items():
         engine = {
             "model": str(config.base),
             "device": "cpu",
@@ -122,12 +124,9 @@ def _own_systems(
             # Greedy answers to random tokens soon repeat themselves, as few real ones do.
             "proposals": False,
         }
-        embedded = "embedded:EmbeddedSystem"
-        found.append(Start(lane, embedded, {"engine": engine, "settles": True}))
-        if loaded:
-            adapters = [str(folder) for folder in folders]
-            options = {"engine": engine, "adapters": adapters, "settles": True}
-            found.append(Start(loaded, embedded, options))
+        adapters = [str(folder) for folder in folders] if lane in UNLOADED_LANES else []
+        options = {"engine": engine, "adapters": adapters, "settles": True}
+        found.append(Start(lane, "embedded:EmbeddedSystem", options))
     rooflines: dict[Lane, Weights] = {
         Lane.ROOFLINE: "stored",
         Lane.ROOFLINE_FLOAT32: "float32",

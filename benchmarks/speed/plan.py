@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,8 @@ class Lane(StrEnum):
     ROOFLINE_INT8 = "roofline int8"
 
 
+UNLOADED_LANES = (Lane.REMIX, Lane.INT8)
+"""Lanes of a process that has adapters in the lanes beside, and drops them for these."""
 MIXED_LANES = (Lane.MIXED, Lane.INT8_MIXED, Lane.PEFT)
 """Lanes whose requests all use an adapter, the four in turn; the others ask the base alone."""
 
@@ -124,7 +126,8 @@ def workload(case: Case, lane: Lane, vocab_size: int, seed: int) -> Workload:
     reuse a prompt it has seen."""
     adapters = range(NUM_ADAPTERS) if lane in MIXED_LANES else [None]
     sizes = (case.batch, PROMPT_TOKENS[case.prompt], case.new_tokens)
-    return random_workload(*sizes, adapters, vocab_size, f"{seed} {case!r}")
+    asked = random_workload(*sizes, adapters, vocab_size, f"{seed} {case!r}")
+    return replace(asked, unloaded=lane in UNLOADED_LANES)
 
 
 def random_workload(

@@ -21,9 +21,9 @@ _MOST_SECONDS_TO_SETTLE = 3.0
 class EmbeddedSystem:
     """`engine` are the fields of `EmbeddedConfig`; `adapters` are checkpoint folders to load.
 
-    With `swap`, every adapter is unloaded and loaded again before each workload. With `settles`,
-    a workload begins when the threads spin at barriers again, as they do alone: a system that was
-    measured before may have kept a core busy a moment ago.
+    Before a workload, the adapters are loaded or unloaded as it asks; with `swap`, each is unloaded
+    and loaded again. With `settles`, a workload begins when the threads spin at barriers again, as
+    they do alone: a system that was measured before may have kept a core busy a moment ago.
     """
 
     def __init__(
@@ -36,41 +36,52 @@ class EmbeddedSystem:
         watch = watch_barriers()
         self._watch = watch if settles else None
         self._loop = asyncio.new_event_loop()
-        self._engine: Engine = EmbeddedEngine(EmbeddedConfig(**engine))
+        self.engine: Engine = EmbeddedEngine(EmbeddedConfig(**engine))
         self._folders = [Path(folder) for folder in adapters]
         self._digests: list[str] = []
         self._swap = swap
-        self._loop.run_until_complete(self._engine.start())
+        self._loop.run_until_complete(self.engine.start())
         self._loop.run_until_complete(self._load())
         self.about: dict[str, Any] = {
             "version": f"remix-serve embedded engine, torch {torch.__version__}",
             "threads": torch.get_num_threads(),
-            "settings": f"weights {engine.get('weights', 'stored')}, "
-            f"{len(self._digests)} adapters loaded",
+            "settings": f"weights {engine.get('weights', 'stored')}, {len(self._folders)} adapters",
         }
 
     def run(self, workload: Workload) -> Run:
-        if self._swap:
-            self._loop.run_until_complete(self._reload())
+        self._loop.run_until_complete(self._hold(not workload.unloaded))
         end = time.monotonic() + _MOST_SECONDS_TO_SETTLE
         while self._watch is not None and self._watch.crowded and time.monotonic() < end:
-            self._loop.run_until_complete(greedy(self._engine, workload.prompts[0][:1], 16))
+            self._loop.run_until_complete(greedy(self.engine, workload.prompts[0][:1], 16))
         return self._loop.run_until_complete(self._run(workload))
 
-    async def _load(self) -> None:
-        self._digests = [(await self._engine.load_adapter(f)).digest for f in self._folders]
+    def close(self) -> None:
+        """Ends the engine, for a caller that lives on."""
+        self._loop.run_until_complete(self.engine.stop())
+        self._loop.close()
 
-    async def _reload(self) -> None:
-        for digest in self._digests:
-            await self._engine.unload_adapter(digest)
-        await self._load()
+    async def _hold(self, loaded: bool) -> None:
+        """Has the adapters loaded, or none."""
+        if self._digests and (self._swap or not loaded):
+            for digest in self._digests:
+                await self.engine.unload_adapter(digest)
+            self._digests = []
+        if loaded and not self._digests:
+            await self._load()
+
+    async def _load(self) -> None:
+        for folder in self._folders:
+            digest = (await self.engine.load_adapter(folder)).digest
+            self._digests.append(digest)
+            # The first request puts the adapter into its slot.
+            await greedy(self.engine, [self.engine.model.vocab_size - 1], 1, digest=digest)
 
     async def _run(self, workload: Workload) -> Run:
         start = time.perf_counter()
         digests = [None if i is None else self._digests[i] for i in workload.adapters]
         rows = await asyncio.gather(
             *(
-                greedy(self._engine, prompt, workload.new_tokens, digest=digest)
+                greedy(self.engine, prompt, workload.new_tokens, digest=digest)
                 for prompt, digest in zip(workload.prompts, digests, strict=True)
             )
         )

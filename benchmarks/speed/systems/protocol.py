@@ -19,6 +19,8 @@ class Workload:
     """Output tokens of each request."""
     adapters: list[int | None]
     """For each request the index of a loaded adapter, or None for the base model alone."""
+    unloaded: bool = False
+    """The system drops its adapters before the workload; else it has them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from benchmarks.adapters import write_random_adapters
 from benchmarks.commands import bench
 from benchmarks.quota import may_set_quota
 from benchmarks.shape import AdapterShape
 from benchmarks.speed import determinism, neighbour
 from benchmarks.speed.gguf_export import GgufType, export_gguf, gguf_name, interleave_rotary
+from benchmarks.speed.systems.embedded import EmbeddedSystem
+from benchmarks.speed.systems.protocol import Workload
 from remix_runtime.errors import ConfigError
 from tests.models import save_tiny_base
 
@@ -32,6 +37,30 @@ def _bench(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_a_process_has_its_adapters_when_the_workload_wants_them(
+    base: Path, tmp_path: Path
+) -> None:
+    shape = AdapterShape.parse("4,2,4")
+    folders = write_random_adapters(tmp_path, base, shape, 2)
+    engine = {"model": str(base), "threads": 1}
+    system = EmbeddedSystem(engine, adapters=tuple(str(folder) for folder in folders))
+    plain = Workload([[5, 6, 7]], 3, [None])
+    adapted = Workload([[5, 6, 7], [5, 6, 7]], 3, [0, 1])
+    held = []
+
+    def answers(asked: Workload) -> list[list[int]]:
+        tokens = system.run(asked).tokens
+        held.append(system.engine.stats().adapters_loaded)
+        return tokens
+
+    with closing(system):
+        before = answers(adapted)
+        assert answers(replace(plain, unloaded=True)) == answers(plain)
+        assert answers(replace(plain, unloaded=True)) == answers(plain)
+        assert answers(adapted) == before
+    assert held == [2, 0, 2, 0, 2, 2]
 
 
 @pytest.mark.parametrize(("sittings", "rounds"), [(1, 2), (2, 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,9 @@ def test_workloads_are_shared_by_lanes_and_new_each_round() -> None:
     assert {len(prompt) for prompt in base.prompts} == {300}
     assert base.adapters == [None] * 8
     assert mixed.adapters == [0, 1, 2, 3, 0, 1, 2, 3]
+    loaded = workload(case, Lane.LOADED, 49152, seed=3)
+    assert loaded == replace(base, unloaded=False)
+    assert base.unloaded
     later = workload(case, Lane.REMIX, 49152, seed=4)
     assert not {tuple(p) for p in base.prompts} & {tuple(p) for p in later.prompts}
 
