@@ -38,9 +38,11 @@ typedef struct {
 
 void remix_linear(const Linear *linear, const float *x_TD, float *y_TO, int64_t T, int threads);
 
-// One thread's part of it, with memory that is fetched into the thread's caches on the way.
-void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
-                       const Span *spans, int64_t num_spans, int64_t thread, int64_t threads);
+// One thread's part of it, with memory that is fetched into the thread's caches on the way: the
+// spans, and at the end the beginning of its part of `next`, or NULL.
+void remix_linear_part(const Linear *linear, const Linear *next, const float *x_TD, float *y_TO,
+                       int64_t T, const Span *spans, int64_t num_spans, int64_t thread,
+                       int64_t threads);
 
 // Whether it is so much work that a second thread helps.
 int remix_linear_is_long(const Linear *linear, int64_t T);

@@ -29,12 +29,18 @@
 #define TILE 6
 #endif
 // Up to so many, two panels are computed together: one alone has too few chains of multiply-adds to
-// hide the time that each takes.
+// hide the time of each, which shows where a vector is as narrow as 8 numbers.
+#if defined(__AVX512F__)
+#define PAIRED_TOKENS 0
+#else
 #define PAIRED_TOKENS 2
+#endif
 // A thread's share of many tokens: its x stays in the L2 cache while a panel passes over it.
 #define TOKEN_BLOCK 192
 // How far ahead of their use weights are fetched, in bytes.
 #define AHEAD 4096
+// The same for each of two panels, by the type of the weights.
+static const int64_t PAIR_AHEAD[] = {256, 1024, 1024, 4096};
 // More than this would leave a thread's L2 cache again while its weights stream through it.
 #define MOST_BYTES_BESIDE (3 << 18)
 
@@ -81,6 +87,8 @@ typedef struct {
     int64_t D, O, width; // `width`: outputs of the panels that are none of the padding
     const char *fetch;   // what is read ahead, `fetch_step` / 65536 bytes of it for each d
     int64_t fetch_step;
+    const char *fetch_end;           // from here on, what lies `fetch_jump` bytes further is read
+    int64_t fetch_jump, fetch_apart; // ahead instead, for the second panel `fetch_apart` after that
     const char *more, *then; // the same, of other memory: of `more` up to `more_bytes`, then of `then`
     int64_t more_step, more_bytes;
 } Tile;
@@ -89,8 +97,10 @@ INLINE void tile(const int type, const int use, const int tokens, const int pane
                  const Tile *task) {
     const int64_t D = task->D, O = task->O, fetch_step = task->fetch_step;
     const int64_t apart = panel_bytes(type, D); // from one panel to the next
-    const char *w = task->w, *fetch = task->fetch, *const end_of_panel = w + apart;
-    const float *x = task->x, *bias = task->bias;
+    const char *w = task->w, *fetch = task->fetch;
+    const float *x = task->x;
+    const int few = tokens <= 2;                   // with more, products take all the time
+    const int once = panels > 1 || use == FETCHES; // no tile comes after: past the second-level cache
     vf lo[TILE], hi[TILE], scale[2][2];
     const int64_t group = type == INT8 ? GROUP : D;
 #pragma GCC unroll 16
@@ -105,13 +115,13 @@ INLINE void tile(const int type, const int use, const int tokens, const int pane
         }
         for (; d < end; d++, w += row_bytes(type)) {
             const char *line = fetch + (d * fetch_step >> 16);
-            // Behind the first panel lies the second, which is being read, too.
-            if (panels > 1 && line >= end_of_panel) line += apart;
+            int64_t line_apart = apart;
+            if (few && line >= task->fetch_end)
+                line += task->fetch_jump, line_apart = task->fetch_apart;
 #pragma GCC unroll 2
-            for (int p = 0; p < panels; p++) {
-                __builtin_prefetch(line + p * apart, 0, use == FETCHES ? 0 : 3);
-                if (row_bytes(type) > 64)
-                    __builtin_prefetch(line + p * apart + 64, 0, use == FETCHES ? 0 : 3);
+            for (int p = 0; p < panels; p++, line += line_apart) {
+                __builtin_prefetch(line, 0, once ? 0 : 3);
+                if (row_bytes(type) > 64) __builtin_prefetch(line + 64, 0, once ? 0 : 3);
             }
             if (use == FETCHES) {
                 const int64_t at = d * task->more_step >> 16;
@@ -137,11 +147,12 @@ INLINE void tile(const int type, const int use, const int tokens, const int pane
     }
 #pragma GCC unroll 2
     for (int p = 0; p < panels; p++) {
+        const float *bias = task->bias ? task->bias + p * P : NULL;
         const int64_t width = task->width - p * P;
 #pragma GCC unroll 16
         for (int t = 0; t < tokens; t++) {
             const int i = p * tokens + t;
-            if (bias) lo[i] += load(bias + p * P), hi[i] += load(bias + p * P + VL);
+            if (bias) lo[i] += load(bias), hi[i] += load(bias + VL);
             float *out = task->y + t * O + p * P;
             if (width >= P) {
                 store(out, lo[i]);
@@ -230,7 +241,7 @@ static void part_of(const Span *spans, int64_t count, int64_t total, int64_t i, 
 static void tokens_of(const int type, int64_t tokens, int64_t panels, Tile task, const Span *spans,
                       int64_t num_spans, int64_t total, int64_t unit, int64_t units) {
     // The first tile streams the weights; the others find them in the cache.
-    task.fetch = task.w + AHEAD;
+    task.fetch = task.w + (panels == 1 ? AHEAD : PAIR_AHEAD[type]);
     task.fetch_step = (panel_bytes(type, task.D) << 16) / task.D;
     // Equal tiles: 32 tokens are 11 + 11 + 10, not 12 + 12 + 8.
     const int64_t all = (tokens + TILE - 1) / TILE;
@@ -239,11 +250,11 @@ static void tokens_of(const int type, int64_t tokens, int64_t panels, Tile task,
         first = KEPT_TILES_OF[type], others = float32;
     Span part[2];
     if (all == 1 && total > 0 && total <= MOST_BYTES_BESIDE) {
+        first = FETCHING_TILES_OF[type];
         part_of(spans, num_spans, total, unit, panels, units, part);
         task.more = part[0].at, task.more_bytes = part[0].bytes;
         task.then = part[1].bytes ? part[1].at - part[0].bytes : task.more;
         task.more_step = ((part[0].bytes + part[1].bytes) << 16) / task.D;
-        first = FETCHING_TILES_OF[type];
     }
     for (int64_t tiles = all; tiles > 0; tiles--) {
         const int64_t count = (tokens + tiles - 1) / tiles;
@@ -261,10 +272,13 @@ static void tokens_of(const int type, int64_t tokens, int64_t panels, Tile task,
     }
 }
 
-void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
-                       const Span *spans, int64_t num_spans, int64_t thread, int64_t threads) {
+INLINE int64_t panels_of(const Linear *linear) { return (linear->out + P - 1) / P; }
+
+void remix_linear_part(const Linear *linear, const Linear *next, const float *x_TD, float *y_TO,
+                       int64_t T, const Span *spans, int64_t num_spans, int64_t thread,
+                       int64_t threads) {
     const int64_t D = linear->in, O = linear->out;
-    const int64_t panels = (O + P - 1) / P, bytes = panel_bytes(linear->type, D);
+    const int64_t panels = panels_of(linear), bytes = panel_bytes(linear->type, D);
     const int64_t blocks = (T + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
     const int64_t block = blocks ? (T + blocks - 1) / blocks : 0;
     const int64_t units = panels * blocks;
@@ -275,7 +289,7 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
         pair = T <= PAIRED_TOKENS && unit + 1 < end ? 2 : 1;
         const int64_t panel = unit / blocks, first = unit % blocks * block;
         const int64_t tokens = T - first < block ? T - first : block;
-        const Tile task = {
+        Tile task = {
             .w = linear->panels + panel * bytes,
             .x = x_TD + first * D,
             .bias = linear->bias ? linear->bias + panel * P : NULL,
@@ -283,7 +297,17 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
             .D = D,
             .O = O,
             .width = O - panel * P,
+            // What comes after this panel: its neighbour; if two are read, the one after that.
+            .fetch_end = linear->panels + (panel + 1) * bytes,
+            .fetch_jump = (pair - 1) * bytes,
+            .fetch_apart = bytes,
         };
+        if (next && unit + pair == end && blocks == 1) {
+            const int64_t next_bytes = panel_bytes(next->type, next->in);
+            const int64_t first_panel = panels_of(next) * thread / threads;
+            task.fetch_jump = next->panels + first_panel * next_bytes - task.fetch_end;
+            task.fetch_apart = next_bytes;
+        }
         tokens_of(linear->type, tokens, pair, task, spans, num_spans, total, unit - begin,
                   end - begin);
     }
@@ -291,11 +315,12 @@ void remix_linear_part(const Linear *linear, const float *x_TD, float *y_TO, int
 
 // Below a few microseconds of work, waking the other threads costs more than they give.
 int remix_linear_is_long(const Linear *linear, int64_t T) {
-    return (linear->out + P - 1) / P * P * linear->in * (T + 6) >= 400000;
+    return panels_of(linear) * P * linear->in * (T + 6) >= 400000;
 }
 
 EXPORT void remix_linear(const Linear *linear, const float *x_TD, float *y_TO, int64_t T,
                          int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1 && remix_linear_is_long(linear, T))
-    remix_linear_part(linear, x_TD, y_TO, T, NULL, 0, omp_get_thread_num(), omp_get_num_threads());
+    remix_linear_part(linear, NULL, x_TD, y_TO, T, NULL, 0, omp_get_thread_num(),
+                      omp_get_num_threads());
 }
