@@ -123,6 +123,8 @@ def _own_systems(
             "max_running": config.max_running,
             # Greedy answers to random tokens soon repeat themselves, as few real ones do.
             "proposals": False,
+            # Lanes of one process ask for the same prompts.
+            "prefix_cache": False,
         }
         adapters = [str(folder) for folder in folders] if lane in UNLOADED_LANES else []
         options = {"engine": engine, "adapters": adapters, "settles": True}
