@@ -99,8 +99,9 @@ INLINE void tile(const int type, const int use, const int tokens, const int pane
     const int64_t apart = panel_bytes(type, D); // from one panel to the next
     const char *w = task->w, *fetch = task->fetch;
     const float *x = task->x;
-    const int few = tokens <= 2;                   // with more, products take all the time
-    const int once = panels > 1 || use == FETCHES; // no tile comes after: past the second-level cache
+    const int few = tokens <= 2; // with more, products take all the time
+    // No other tile reads them again: they go past the second-level cache.
+    const int once = panels > 1 || use == FETCHES;
     vf lo[TILE], hi[TILE], scale[2][2];
     const int64_t group = type == INT8 ? GROUP : D;
 #pragma GCC unroll 16

@@ -293,7 +293,8 @@ EXPORT void remix_project(const Projection *p, int64_t count, const Projection *
                     fetch_routers(&spans, next + j, j, runs_R3, R, thread, all);
             shares[i].call.fetched = routed;
             const Linear *after = i + 1 < count ? p[i + 1].linear : num_next ? next->linear : NULL;
-            remix_linear_part(p[i].linear, after, x_TD, y[i], T, spans.at, spans.count, thread, all);
+            remix_linear_part(p[i].linear, after, x_TD, y[i], T, spans.at, spans.count, thread,
+                              all);
             if (!parts[i].adapted) continue;
 #pragma omp barrier
             if (!routed) {
