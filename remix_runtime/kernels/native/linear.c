@@ -177,12 +177,17 @@ typedef void Tiles(int64_t tokens, int64_t panels, const Tile *task);
 #else
 #define CASES
 #endif
+#if PAIRED_TOKENS == 2
+#define PAIRS CASE(1, 2) CASE(2, 2)
+#else
+#define PAIRS
+#endif
 #define TILES(name, type_, use_)                                                  \
     static void name(int64_t tokens, int64_t panels, const Tile *task) {          \
         enum { type = type_, use = use_ };                                        \
         switch (2 * tokens + panels - 1) {                                        \
             CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1) CASE(6, 1) CASES \
-            CASE(1, 2) CASE(2, 2)                                                 \
+            PAIRS                                                                 \
         }                                                                         \
     }
 TILES(float32, FLOAT32, STREAMS)
@@ -239,8 +244,9 @@ static void part_of(const Span *spans, int64_t count, int64_t total, int64_t i, 
 }
 
 // All tokens of one panel or two; they fetch as many of `units` parts of the spans, from `unit` on.
-static void tokens_of(const int type, int64_t tokens, int64_t panels, Tile task, const Span *spans,
-                      int64_t num_spans, int64_t total, int64_t unit, int64_t units) {
+static void tokens_of_panels(const int type, int64_t tokens, int64_t panels, Tile task,
+                             const Span *spans, int64_t num_spans, int64_t total, int64_t unit,
+                             int64_t units) {
     // The first tile streams the weights; the others find them in the cache.
     task.fetch = task.w + (panels == 1 ? AHEAD : PAIR_AHEAD[type]);
     task.fetch_step = (panel_bytes(type, task.D) << 16) / task.D;
@@ -298,19 +304,19 @@ void remix_linear_part(const Linear *linear, const Linear *next, const float *x_
             .D = D,
             .O = O,
             .width = O - panel * P,
-            // What comes after this panel: its neighbour; if two are read, the one after that.
+            // Behind this panel its neighbour is read ahead; where two are read, the one after that.
             .fetch_end = linear->panels + (panel + 1) * bytes,
             .fetch_jump = (pair - 1) * bytes,
             .fetch_apart = bytes,
         };
-        if (next && unit + pair == end && blocks == 1) {
+        if (next && unit + pair == end) {
             const int64_t next_bytes = panel_bytes(next->type, next->in);
             const int64_t first_panel = panels_of(next) * thread / threads;
             task.fetch_jump = next->panels + first_panel * next_bytes - task.fetch_end;
             task.fetch_apart = next_bytes;
         }
-        tokens_of(linear->type, tokens, pair, task, spans, num_spans, total, unit - begin,
-                  end - begin);
+        tokens_of_panels(linear->type, tokens, pair, task, spans, num_spans, total, unit - begin,
+                         end - begin);
     }
 }
 

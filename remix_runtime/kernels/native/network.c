@@ -101,7 +101,8 @@ static void add(float *x, const float *y, int64_t count, int threads) {
 
 static void block(const Network *n, const Block *b, const Step *s) {
     const int is_last = b + 1 == n->blocks + n->num_blocks;
-    const int64_t T = s->T, D = n->D, r = n->r, d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
+    const int64_t T = s->T, D = n->D, r = n->r;
+    const int64_t d = b->kv->head_dim, H = b->heads, G = b->kv->kv_heads;
     float *const x_TD = s->x_TD;
     norm(s, x_TD, T, D, b->attention_norm, b->eps, s->norm_TD);
     project(s, b->qkv, 3, &b->o, 1, s->norm_TD, (float *[]){s->q_THd, s->k_TGd, s->v_TGd});
